@@ -1,0 +1,28 @@
+"""Likelihoods: -log p(x0), or bounds above it, in nats per image and bits/dim. Importing registers the package's own."""
+
+from .base import (
+    LikelihoodEstimator,
+    LikelihoodTerms,
+    available_likelihoods,
+    make_likelihood,
+    register_likelihood,
+)
+from .decoder import discretized_gaussian_log_prob, levels_of
+from .units import RunningMean, mean_and_stderr, nats_to_bits_per_dim
+from .variational import VariationalBound, prior_kl, step_kl
+
+__all__ = [
+    "LikelihoodEstimator",
+    "LikelihoodTerms",
+    "RunningMean",
+    "VariationalBound",
+    "available_likelihoods",
+    "discretized_gaussian_log_prob",
+    "levels_of",
+    "make_likelihood",
+    "mean_and_stderr",
+    "nats_to_bits_per_dim",
+    "prior_kl",
+    "register_likelihood",
+    "step_kl",
+]

@@ -1,0 +1,95 @@
+"""What every likelihood estimate is: three terms in nats per image, and how they were come by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from models import ScoreModel
+from sde_lib import NoiseStreams, Registry
+
+from .units import nats_to_bits_per_dim
+
+
+@dataclass(frozen=True)
+class LikelihoodTerms:
+    """-log p(x0), or a bound above it, in nats per image.
+
+    Attributes:
+        prior: L_T, float64 [B].
+        diffusion: Sum of L_t over the steps, or an unbiased estimate of it, float64 [B].
+        reconstruction: L_0, float64 [B].
+        nfe: Network calls, counted at the network; a batch is one call.
+        num_dims: Number of dimensions of one image.
+        step_index: Which of the steps were evaluated, 0 nearest to the data, [B, K]; None where there are no steps.
+        step_nats: L_t of those steps in nats, float64 [B, K].
+    """
+
+    prior: Float[Tensor, " batch"]
+    diffusion: Float[Tensor, " batch"]
+    reconstruction: Float[Tensor, " batch"]
+    nfe: int
+    num_dims: int
+    step_index: Int[Tensor, "batch evaluated"] | None = None
+    step_nats: Float[Tensor, "batch evaluated"] | None = None
+
+    @property
+    def total(self) -> Float[Tensor, " batch"]:
+        """prior + diffusion + reconstruction, nats per image, [B]."""
+        return self.prior + self.diffusion + self.reconstruction
+
+    @property
+    def bits_per_dim(self) -> Float[Tensor, " batch"]:
+        """total / (num_dims ln 2), [B]."""
+        return nats_to_bits_per_dim(self.total, self.num_dims)
+
+
+class LikelihoodEstimator(ABC):
+    """Measures data under a model. Holds numbers, never a model."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        model: ScoreModel,
+        x0: Float[Tensor, "batch *shape"],
+        *,
+        cond: Shaped[Tensor, "batch *_"] | None = None,
+        noise: NoiseStreams | None = None,
+    ) -> LikelihoodTerms:
+        """-log p(x0) or a bound above it.
+
+        Args:
+            model: Any ScoreModel.
+            x0: Data in the model's space, [-1, 1] for images, [B, ...].
+            cond: Condition, handed to the model.
+            noise: One random stream a sample; None takes fresh ones from PyTorch's global generator.
+
+        Returns:
+            The terms in nats per image.
+        """
+
+
+_LIKELIHOODS: Registry[LikelihoodEstimator] = Registry("likelihood")
+register_likelihood = _LIKELIHOODS.register
+
+
+def available_likelihoods() -> list[str]:
+    """Names that ``make_likelihood`` takes."""
+    return _LIKELIHOODS.names()
+
+
+def make_likelihood(name: str, **kwargs: Any) -> LikelihoodEstimator:
+    """Build a likelihood estimator by name.
+
+    Args:
+        name: One of ``available_likelihoods()``.
+        **kwargs: Its options, such as ``num_levels``.
+
+    Raises:
+        ValueError: If the name, or an option, is unknown or out of range.
+    """
+    return _LIKELIHOODS.make(name, **kwargs)

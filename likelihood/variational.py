@@ -1,0 +1,173 @@
+"""The variational bound of a diffusion: L_T, every L_t and L_0 (Ho et al. 2020, Eq. 5)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models import (
+    Prediction,
+    ReverseVariance,
+    ScoreModel,
+    check_variance,
+    count_network_calls,
+    interpolate_log_var,
+    reverse_log_var,
+)
+from sde_lib import SDE, NoiseStreams, check_grid, expand_like, make_grid
+
+from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
+from .decoder import discretized_gaussian_log_prob, levels_of
+
+
+def prior_kl(x0: Float[Tensor, "batch *shape"], sde: SDE, t: float = 1.0) -> Float[Tensor, " batch"]:
+    """L_T = KL( q(x_T | x0) || N(0, prior_std^2 I) ), in nats per image (Ho et al. 2020, Eq. 5).
+
+    Args:
+        x0: Data, [B, ...].
+        sde: The SDE.
+        t: The first time of the grid.
+
+    Returns:
+        float64 [B].
+    """
+    time = torch.full((1,), t, dtype=torch.float64)
+    log_ratio = 2 * (float(sde.log_sigma(time)) - float(torch.tensor(sde.prior_std, dtype=torch.float64).log()))
+    x = x0.double().flatten(1)
+    mean_sq = x.square() * float(sde.alpha(time)) ** 2 / sde.prior_std**2
+    # expm1(r) - r is sigma^2/p^2 - 1 - log(sigma^2/p^2) without the cancellation
+    constant = float(torch.expm1(torch.tensor(log_ratio, dtype=torch.float64))) - log_ratio
+    return 0.5 * (mean_sq + constant).sum(1)
+
+
+def step_kl(
+    kind: ReverseVariance, prediction: Prediction, x0: Float[Tensor, "batch *shape"], sde: SDE, s: Tensor, t: Tensor
+) -> Float[Tensor, " batch"]:
+    """L_t = KL( q(x_s | x_t, x0) || p(x_s | x_t) ), in nats per image, for 0 < s < t (Ho et al. 2020, Eq. 5-8).
+
+    Both are Gaussian; their means differ by alpha_s expm1(lambda_t - lambda_s) times the error of the predicted x0.
+
+    Args:
+        kind: Reverse variance.
+        prediction: The model's answer at t.
+        x0: Data, [B, ...].
+        sde: The SDE.
+        s: Earlier times, with noise left, [B].
+        t: Later times, [B].
+
+    Returns:
+        float64 [B].
+    """
+    x0_weight, _, small_var = sde.posterior_coefficients(s, t)
+    log_small = small_var.log()
+    log_var = reverse_log_var(kind, prediction, sde, s, t)
+    error = expand_like(x0_weight, x0.double()) * (x0.double() - prediction.x0.double())
+    log_ratio = expand_like(log_small, error) - log_var
+    kl = 0.5 * (torch.expm1(log_ratio) - log_ratio + error.square() * torch.exp(-log_var))
+    return kl.expand_as(error).flatten(1).sum(1)
+
+
+@register_likelihood("vlb")
+class VariationalBound(LikelihoodEstimator):
+    """-log p(x0) <= L_T + sum_t L_t + L_0, for the reverse chain on a time grid t_n > ... > t_1 (> 0).
+
+    The chain steps from t_n down to the last time with noise, t_1, and is decoded from there: L_0 is the mass that a
+    Gaussian around the predicted x0 has on the bin of the data (Ho et al. 2020, Eq. 13). For DDPM's own table this is
+    Ho et al.'s bound with n = T; for VE, whose noise at t = 0 is sigma_min, t_1 is 0. The decoder's variance goes by the
+    same choice as the chain's: "large" is sigma_{t_1 | 0}^2 (beta_1 for DDPM); "small" would be zero there, so the one of
+    the step before is taken, as Ho et al. do; "learned" lies between. With a single step there is none before, and all
+    take the large one.
+
+    Args:
+        num_levels: Number of grey levels of the data: sets the bin width.
+        num_steps: Number of steps n; None takes the SDE's table, or 1000.
+        variance: "small", "large" or "learned".
+        grid: Name of a time grid, or a falling tensor of times.
+        steps_per_image: None evaluates every L_t. K evaluates K of them per image, drawn by stratified sampling from the
+            image's own stream, and returns an unbiased estimate of the sum; L_0 and L_T are always evaluated.
+
+    Raises:
+        ValueError: If a number is out of range or a name unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_levels: int,
+        num_steps: int | None = None,
+        variance: ReverseVariance = "small",
+        grid: str | Tensor = "uniform",
+        steps_per_image: int | None = None,
+    ) -> None:
+        levels_of(torch.zeros(0), num_levels)
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}; leave it out for the table's own")
+        if steps_per_image is not None and steps_per_image < 1:
+            raise ValueError(
+                f"steps_per_image must be at least 1, got {steps_per_image}; leave it out to take all steps"
+            )
+        self.num_levels = num_levels
+        self.num_steps = num_steps
+        self.variance = check_variance(variance)
+        self.grid = check_grid(grid) if isinstance(grid, Tensor) else grid
+        self.steps_per_image = steps_per_image
+
+    def noisy_times(self, sde: SDE) -> Float[Tensor, " points"]:
+        """Rising times t_1 < ... < t_n at which noise is left: decode from the first, prior at the last."""
+        if isinstance(self.grid, Tensor):
+            times = self.grid.flip(0)
+        else:
+            times = make_grid(self.grid, sde, self.num_steps or sde.table_size or 1000).flip(0)
+        return times[torch.isfinite(sde.log_snr(times))]
+
+    def __call__(
+        self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None
+    ) -> LikelihoodTerms:
+        """Evaluate the bound; see ``LikelihoodEstimator``."""
+        noise = NoiseStreams.fresh(x0.shape[0]) if noise is None else noise
+        levels_of(x0, self.num_levels)
+        sde = model.sde
+        times = self.noisy_times(sde).to(x0.device)
+        with torch.no_grad(), count_network_calls(model) as counter:
+            reconstruction = self._reconstruction(model, x0, times, cond, noise)
+            index = self._choose_steps(len(times) - 1, noise, x0)
+            columns = []
+            for k in index.unbind(1):
+                s, t = times[k], times[k + 1]
+                x_t = sde.perturb(x0, t, noise.normal_like(x0))
+                columns.append(step_kl(self.variance, model(x_t, t, cond=cond), x0, sde, s, t))
+        nats = torch.stack(columns, 1) if columns else x0.new_zeros(x0.shape[0], 0, dtype=torch.float64)
+        scale = (len(times) - 1) / max(index.shape[1], 1)
+        return LikelihoodTerms(
+            prior=prior_kl(x0, sde, float(times[-1])),
+            diffusion=scale * nats.sum(1),
+            reconstruction=reconstruction,
+            nfe=counter.calls,
+            num_dims=x0[0].numel(),
+            step_index=index,
+            step_nats=nats,
+        )
+
+    def _choose_steps(self, num_steps: int, noise: NoiseStreams, x0: Tensor) -> Tensor:
+        """Indices of the steps to evaluate, [B, K]."""
+        if self.steps_per_image is None or self.steps_per_image >= num_steps:
+            return torch.arange(num_steps, device=x0.device).expand(x0.shape[0], -1)
+        strata = torch.arange(self.steps_per_image, dtype=torch.float64)
+        place = (noise.uniform((self.steps_per_image,)).double() + strata) / self.steps_per_image * num_steps
+        return place.long().clamp(max=num_steps - 1).to(x0.device)
+
+    def _reconstruction(
+        self, model: ScoreModel, x0: Tensor, times: Tensor, cond: Tensor | None, noise: NoiseStreams
+    ) -> Tensor:
+        """L_0 = -log p(x0 | x_{t_1}), [B]."""
+        sde = model.sde
+        first = times[0].expand(x0.shape[0])
+        prediction = model(sde.perturb(x0, first, noise.normal_like(x0)), first, cond=cond)
+        log_large = 2 * sde.log_sigma(first)
+        log_small = log_large
+        if len(times) > 1:
+            log_small = sde.posterior_coefficients(first, times[1].expand(x0.shape[0]))[2].log()
+        log_var = interpolate_log_var(self.variance, prediction, log_small, log_large)
+        log_prob = discretized_gaussian_log_prob(x0, prediction.x0, 0.5 * log_var, num_levels=self.num_levels)
+        return -log_prob.flatten(1).sum(1)

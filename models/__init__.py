@@ -1,0 +1,40 @@
+"""Score networks, their parameterizations, exact oracles and wrappers."""
+
+from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
+from .guidance import ClippedScoreModel
+from .parameterization import (
+    EDMParameterization,
+    EpsParameterization,
+    Parameterization,
+    ScoreParameterization,
+    VParameterization,
+    X0Parameterization,
+    make_parameterization,
+    register_parameterization,
+    time_input,
+)
+from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, reverse_log_var
+from .score_model import NetworkScoreModel, Prediction, ScoreModel, count_network_calls
+
+__all__ = [
+    "ClippedScoreModel",
+    "DiscreteScoreModel",
+    "EDMParameterization",
+    "EpsParameterization",
+    "GaussianMixtureScoreModel",
+    "NetworkScoreModel",
+    "Parameterization",
+    "Prediction",
+    "ReverseVariance",
+    "ScoreModel",
+    "ScoreParameterization",
+    "VParameterization",
+    "X0Parameterization",
+    "check_variance",
+    "count_network_calls",
+    "interpolate_log_var",
+    "make_parameterization",
+    "register_parameterization",
+    "reverse_log_var",
+    "time_input",
+]

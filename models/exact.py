@@ -1,0 +1,149 @@
+"""Exact scores of distributions known in closed form: the oracles that samplers and likelihoods are proven against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sde_lib import SDE, expand_like
+
+from .score_model import Prediction, ScoreModel
+
+
+def _as_probabilities(weights: Tensor | Sequence[float], size: int) -> Tensor:
+    probs = torch.as_tensor(weights, dtype=torch.float64)
+    if probs.shape != (size,) or bool((probs < 0).any()) or not math.isclose(float(probs.sum()), 1.0, abs_tol=1e-9):
+        raise ValueError(
+            f"weights must be {size} non-negative numbers that sum to 1, got shape {list(probs.shape)} "
+            f"and sum {float(probs.sum()):.6g}; divide by their sum"
+        )
+    return probs
+
+
+class GaussianMixtureScoreModel(ScoreModel):
+    """The exact x0 and eps of data drawn from sum_k w_k N(mean_k, cov_k).
+
+    x_t is then a mixture of N(alpha mean_k, alpha^2 cov_k + sigma^2 I), whose posterior means are linear in x_t. The
+    arithmetic is in float64; the answer has the dtype of x_t.
+
+    Args:
+        sde: The SDE.
+        means: [K, D].
+        covs: Symmetric, positive semi-definite, [K, D, D].
+        weights: [K], sum 1; equal weights if None.
+
+    Raises:
+        ValueError: If the shapes disagree or the weights do not sum to 1.
+    """
+
+    means: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    log_weights: Tensor
+
+    def __init__(
+        self, sde: SDE, *, means: Tensor, covs: Tensor, weights: Tensor | Sequence[float] | None = None
+    ) -> None:
+        super().__init__(sde)
+        means, covs = means.double(), covs.double()
+        if means.ndim != 2 or covs.shape != (*means.shape, means.shape[1]):
+            raise ValueError(
+                f"means must be [K, D] and covs [K, D, D], got {list(means.shape)} and {list(covs.shape)}; "
+                "add the missing dimensions"
+            )
+        size = means.shape[0]
+        probs = _as_probabilities([1 / size] * size if weights is None else weights, size)
+        eigenvalues, eigenvectors = torch.linalg.eigh(covs)
+        self.register_buffer("means", means)
+        self.register_buffer("eigenvalues", eigenvalues.clamp(min=0))
+        self.register_buffer("eigenvectors", eigenvectors)
+        self.register_buffer("log_weights", probs.log())
+
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets [B, K, D] and variances [B, K, D] in each component's eigenbasis, and log w_k N_k(x), [B, K]."""
+        offset = x.double()[:, None] - alpha[:, None, None] * self.means
+        rotated = torch.einsum("bkd,kde->bke", offset, self.eigenvectors)
+        var = alpha[:, None, None].square() * self.eigenvalues + sigma[:, None, None].square()
+        log_density = -0.5 * (rotated.square() / var + var.log() + math.log(2 * math.pi)).sum(-1)
+        return rotated, var, self.log_weights + log_density
+
+    def log_prob(self, x: Float[Tensor, "batch dim"], t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """log p_t(x) in nats, float64 [B]."""
+        return self._components(x, self.sde.alpha(t), self.sde.sigma(t))[2].logsumexp(1)
+
+    def mean_and_cov(self) -> tuple[Tensor, Tensor]:
+        """Mean [D] and covariance [D, D] of the data distribution."""
+        weights = self.log_weights.exp()
+        mean = weights @ self.means
+        covs = torch.einsum("kde,ke,kfe->kdf", self.eigenvectors, self.eigenvalues, self.eigenvectors)
+        second = torch.einsum("k,kdf->df", weights, covs + self.means[:, :, None] * self.means[:, None])
+        return mean, second - torch.outer(mean, mean)
+
+    def sample_data(self, num_samples: int, generator: torch.Generator | None = None) -> Float[Tensor, "batch dim"]:
+        """Draw x0, float64 [num_samples, D]."""
+        k = torch.multinomial(self.log_weights.exp(), num_samples, replacement=True, generator=generator)
+        z = torch.randn(num_samples, self.means.shape[1], dtype=torch.float64, generator=generator)
+        return self.means[k] + torch.einsum("nde,ne->nd", self.eigenvectors[k], self.eigenvalues[k].sqrt() * z)
+
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+        """E[x0 | x_t] and E[eps | x_t]; cond is ignored."""
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        rotated, var, log_density = self._components(x_t, alpha, sigma)
+        share = log_density.softmax(1)
+        # eps from its own formula: (x_t - alpha x0) / sigma would lose its digits at small sigma
+        whitened = torch.einsum("bke,kde->bkd", rotated / var, self.eigenvectors)
+        eps = sigma[:, None] * torch.einsum("bk,bkd->bd", share, whitened)
+        shift = torch.einsum("bke,kde->bkd", self.eigenvalues * rotated / var, self.eigenvectors)
+        x0 = torch.einsum("bk,bkd->bd", share, self.means + alpha[:, None, None] * shift)
+        return Prediction(x0=x0.to(x_t.dtype), eps=eps.to(x_t.dtype), sigma=sigma)
+
+
+class DiscreteScoreModel(ScoreModel):
+    """The exact x0 and eps of data on finitely many points, such as images of a few grey levels.
+
+    E[x0 | x_t] is the points' mean under weights p_k exp(-|x_t - alpha point_k|^2 / (2 sigma^2)).
+
+    Args:
+        sde: The SDE.
+        points: [K, ...], distinct.
+        probs: [K], sum 1.
+        variance_fraction: If given, reported as a learned variance would be, the same everywhere.
+
+    Raises:
+        ValueError: If the probabilities do not fit the points.
+    """
+
+    points: Tensor
+    probs: Tensor
+
+    def __init__(
+        self, sde: SDE, *, points: Tensor, probs: Tensor | Sequence[float], variance_fraction: float | None = None
+    ) -> None:
+        super().__init__(sde)
+        self.register_buffer("points", points.double())
+        self.register_buffer("probs", _as_probabilities(probs, points.shape[0]))
+        self.variance_fraction = variance_fraction
+
+    def entropy(self) -> float:
+        """-sum p log p, in nats: no code can be shorter on average."""
+        return float(torch.special.entr(self.probs).sum())
+
+    def sample_data(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw x0, float64 [num_samples, ...]."""
+        return self.points[torch.multinomial(self.probs, num_samples, replacement=True, generator=generator)]
+
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+        """E[x0 | x_t] and E[eps | x_t]; cond is ignored."""
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        points = self.points.flatten(1)
+        offset = x_t.double().flatten(1)[:, None] - alpha[:, None, None] * points
+        log_weight = self.probs.log() - 0.5 * offset.square().sum(-1) / sigma[:, None].square()
+        share = log_weight.softmax(1)
+        x0 = (share @ points).reshape(x_t.shape)
+        eps = (x_t.double() - expand_like(alpha, x0) * x0) / expand_like(sigma, x0)
+        fraction = None if self.variance_fraction is None else torch.full_like(x_t, self.variance_fraction)
+        return Prediction(x0=x0.to(x_t.dtype), eps=eps.to(x_t.dtype), sigma=sigma, variance_fraction=fraction)

@@ -1,0 +1,170 @@
+"""What a network's input scale, time input and output mean, as functions of the SDE (Karras et al. 2022, Table 1)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sde_lib import SDE, Registry, expand_like
+
+PerSample = Float[Tensor, " batch"]
+TimeInput = Literal["auto", "index", "t999", "log_sigma", "edm"]
+
+
+def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
+    """The number that the network's time embedding is given: the only place where time is rescaled.
+
+    Args:
+        name: "index": row of the SDE's table, N t - 1, as DDPM; "t999": 999 t, as Song et al. 2021's continuous models;
+            "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4 (Karras et al. 2022); "auto": "index" where
+            the SDE has a table, else "t999".
+        sde: The SDE.
+        t: Times, [B].
+
+    Returns:
+        float64 [B].
+
+    Raises:
+        ValueError: If the name is unknown, or "index" is asked of an SDE without a table.
+    """
+    t = t.double()
+    if name == "auto":
+        name = "t999" if sde.table_size is None else "index"
+    if name == "index":
+        if sde.table_size is None:
+            raise ValueError("time input 'index' needs an SDE with a table; use 't999', or an SDE such as 'ddpm'")
+        return sde.table_size * t - 1
+    if name == "t999":
+        return 999 * t
+    if name == "log_sigma":
+        return sde.log_sigma(t)
+    if name == "edm":
+        return -0.125 * sde.log_snr(t)
+    raise ValueError(f"unknown time input {name!r}; choices: auto, edm, index, log_sigma, t999")
+
+
+class Parameterization(ABC):
+    """c_in scales the network's input, c_noise is its time, ``read`` gives the output its meaning.
+
+    Args:
+        noise_input: What the network is told of t; see ``time_input``.
+    """
+
+    def __init__(self, *, noise_input: TimeInput = "auto") -> None:
+        self.noise_input = noise_input
+
+    def c_in(self, sde: SDE, t: PerSample) -> PerSample:
+        """Scale of the network's input, [B]: 1 unless a subclass says otherwise."""
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def c_noise(self, sde: SDE, t: PerSample) -> PerSample:
+        """The network's time input, [B]."""
+        return time_input(self.noise_input, sde, t)
+
+    @abstractmethod
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+        """What the raw output says: the name of a quantity, and its value.
+
+        Args:
+            raw: The network's output, [B, ...].
+            x_t: Noisy data, [B, ...].
+            sde: The SDE.
+            t: Times, [B].
+        """
+
+
+_PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization")
+register_parameterization = _PARAMETERIZATIONS.register
+
+
+def make_parameterization(name: str, *, noise_input: TimeInput = "auto", data_std: float = 0.5) -> Parameterization:
+    """Build a parameterization by name.
+
+    Args:
+        name: One of "eps", "x0", "v", "score", "edm".
+        noise_input: See ``time_input``; "auto" is "edm" for EDM.
+        data_std: Standard deviation of the data, used by EDM alone.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name == "edm":
+        return EDMParameterization(data_std=data_std, noise_input="edm" if noise_input == "auto" else noise_input)
+    return _PARAMETERIZATIONS.make(name, noise_input=noise_input)
+
+
+@register_parameterization("eps")
+class EpsParameterization(Parameterization):
+    """The output is eps (Ho et al. 2020, Eq. 11)."""
+
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+        """eps = raw."""
+        return "eps", raw
+
+
+@register_parameterization("x0")
+class X0Parameterization(Parameterization):
+    """The output is x0."""
+
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+        """x0 = raw."""
+        return "x0", raw
+
+
+@register_parameterization("v")
+class VParameterization(Parameterization):
+    """The output is v = alpha eps - sigma x0 (Salimans & Ho 2022, Section 4)."""
+
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+        """v = raw."""
+        return "v", raw
+
+
+@register_parameterization("score")
+class ScoreParameterization(Parameterization):
+    """The output is sigma times the score, so that the network's own scale is 1 (Song et al. 2021, Appendix G)."""
+
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+        """eps = -sigma score = -raw."""
+        return "eps", -raw
+
+
+@register_parameterization("edm")
+class EDMParameterization(Parameterization):
+    """Preconditioning of Karras et al. 2022, Table 1, written for any SDE by x = x_t / alpha and s = sigma / alpha:
+
+        x0 = c_skip x + c_out raw,   c_skip = d^2 / (s^2 + d^2),   c_out = s d / sqrt(s^2 + d^2),
+        c_in = 1 / sqrt(s^2 + d^2) on x,   c_noise = ln(s) / 4.
+
+    Args:
+        data_std: d, the standard deviation of the data, above 0.
+        noise_input: See ``time_input``.
+
+    Raises:
+        ValueError: If data_std is not positive.
+    """
+
+    def __init__(self, *, data_std: float = 0.5, noise_input: TimeInput = "edm") -> None:
+        super().__init__(noise_input=noise_input)
+        if data_std <= 0:
+            raise ValueError(f"data_std must be above 0, got {data_std}; pass the standard deviation of the data")
+        self.data_std = data_std
+
+    def _power(self, sde: SDE, t: PerSample) -> Tensor:
+        """sigma^2 + d^2 alpha^2, the variance of x_t."""
+        return sde.sigma(t).square() + (self.data_std * sde.alpha(t)).square()
+
+    def c_in(self, sde: SDE, t: PerSample) -> PerSample:
+        """1 / sqrt(sigma^2 + d^2 alpha^2), on x_t."""
+        return self._power(sde, t).rsqrt()
+
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+        """x0 = c_skip x_t / alpha + c_out raw."""
+        power = self._power(sde, t)
+        c_skip = self.data_std**2 * sde.alpha(t) / power
+        c_out = self.data_std * sde.sigma(t) * power.rsqrt()
+        return "x0", expand_like(c_skip, x_t) * x_t + expand_like(c_out, raw) * raw

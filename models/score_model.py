@@ -1,0 +1,224 @@
+"""ScoreModel and Prediction: the one interface that samplers and likelihoods see."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from sde_lib import SDE, check_per_sample, expand_like
+
+from .parameterization import Parameterization
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of x_t: the clean data x0 and the noise eps, with x_t = alpha x0 + sigma eps.
+
+    Attributes:
+        x0: Predicted data, E[x0 | x_t] for a perfect network, [B, ...].
+        eps: Predicted noise, [B, ...].
+        sigma: Noise standard deviation at t, float64 [B].
+        variance_fraction: Where a network that learns its reverse variance places it between the small one (0) and the
+            large one (1), in the logarithm (Nichol & Dhariwal 2021, Eq. 15), [B, ...]; None without.
+    """
+
+    x0: Float[Tensor, "batch *shape"]
+    eps: Float[Tensor, "batch *shape"]
+    sigma: Float[Tensor, " batch"]
+    variance_fraction: Float[Tensor, "batch *shape"] | None = None
+
+    @property
+    def score(self) -> Float[Tensor, "batch *shape"]:
+        """grad log p_t(x_t) = -eps / sigma."""
+        return -self.eps / expand_like(self.sigma, self.eps)
+
+    @classmethod
+    def from_eps(
+        cls, x_t: Tensor, eps: Tensor, *, alpha: Tensor, sigma: Tensor, variance_fraction: Tensor | None = None
+    ) -> Prediction:
+        """x0 = (x_t - sigma eps) / alpha."""
+        x0 = (x_t - expand_like(sigma, x_t) * eps) / expand_like(alpha, x_t)
+        return cls(x0=x0, eps=eps, sigma=sigma, variance_fraction=variance_fraction)
+
+    @classmethod
+    def from_x0(
+        cls, x_t: Tensor, x0: Tensor, *, alpha: Tensor, sigma: Tensor, variance_fraction: Tensor | None = None
+    ) -> Prediction:
+        """eps = (x_t - alpha x0) / sigma."""
+        eps = (x_t - expand_like(alpha, x_t) * x0) / expand_like(sigma, x_t)
+        return cls(x0=x0, eps=eps, sigma=sigma, variance_fraction=variance_fraction)
+
+    @classmethod
+    def from_v(
+        cls, x_t: Tensor, v: Tensor, *, alpha: Tensor, sigma: Tensor, variance_fraction: Tensor | None = None
+    ) -> Prediction:
+        """v = alpha eps - sigma x0 (Salimans & Ho 2022, Appendix D), for any alpha and sigma:
+
+        x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2),   eps = (sigma x_t + alpha v) / (alpha^2 + sigma^2).
+        """
+        power = alpha.square() + sigma.square()
+        x0 = expand_like(alpha / power, x_t) * x_t - expand_like(sigma / power, x_t) * v
+        eps = expand_like(sigma / power, x_t) * x_t + expand_like(alpha / power, x_t) * v
+        return cls(x0=x0, eps=eps, sigma=sigma, variance_fraction=variance_fraction)
+
+    @classmethod
+    def from_score(
+        cls, x_t: Tensor, score: Tensor, *, alpha: Tensor, sigma: Tensor, variance_fraction: Tensor | None = None
+    ) -> Prediction:
+        """eps = -sigma score, and x0 by Tweedie's formula (Robbins 1956)."""
+        eps = -expand_like(sigma, x_t) * score
+        return cls.from_eps(x_t, eps, alpha=alpha, sigma=sigma, variance_fraction=variance_fraction)
+
+
+class ScoreModel(nn.Module, ABC):
+    """Answers, for noisy data x_t at time t of an SDE: what are x0 and eps?
+
+    Networks (``NetworkScoreModel``), exact oracles and guidance wrappers are all ScoreModels; samplers and likelihoods
+    call them and nothing else.
+
+    Attributes:
+        sde: The SDE whose t the model is called with.
+    """
+
+    sde: SDE
+
+    def __init__(self, sde: SDE) -> None:
+        super().__init__()
+        self.sde = sde
+
+    @abstractmethod
+    def forward(
+        self,
+        x_t: Float[Tensor, "batch *shape"],
+        t: Float[Tensor, " batch"],
+        *,
+        cond: Shaped[Tensor, "batch *_"] | None = None,
+    ) -> Prediction:
+        """Predict x0 and eps.
+
+        Args:
+            x_t: Noisy data, [B, ...].
+            t: Times in [0, 1], [B]; float64 keeps the digits near 0 and 1.
+            cond: Condition such as class labels, [B, ...], or None.
+        """
+
+    def __call__(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+        """``forward``, with hooks."""
+        return super().__call__(x_t, t, cond=cond)
+
+    def score(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        sigma: Float[Tensor, " batch"],
+        *,
+        cond: Shaped[Tensor, "batch *_"] | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        """s(x, sigma) = -eps / sigma = grad log p(x) at the time whose noise is ``sigma``.
+
+        Args:
+            x: Noisy data, [B, ...].
+            sigma: Noise standard deviations within the SDE's range, [B]; near t = 1 VP's sigma saturates, so that code
+                which has t calls the model with t instead.
+            cond: Condition, or None.
+
+        Raises:
+            ValueError: If sigma is not of shape [B], or lies outside the SDE's range.
+        """
+        check_per_sample("sigma", sigma, x.shape[0])
+        ends = self.sde.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        low, high = (float(end) for end in ends)
+        if bool(((sigma < low * (1 - 1e-6)) | (sigma > high * (1 + 1e-6)) | (sigma <= 0)).any()):
+            raise ValueError(
+                f"sigma must lie in the SDE's range, above 0 and within [{low:.6g}, {high:.6g}], "
+                f"got {float(sigma.min()):.6g} to {float(sigma.max()):.6g}; choose another SDE or rescale x"
+            )
+        return self(x, self.sde.time_from_sigma(sigma), cond=cond).score
+
+
+class NetworkScoreModel(ScoreModel):
+    """A backbone, an SDE and a parameterization.
+
+    The backbone is called as ``backbone(c_in x_t, c_noise, cond)``, or without cond where there is none.
+
+    Args:
+        backbone: Network from ([B, ...], [B]) to [B, ...], or to twice the channels if it learns its variance.
+        sde: The SDE it is trained on.
+        parameterization: What its output means.
+        learned_variance: The second half of the output's channels is the variance fraction in [-1, 1] (Nichol &
+            Dhariwal 2021, Section 3.1).
+
+    Example:
+        >>> model = NetworkScoreModel(UNet(image_size=32), Tabulated.ddpm(), EpsParameterization())
+        >>> prediction = model(x_t, t)
+    """
+
+    def __init__(
+        self, backbone: nn.Module, sde: SDE, parameterization: Parameterization, *, learned_variance: bool = False
+    ) -> None:
+        super().__init__(sde)
+        self.backbone = backbone
+        self.parameterization = parameterization
+        self.learned_variance = learned_variance
+
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+        """Scale the input, call the backbone and read its output."""
+        check_per_sample("t", t, x_t.shape[0])
+        extra: dict[str, Any] = {} if cond is None else {"cond": cond}
+        c_in = expand_like(self.parameterization.c_in(self.sde, t), x_t)
+        raw = self.backbone(c_in * x_t, self.parameterization.c_noise(self.sde, t), **extra).to(x_t.dtype)
+        fraction = None
+        if self.learned_variance:
+            raw, v = raw.chunk(2, dim=1)
+            fraction = 0.5 * (v + 1)
+        if raw.shape != x_t.shape:
+            raise ValueError(
+                f"the backbone must return shape {list(x_t.shape)}, got {list(raw.shape)}; "
+                "set learned_variance if and only if the network has twice the channels"
+            )
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        kind, value = self.parameterization.read(raw, x_t, self.sde, t)
+        make = {
+            "eps": Prediction.from_eps,
+            "x0": Prediction.from_x0,
+            "v": Prediction.from_v,
+        }[kind]
+        return make(x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
+
+
+class CallCounter:
+    """How often networks were called."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+@contextmanager
+def count_network_calls(model: ScoreModel) -> Iterator[CallCounter]:
+    """Count calls where the network is called: at the innermost ScoreModels, inside any guidance wrapper.
+
+    Args:
+        model: A model or a wrapper around models.
+
+    Yields:
+        A counter whose ``calls`` is the number of function evaluations (NFE) so far; a batch is one call.
+    """
+    counter = CallCounter()
+
+    def count(*_: Any) -> None:
+        counter.calls += 1
+
+    models = [module for module in model.modules() if isinstance(module, ScoreModel)]
+    innermost = [m for m in models if not any(isinstance(c, ScoreModel) for c in m.modules() if c is not m)]
+    handles = [m.register_forward_hook(count) for m in innermost]
+    try:
+        yield counter
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,41 @@
+"""SDEs by name, as configs ask for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import SDE
+from .registry import Registry
+from .subvp import SubVP
+from .tabulated import Tabulated
+from .ve import VE
+from .vp import VP, CosineVP
+
+_SDES: Registry[SDE] = Registry("SDE")
+register_sde = _SDES.register
+
+register_sde("vp")(VP)
+register_sde("vp_cosine")(CosineVP)
+register_sde("subvp")(SubVP)
+register_sde("ve")(VE)
+register_sde("ddpm")(Tabulated.ddpm)
+register_sde("improved_ddpm")(Tabulated.improved_ddpm)
+register_sde("ncsn")(Tabulated.ncsn)
+
+
+def available_sdes() -> list[str]:
+    """Names that ``make_sde`` takes."""
+    return _SDES.names()
+
+
+def make_sde(name: str, **kwargs: Any) -> SDE:
+    """Build an SDE by name.
+
+    Args:
+        name: One of ``available_sdes()``.
+        **kwargs: Options of that SDE, such as ``beta_max``.
+
+    Raises:
+        ValueError: If the name, or an option, is unknown or out of range.
+    """
+    return _SDES.make(name, **kwargs)

@@ -1,0 +1,142 @@
+"""Time grids: where a sampler or a bound stops between noise and data. Each is a falling float64 vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import SDE
+from .registry import Registry
+
+_GRIDS: Registry[Tensor] = Registry("grid")
+register_grid = _GRIDS.register
+
+
+def available_grids() -> list[str]:
+    """Names that ``make_grid`` takes."""
+    return _GRIDS.names()
+
+
+def make_grid(name: str, sde: SDE, num_steps: int) -> Tensor:
+    """Times t_0 > t_1 > ... > t_n for ``num_steps`` steps, from ``sde.t_max`` to 0.
+
+    Args:
+        name: One of ``available_grids()``.
+        sde: The SDE, for grids that are placed by noise level or by table row.
+        num_steps: Number of steps n, at least 1.
+
+    Returns:
+        float64 [num_steps + 1].
+
+    Raises:
+        ValueError: If the name is unknown, or num_steps does not fit.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}; pass 1 or more")
+    return check_grid(_GRIDS.make(name, sde=sde, num_steps=num_steps))
+
+
+def check_grid(grid: Tensor) -> Tensor:
+    """Refuse what is no grid: a vector of at least two times in [0, 1], strictly falling.
+
+    Args:
+        grid: Times, [n + 1].
+
+    Returns:
+        The grid as float64 on the CPU.
+
+    Raises:
+        ValueError: In one line, with what is wrong.
+    """
+    grid = torch.as_tensor(grid).detach().cpu().double()
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"a grid must be a vector of at least 2 times, got shape {list(grid.shape)}; add an end point")
+    if not bool(((grid >= 0) & (grid <= 1)).all()):
+        raise ValueError(
+            f"grid times must lie in [0, 1], got {float(grid.min()):.6g} to {float(grid.max()):.6g}; rescale"
+        )
+    if bool((grid.diff() >= 0).any()):
+        raise ValueError(
+            "grid times must fall strictly from noise to data; sort them in descending order, drop repeats"
+        )
+    return grid
+
+
+def _last_noisy_time(sde: SDE) -> float:
+    """The smallest time with a finite log-SNR that a network knows."""
+    at_zero = sde.log_snr(torch.zeros(1, dtype=torch.float64))
+    return 0.0 if bool(torch.isfinite(at_zero)) else sde.t_min
+
+
+def _to_zero(times: Tensor) -> Tensor:
+    """Append t = 0 unless the times already end there."""
+    times = torch.as_tensor(times, dtype=torch.float64)
+    return times if float(times[-1]) == 0 else torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+
+
+def _noisy_times(sde: SDE, num_steps: int) -> tuple[float, int]:
+    """End time, and the number of points from t_max to it, that make ``num_steps`` steps once 0 is appended."""
+    end = _last_noisy_time(sde)
+    return end, num_steps + 1 if end == 0 else num_steps
+
+
+def _from_noise_levels(sde: SDE, log_snr: Tensor) -> Tensor:
+    times = sde.time_from_log_snr(log_snr)
+    times[0] = sde.t_max
+    if len(times) > 1:
+        times[-1] = _last_noisy_time(sde)
+    return _to_zero(times)
+
+
+@register_grid("uniform")
+def uniform_grid(sde: SDE, num_steps: int) -> Tensor:
+    """Equal steps in t. With num_steps = N on a table of N rows this is DDPM's own grid."""
+    return torch.linspace(num_steps, 0, num_steps + 1, dtype=torch.float64) / num_steps * sde.t_max
+
+
+@register_grid("quadratic")
+def quadratic_grid(sde: SDE, num_steps: int) -> Tensor:
+    """t_i proportional to (n - i)^2: finer towards the data (Song et al. 2020 (DDIM), Appendix D.2)."""
+    return uniform_grid(sde, num_steps).div(sde.t_max).square().mul(sde.t_max)
+
+
+def _table_size(sde: SDE, num_steps: int) -> int:
+    size = sde.table_size or 1000
+    if num_steps > size:
+        raise ValueError(f"num_steps must be at most the table's {size} rows, got {num_steps}; lower num_steps")
+    return size
+
+
+@register_grid("trailing")
+def trailing_grid(sde: SDE, num_steps: int) -> Tensor:
+    """Every (N/n)-th row counted from the last one (Lin et al. 2024, Table 2); N = 1000 for an SDE without a table."""
+    size = _table_size(sde, num_steps)
+    rows = (torch.arange(num_steps, 0, -1, dtype=torch.float64) * size / num_steps).round()
+    return _to_zero((rows / size).clamp(max=sde.t_max))
+
+
+@register_grid("leading")
+def leading_grid(sde: SDE, num_steps: int) -> Tensor:
+    """Every (N//n)-th row counted from the first one, as DDIM's code does. It does not start at the last row."""
+    size = _table_size(sde, num_steps)
+    rows = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64) * (size // num_steps) + 1
+    return _to_zero((rows / size).clamp(max=sde.t_max))
+
+
+@register_grid("karras")
+def karras_grid(sde: SDE, num_steps: int, rho: float = 7.0) -> Tensor:
+    """Equal steps in (sigma / alpha)^(1/rho) (Karras et al. 2022, Eq. 5), then t = 0."""
+    end, num_points = _noisy_times(sde, num_steps)
+    first, last = (
+        torch.exp(-0.5 * sde.log_snr(torch.tensor([t], dtype=torch.float64))) ** (1 / rho) for t in (sde.t_max, end)
+    )
+    ramp = torch.linspace(0, 1, num_points, dtype=torch.float64)
+    return _from_noise_levels(sde, -2 * rho * torch.log(first + ramp * (last - first)))
+
+
+@register_grid("log_snr")
+def log_snr_grid(sde: SDE, num_steps: int) -> Tensor:
+    """Equal steps in log-SNR (Lu et al. 2022, Section 3.4), then t = 0."""
+    end, num_points = _noisy_times(sde, num_steps)
+    first, last = (sde.log_snr(torch.tensor([t], dtype=torch.float64)) for t in (sde.t_max, end))
+    return _from_noise_levels(sde, first + torch.linspace(0, 1, num_points, dtype=torch.float64) * (last - first))

@@ -1,0 +1,160 @@
+"""A table of noise levels as a continuous SDE: DDPM is the VP-SDE, and NCSN the VE-SDE, on such a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+from .base import SDE, PerSample
+
+Table = Sequence[float] | np.ndarray | Tensor
+
+
+def ddpm_betas(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """beta rising linearly over the steps (Ho et al. 2020, Section 4), float64 [num_steps]."""
+    return torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
+
+
+def cosine_betas(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
+    """beta_i = min(1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), max_beta) (Nichol & Dhariwal 2021, Eq. 17), [N]."""
+    phase = (torch.arange(num_steps + 1, dtype=torch.float64) / num_steps + s) / (1 + s) * math.pi / 2
+    alpha_bar = torch.cos(phase).square()
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
+
+
+def _as_vector(name: str, values: Table) -> Tensor:
+    table = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    if table.ndim != 1 or len(table) < 2:
+        raise ValueError(f"{name} must be a vector of at least 2 numbers, got shape {list(table.shape)}; pass a list")
+    return table
+
+
+class Tabulated(SDE):
+    """A continuous SDE that is exact on a published table, at t = (i + 1) / N for row i of N.
+
+    Between its rows lambda = log-SNR is interpolated by a monotone cubic (Fritsch & Carlson 1980) in t; below the first
+    row sigma^2 is proportional to t, so that t = 0 is the data. alpha and sigma follow from lambda and the family.
+    Times within rounding of a row are taken as the row: 1e-9 rows for float64 times, 1e-3 for narrower ones.
+
+    Args:
+        log_snr: lambda of each row, falling, length N >= 2.
+        family: "vp" for alpha^2 + sigma^2 = 1, "ve" for alpha = 1.
+
+    Raises:
+        ValueError: If the table is not a falling vector of finite numbers, or the family is unknown.
+    """
+
+    def __init__(self, log_snr: Table, *, family: Literal["vp", "ve"]) -> None:
+        table = _as_vector("log_snr", log_snr)
+        if family not in ("vp", "ve"):
+            raise ValueError(f"family must be 'vp' or 've', got {family!r}; choose one of the two")
+        if not bool(torch.isfinite(table).all()) or bool((table.diff() >= 0).any()):
+            raise ValueError("log_snr must be finite and fall from row to row; sort the noise levels, and drop repeats")
+        self.family = family
+        self.table_size = self._num_rows = len(table)
+        self.t_min = 1 / len(table)
+        self.log_snr_table = table
+        self.prior_std = 1.0 if family == "vp" else math.exp(-0.5 * float(table[-1]))
+        rows = np.arange(1, len(table) + 1, dtype=np.float64)
+        self._cubic = torch.from_numpy(np.ascontiguousarray(PchipInterpolator(rows, table.numpy()).c))
+
+    @classmethod
+    def from_betas(cls, betas: Table) -> Tabulated:
+        """The VP table alpha_bar_i = prod (1 - beta_j) (Ho et al. 2020, Section 2).
+
+        Args:
+            betas: Each in (0, 1), length N.
+
+        Raises:
+            ValueError: If a beta is outside (0, 1).
+        """
+        table = _as_vector("betas", betas)
+        if bool(((table <= 0) | (table >= 1)).any()):
+            raise ValueError("betas must lie strictly between 0 and 1; clip them, as Improved DDPM does at 0.999")
+        log_alpha_bar = torch.log1p(-table).cumsum(0)
+        return cls(log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar)), family="vp")
+
+    @classmethod
+    def from_sigmas(cls, sigmas: Table) -> Tabulated:
+        """The VE table of NCSN's noise levels (Song & Ermon 2019), in either order.
+
+        Args:
+            sigmas: Positive and distinct, length N.
+
+        Raises:
+            ValueError: If a level is not positive, or two are equal.
+        """
+        table = _as_vector("sigmas", sigmas).sort().values
+        if bool((table <= 0).any()):
+            raise ValueError(f"sigmas must be positive, got {float(table[0])}; drop the zero, it is t = 0")
+        return cls(-2 * table.log(), family="ve")
+
+    @classmethod
+    def ddpm(cls, *, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tabulated:
+        """Ho et al.'s linear table: alpha_bar_1000 = 4.0358e-5."""
+        return cls.from_betas(ddpm_betas(num_steps, beta_start=beta_start, beta_end=beta_end))
+
+    @classmethod
+    def improved_ddpm(cls, *, num_steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Tabulated:
+        """Nichol & Dhariwal's cosine table."""
+        return cls.from_betas(cosine_betas(num_steps, s=s, max_beta=max_beta))
+
+    @classmethod
+    def ncsn(cls, *, num_steps: int = 10, sigma_min: float = 0.01, sigma_max: float = 1.0) -> Tabulated:
+        """A geometric sequence of noise levels (Song & Ermon 2019, Section 5: 10 levels from 1 to 0.01)."""
+        ends = math.log(sigma_min), math.log(sigma_max)
+        return cls.from_sigmas(torch.linspace(*ends, num_steps, dtype=torch.float64).exp())
+
+    def log_snr(self, t: PerSample) -> PerSample:
+        """lambda(t): the table's value at a row, a monotone cubic between rows."""
+        row = t.double() * self._num_rows
+        tolerance = 1e-9 * self._num_rows if t.dtype == torch.float64 else 1e-3
+        nearest = row.round()
+        # keeps the gradient: only the value moves, by less than the rounding of t itself
+        row = row + torch.where((row - nearest).abs() <= min(tolerance, 1e-3), nearest - row, 0.0).detach()
+        cubic = self._cubic.to(t.device)
+        cell = (row.detach().ceil() - 2).clamp(0, self._num_rows - 2).long()
+        inside = row.clamp(min=1.0) - (cell + 1)
+        c3, c2, c1, c0 = cubic[:, cell]
+        on_table = ((c3 * inside + c2) * inside + c1) * inside + c0
+        # the cubic reaches the upper row by rounding; the table itself is what was promised
+        exact = self.log_snr_table.to(t.device)[(row.detach().round() - 1).clamp(0, self._num_rows - 1).long()]
+        on_table = torch.where(row == row.round(), on_table + (exact - on_table).detach(), on_table)
+        return torch.where(row < 1, self._below_first_row(row), on_table)
+
+    def _below_first_row(self, row: Tensor) -> Tensor:
+        first = float(self.log_snr_table[0])
+        share = row.clamp(max=1.0)
+        if self.family == "ve":
+            return first - share.log()
+        first_var = torch.sigmoid(torch.tensor(-first, dtype=torch.float64))
+        return torch.log1p(-first_var * share) - (first_var * share).log()
+
+    def log_alpha(self, t: PerSample) -> PerSample:
+        """1/2 log sigmoid(lambda) for "vp", 0 for "ve"."""
+        if self.family == "ve":
+            return torch.zeros_like(t, dtype=torch.float64)
+        return 0.5 * torch.nn.functional.logsigmoid(self.log_snr(t))
+
+    def log_sigma(self, t: PerSample) -> PerSample:
+        """1/2 log sigmoid(-lambda) for "vp", -lambda / 2 for "ve"."""
+        log_snr = self.log_snr(t)
+        return -0.5 * log_snr if self.family == "ve" else 0.5 * torch.nn.functional.logsigmoid(-log_snr)
+
+    def _off_zero(self, t: PerSample) -> PerSample:
+        # lambda is infinite at t = 0, f and g^2 are not: they are constant this close to it
+        return t.double().clamp(min=1e-9 * self.t_min)
+
+    def drift_coeff(self, t: PerSample) -> PerSample:
+        """f = d log alpha / dt; at t = 0 the limit from above."""
+        return super().drift_coeff(self._off_zero(t))
+
+    def diffusion_sq(self, t: PerSample) -> PerSample:
+        """g^2 = -sigma^2 d lambda / dt; at t = 0 the limit from above."""
+        return super().diffusion_sq(self._off_zero(t))
