@@ -1,4 +1,4 @@
-"""Likelihoods: -log p(x0), or bounds above it, in nats per image and bits/dim. Importing registers the package's own."""
+"""Likelihoods: -log p(x0), or bounds above it, in nats per image and bits/dim. Importing registers them."""
 
 from .base import (
     LikelihoodEstimator,

@@ -74,18 +74,18 @@ class VariationalBound(LikelihoodEstimator):
 
     The chain steps from t_n down to the last time with noise, t_1, and is decoded from there: L_0 is the mass that a
     Gaussian around the predicted x0 has on the bin of the data (Ho et al. 2020, Eq. 13). For DDPM's own table this is
-    Ho et al.'s bound with n = T; for VE, whose noise at t = 0 is sigma_min, t_1 is 0. The decoder's variance goes by the
-    same choice as the chain's: "large" is sigma_{t_1 | 0}^2 (beta_1 for DDPM); "small" would be zero there, so the one of
-    the step before is taken, as Ho et al. do; "learned" lies between. With a single step there is none before, and all
-    take the large one.
+    Ho et al.'s bound with n = T; for VE, whose noise at t = 0 is sigma_min, t_1 is 0. The decoder's variance goes by
+    the same choice as the chain's: "large" is sigma(t_1)^2 (beta_1 for DDPM); "small" would be zero there, so that of
+    the step before is taken, as Ho et al. do; "learned" lies between. With a single step there is none before, and
+    all take the large one.
 
     Args:
         num_levels: Number of grey levels of the data: sets the bin width.
         num_steps: Number of steps n; None takes the SDE's table, or 1000.
         variance: "small", "large" or "learned".
         grid: Name of a time grid, or a falling tensor of times.
-        steps_per_image: None evaluates every L_t. K evaluates K of them per image, drawn by stratified sampling from the
-            image's own stream, and returns an unbiased estimate of the sum; L_0 and L_T are always evaluated.
+        steps_per_image: None evaluates every L_t. K evaluates K of them per image, drawn by stratified sampling from
+            the image's own stream, and returns an unbiased estimate of the sum; L_0 and L_T are always evaluated.
 
     Raises:
         ValueError: If a number is out of range or a name unknown.
@@ -104,9 +104,7 @@ class VariationalBound(LikelihoodEstimator):
         if num_steps is not None and num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}; leave it out for the table's own")
         if steps_per_image is not None and steps_per_image < 1:
-            raise ValueError(
-                f"steps_per_image must be at least 1, got {steps_per_image}; leave it out to take all steps"
-            )
+            raise ValueError(f"steps_per_image must be at least 1, got {steps_per_image}; leave it out for all steps")
         self.num_levels = num_levels
         self.num_steps = num_steps
         self.variance = check_variance(variance)

@@ -1,0 +1,194 @@
+"""What a dataset is here: one uint8 tensor, one label tensor, and the number of grey levels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import DataError
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images of one split, whole and in memory.
+
+    Args:
+        images: uint8 [N, C, H, W], every value in 0 .. ``num_levels`` - 1.
+        labels: int64 [N], every value in 0 .. ``num_classes`` - 1; all zero where the source has no labels.
+        num_levels: Number of grey levels, 2 .. 256; bits/dim integrates the density over bins of this many levels.
+        num_classes: Number of classes, the same for both splits of a dataset.
+        name: Name of the dataset, as given to ``load_dataset``.
+        split: ``"train"`` or ``"test"``.
+
+    Raises:
+        DataError: If shapes, dtypes or values contradict the above, or if there is no image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    num_levels: int
+    num_classes: int
+    name: str
+    split: str
+
+    def __post_init__(self) -> None:
+        where = f"{self.name} {self.split}"
+        check_split(self.split)
+        check_num_levels(self.num_levels)
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            got = f"{self.images.dtype} {list(self.images.shape)}"
+            raise DataError(f"{where}: images must be torch.uint8 [N, C, H, W], got {got}; convert them first")
+        if self.images.numel() == 0:
+            raise DataError(f"{where}: images are empty, got shape {list(self.images.shape)}; give at least one image")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            got = f"{self.labels.dtype} {list(self.labels.shape)}"
+            raise DataError(
+                f"{where}: labels must be torch.int64 [{len(self.images)}], got {got}; give one label an image"
+            )
+        highest = int(self.images.max()) if self.num_levels < 256 else 0
+        if highest >= self.num_levels:
+            raise DataError(
+                f"{where}: pixel values must be 0 .. {self.num_levels - 1}, got {highest}; correct num_levels"
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            got = low if low < 0 else high
+            raise DataError(
+                f"{where}: labels must be 0 .. {self.num_classes - 1}, got {got}; correct the labels or num_classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def num_dims(self) -> int:
+        """C * H * W: what bits/dim divides by."""
+        channels, height, width = self.image_shape
+        return channels * height * width
+
+    def subset(self, num_images: int) -> "ImageDataset":
+        """Return the first ``num_images`` images, without copying them.
+
+        Args:
+            num_images: 1 .. ``len(self)``.
+
+        Returns:
+            A dataset with the same levels, classes, name and split.
+
+        Raises:
+            DataError: If ``num_images`` is out of range.
+        """
+        if not 1 <= num_images <= len(self):
+            raise DataError(
+                f"num_images must be 1 .. {len(self)}, the size of the {self.name} {self.split} split, "
+                f"got {num_images}; ask for fewer images"
+            )
+        return ImageDataset(
+            self.images[:num_images], self.labels[:num_images], self.num_levels, self.num_classes, self.name, self.split
+        )
+
+
+def to_model_space(images: Tensor, num_levels: int) -> Tensor:
+    """Map grey levels to [-1, 1]: x = 2 k / (L - 1) - 1.
+
+    Args:
+        images: Integer tensor of any shape with values k in 0 .. L - 1.
+        num_levels: L, 2 .. 256.
+
+    Returns:
+        float32 tensor of the same shape; the lowest level is exactly -1 and the highest exactly 1.
+
+    Raises:
+        DataError: If ``images`` is not of an integer dtype or ``num_levels`` is out of range.
+    """
+    check_num_levels(num_levels)
+    if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
+        raise DataError(f"images must hold integer grey levels, got {images.dtype}; pass the uint8 images")
+    # Dividing last, rather than multiplying by 2 / (L - 1), makes both ends exact in float32.
+    return images.to(torch.float32).mul_(2).div_(num_levels - 1).sub_(1)
+
+
+def to_levels(x: Tensor, num_levels: int) -> Tensor:
+    """Map [-1, 1] to the nearest grey level, the exact inverse of ``to_model_space`` on its range.
+
+    Args:
+        x: Floating point tensor of any shape; values outside [-1, 1] are clamped.
+        num_levels: L, 2 .. 256.
+
+    Returns:
+        uint8 tensor of the same shape with values 0 .. L - 1.
+
+    Raises:
+        DataError: If ``x`` is not floating point or has a NaN, which has no grey level.
+    """
+    check_num_levels(num_levels)
+    if not x.is_floating_point():
+        raise DataError(f"x must be floating point, got {x.dtype}; pass values in [-1, 1]")
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if bool(wide.isnan().any()):
+        raise DataError(f"x has {int(wide.isnan().sum())} NaN values of {x.numel()}; check the model that made them")
+    return ((wide.clamp(-1, 1) + 1) * ((num_levels - 1) / 2)).round().to(torch.uint8)
+
+
+def check_split(split: str) -> None:
+    """Refuse a split that is neither ``"train"`` nor ``"test"``.
+
+    Args:
+        split: The name to check.
+
+    Raises:
+        DataError: If it is unknown; the message lists the choices.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}; choose one of: {', '.join(SPLITS)}")
+
+
+def check_num_levels(num_levels: int) -> None:
+    """Refuse a number of grey levels that uint8 pixels cannot have.
+
+    Args:
+        num_levels: The number to check.
+
+    Raises:
+        DataError: If it is not in 2 .. 256.
+    """
+    if not 2 <= num_levels <= 256:
+        raise DataError(f"num_levels must be 2 .. 256, got {num_levels}; pixels are stored as uint8")
+
+
+def fixed_split(count: int, split: str, *, num_test: int | None = None) -> np.ndarray:
+    """Choose the images of a split for a source that has no official one.
+
+    The last ``num_test`` entries of one permutation with seed 0 are the test split, the others the train split.
+
+    Args:
+        count: Number of images in all.
+        split: ``"train"`` or ``"test"``.
+        num_test: Size of the test split; by default one in ten, and at least 1.
+
+    Returns:
+        Ascending int64 indices, so that a split keeps the order of its source.
+
+    Raises:
+        DataError: If ``split`` is unknown, or if nothing would be left to train on.
+    """
+    check_split(split)
+    num_test = max(1, count // 10) if num_test is None else num_test
+    if count <= num_test:
+        raise DataError(
+            f"{count} images cannot be divided into a train and a test split: at least {num_test + 1} are needed; "
+            "add images, or provide the two splits separately"
+        )
+    # RandomState, unlike Generator, promises the same stream in every NumPy release: the split never moves.
+    permutation = np.random.RandomState(0).permutation(count)
+    chosen = permutation[count - num_test :] if split == "test" else permutation[: count - num_test]
+    return np.sort(chosen).astype(np.int64)

@@ -1,0 +1,160 @@
+"""Arrays saved with ``numpy.savez``, in the layout of published FID evaluators: uint8 [N, H, W, C]."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.npyio import NpzFile
+
+from .base import SPLITS, ImageDataset, check_split, fixed_split
+from .errors import DataError
+
+CHANNEL_COUNTS = (1, 2, 3, 4)
+
+
+def load_npz(*, root: Path, split: str) -> ImageDataset:
+    """Load images from one ``.npz`` file, or from a folder that holds ``train.npz`` and ``test.npz``.
+
+    Arrays: ``images`` (or ``arr_0``), uint8 [N, H, W, C] or [N, H, W], or [N, C, H, W] where the last axis cannot be
+    channels (C is 1 .. 4); optional ``labels`` (or ``arr_1``), integers [N]; optional numbers ``num_levels`` (256 by
+    default) and ``num_classes`` (by default the highest label of both splits plus one, or 1 without labels). A single
+    file may hold both splits as ``train_images``, ``test_images``, ``train_labels`` and ``test_labels``; otherwise a
+    fixed permutation (seed 0) holds one image in ten out for test, and at least one. Pickled arrays are refused.
+
+    Args:
+        root: The file or the folder.
+        split: ``"train"`` or ``"test"``.
+
+    Returns:
+        uint8 images [N, C, H, W] in the order of the file.
+
+    Raises:
+        DataError: If files or arrays are missing, corrupt, or of another dtype or shape.
+    """
+    check_split(split)
+    root = Path(root)
+    return _load_folder(root, split) if root.is_dir() else _load_file(root, split)
+
+
+def _load_folder(root: Path, split: str) -> ImageDataset:
+    path, other = root / f"{split}.npz", root / f"{_other(split)}.npz"
+    other_labels = None
+    if other.is_file():
+        with _opened(other) as arrays:  # its images are not read
+            other_labels = _read_labels(arrays, other, "labels", "arr_1")
+    with _opened(path) as arrays:
+        images = _read_images(arrays, path, "images", "arr_0")
+        labels = _read_labels(arrays, path, "labels", "arr_1")
+        return _build(arrays, path, images, labels, split, other_labels=other_labels)
+
+
+def _load_file(path: Path, split: str) -> ImageDataset:
+    with _opened(path) as arrays:
+        if any(f"{name}_images" in arrays for name in SPLITS):
+            images = _read_images(arrays, path, f"{split}_images")
+            labels = _read_labels(arrays, path, f"{split}_labels")
+            other_labels = _read_labels(arrays, path, f"{_other(split)}_labels")
+            return _build(arrays, path, images, labels, split, other_labels=other_labels)
+        images = _read_images(arrays, path, "images", "arr_0")
+        labels = _read_labels(arrays, path, "labels", "arr_1")
+        return _build(arrays, path, images, labels, split, chosen=fixed_split(len(images), split))
+
+
+def _build(
+    arrays: NpzFile,
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    split: str,
+    *,
+    other_labels: np.ndarray | None = None,
+    chosen: np.ndarray | None = None,
+) -> ImageDataset:
+    if labels is not None and len(labels) != len(images):
+        raise DataError(f"{path} has {len(labels)} labels, expected {len(images)}; save one label an image")
+    # Both splits count, so that a conditional model trained on one fits the other.
+    highest = max((int(known.max()) for known in (labels, other_labels) if known is not None and known.size), default=0)
+    num_classes = _read_number(arrays, path, "num_classes", default=highest + 1)
+    num_levels = _read_number(arrays, path, "num_levels", default=256)
+    if labels is None:
+        labels = np.zeros(len(images), np.int64)
+    if chosen is not None:
+        images, labels = images[chosen], labels[chosen]
+    try:
+        return ImageDataset(
+            images=torch.from_numpy(np.ascontiguousarray(images)),
+            labels=torch.from_numpy(labels),
+            num_levels=num_levels,
+            num_classes=num_classes,
+            name="npz",
+            split=split,
+        )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _read_images(arrays: NpzFile, path: Path, *keys: str) -> np.ndarray:
+    images = _read(arrays, *keys)
+    if images is None:
+        found = ", ".join(arrays.files) or "nothing"
+        raise DataError(f"{path} has no array {' or '.join(keys)}, got {found}; save the images as {keys[0]}")
+    expected = "uint8 [N, H, W, C] with C of 1 .. 4, [N, H, W] or [N, C, H, W]"
+    if images.dtype == np.uint8 and images.ndim == 3:
+        return images[:, None]
+    if images.dtype == np.uint8 and images.ndim == 4:
+        # The convention decides where both axes could be channels.
+        if images.shape[3] in CHANNEL_COUNTS:
+            return images.transpose(0, 3, 1, 2)
+        if images.shape[1] in CHANNEL_COUNTS:
+            return images
+    raise DataError(f"{path}: images must be {expected}, got {images.dtype} {list(images.shape)}; save them as that")
+
+
+def _read_labels(arrays: NpzFile, path: Path, *keys: str) -> np.ndarray | None:
+    labels = _read(arrays, *keys)
+    if labels is None:
+        return None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise DataError(f"{path}: labels must be integers [N], got {got}; save class numbers from 0 on")
+    return labels.astype(np.int64)
+
+
+def _read_number(arrays: NpzFile, path: Path, key: str, *, default: int) -> int:
+    number = _read(arrays, key)
+    if number is None:
+        return default
+    if number.size != 1 or number.dtype.kind not in "iu":
+        got = f"{number.dtype} {list(number.shape)}"
+        raise DataError(f"{path}: {key} must be one integer, got {got}; save it as a number")
+    return int(number.reshape(()))
+
+
+def _read(arrays: NpzFile, *keys: str) -> np.ndarray | None:
+    return next((np.asarray(arrays[key]) for key in keys if key in arrays), None)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[NpzFile]:
+    """Open an archive whose arrays are read one by one as they are asked for; any failure becomes one line."""
+    if not path.is_file():
+        raise DataError(f"{path} not found; put an .npz file with a uint8 array 'images' [N, H, W, C] there")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, NpzFile):
+            raise DataError(f"{path} is a single array, expected an .npz archive; save it with numpy.savez")
+        with loaded as arrays:
+            yield arrays
+    except DataError:
+        raise
+    except Exception as error:  # zip, zlib, header and memory errors of broken archives
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{path} is truncated, corrupt or pickled ({reason}); save it again with numpy.savez"
+        ) from error
+
+
+def _other(split: str) -> str:
+    return "test" if split == "train" else "train"

@@ -1,0 +1,113 @@
+"""Datasets by name."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .base import ImageDataset, check_split
+from .cifar10 import load_cifar10
+from .digits import load_digits
+from .errors import DataError
+from .folder import load_folder
+from .mnist import load_mnist
+from .npz import load_npz
+
+Loader = Callable[..., ImageDataset]
+
+_LOADERS: dict[str, Loader] = {
+    "digits": load_digits,
+    "mnist": load_mnist,
+    "cifar10": load_cifar10,
+    "folder": load_folder,
+    "npz": load_npz,
+}
+
+
+def register_dataset(name: str) -> Callable[[Loader], Loader]:
+    """Make a loader available to ``load_dataset`` under a name; used as a decorator.
+
+    The loader takes any of the keyword arguments ``root``, ``split``, ``image_size``, ``channels`` and ``download``,
+    and is passed those it names.
+
+    Args:
+        name: A name not yet taken.
+
+    Returns:
+        A decorator that registers the loader and returns it unchanged.
+
+    Raises:
+        DataError: If the name is taken.
+    """
+
+    def register(loader: Loader) -> Loader:
+        if name in _LOADERS:
+            raise DataError(f"dataset {name!r} is registered already; choose another name")
+        _LOADERS[name] = loader
+        return loader
+
+    return register
+
+
+def available_datasets() -> list[str]:
+    """Return the names that ``load_dataset`` knows, sorted."""
+    return sorted(_LOADERS)
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | Path,
+    split: str,
+    image_size: int | None = None,
+    channels: int | None = None,
+    download: bool = True,
+) -> ImageDataset:
+    """Load one split of a dataset into memory.
+
+    Processes that run together should let one of them load first, so that only that one downloads.
+
+    Args:
+        name: One of ``available_datasets()``.
+        root: Where the data lies (``~`` is expanded); ``digits`` ignores it.
+        split: ``"train"`` or ``"test"``.
+        image_size: Height and width. ``folder`` needs it and resizes; the others keep their pixels, and refuse a size
+            that is not theirs.
+        channels: 1 or 3. ``folder`` converts to it; the others refuse a number that is not theirs.
+        download: Whether ``cifar10`` may be fetched if it is not there; nothing else is ever downloaded.
+
+    Returns:
+        The split, in its fixed order.
+
+    Raises:
+        DataError: If a name, a split or an option is unknown or does not fit, or the data cannot be used.
+    """
+    if name not in _LOADERS:
+        raise DataError(f"unknown dataset {name!r}; choose one of: {', '.join(available_datasets())}")
+    check_split(split)
+    if not str(root):
+        raise DataError("the data root is empty; set it to the folder that holds the data")
+    offered: dict[str, Any] = {
+        "root": Path(root).expanduser(),
+        "split": split,
+        "image_size": image_size,
+        "channels": channels,
+        "download": download,
+    }
+    taken = inspect.signature(_LOADERS[name]).parameters
+    dataset = _LOADERS[name](**{key: value for key, value in offered.items() if key in taken})
+    _check_shape(dataset, image_size, channels)
+    return dataset
+
+
+def _check_shape(dataset: ImageDataset, image_size: int | None, channels: int | None) -> None:
+    found_channels, height, width = dataset.image_shape
+    if image_size is not None and (height, width) != (image_size, image_size):
+        raise DataError(
+            f"{dataset.name} images are {height}x{width}, got image_size={image_size}; leave image_size unset, "
+            "or use the folder dataset, which resizes"
+        )
+    if channels is not None and channels != found_channels:
+        raise DataError(
+            f"{dataset.name} images have {found_channels} channels, got channels={channels}; leave it unset"
+        )

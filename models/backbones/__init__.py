@@ -1,0 +1,20 @@
+"""Networks that map scaled noisy data, a noise label and perhaps a class to a raw prediction; nothing but torch."""
+
+from .embedding import ConditioningEmbedding, EmbeddingKind, FourierEmbedding, sinusoidal_embedding
+from .layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
+from .mlp import MLP
+from .unet import UNet
+
+__all__ = [
+    "MLP",
+    "AttentionBlock",
+    "ConditioningEmbedding",
+    "Downsample",
+    "EmbeddingKind",
+    "FourierEmbedding",
+    "ResBlock",
+    "UNet",
+    "Upsample",
+    "group_norm",
+    "sinusoidal_embedding",
+]

@@ -1,0 +1,264 @@
+"""The U-Net of denoising diffusion: Ho et al.'s network, with the options of Improved DDPM."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .embedding import ConditioningEmbedding, EmbeddingKind
+from .layers import AttentionBlock, Downsample, NormFactory, ResBlock, Upsample, check_input, group_norm, initialize
+
+
+class DownLevel(nn.Module):
+    """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any.
+
+    Args:
+        blocks: Residual blocks.
+        attention: As many attention blocks, or none.
+        resample: What leads to the next level.
+    """
+
+    def __init__(
+        self, blocks: Sequence[ResBlock], attention: Sequence[AttentionBlock], resample: Downsample | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(attention)
+        self.resample = resample
+
+    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        """Apply the level.
+
+        Args:
+            x: Features, [B, C, H, W].
+            embedding: Activated embedding, [B, E].
+            skips: Every result is appended to it, for the way up.
+
+        Returns:
+            Features, [B, D, H, W], or [B, D, H / 2, W / 2] with resampling.
+        """
+        for i, block in enumerate(self.blocks):
+            x = block(x, embedding)
+            if self.attention:
+                x = self.attention[i](x)
+            skips.append(x)
+        if self.resample is not None:
+            x = self.resample(x)
+            skips.append(x)
+        return x
+
+
+class MiddleLevel(nn.Module):
+    """The lowest resolution: residual block, attention, residual block.
+
+    Args:
+        block1: First residual block.
+        attention: Attention block.
+        block2: Second residual block.
+    """
+
+    def __init__(self, block1: ResBlock, attention: AttentionBlock, block2: ResBlock) -> None:
+        super().__init__()
+        self.block1 = block1
+        self.attention = attention
+        self.block2 = block2
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map features [B, C, H, W] and an activated embedding [B, E] to features [B, C, H, W]."""
+        return self.block2(self.attention(self.block1(x, embedding)), embedding)
+
+
+class UpLevel(nn.Module):
+    """One resolution on the way up: every residual block takes the features and one result of the way down.
+
+    Args:
+        blocks: Residual blocks.
+        attention: As many attention blocks, or none.
+        resample: What leads to the level above.
+    """
+
+    def __init__(
+        self, blocks: Sequence[ResBlock], attention: Sequence[AttentionBlock], resample: Upsample | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(attention)
+        self.resample = resample
+
+    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        """Apply the level.
+
+        Args:
+            x: Features, [B, C, H, W].
+            embedding: Activated embedding, [B, E].
+            skips: Results of the way down; one a block is taken from its end.
+
+        Returns:
+            Features, [B, D, H, W], or [B, D, 2 H, 2 W] with resampling.
+        """
+        for i, block in enumerate(self.blocks):
+            x = block(torch.cat((x, skips.pop()), dim=1), embedding)
+            if self.attention:
+                x = self.attention[i](x)
+        return x if self.resample is None else self.resample(x)
+
+
+class UNet(nn.Module):
+    """The network of Ho et al. 2020: the defaults at ``image_size=32`` are theirs for CIFAR-10, 35,746,307 parameters.
+
+    Level ``i`` works at resolution ``image_size / 2^i`` with ``channels * channel_mult[i]`` channels;
+    ``down[i]`` and ``up[i]`` are its two halves. A new network returns zeros, since its last layer starts at zero.
+
+    For the CIFAR-10 network of Improved DDPM: ``num_res_blocks=3, attention_resolutions=(16, 8), num_heads=4,
+    dropout=0.3, scale_shift_norm=True, learned_variance=True, norm_eps=1e-5, embedding="cos_first",
+    symmetric_downsample=True``.
+
+    Args:
+        image_size: Height and width, ``H = W``, divisible by ``2^(levels - 1)``.
+        in_channels: Channels of the data, ``C``.
+        channels: Width of the first level, even.
+        channel_mult: Width of each level over ``channels``; one entry a level.
+        num_res_blocks: Residual blocks a level on the way down; one more on the way up.
+        attention_resolutions: Resolutions with attention after every residual block. The middle always has one.
+        num_heads: Heads of every attention block; ignored when ``head_channels`` is given.
+        head_channels: Channels of one head.
+        dropout: Probability inside the residual blocks, in [0, 1).
+        scale_shift_norm: Let the embedding scale and shift the second norm instead of adding before it.
+        learned_variance: Return ``2 C`` channels, the last ``C`` being the raw variance interpolation.
+        num_classes: Number of classes, or None for an unconditional network.
+        norm_eps: Epsilon of the group norms.
+        norm_groups: Groups of the norms; see ``group_norm`` for layers that it does not divide. With the default 32,
+            blocks of exactly 32 channels are blind to an additive embedding.
+        embedding: Embedding of the noise label: ``sin_first`` (Ho et al.), ``cos_first`` (Improved DDPM) or
+            ``fourier`` (for ln sigma).
+        symmetric_downsample: Pad every side before the strided convolutions, as Improved DDPM.
+
+    Raises:
+        ValueError: A setting is impossible; the message names it and what would do.
+
+    Source: Ho et al. 2020, Appendix B; Nichol and Dhariwal 2021; Dhariwal and Nichol 2021.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        in_channels: int = 3,
+        channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        num_heads: int = 1,
+        head_channels: int | None = None,
+        dropout: float = 0.0,
+        scale_shift_norm: bool = False,
+        learned_variance: bool = False,
+        num_classes: int | None = None,
+        norm_eps: float = 1e-6,
+        norm_groups: int = 32,
+        embedding: EmbeddingKind = "sin_first",
+        symmetric_downsample: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("image_size", image_size),
+            ("in_channels", in_channels),
+            ("channels", channels),
+            ("num_res_blocks", num_res_blocks),
+            ("smallest channel_mult", min(channel_mult, default=0)),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        resolutions = _resolutions(image_size, len(channel_mult))
+        _check_attention_resolutions(attention_resolutions, resolutions)
+        self.image_size = image_size
+        self.in_channels = in_channels
+        self.out_channels = in_channels * (2 if learned_variance else 1)
+
+        norm: NormFactory = partial(group_norm, eps=norm_eps, max_groups=norm_groups)
+        embedding_dim = 4 * channels
+        res_block = partial(
+            ResBlock, embedding_dim=embedding_dim, dropout=dropout, scale_shift=scale_shift_norm, norm=norm
+        )
+        attend = partial(AttentionBlock, num_heads=num_heads, head_channels=head_channels, norm=norm)
+        widths = [channels * mult for mult in channel_mult]
+        last = len(widths) - 1
+
+        self.embed = ConditioningEmbedding(channels, embedding_dim, num_classes=num_classes, kind=embedding)
+        self.conv_in = initialize(nn.Conv2d(in_channels, channels, 3, padding=1))
+
+        down: list[DownLevel] = []
+        skip_widths = [channels]
+        width = channels
+        for i, out in enumerate(widths):
+            blocks = [res_block(width if j == 0 else out, out) for j in range(num_res_blocks)]
+            attention = [attend(out) for _ in blocks if resolutions[i] in attention_resolutions]
+            resample = Downsample(out, symmetric=symmetric_downsample) if i < last else None
+            down.append(DownLevel(blocks, attention, resample))
+            skip_widths += [out] * (num_res_blocks + (i < last))
+            width = out
+        self.down = nn.ModuleList(down)
+
+        self.middle = MiddleLevel(res_block(width, width), attend(width), res_block(width, width))
+
+        up: list[UpLevel] = []
+        for i, out in reversed(list(enumerate(widths))):
+            blocks = []
+            for _ in range(num_res_blocks + 1):
+                blocks.append(res_block(width + skip_widths.pop(), out))
+                width = out
+            attention = [attend(out) for _ in blocks if resolutions[i] in attention_resolutions]
+            up.append(UpLevel(blocks, attention, Upsample(out) if i > 0 else None))
+        self.up = nn.ModuleList(reversed(up))
+
+        self.norm_out = norm(width)
+        self.conv_out = initialize(nn.Conv2d(width, self.out_channels, 3, padding=1), zero=True)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Apply the network.
+
+        Args:
+            x: Scaled noisy data, [B, C, H, W].
+            c_noise: Noise labels, [B], in any real dtype: the embedding is computed in float64.
+            cond: Class labels, int64 [B] in -1 .. num_classes - 1 (-1: no class), or None without classes.
+
+        Returns:
+            The prediction, [B, C, H, W], or [B, 2 C, H, W] with ``learned_variance``: the prediction, then the raw
+            variance interpolation. It has the dtype of ``x``, under autocast too.
+
+        Raises:
+            ValueError: A shape, dtype or label is not what the network was built for.
+        """
+        check_input(x, (self.in_channels, self.image_size, self.image_size), self.conv_in.weight)
+        embedding = self.embed(c_noise, cond, x.shape[0])
+        hidden = self.conv_in(x)
+        skips = [hidden]
+        for level in self.down:
+            hidden = level(hidden, embedding, skips)
+        hidden = self.middle(hidden, embedding)
+        for level in reversed(self.up):
+            hidden = level(hidden, embedding, skips)
+        return self.conv_out(F.silu(self.norm_out(hidden))).to(x.dtype)
+
+
+def _resolutions(image_size: int, levels: int) -> list[int]:
+    factor = 2 ** (levels - 1)
+    if image_size % factor:
+        possible = 1 + next(count for count in range(levels) if image_size % 2 ** (count + 1))
+        padded = -(-image_size // factor) * factor
+        raise ValueError(
+            f"image_size {image_size} cannot be halved {levels - 1} times; use channel_mult with {possible} "
+            f"level{'s' if possible > 1 else ''} or pad to {padded}"
+        )
+    return [image_size // 2**i for i in range(levels)]
+
+
+def _check_attention_resolutions(wanted: Sequence[int], resolutions: Sequence[int]) -> None:
+    unknown = [resolution for resolution in wanted if resolution not in resolutions]
+    if unknown:
+        raise ValueError(
+            f"attention_resolutions must be among {', '.join(map(str, resolutions))}, "
+            f"got {', '.join(map(str, unknown))}; pass () for attention in the middle only"
+        )

@@ -1,0 +1,20 @@
+"""Packaging: the top-level packages under the names the project gives them. Metadata lives in pyproject.toml."""
+
+from setuptools import setup
+
+setup(
+    packages=[
+        "sde_lib",
+        "models",
+        "models.backbones",
+        "samplers",
+        "likelihood",
+        "data",
+        "training",
+        "evaluation",
+        "configs",
+        "configs.vp",
+        "configs.ve",
+        "configs.subvp",
+    ]
+)
