@@ -1,0 +1,1 @@
+"""Settings as plain ml_collections: a folder a family, a file a data set."""

@@ -1,0 +1,1 @@
+"""Evaluation: bits/dim reports and sample export. Imports training for checkpoints; training never imports this."""

@@ -18,13 +18,15 @@ def levels_of(x: Float[Tensor, "*shape"], num_levels: int) -> Float[Tensor, "*sh
         k as float64.
 
     Raises:
-        ValueError: If num_levels is below 2, or x is off the lattice by more than 1 % of a bin.
+        ValueError: If num_levels is below 2, or x is off the lattice by more than 1 % of a bin, or NaN.
     """
     if num_levels < 2:
         raise ValueError(f"num_levels must be at least 2, got {num_levels}; pass the data's number of grey levels")
     place = 0.5 * (x.double() + 1) * (num_levels - 1)
     level = place.round()
-    if bool(((place - level).abs() > 0.01).any()) or bool(((level < 0) | (level > num_levels - 1)).any()):
+    # what must hold, rather than what must not: NaN fails every comparison
+    on_lattice = ((place - level).abs() <= 0.01) & (level >= 0) & (level <= num_levels - 1)
+    if not bool(on_lattice.all()):
         raise ValueError(
             f"x must lie on the {num_levels} levels from -1 to 1, got {float(x.min()):.6g} to {float(x.max()):.6g}; "
             "pass x = 2 k / (num_levels - 1) - 1, and the data's own num_levels"

@@ -109,6 +109,10 @@ class VariationalBound(LikelihoodEstimator):
         self.num_steps = num_steps
         self.variance = check_variance(variance)
         self.grid = check_grid(grid) if isinstance(grid, Tensor) else grid
+        if isinstance(self.grid, Tensor) and num_steps not in (None, len(self.grid) - 1):
+            raise ValueError(
+                f"the grid has {len(self.grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out"
+            )
         self.steps_per_image = steps_per_image
 
     def noisy_times(self, sde: SDE) -> Float[Tensor, " points"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sde_lib import SDE, expand_like
+from sde_lib import SDE, check_per_sample, expand_like
 
 from .score_model import Prediction, ScoreModel
 
@@ -37,7 +37,7 @@ class GaussianMixtureScoreModel(ScoreModel):
         weights: [K], sum 1; equal weights if None.
 
     Raises:
-        ValueError: If the shapes disagree or the weights do not sum to 1.
+        ValueError: If the shapes disagree, the weights do not sum to 1 or a matrix is no covariance.
     """
 
     means: Tensor
@@ -58,8 +58,14 @@ class GaussianMixtureScoreModel(ScoreModel):
         size = means.shape[0]
         probs = _as_probabilities([1 / size] * size if weights is None else weights, size)
         eigenvalues, eigenvectors = torch.linalg.eigh(covs)
+        largest = eigenvalues.abs().amax(1, keepdim=True)
+        skew = (covs - covs.mT).abs().flatten(1).amax(1)
+        if bool((skew > 1e-6 * largest[:, 0]).any()) or bool((eigenvalues < -1e-6 * largest).any()):
+            raise ValueError("covs must be symmetric and positive semi-definite; pass a factor A as A @ A.mT")
+        # the rounding of a zero eigenvalue would outweigh a small sigma^2
+        is_zero = eigenvalues <= means.shape[1] * torch.finfo(torch.float64).eps * largest
         self.register_buffer("means", means)
-        self.register_buffer("eigenvalues", eigenvalues.clamp(min=0))
+        self.register_buffer("eigenvalues", eigenvalues.masked_fill(is_zero, 0.0))
         self.register_buffer("eigenvectors", eigenvectors)
         self.register_buffer("log_weights", probs.log())
 
@@ -91,6 +97,7 @@ class GaussianMixtureScoreModel(ScoreModel):
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
         """E[x0 | x_t] and E[eps | x_t]; cond is ignored."""
+        check_per_sample("t", t, x_t.shape[0])
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         rotated, var, log_density = self._components(x_t, alpha, sigma)
         share = log_density.softmax(1)
@@ -138,9 +145,10 @@ class DiscreteScoreModel(ScoreModel):
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
         """E[x0 | x_t] and E[eps | x_t]; cond is ignored."""
+        check_per_sample("t", t, x_t.shape[0])
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        points = self.points.flatten(1)
-        offset = x_t.double().flatten(1)[:, None] - alpha[:, None, None] * points
+        points = self.points.unsqueeze(1).flatten(1)
+        offset = x_t.double().unsqueeze(1).flatten(1)[:, None] - alpha[:, None, None] * points
         log_weight = self.probs.log() - 0.5 * offset.square().sum(-1) / sigma[:, None].square()
         share = log_weight.softmax(1)
         x0 = (share @ points).reshape(x_t.shape)

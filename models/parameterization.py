@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sde_lib import SDE, Registry, expand_like
+from sde_lib import SDE, Registry, choices_message, expand_like
 
 PerSample = Float[Tensor, " batch"]
 TimeInput = Literal["auto", "index", "t999", "log_sigma", "edm"]
+
+
+def _check_time_input(name: str) -> None:
+    if name not in get_args(TimeInput):
+        raise ValueError(choices_message("time input", name, sorted(get_args(TimeInput))))
 
 
 def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
@@ -31,6 +36,7 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
     Raises:
         ValueError: If the name is unknown, or "index" is asked of an SDE without a table.
     """
+    _check_time_input(name)
     t = t.double()
     if name == "auto":
         name = "t999" if sde.table_size is None else "index"
@@ -42,9 +48,7 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         return 999 * t
     if name == "log_sigma":
         return sde.log_sigma(t)
-    if name == "edm":
-        return -0.125 * sde.log_snr(t)
-    raise ValueError(f"unknown time input {name!r}; choices: auto, edm, index, log_sigma, t999")
+    return -0.125 * sde.log_snr(t)
 
 
 class Parameterization(ABC):
@@ -52,10 +56,14 @@ class Parameterization(ABC):
 
     Args:
         noise_input: What the network is told of t; see ``time_input``.
+
+    Raises:
+        ValueError: If the noise input is unknown.
     """
 
     def __init__(self, *, noise_input: TimeInput = "auto") -> None:
-        self.noise_input = noise_input
+        _check_time_input(noise_input)
+        self.noise_input: TimeInput = noise_input
 
     def c_in(self, sde: SDE, t: PerSample) -> PerSample:
         """Scale of the network's input, [B]: 1 unless a subclass says otherwise."""
@@ -150,7 +158,7 @@ class EDMParameterization(Parameterization):
 
     def __init__(self, *, data_std: float = 0.5, noise_input: TimeInput = "edm") -> None:
         super().__init__(noise_input=noise_input)
-        if data_std <= 0:
+        if not data_std > 0:
             raise ValueError(f"data_std must be above 0, got {data_std}; pass the standard deviation of the data")
         self.data_std = data_std
 

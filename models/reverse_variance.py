@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sde_lib import SDE, expand_like
+from sde_lib import SDE, choices_message, expand_like
 
 from .score_model import Prediction
 
@@ -23,7 +23,7 @@ def check_variance(kind: str) -> ReverseVariance:
     """
     if kind in get_args(ReverseVariance):
         return cast(ReverseVariance, kind)
-    raise ValueError(f"unknown variance {kind!r}; choices: {', '.join(sorted(get_args(ReverseVariance)))}")
+    raise ValueError(choices_message("variance", kind, sorted(get_args(ReverseVariance))))
 
 
 def interpolate_log_var(

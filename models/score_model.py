@@ -134,7 +134,8 @@ class ScoreModel(nn.Module, ABC):
         check_per_sample("sigma", sigma, x.shape[0])
         ends = self.sde.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
         low, high = (float(end) for end in ends)
-        if bool(((sigma < low * (1 - 1e-6)) | (sigma > high * (1 + 1e-6)) | (sigma <= 0)).any()):
+        inside = (sigma >= low * (1 - 1e-6)) & (sigma <= high * (1 + 1e-6)) & (sigma > 0)
+        if not bool(inside.all()):
             raise ValueError(
                 f"sigma must lie in the SDE's range, above 0 and within [{low:.6g}, {high:.6g}], "
                 f"got {float(sigma.min()):.6g} to {float(sigma.max()):.6g}; choose another SDE or rescale x"
@@ -173,15 +174,18 @@ class NetworkScoreModel(ScoreModel):
         extra: dict[str, Any] = {} if cond is None else {"cond": cond}
         c_in = expand_like(self.parameterization.c_in(self.sde, t), x_t)
         raw = self.backbone(c_in * x_t, self.parameterization.c_noise(self.sde, t), **extra).to(x_t.dtype)
+        expected = list(x_t.shape)
+        if self.learned_variance:
+            expected[1] *= 2
+        if list(raw.shape) != expected:
+            raise ValueError(
+                f"the backbone must return shape {expected}, got {list(raw.shape)}; "
+                "set learned_variance if and only if the network has twice the channels"
+            )
         fraction = None
         if self.learned_variance:
             raw, v = raw.chunk(2, dim=1)
             fraction = 0.5 * (v + 1)
-        if raw.shape != x_t.shape:
-            raise ValueError(
-                f"the backbone must return shape {list(x_t.shape)}, got {list(raw.shape)}; "
-                "set learned_variance if and only if the network has twice the channels"
-            )
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         kind, value = self.parameterization.read(raw, x_t, self.sde, t)
         make = {

@@ -74,7 +74,7 @@ class Sampler(ABC):
             x_T: Draws of the prior, [B, ...], such as ``model.sde.prior_sample``.
             cond: Condition, handed to the model.
             noise: One random stream a sample; None takes fresh ones from PyTorch's global generator.
-            hooks: Called after each step in turn; a hook that returns a tensor replaces the state.
+            hooks: Called after each step in turn; a hook that returns a tensor replaces the state, in the state's dtype.
 
         Returns:
             The samples, the number of network calls, and the trajectory if it was asked for.
@@ -164,6 +164,7 @@ class StepSampler(Sampler):
         """Walk down the grid; see ``Sampler.sample``."""
         noise = NoiseStreams.fresh(x_T.shape[0]) if noise is None else noise
         grid = self.times(model.sde)
+        denoise_final = self._denoises(model.sde, grid[-1])
         x = x_T
         states = [x] if self.record_trajectory else []
         with torch.no_grad(), count_network_calls(model) as counter:
@@ -171,15 +172,12 @@ class StepSampler(Sampler):
                 x = self.step(model, x, _fill(t, x), _fill(s, x), cond=cond, noise=noise)
                 state = StepState(index, len(grid) - 1, float(t), float(s), x, model.sde)
                 x = _apply_hooks(hooks, state)
-                if not bool(torch.isfinite(x).all()):
-                    raise FloatingPointError(
-                        f"the state stopped being finite in the step from t = {float(t):.6g} to {float(s):.6g}; "
-                        "look at the model's output there, or clip x0"
-                    )
+                _check_finite(x, f"step from t = {float(t):.6g} to {float(s):.6g}")
                 if self.record_trajectory:
                     states.append(x)
-            if self._denoises(model.sde, grid[-1]):
+            if denoise_final:
                 x = model(x, _fill(grid[-1], x), cond=cond).x0
+                _check_finite(x, f"final denoising at t = {float(grid[-1]):.6g}")
                 if self.record_trajectory:
                     states.append(x)
         return SampleResult(x0=x, nfe=counter.calls, trajectory=torch.stack(states) if states else None)
@@ -198,6 +196,13 @@ def _fill(time: Tensor, x: Tensor) -> Tensor:
     return time.to(x.device).expand(x.shape[0])
 
 
+def _check_finite(x: Tensor, where: str) -> None:
+    if not bool(torch.isfinite(x).all()):
+        raise FloatingPointError(
+            f"the state stopped being finite in the {where}; look at the model's output there, or clip x0"
+        )
+
+
 def _apply_hooks(hooks: Sequence[Hook], state: StepState) -> Tensor:
     x = state.x
     for hook in hooks:
@@ -205,5 +210,5 @@ def _apply_hooks(hooks: Sequence[Hook], state: StepState) -> Tensor:
         if replaced is not None:
             if replaced.shape != x.shape:
                 raise ValueError(f"a hook must return shape {list(x.shape)}, got {list(replaced.shape)}; fix the hook")
-            x = replaced
+            x = replaced.to(x)
     return x

@@ -75,7 +75,7 @@ class SDE(ABC):
         return -(2 * self.log_sigma(t)).exp() * _derivative(self.log_snr, t)
 
     def perturb(
-        self, x0: Float[Tensor, "batch *shape"], t: PerSample, eps: Float[Tensor, "batch *shape"]
+        self, x0: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"], eps: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch *shape"]:
         """x_t = alpha(t) x0 + sigma(t) eps.
 
@@ -115,8 +115,10 @@ class SDE(ABC):
         Raises:
             ValueError: If some s >= t.
         """
-        if bool((s >= t).any()):
-            raise ValueError(f"s must be below t, got s = {s.flatten()[0]:.6g}, t = {t.flatten()[0]:.6g}; swap them")
+        wrong = s >= t
+        if bool(wrong.any()):
+            first_s, first_t = (float(v.expand_as(wrong)[wrong][0]) for v in (s, t))
+            raise ValueError(f"s must be below t, got s = {first_s:.6g}, t = {first_t:.6g}; swap them")
         log_alpha_s, log_alpha_t = self.log_alpha(s), self.log_alpha(t)
         log_sigma_s, log_sigma_t = self.log_sigma(s), self.log_sigma(t)
         one_minus_ratio = -torch.expm1(2 * (log_alpha_t - log_sigma_t) - 2 * (log_alpha_s - log_sigma_s))
@@ -125,8 +127,12 @@ class SDE(ABC):
         return log_alpha_s.exp() * one_minus_ratio, b, (2 * log_sigma_s).exp() * one_minus_ratio
 
     def posterior(
-        self, x0: Float[Tensor, "batch *shape"], x_t: Float[Tensor, "batch *shape"], s: PerSample, t: PerSample
-    ) -> tuple[Float[Tensor, "batch *shape"], PerSample]:
+        self,
+        x0: Float[Tensor, "batch *shape"],
+        x_t: Float[Tensor, "batch *shape"],
+        s: Float[Tensor, " batch"],
+        t: Float[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, " batch"]]:
         """Mean and variance of q(x_s | x_t, x0) for any s < t (Ho et al. 2020, Eq. 6-7).
 
         Args:
@@ -161,7 +167,7 @@ class SDE(ABC):
 
     def prior_log_prob(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         """log N(x; 0, prior_std^2 I), summed over the dimensions of each sample, in nats, float64 [B]."""
-        z = x.double().flatten(1) / self.prior_std
+        z = x.double().unsqueeze(1).flatten(1) / self.prior_std
         return -0.5 * z.square().sum(1) - z.shape[1] * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
 
     def _invert(self, function: Callable[[Tensor], Tensor], value: Tensor, *, rising: bool) -> Tensor:
@@ -172,7 +178,8 @@ class SDE(ABC):
             middle = 0.5 * (low + high)
             go_up = (function(middle) < value) == rising
             low, high = torch.where(go_up, middle, low), torch.where(go_up, high, middle)
-        return 0.5 * (low + high)
+        # never having gone up means out of reach below, or closer to t = 0 than 2^-64
+        return torch.where(low == 0, low, 0.5 * (low + high))
 
     def time_from_log_snr(self, log_snr: PerSample) -> PerSample:
         """The t in [0, 1] at which lambda(t) is ``log_snr``; out of reach, the nearer end."""

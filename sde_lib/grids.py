@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,8 +112,9 @@ def _table_size(sde: SDE, num_steps: int) -> int:
 def trailing_grid(sde: SDE, num_steps: int) -> Tensor:
     """Every (N/n)-th row counted from the last one (Lin et al. 2024, Table 2); N = 1000 for an SDE without a table."""
     size = _table_size(sde, num_steps)
-    rows = (torch.arange(num_steps, 0, -1, dtype=torch.float64) * size / num_steps).round()
-    return _to_zero((rows / size).clamp(max=sde.t_max))
+    # numpy's arange and its rounding of halves, because published samplers choose their rows by them
+    rows = torch.from_numpy(np.arange(size, 0, -size / num_steps)[:num_steps].round())
+    return _to_zero(rows / size * sde.t_max)
 
 
 @register_grid("leading")
@@ -120,7 +122,7 @@ def leading_grid(sde: SDE, num_steps: int) -> Tensor:
     """Every (N//n)-th row counted from the first one, as DDIM's code does. It does not start at the last row."""
     size = _table_size(sde, num_steps)
     rows = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64) * (size // num_steps) + 1
-    return _to_zero((rows / size).clamp(max=sde.t_max))
+    return _to_zero(rows / size * sde.t_max)
 
 
 @register_grid("karras")

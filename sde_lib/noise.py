@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+def _seed_sequence(*keys: int) -> np.random.SeedSequence:
+    """Each key as two words and their number first: SeedSequence alone takes (1,) and (1, 0) as the same."""
+    if any(not 0 <= key < 2**64 for key in keys):
+        raise ValueError(f"seeds and indices must lie in [0, 2^64), got {keys}; pass non-negative integers")
+    words = [word for key in keys for word in (int(key) & 0xFFFFFFFF, int(key) >> 32)]
+    return np.random.SeedSequence([len(keys), *words])
 
 
 def derive_seed(*keys: int) -> int:
@@ -18,8 +28,11 @@ def derive_seed(*keys: int) -> int:
 
     Returns:
         An integer in [0, 2^63).
+
+    Raises:
+        ValueError: If a key is outside [0, 2^64).
     """
-    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(_seed_sequence(*keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class NoiseStreams:
@@ -31,12 +44,16 @@ class NoiseStreams:
     Args:
         seed: Seed of the run.
         indices: Number of each sample within the run, one a batch item.
+
+    Raises:
+        ValueError: If the seed or an index is outside [0, 2^64).
     """
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         self.seed = seed
         self.indices = list(indices)
-        self._generators = [torch.Generator().manual_seed(derive_seed(seed, index)) for index in self.indices]
+        # torch.Generator on the CPU keeps 32 bits of its seed: among 50000 samples two would often be the same
+        self._generators = [np.random.Generator(np.random.PCG64(_seed_sequence(seed, k))) for k in self.indices]
 
     @classmethod
     def fresh(cls, batch_size: int) -> NoiseStreams:
@@ -47,15 +64,15 @@ class NoiseStreams:
         """The number of streams, which is the batch size."""
         return len(self._generators)
 
-    def _buffer(self, sample_shape: Sequence[int]) -> Tensor:
-        return torch.empty(len(self), *sample_shape, dtype=torch.float32)
+    def _draw(self, sample_shape: Sequence[int], method: Literal["standard_normal", "random"]) -> Tensor:
+        out = np.empty((len(self), math.prod(sample_shape)), dtype=np.float32)
+        for row, generator in zip(out, self._generators, strict=True):
+            getattr(generator, method)(out=row, dtype=np.float32)
+        return torch.from_numpy(out).reshape(len(self), *sample_shape)
 
     def normal(self, sample_shape: Sequence[int]) -> Float[Tensor, "batch *shape"]:
         """Standard normal draws, shape [B, *sample_shape], float32 on the CPU."""
-        out = self._buffer(sample_shape)
-        for row, generator in zip(out, self._generators, strict=True):
-            row.normal_(generator=generator)
-        return out
+        return self._draw(sample_shape, "standard_normal")
 
     def normal_like(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Standard normal draws in the shape and dtype and on the device of ``x``.
@@ -69,7 +86,4 @@ class NoiseStreams:
 
     def uniform(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "batch *shape"]:
         """Uniform draws in [0, 1), shape [B, *sample_shape], float32 on the CPU."""
-        out = self._buffer(sample_shape)
-        for k, generator in enumerate(self._generators):
-            out[k] = torch.rand(tuple(sample_shape), generator=generator)
-        return out
+        return self._draw(sample_shape, "random")

@@ -11,6 +11,11 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _origin(factory: Callable[..., Any]) -> str:
+    """Where a factory was defined; partial objects carry no name of their own."""
+    return f"{factory.__module__}.{getattr(factory, '__qualname__', repr(factory))}"
+
+
 def choices_message(kind: str, name: str, choices: list[str]) -> str:
     """One line that names an unknown choice, the nearest known one and all the others.
 
@@ -55,14 +60,9 @@ class Registry(Generic[T]):
 
         def decorate(factory: F) -> F:
             known = self._factories.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (
-                factory.__module__,
-                factory.__qualname__,
-            ):
-                raise ValueError(
-                    f"{self.kind} {name!r} is already registered by {known.__module__}.{known.__qualname__}; "
-                    "choose another name"
-                )
+            # the same definition again is a module being reloaded
+            if known is not None and (_origin(known) != _origin(factory) or _origin(known).endswith("<lambda>")):
+                raise ValueError(f"{self.kind} {name!r} is already registered by {_origin(known)}; choose another name")
             self._factories[name] = factory
             return factory
 

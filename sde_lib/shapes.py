@@ -49,4 +49,4 @@ def expand_like(
     """
     check_per_sample(name, value, x.shape[0])
     dtype = x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
-    return value.to(device=x.device, dtype=dtype).reshape(-1, *([1] * (x.ndim - 1)))
+    return value.to(device=x.device, dtype=dtype).reshape(x.shape[0], *([1] * (x.ndim - 1)))

@@ -40,7 +40,7 @@ class Tabulated(SDE):
 
     Between its rows lambda = log-SNR is interpolated by a monotone cubic (Fritsch & Carlson 1980) in t; below the first
     row sigma^2 is proportional to t, so that t = 0 is the data. alpha and sigma follow from lambda and the family.
-    Times within rounding of a row are taken as the row: 1e-9 rows for float64 times, 1e-3 for narrower ones.
+    Times within rounding of a row, 8 eps of their dtype, are taken as the row.
 
     Args:
         log_snr: lambda of each row, falling, length N >= 2.
@@ -108,16 +108,18 @@ class Tabulated(SDE):
     @classmethod
     def ncsn(cls, *, num_steps: int = 10, sigma_min: float = 0.01, sigma_max: float = 1.0) -> Tabulated:
         """A geometric sequence of noise levels (Song & Ermon 2019, Section 5: 10 levels from 1 to 0.01)."""
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"NCSN needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}; try 0.01 and 1")
         ends = math.log(sigma_min), math.log(sigma_max)
         return cls.from_sigmas(torch.linspace(*ends, num_steps, dtype=torch.float64).exp())
 
     def log_snr(self, t: PerSample) -> PerSample:
         """lambda(t): the table's value at a row, a monotone cubic between rows."""
         row = t.double() * self._num_rows
-        tolerance = 1e-9 * self._num_rows if t.dtype == torch.float64 else 1e-3
         nearest = row.round()
-        # keeps the gradient: only the value moves, by less than the rounding of t itself
-        row = row + torch.where((row - nearest).abs() <= min(tolerance, 1e-3), nearest - row, 0.0).detach()
+        # relative, so that no time above 0 is taken as 0; keeps the gradient: only the value moves
+        is_row = (row - nearest).abs() <= 8 * torch.finfo(t.dtype).eps * row
+        row = row + torch.where(is_row, nearest - row, 0.0).detach()
         cubic = self._cubic.to(t.device)
         cell = (row.detach().ceil() - 2).clamp(0, self._num_rows - 2).long()
         inside = row.clamp(min=1.0) - (cell + 1)

@@ -102,12 +102,14 @@ class CosineVP(VariancePreserving):
         self.s = s
 
     def log_alpha(self, t: PerSample) -> PerSample:
-        """log cos(phase(t)) - log cos(phase(0)), each cosine written as a sine of the distance to t = 1."""
-        angle = 0.5 * math.pi * (1 - t.double()) / (1 + self.s)
-        start = 0.5 * math.pi / (1 + self.s)
-        # sin(start) - sin(angle) as a product keeps the digits of 1 - alpha near t = 0
-        drop = 2 * torch.cos(0.5 * (angle + start)) * torch.sin(0.5 * (start - angle)) / math.sin(start)
-        return torch.where(drop < 0.5, torch.log1p(-drop), torch.log(torch.sin(angle)) - math.log(math.sin(start)))
+        """log cos(phase(t)) - log cos(phase(0)), where phase(t) = (t + s) / (1 + s) pi / 2."""
+        t = t.double()
+        rate = 0.5 * math.pi / (1 + self.s)
+        # 1 - alpha = (cos phase(0) - cos phase(t)) / cos phase(0) as a product keeps its digits near t = 0; near t = 1
+        # the cosine keeps them as a sine of the distance to t = 1
+        drop = 2 * torch.sin(0.5 * rate * (t + 2 * self.s)) * torch.sin(0.5 * rate * t) / math.cos(rate * self.s)
+        near_one = torch.log(torch.sin(rate * (1 - t))) - math.log(math.cos(rate * self.s))
+        return torch.where(drop < 0.5, torch.log1p(-drop.clamp(max=0.5)), near_one)
 
     def drift_coeff(self, t: PerSample) -> PerSample:
         """f = -pi / (2 (1 + s)) tan( (t + s) / (1 + s) * pi / 2 )."""
@@ -115,7 +117,8 @@ class CosineVP(VariancePreserving):
         return -0.5 * math.pi / (1 + self.s) / torch.tan(angle)
 
     def time_from_log_alpha(self, log_alpha: PerSample) -> PerSample:
-        """Through the arc sine of the distance to t = 1."""
-        start = 0.5 * math.pi / (1 + self.s)
-        angle = torch.asin((log_alpha.double().exp() * math.sin(start)).clamp(max=1.0))
-        return (1 - angle * (1 + self.s) / (0.5 * math.pi)).clamp(0.0, 1.0)
+        """Through the half angle: 2 sin^2(phase / 2) = 1 - cos(phase) keeps its digits near t = 0."""
+        rate = 0.5 * math.pi / (1 + self.s)
+        start = rate * self.s
+        half_sine_sq = math.sin(0.5 * start) ** 2 - 0.5 * math.cos(start) * torch.expm1(log_alpha.double())
+        return (2 * torch.asin(half_sine_sq.clamp(0.0, 1.0).sqrt()) / rate - self.s).clamp(0.0, 1.0)

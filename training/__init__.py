@@ -1,0 +1,1 @@
+"""Training: losses, the loop, EMA, checkpoints, and what turns a config into objects."""

@@ -1,0 +1,88 @@
+"""Settings that every config starts from. What a number means is said beside it; plain values only."""
+
+from ml_collections import ConfigDict
+
+
+def get_default_config() -> ConfigDict:
+    """Settings shared by all families; a config file sets what it needs to."""
+    config = ConfigDict()
+    config.seed = 0
+    config.device = "auto"  # auto: a GPU if there is one
+    config.plugins = ()  # modules or .py files to import, for their @register_... decorators
+
+    config.data = ConfigDict(
+        {
+            "dataset": "digits",
+            "root": "",  # "": $SDE_DATA, else downloads/
+            "image_size": 0,  # folder alone: resize and crop to this; 0: as it is
+            "channels": 0,  # folder alone: 1 or 3; 0: as it is
+            "random_flip": False,  # horizontal, in training alone
+        }
+    )
+    config.sde = ConfigDict({"name": "ddpm"})  # the other keys are that SDE's own options
+    config.model = ConfigDict(
+        {
+            "parameterization": "eps",  # eps, x0, v, score or edm
+            "noise_input": "auto",  # what the network is told of t: auto, index, t999, log_sigma or edm
+            "data_std": 0.5,  # used by edm alone
+            "channels": 128,
+            "channel_mult": (1, 2, 2, 2),
+            "num_res_blocks": 2,
+            "attention_resolutions": (16,),
+            "num_heads": 1,
+            "dropout": 0.0,
+            "scale_shift_norm": False,
+            "norm_groups": 32,
+            "class_conditional": False,
+        }
+    )
+    config.training = ConfigDict(
+        {
+            "num_steps": 100_000,
+            "batch_size": 128,
+            "loss": "auto",  # ddpm: L_simple on the table; dsm: continuous time; auto: by the SDE
+            "weighting": "auto",  # eps, x0, v or edm; auto: edm for that parameterization, else eps
+            "precision": "auto",  # fp32, or bf16 for the network alone; auto: bf16 on a GPU that has it
+            "ema_decay": 0.9999,
+            "grad_clip": 1.0,  # largest gradient norm; 0: none
+            "checkpoint_every": 5_000,
+            "keep_checkpoints": 3,
+            "log_every": 50,
+            "sample_every": 5_000,  # a small grid of samples for TensorBoard; 0: never
+        }
+    )
+    config.optim = ConfigDict(
+        {
+            "name": "adam",  # adam or adamw
+            "learning_rate": 2e-4,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "warmup_steps": 5_000,  # the learning rate rises linearly over these
+        }
+    )
+    config.sampling = ConfigDict(
+        {
+            "sampler": "ancestral",
+            "num_steps": 1000,
+            "num_samples": 64,
+            "batch_size": 64,
+            "grid": "uniform",
+            "options": "",  # the sampler's own options, as in "eta=0.5"
+            "clip_x0": True,  # clip the predicted x0 to the data's range
+        }
+    )
+    config.eval = ConfigDict(
+        {
+            "likelihoods": ("vlb",),
+            "num_images": 0,  # 0: the whole split
+            "batch_size": 128,
+            "split": "test",
+            "clip_x0": True,  # measures the chain whose predicted x0 is clipped
+            "vlb_variance": "small",  # reverse variance: small, large or learned
+            "vlb_num_steps": 0,  # 0: the SDE's table, or 1000
+            "vlb_samples_per_image": 0,  # L_t evaluated per image, at random; 0: all of them
+        }
+    )
+    return config

@@ -1,0 +1,41 @@
+"""DDPM on scikit-learn's digits, 8x8, 17 grey levels: the embedded default, minutes on a laptop's CPU."""
+
+from ml_collections import ConfigDict
+
+from configs.default import get_default_config
+
+
+def get_config() -> ConfigDict:
+    """The U-Net of Ho et al. 2020, made small, on their table."""
+    config = get_default_config()
+    config.sde.update({"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02})
+    digits_network(config)
+    return config
+
+
+def digits_network(config: ConfigDict) -> None:
+    """The network and its training, which the other families share."""
+    config.data.dataset = "digits"
+    config.model.update(
+        {
+            "channels": 64,
+            "channel_mult": (1, 2),
+            "num_res_blocks": 2,
+            "attention_resolutions": (4,),
+            "norm_groups": 8,
+            "dropout": 0.1,
+        }
+    )
+    config.training.update(
+        {
+            "num_steps": 2_000,
+            "batch_size": 128,
+            "ema_decay": 0.999,
+            "checkpoint_every": 500,
+            "log_every": 20,
+            "sample_every": 500,
+        }
+    )
+    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 100})
+    config.sampling.update({"num_samples": 100, "batch_size": 100})
+    config.eval.batch_size = 360

@@ -1,0 +1,62 @@
+"""Train, measure and sample: ``python main.py --config configs/vp/digits.py --mode train``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Ctrl-C, as the shell reports it
+_INTERRUPTED = 130
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description="Train, measure and sample score-based diffusion models.",
+        epilog="Any key of the config can be set, as in --config.training.batch_size=64.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="a config file, such as configs/vp/digits.py")
+    parser.add_argument("--mode", required=True, choices=("train", "eval", "sample"), help="what to do")
+    parser.add_argument("--workdir", default="", help="where the run lives; default: runs/<family>/<config name>")
+    return parser.parse_known_args(arguments)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: The arguments; None takes the process's own.
+
+    Returns:
+        The exit code: 0 done, 2 it cannot work (one line says why), 130 stopped by Ctrl-C.
+    """
+    options, overrides = _parse(arguments)
+    # imported late, so that --help and typos answer at once
+    from evaluation.bits_per_dim import evaluate
+    from evaluation.sampling import sample
+    from training.config import import_plugins, load_config
+    from training.loop import Interrupted, train
+    from training.workdir import default_workdir
+
+    modes = {"train": train, "eval": evaluate, "sample": sample}
+    try:
+        config = load_config(options.config, overrides)
+        import_plugins(config.plugins)
+        workdir = Path(options.workdir) if options.workdir else default_workdir(options.config)
+        modes[options.mode](config, workdir)
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(error or "stopped", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("SDE_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

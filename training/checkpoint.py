@@ -1,0 +1,209 @@
+"""Checkpoints: safetensors and JSON with checksums, complete or absent, the newest N kept. Loading runs no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+_TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: Number of training steps done.
+        tensors: Everything that is a tensor, by name.
+        state: Everything else.
+        notes: What was passed over to get here: newer checkpoints that could not be used, a line each.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def _checksum(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _folders(root: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if path.is_dir() and path.name.startswith("step_")]
+    return sorted((path for path in found if path.name.removeprefix("step_").isdigit()), reverse=True)
+
+
+def save_checkpoint(root: Path, *, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint and drop the oldest ones.
+
+    It is written under a temporary name, synced, and renamed: at any moment it is complete or absent.
+
+    Args:
+        root: The folder of checkpoints.
+        step: Number of training steps done.
+        tensors: Tensors by name.
+        state: Anything JSON can hold.
+        keep: How many of the newest to keep, at least 1.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"step_{step:08d}"
+    temporary = root / f".writing_{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    files = {
+        _TENSORS: save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
+        _STATE: json.dumps({"step": step, **state}, indent=1).encode(),
+    }
+    for name, data in files.items():
+        _write_synced(temporary / name, data)
+    manifest = {name: _checksum(data) for name, data in files.items()}
+    _write_synced(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+    _sync_folder(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync_folder(root)
+    for old in _folders(root)[max(keep, 1) :]:
+        shutil.rmtree(old)
+    return final
+
+
+def _read(folder: Path) -> Checkpoint:
+    """Read one checkpoint, or raise ValueError with what is wrong."""
+    contents: dict[str, bytes] = {}
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        for name in (_TENSORS, _STATE):
+            contents[name] = (folder / name).read_bytes()
+            if _checksum(contents[name]) != manifest[name]:
+                raise ValueError(f"{name} does not match its checksum (it is truncated or corrupt)")
+        state = json.loads(contents[_STATE])
+        tensors = load_tensors(contents[_TENSORS])
+        return Checkpoint(step=int(state.pop("step")), tensors=tensors, state=state)
+    except FileNotFoundError as error:
+        raise ValueError(f"{Path(error.filename).name} is missing") from error
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, struct.error) as error:
+        raise ValueError(f"it cannot be read ({type(error).__name__}: {error})") from error
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors"):
+            raise ValueError(f"{_TENSORS} cannot be read ({error})") from error
+        raise
+
+
+def mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
+    """What keeps ``found`` from being loaded where ``expected`` is, or None.
+
+    Args:
+        expected: Tensors by name, as the model has them.
+        found: Tensors by name, as the file has them.
+    """
+    for title, names in (
+        ("lacks", sorted(expected.keys() - found.keys())),
+        ("has unexpected", sorted(found.keys() - expected.keys())),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            return f"it is of another architecture ({title} {names[0]}{more})"
+    for name, tensor in expected.items():
+        if tensor.shape != found[name].shape:
+            shapes = f"expected {list(tensor.shape)}, got {list(found[name].shape)}"
+            return f"it is of another architecture ({name}: {shapes})"
+    return None
+
+
+def load_newest(root: Path, expected: dict[str, Tensor]) -> Checkpoint | None:
+    """Read the newest checkpoint that is whole and fits the model.
+
+    Args:
+        root: The folder of checkpoints.
+        expected: The tensors that it must hold, for their names and shapes; others, such as the optimizer's, may be
+            there too under names that start with "optim.".
+
+    Returns:
+        The checkpoint, with a note for each newer one that was passed over; None if there is none at all.
+
+    Raises:
+        ValueError: If there are checkpoints but none can be used.
+    """
+    notes: list[str] = []
+    for folder in _folders(root):
+        try:
+            checkpoint = _read(folder)
+            found = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("optim.")}
+            problem = mismatch(expected, found)
+            if problem is not None:
+                raise ValueError(problem)
+        except (ValueError, OSError) as error:
+            notes.append(f"checkpoint {folder} is passed over: {error}")
+            continue
+        return Checkpoint(checkpoint.step, checkpoint.tensors, checkpoint.state, tuple(notes))
+    if notes:
+        raise ValueError(
+            f"no checkpoint in {root} can be used: {notes[0].split(': ', 1)[1]}; "
+            "restore a good one, or move the folder away to start anew"
+        )
+    return None
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by name, and the rest as JSON.
+
+    Returns:
+        Tensors named "optim.<parameter number>.<key>", and {"param_groups": ...}.
+    """
+    state = optimizer.state_dict()
+    tensors = {
+        f"optim.{number}.{key}": torch.as_tensor(value)
+        for number, entries in state["state"].items()
+        for key, value in entries.items()
+    }
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Undo ``flatten_optimizer``.
+
+    Args:
+        optimizer: An optimizer over the same parameters.
+        tensors: Tensors by name; those not of the optimizer are ignored.
+        state: What ``flatten_optimizer`` gave beside them.
+    """
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optim."):
+            _, number, key = name.split(".", 2)
+            entries.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})

@@ -1,0 +1,169 @@
+"""Config files and overrides from the command line, with errors of one line."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from sde_lib import choices_message
+
+# a ConfigDict's keys are known at run time alone: type checkers see Any
+if TYPE_CHECKING:
+    Config = Any
+else:
+    Config = ConfigDict
+
+
+def _import_file(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file; pass a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}; fix the file") from error
+    return module
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply overrides.
+
+    Args:
+        path: A Python file with ``get_config()``, such as ``configs/vp/digits.py``.
+        overrides: Arguments such as ``--config.training.batch_size=64``.
+
+    Returns:
+        The config, locked against new keys.
+
+    Raises:
+        ValueError: If the file does not exist or has no ``get_config``, or an override is unknown or of another type.
+    """
+    file = Path(path)
+    if not file.is_file():
+        known = sorted(p.as_posix() for p in file.parent.glob("*.py") if not p.name.startswith("_"))
+        beside = f"there are {', '.join(known)}" if known else "see configs/ for those that come with the project"
+        raise ValueError(f"config file {path} does not exist; {beside}")
+    module = _import_file(file, f"_config_{file.stem}")
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(f"config file {path} has no get_config(); define one that returns a ConfigDict")
+    config = module.get_config()
+    config.lock()
+    for override in overrides:
+        _apply_override(config, override)
+    return config
+
+
+def _apply_override(config: Config, override: str) -> None:
+    if not override.startswith("--config.") or "=" not in override:
+        raise ValueError(f"unknown argument {override!r}; overrides look like --config.training.batch_size=64")
+    dotted, text = override.removeprefix("--config.").split("=", 1)
+    *parents, leaf = dotted.split(".")
+    section: Any = config
+    for depth, name in enumerate([*parents, leaf]):
+        if not isinstance(section, ConfigDict) or name not in section:
+            keys = sorted(section.keys()) if isinstance(section, ConfigDict) else []
+            where = ".".join(["config", *parents[:depth]])
+            raise ValueError(choices_message(f"key of {where}:", name, keys))
+        if depth < len(parents):
+            section = section[name]
+    default = section[leaf]
+    if isinstance(default, ConfigDict):
+        raise ValueError(f"config.{dotted} is a section, got {text!r}; set one of {', '.join(sorted(default.keys()))}")
+    section[leaf] = _parse(dotted, text, default)
+
+
+def _parse(dotted: str, text: str, default: Any) -> Any:
+    """Read ``text`` as the type of ``default``."""
+    kind = type(default)
+    fix = f"config.{dotted} must be of type {kind.__name__}, got {text!r}; its default is {default!r}"
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if kind is int:
+            return int(text.replace("_", ""))
+        if kind is float:
+            return float(text)
+        if kind is tuple:
+            return _parse_tuple(text, default)
+    except (KeyError, ValueError, SyntaxError):
+        raise ValueError(fix) from None
+    return text
+
+
+def _parse_tuple(text: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A Python tuple, or items separated by commas."""
+    if text.lstrip().startswith(("(", "[")):
+        items = tuple(ast.literal_eval(text))
+    else:
+        items = tuple(item.strip() for item in text.split(",") if item.strip())
+    if default and isinstance(default[0], int):
+        return tuple(int(item) for item in items)
+    return items
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Read "eta=0.5, variance=large" as keyword arguments.
+
+    Raises:
+        ValueError: If an item is not name=value.
+    """
+    options: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, separator, value = item.partition("=")
+        if not separator or not name.strip().isidentifier():
+            raise ValueError(f"options must look like 'eta=0.5, variance=large', got {item!r}; write name=value")
+        try:
+            options[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            options[name.strip()] = value.strip()
+    return options
+
+
+def import_plugins(plugins: Sequence[str]) -> None:
+    """Import user modules, for what they register: names of modules, or paths of .py files.
+
+    Raises:
+        ValueError: If one cannot be imported.
+    """
+    for plugin in plugins:
+        if plugin.endswith(".py"):
+            path = Path(plugin)
+            if not path.is_file():
+                raise ValueError(f"plugin {plugin} does not exist; pass the path of a .py file or a module's name")
+            _import_file(path, f"_plugin_{path.stem}")
+            continue
+        sys.path.insert(0, os.getcwd())
+        try:
+            importlib.import_module(plugin)
+        except Exception as error:
+            raise ValueError(
+                f"plugin {plugin} cannot be imported: {type(error).__name__}: {error}; "
+                "pass a module that Python finds, or the path of a .py file"
+            ) from error
+        finally:
+            sys.path.remove(os.getcwd())
+
+
+def flatten(config: Config | dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Pairs of dotted key and value, in order."""
+    for key, value in config.items():
+        if isinstance(value, (ConfigDict, dict)):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def data_root(config: Config) -> str:
+    """``data.root``, else $SDE_DATA, else downloads/."""
+    return config.data.root or os.environ.get("SDE_DATA") or "downloads"

@@ -1,0 +1,241 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from data import ImageDataset, TrainBatches, to_model_space
+from models import ClippedScoreModel, NetworkScoreModel
+from samplers import DDIMSampler
+from sde_lib import NoiseStreams, derive_seed
+
+from .build import build_dataset, build_sampler, check_config, pick_device
+from .config import Config
+from .images import to_uint8
+from .logging import TrainingLog, say
+from .losses import Loss, learning_rate_factor, make_loss
+from .precision import PrecisionBackbone, pick_precision
+from .state import TrainingState
+from .workdir import open_for_training
+
+_TIME_STREAM, _NOISE_STREAM, _NETWORK_STREAM = 0, 1, 2
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The user asked to stop; everything is saved."""
+
+
+@contextmanager
+def _catch_interrupt() -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C into a request to stop after the step; a second one stops at once."""
+    requested: list[bool] = []
+
+    def request(_signal: int, _frame: FrameType | None) -> None:
+        requested.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield requested
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class TrainingStep:
+    """One optimizer step. All its randomness is a function of (seed, step), so that a resumed run is the same run.
+
+    Args:
+        state: What is trained.
+        batches: Where images come from.
+        loss: The loss.
+        seed: Seed of the run.
+        num_levels: Grey levels of the data.
+        class_conditional: Hand the labels to the network.
+        precision: dtype of the network's arithmetic.
+        learning_rate: After the warm-up.
+        warmup_steps: Steps over which the learning rate rises.
+        grad_clip: Largest gradient norm; 0 for none.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        batches: TrainBatches,
+        loss: Loss,
+        *,
+        seed: int,
+        num_levels: int,
+        class_conditional: bool,
+        precision: torch.dtype,
+        learning_rate: float,
+        warmup_steps: int,
+        grad_clip: float,
+    ) -> None:
+        self._state, self._batches, self._loss = state, batches, loss
+        self._seed, self._num_levels, self._class_conditional = seed, num_levels, class_conditional
+        self._learning_rate, self._warmup_steps, self._grad_clip = learning_rate, warmup_steps, grad_clip
+        model = state.model
+        backbone = PrecisionBackbone(model.backbone, precision)
+        self._model = NetworkScoreModel(backbone, model.sde, model.parameterization)
+        self._model.train()
+        self._parameters = list(model.parameters())
+        self._device = self._parameters[0].device
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Data, times, noise and condition of a step."""
+        images, labels = self._batches.batch(step)
+        x0 = to_model_space(images, self._num_levels)
+        uniform = torch.rand(len(x0), generator=self._generator(step, _TIME_STREAM), dtype=torch.float64)
+        eps = torch.randn(x0.shape, generator=self._generator(step, _NOISE_STREAM))
+        t = self._loss.times(self._state.model.sde, uniform)
+        cond = labels.to(self._device) if self._class_conditional else None
+        return x0.to(self._device), t.to(self._device), eps.to(self._device), cond
+
+    def _generator(self, step: int, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self._seed, step, stream))
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Do step number ``state.step``.
+
+        Returns:
+            The mean loss and the gradient norm before clipping, as tensors, so that the device need not be waited for.
+        """
+        state, step = self._state, self._state.step
+        x0, t, eps, cond = self._draw(step)
+        # dropout draws from the global generator: there is no other way to reach it
+        torch.manual_seed(derive_seed(self._seed, step, _NETWORK_STREAM))
+        loss = self._loss(self._model, x0, t, eps, cond=cond).mean()
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        largest = self._grad_clip if self._grad_clip > 0 else float("inf")
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, largest)
+        for group in state.optimizer.param_groups:
+            group["lr"] = self._learning_rate * learning_rate_factor(step, self._warmup_steps)
+        state.optimizer.step()
+        state.ema.update(state.model)
+        state.step += 1
+        return loss.detach(), grad_norm.detach()
+
+
+def _preview(state: TrainingState, config: Config, dataset: ImageDataset, device: torch.device) -> Tensor:
+    """16 samples by 50 steps of DDIM, from the same noise every time, in [-1, 1]."""
+    noise = NoiseStreams(config.seed, range(16))
+    model = ClippedScoreModel(state.ema.model)
+    cond = torch.arange(16, device=device) % dataset.num_classes if config.model.class_conditional else None
+    x_T = model.sde.prior_sample(dataset.image_shape, noise, device=device)
+    return DDIMSampler(num_steps=50).sample(model, x_T, cond=cond, noise=noise).x0
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Train, or go on training from the newest good checkpoint, up to ``training.num_steps``.
+
+    Args:
+        config: The config.
+        workdir: The work directory.
+
+    Raises:
+        ValueError: If the config cannot work; nothing is written then.
+        FloatingPointError: If the loss stops being finite; the last checkpoint is kept.
+        Interrupted: After Ctrl-C, with a checkpoint of that moment written.
+    """
+    check_config(config)
+    training = config.training
+    device = pick_device(config)
+    precision = pick_precision(training.precision, device)
+    build_sampler(config)
+    dataset = build_dataset(config, "train")
+    batches = TrainBatches(
+        dataset, batch_size=training.batch_size, seed=config.seed, random_flip=config.data.random_flip
+    )
+    state = TrainingState.create(config, dataset, device)
+    loss = make_loss(
+        training.loss,
+        sde=state.model.sde,
+        parameterization=config.model.parameterization,
+        weighting=training.weighting,
+        data_std=config.model.data_std,
+    )
+    do_step = TrainingStep(
+        state,
+        batches,
+        loss,
+        seed=config.seed,
+        num_levels=dataset.num_levels,
+        class_conditional=config.model.class_conditional,
+        precision=precision,
+        learning_rate=config.optim.learning_rate,
+        warmup_steps=config.optim.warmup_steps,
+        grad_clip=training.grad_clip,
+    )
+    open_for_training(workdir, config)
+    if state.restore(workdir / "checkpoints"):
+        say(f"continues from step {state.step}")
+    if state.step >= training.num_steps:
+        say(f"already trained to step {state.step}; raise --config.training.num_steps to train on")
+        return
+    size = sum(p.numel() for p in state.model.parameters())
+    say(
+        f"{len(dataset):,} images of {'x'.join(map(str, dataset.image_shape))}, {dataset.num_levels} grey levels; "
+        f"{size:,} parameters on {device}, network in {str(precision).removeprefix('torch.')}"
+    )
+    log = TrainingLog(workdir, start=state.step, num_steps=training.num_steps, batch_size=training.batch_size)
+    with log, _catch_interrupt() as interrupted:
+        _run(config, workdir, state, do_step, log, interrupted, dataset)
+
+
+def _run(
+    config: Config,
+    workdir: Path,
+    state: TrainingState,
+    do_step: TrainingStep,
+    log: TrainingLog,
+    interrupted: list[bool],
+    dataset: ImageDataset,
+) -> None:
+    training = config.training
+    device = next(state.model.parameters()).device
+    losses: list[Tensor] = []
+    began = time.perf_counter()
+    while state.step < training.num_steps and not interrupted:
+        loss, grad_norm = do_step()
+        losses.append(loss)
+        log.advance()
+        last = state.step == training.num_steps
+        if last or state.step % training.log_every == 0:
+            mean = float(torch.stack(losses).mean())
+            _check_finite(mean, state.step)
+            log.scalars(
+                state.step,
+                loss=mean,
+                grad_norm=float(grad_norm),
+                learning_rate=state.optimizer.param_groups[0]["lr"],
+                seconds_per_step=(time.perf_counter() - began) / len(losses),
+            )
+            losses, began = [], time.perf_counter()
+        if last or state.step % training.checkpoint_every == 0:
+            _check_finite(float(loss), state.step)
+            state.save(workdir / "checkpoints", keep=training.keep_checkpoints)
+            log.learning_curve()
+        if training.sample_every and state.step % training.sample_every == 0:
+            log.samples(state.step, to_uint8(_preview(state, config, dataset, device), dataset.num_levels))
+            began = time.perf_counter()
+    if interrupted and state.step < training.num_steps:
+        state.save(workdir / "checkpoints", keep=training.keep_checkpoints)
+        log.learning_curve()
+        raise Interrupted(f"stopped at step {state.step}, which is saved; the same command goes on from there")
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not loss < float("inf"):
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}; lower optim.learning_rate or training.grad_clip "
+            "(the last checkpoint is kept)"
+        )

@@ -1,0 +1,110 @@
+"""What a run is made of, and how it goes to a checkpoint and comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data import ImageDataset
+from models import NetworkScoreModel
+
+from .build import build_model, build_optimizer
+from .checkpoint import flatten_optimizer, load_newest, restore_optimizer, save_checkpoint
+from .config import Config
+from .ema import ExponentialMovingAverage
+from .logging import say
+
+
+def _weights(model: NetworkScoreModel, ema: ExponentialMovingAverage) -> dict[str, Tensor]:
+    """Names and tensors of both sets of weights, as checkpoints hold them."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
+    return tensors | {f"ema.{name}": tensor for name, tensor in ema.model.backbone.state_dict().items()}
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while training.
+
+    Attributes:
+        model: The model being trained.
+        ema: The average of its weights.
+        optimizer: The optimizer of its weights.
+        step: Number of steps done.
+    """
+
+    model: NetworkScoreModel
+    ema: ExponentialMovingAverage
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @classmethod
+    def create(cls, config: Config, dataset: ImageDataset, device: torch.device) -> TrainingState:
+        """A fresh state on a device."""
+        model = build_model(config, dataset).to(device)
+        optimizer = build_optimizer(config, list(model.parameters()))
+        return cls(model, ExponentialMovingAverage(model, config.training.ema_decay), optimizer)
+
+    def save(self, root: Path, *, keep: int) -> Path:
+        """Write a checkpoint of this moment."""
+        tensors, state = flatten_optimizer(self.optimizer)
+        state["ema_updates"] = self.ema.num_updates
+        tensors |= _weights(self.model, self.ema)
+        return save_checkpoint(root, step=self.step, tensors=tensors, state=state, keep=keep)
+
+    def restore(self, root: Path) -> bool:
+        """Go to the newest good checkpoint, if there is any.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ValueError: If there are checkpoints but none can be used.
+        """
+        checkpoint = load_newest(root, _weights(self.model, self.ema))
+        if checkpoint is None:
+            return False
+        for note in checkpoint.notes:
+            say(note)
+        _load_weights(self.model, checkpoint.tensors, "model.")
+        _load_weights(self.ema.model, checkpoint.tensors, "ema.")
+        restore_optimizer(self.optimizer, checkpoint.tensors, checkpoint.state)
+        self.ema.num_updates = int(checkpoint.state["ema_updates"])
+        self.step = checkpoint.step
+        return True
+
+
+def _load_weights(model: NetworkScoreModel, tensors: dict[str, Tensor], prefix: str) -> None:
+    state: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    model.backbone.load_state_dict(state)
+
+
+def load_trained(
+    config: Config, workdir: Path, dataset: ImageDataset, device: torch.device
+) -> tuple[NetworkScoreModel, int]:
+    """The averaged model of a work directory's newest good checkpoint.
+
+    Args:
+        config: The config it was trained with.
+        workdir: The work directory.
+        dataset: Any split of its data, for the shapes.
+        device: Where the model goes.
+
+    Returns:
+        The model in evaluation mode, and the step of the checkpoint.
+
+    Raises:
+        ValueError: If there is no checkpoint, or none can be used.
+    """
+    model = build_model(config, dataset).to(device)
+    ema = ExponentialMovingAverage(model, config.training.ema_decay)
+    checkpoint = load_newest(workdir / "checkpoints", _weights(model, ema))
+    if checkpoint is None:
+        raise ValueError(f"{workdir} has no checkpoint yet; run --mode train first")
+    for note in checkpoint.notes:
+        say(note)
+    _load_weights(ema.model, checkpoint.tensors, "ema.")
+    return ema.model, checkpoint.step

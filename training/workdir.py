@@ -1,0 +1,125 @@
+"""The work directory: where a run keeps its config, checkpoints, logs and results."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import Config, flatten
+
+# What may change between two commands on one work directory without making it another run.
+_FREE_IN_TRAINING = (
+    "training.num_steps",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.log_every",
+    "training.sample_every",
+    "sampling.",
+    "eval.",
+    "data.root",
+    "device",
+    "plugins",
+)
+# What sampling and evaluation must agree on: the network, and the data it was made for.
+_FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.channels")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is complete or absent: temporary name, fsync, rename.
+
+    Args:
+        path: Where to; its folder is made if need be.
+        data: The bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def default_workdir(config_path: str) -> Path:
+    """runs/<family>/<config name>."""
+    path = Path(config_path)
+    return Path("runs") / path.resolve().parent.name / path.stem
+
+
+def _differences(config: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    ours, theirs = dict(flatten(config)), dict(flatten(saved))
+    return {
+        key: (ours.get(key), theirs.get(key))
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    }
+
+
+def _read_saved(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
+
+
+def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]], keys: Sequence[str]) -> None:
+    shown = "; ".join(f"{key} was {differences[key][1]!r}, is {differences[key][0]!r}" for key in keys[:3])
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    raise ValueError(f"{workdir} belongs to another config: {shown}{more}; set it back, or choose another --workdir")
+
+
+def open_for_training(workdir: Path, config: Config) -> None:
+    """Claim a work directory for this config, or check that it is this config's.
+
+    Args:
+        workdir: The directory; it need not exist.
+        config: The whole config.
+
+    Raises:
+        ValueError: If it holds a run of another config, or files but no config.
+    """
+    saved = _read_saved(workdir)
+    if saved is None and (workdir / "checkpoints").is_dir():
+        raise ValueError(f"{workdir} has checkpoints but no config.json; restore it, or choose another --workdir")
+    if saved is not None:
+        differences = _differences(config, saved)
+        keys = [key for key in differences if not key.startswith(_FREE_IN_TRAINING)]
+        if keys:
+            _refuse(workdir, differences, keys)
+    write_json(workdir / "config.json", config.to_dict())
+
+
+def check_for_use(workdir: Path, config: Config) -> None:
+    """Check that a work directory was trained with this config's model and data.
+
+    Args:
+        workdir: The directory.
+        config: The whole config.
+
+    Raises:
+        ValueError: If it was not, or nothing was trained there.
+    """
+    saved = _read_saved(workdir)
+    if saved is None:
+        raise ValueError(f"{workdir} holds no trained run; run --mode train first, or pass its --workdir")
+    differences = _differences(config, saved)
+    keys = [key for key in differences if key.startswith(_FIXED_FOR_MODEL)]
+    if keys:
+        _refuse(workdir, differences, keys)
