@@ -65,11 +65,10 @@ def discretized_gaussian_log_prob(
         ValueError: If x is off the lattice.
     """
     level = levels_of(x, num_levels)
-    center = 2 * level / (num_levels - 1) - 1
-    half_width = 1 / (num_levels - 1)
     inverse_std = torch.exp(-log_std.double())
-    low = (center - half_width - mean.double()) * inverse_std
-    high = (center + half_width - mean.double()) * inverse_std
+    # x -+ h from integers: neighbours share their edge to the last digit, and an edge near 0 keeps its digits
+    low = ((2 * level - num_levels) / (num_levels - 1) - mean.double()) * inverse_std
+    high = ((2 * level + 2 - num_levels) / (num_levels - 1) - mean.double()) * inverse_std
     inside = _log_normal_interval(low, high)
     edges = torch.where(level == 0, torch.special.log_ndtr(high), torch.special.log_ndtr(-low))
     return torch.where((level == 0) | (level == num_levels - 1), edges, inside)

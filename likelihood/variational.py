@@ -107,7 +107,7 @@ class VariationalBound(LikelihoodEstimator):
             raise ValueError(f"steps_per_image must be at least 1, got {steps_per_image}; leave it out for all steps")
         self.num_levels = num_levels
         self.num_steps = num_steps
-        self.variance = check_variance(variance)
+        self.variance: ReverseVariance = check_variance(variance)
         self.grid = check_grid(grid) if isinstance(grid, Tensor) else grid
         if isinstance(self.grid, Tensor) and num_steps not in (None, len(self.grid) - 1):
             raise ValueError(

@@ -30,7 +30,7 @@ class AncestralSampler(StepSampler):
 
     def __init__(self, *, variance: ReverseVariance = "small", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.variance = check_variance(variance)
+        self.variance: ReverseVariance = check_variance(variance)
 
     def step(
         self, model: ScoreModel, x_t: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None, noise: NoiseStreams

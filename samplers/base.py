@@ -74,7 +74,7 @@ class Sampler(ABC):
             x_T: Draws of the prior, [B, ...], such as ``model.sde.prior_sample``.
             cond: Condition, handed to the model.
             noise: One random stream a sample; None takes fresh ones from PyTorch's global generator.
-            hooks: Called after each step in turn; a hook that returns a tensor replaces the state, in the state's dtype.
+            hooks: Called after each step in turn; what a hook returns replaces the state, cast to the state's dtype.
 
         Returns:
             The samples, the number of network calls, and the trajectory if it was asked for.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -148,6 +148,13 @@ class Tabulated(SDE):
         """1/2 log sigmoid(-lambda) for "vp", -lambda / 2 for "ve"."""
         log_snr = self.log_snr(t)
         return -0.5 * log_snr if self.family == "ve" else 0.5 * torch.nn.functional.logsigmoid(-log_snr)
+
+    def _invert(self, function: Callable[[Tensor], Tensor], value: Tensor, *, rising: bool) -> Tensor:
+        row = super()._invert(function, value, rising=rising) * self._num_rows
+        nearest = row.round()
+        # bisection ends at the far side of the times that are taken as a row: give the row itself
+        is_row = (row - nearest).abs() <= 16 * torch.finfo(torch.float64).eps * row
+        return torch.where(is_row, nearest, row) / self._num_rows
 
     def _off_zero(self, t: PerSample) -> PerSample:
         # lambda is infinite at t = 0, f and g^2 are not: they are constant this close to it

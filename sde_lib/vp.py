@@ -117,8 +117,10 @@ class CosineVP(VariancePreserving):
         return -0.5 * math.pi / (1 + self.s) / torch.tan(angle)
 
     def time_from_log_alpha(self, log_alpha: PerSample) -> PerSample:
-        """Through the half angle: 2 sin^2(phase / 2) = 1 - cos(phase) keeps its digits near t = 0."""
+        """1 - alpha gives a quadratic in tan(rate t / 2); its positive root, in the form that does not cancel."""
         rate = 0.5 * math.pi / (1 + self.s)
-        start = rate * self.s
-        half_sine_sq = math.sin(0.5 * start) ** 2 - 0.5 * math.cos(start) * torch.expm1(log_alpha.double())
-        return (2 * torch.asin(half_sine_sq.clamp(0.0, 1.0).sqrt()) / rate - self.s).clamp(0.0, 1.0)
+        sine, cosine = math.sin(rate * self.s), math.cos(rate * self.s)
+        drop = -torch.expm1(log_alpha.double())
+        tangent = cosine * drop / (sine + (sine**2 + cosine**2 * drop * (2 - drop)).sqrt())
+        # at s = 0 and alpha = 1 this is 0 / 0
+        return torch.where(drop > 0, 2 * torch.atan(tangent) / rate, 0.0).clamp(0.0, 1.0)

@@ -6,9 +6,13 @@ from configs.default import get_default_config
 
 
 def get_config() -> ConfigDict:
-    """The U-Net of Ho et al. 2020, made small, on their table."""
+    """The U-Net of Ho et al. 2020, made small, on a linear table.
+
+    Ho et al. start at beta = 1e-4, whose sigma = 0.01 suits 256 grey levels. These are 17 levels, 0.125 apart: 2e-3,
+    sigma = 0.045, spends no steps on telling apart what is already certain.
+    """
     config = get_default_config()
-    config.sde.update({"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02})
+    config.sde.update({"num_steps": 1000, "beta_start": 2e-3, "beta_end": 0.02})
     digits_network(config)
     return config
 
@@ -18,7 +22,7 @@ def digits_network(config: ConfigDict) -> None:
     config.data.dataset = "digits"
     config.model.update(
         {
-            "channels": 64,
+            "channels": 48,
             "channel_mult": (1, 2),
             "num_res_blocks": 2,
             "attention_resolutions": (4,),
@@ -28,8 +32,8 @@ def digits_network(config: ConfigDict) -> None:
     )
     config.training.update(
         {
-            "num_steps": 2_000,
-            "batch_size": 128,
+            "num_steps": 1_500,
+            "batch_size": 64,
             "ema_decay": 0.999,
             "checkpoint_every": 500,
             "log_every": 20,

@@ -18,16 +18,16 @@ def mnist_network(config: ConfigDict) -> None:
     config.data.dataset = "mnist"
     config.model.update(
         {
-            "channels": 64,
+            "channels": 32,
             "channel_mult": (1, 2, 2),
-            "num_res_blocks": 2,
+            "num_res_blocks": 1,
             "attention_resolutions": (7,),
-            "norm_groups": 16,
+            "norm_groups": 8,
             "dropout": 0.0,
         }
     )
     config.training.update(
-        {"num_steps": 50_000, "batch_size": 64, "ema_decay": 0.999, "checkpoint_every": 500, "sample_every": 1_000}
+        {"num_steps": 10_000, "batch_size": 32, "ema_decay": 0.999, "checkpoint_every": 500, "sample_every": 1_000}
     )
-    config.optim.update({"learning_rate": 5e-4, "warmup_steps": 200})
+    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 200})
     config.eval.vlb_samples_per_image = 20

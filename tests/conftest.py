@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from tiny import tiny_command
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny network on digits; copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    assert main.run(tiny_command("train", workdir)) == 0
+    return workdir
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)

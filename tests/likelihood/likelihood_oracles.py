@@ -1,0 +1,123 @@
+"""Models, distributions and quadratures that the likelihood tests share; the quadratures are numpy and scipy alone."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.special import log_ndtr
+
+from models import DiscreteScoreModel, Prediction, ScoreModel
+from sde_lib import VE, VP, CosineVP, SubVP, Tabulated, ddpm_betas
+
+SDES = {
+    "vp": VP(),
+    "cosine": CosineVP(),
+    "subvp": SubVP(),
+    "ve": VE(sigma_max=20.0),
+    "ddpm": Tabulated.ddpm(num_steps=50, beta_start=20 * 1e-4, beta_end=20 * 0.02),
+    "ncsn": Tabulated.ncsn(num_steps=50, sigma_min=0.05, sigma_max=20.0),
+}
+FRACTION = {"small": 0.0, "large": 1.0, "learned": 0.3}
+
+
+def rescaled_ddpm(num_steps):
+    """Ho et al.'s betas, rescaled so that a table of any length destroys as much; below 20 rows they need a cap."""
+    return Tabulated.from_betas((ddpm_betas(num_steps) * 1000 / num_steps).clamp(max=0.99))
+
+
+def random_pmf(num_levels, seed=0):
+    """Softmax of standard normals."""
+    logits = np.random.default_rng(seed).standard_normal(num_levels)
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+def lattice(num_levels):
+    return 2 * np.arange(num_levels) / (num_levels - 1) - 1
+
+
+class Pixels(ScoreModel):
+    """The exact denoiser of [B, D] independent pixels of one distribution, by the one-pixel oracle."""
+
+    def __init__(self, sde, pmf, *, fraction=0.3):
+        super().__init__(sde)
+        points = torch.from_numpy(lattice(len(pmf)))[:, None]
+        self.pixel = DiscreteScoreModel(sde, points=points, probs=pmf.tolist(), variance_fraction=fraction)
+
+    def forward(self, x_t, t, *, cond=None):
+        raw = self.pixel(x_t.reshape(-1, 1), t.repeat_interleave(x_t[0].numel()))
+        x0, eps, fraction = (v.reshape(x_t.shape) for v in (raw.x0, raw.eps, raw.variance_fraction))
+        return Prediction(x0=x0, eps=eps, sigma=self.sde.sigma(t), variance_fraction=fraction)
+
+
+def every_level(num_levels, copies, dims):
+    """Images of one level each, [num_levels * copies, dims], level by level: sampling x0 is left to its weights."""
+    x0 = torch.from_numpy(lattice(num_levels)).repeat_interleave(copies)
+    return x0[:, None].expand(-1, dims).contiguous()
+
+
+def weighted(values, pmf, dims):
+    """sum_k p_k E[values | level k] per pixel, from ``every_level`` batches, and its standard error."""
+    values = values.numpy().reshape(len(pmf), -1) / dims
+    return pmf @ values.mean(1), np.sqrt(pmf**2 @ values.var(1, ddof=1) / values.shape[1])
+
+
+EPS = np.linspace(-9, 9, 601)
+EPS_WEIGHT = np.exp(-0.5 * EPS**2) / np.exp(-0.5 * EPS**2).sum()
+
+
+@lru_cache(maxsize=2048)
+def posterior_means(alpha, sigma, pmf):
+    """E[x0 | x_t] of one pixel for every level and every eps, [K, len(EPS)]."""
+    points = lattice(len(pmf))
+    x_t = alpha * points[:, None] + sigma * EPS
+    log_weight = np.log(pmf) - 0.5 * ((x_t[..., None] - alpha * points) / sigma) ** 2
+    weight = np.exp(log_weight - log_weight.max(-1, keepdims=True))
+    return (weight @ points) / weight.sum(-1)
+
+
+def gaussian_kl(mean1, var1, mean2, var2):
+    return 0.5 * (np.log(var2 / var1) + (var1 + (mean1 - mean2) ** 2) / var2 - 1)
+
+
+def reverse_vars(alpha_s, sigma_s, alpha_t, sigma_t):
+    large = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2
+    return large * sigma_s**2 / sigma_t**2, large
+
+
+def mix(variance, small, large):
+    fraction = FRACTION[variance]
+    return large**fraction * small ** (1 - fraction)
+
+
+def quadrature_terms(alpha, sigma, pmf, variance):
+    """L_0, L_1, ... of one pixel with the noise levels alpha and sigma at rising times, in numpy.
+
+    Expectations over eps are trapezoidal sums. As functions of eps the integrands turn within sigma / gap, gap being
+    that of the levels, and do so at gap / (2 sigma): where that is below 9, their width is above one spacing.
+
+    Returns:
+        Mean and variance of every term over eps, each [n, K].
+    """
+    points = lattice(len(pmf))[:, None]
+    large = sigma[0] ** 2
+    small = reverse_vars(alpha[0], sigma[0], alpha[1], sigma[1])[0] if len(alpha) > 1 else large
+    std = np.sqrt(mix(variance, small, large))
+    mean = posterior_means(alpha[0], sigma[0], tuple(pmf))
+    half = 1 / (len(pmf) - 1)
+    low = (np.where(points == -1, -np.inf, points - half) - mean) / std
+    high = (np.where(points == 1, np.inf, points + half) - mean) / std
+    mirror = low + high > 0
+    low, high = np.where(mirror, -high, low), np.where(mirror, -low, high)
+    terms = [-log_ndtr(high) - np.log1p(-np.exp(log_ndtr(low) - log_ndtr(high)))]
+    for i in range(len(alpha) - 1):
+        small, large = reverse_vars(alpha[i], sigma[i], alpha[i + 1], sigma[i + 1])
+        x0_weight = alpha[i] * large / sigma[i + 1] ** 2
+        mean = x0_weight * posterior_means(alpha[i + 1], sigma[i + 1], tuple(pmf))
+        terms.append(gaussian_kl(x0_weight * points, small, mean, mix(variance, small, large)))
+    means = np.array([term @ EPS_WEIGHT for term in terms])
+    # squared offsets, not a difference of squares: some terms do not vary at all
+    return means, np.array([(term - m[:, None]) ** 2 @ EPS_WEIGHT for term, m in zip(terms, means, strict=True)])
+
+
+def entropy(pmf):
+    return -(pmf * np.log(pmf)).sum()

@@ -1,0 +1,113 @@
+"""Every config builds its model and takes one step; the full-size ones have the published sizes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from data import ImageDataset, TrainBatches
+from data import to_model_space
+from ml_collections import ConfigDict
+from sde_lib import make_grid
+from training.build import build_model, build_sampler, build_sde, check_config
+from training.config import load_config
+from training.losses import make_loss
+from training.loop import TrainingStep
+from training.state import TrainingState
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for family in ("vp", "ve", "subvp")
+    for path in (ROOT / "configs" / family).glob("*.py")
+    if path.stem not in ("__init__", "family")
+)
+SHAPES = {"digits": (1, 8, 8, 17), "mnist": (1, 28, 28, 256), "cifar10": (3, 32, 32, 256)}
+
+
+def _images(config: ConfigDict) -> ImageDataset:
+    channels, height, width, levels = SHAPES[config.data.dataset]
+    images = torch.randint(levels, (12, channels, height, width), dtype=torch.uint8)
+    return ImageDataset(images, torch.arange(12) % 10, levels, 10, config.data.dataset, "train")
+
+
+def test_the_promised_configs_are_there():
+    assert CONFIGS == sorted(f"configs/{f}/{d}.py" for f in ("vp", "ve", "subvp") for d in SHAPES)
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_config_builds_its_model_and_takes_one_step(path: str):
+    overrides = ["--config.model.channels=16", "--config.model.num_res_blocks=1", "--config.training.batch_size=3"]
+    config = load_config(str(ROOT / path), overrides)
+    check_config(config)
+    dataset = _images(config)
+    state = TrainingState.create(config, dataset, torch.device("cpu"))
+    loss = make_loss(
+        config.training.loss,
+        sde=state.model.sde,
+        parameterization=config.model.parameterization,
+        weighting=config.training.weighting,
+        data_std=config.model.data_std,
+    )
+    do_step = TrainingStep(
+        state,
+        TrainBatches(dataset, batch_size=3, seed=0, random_flip=config.data.random_flip),
+        loss,
+        seed=0,
+        num_levels=dataset.num_levels,
+        class_conditional=False,
+        precision=torch.float32,
+        learning_rate=config.optim.learning_rate,
+        warmup_steps=0,
+        grad_clip=config.training.grad_clip,
+    )
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    first, _ = do_step()
+    # a new network says 0, so that the first loss is known up to the draw of the noise
+    expected = 1.0 if config.model.parameterization == "eps" else None
+    if expected is not None:
+        numel = 3 * dataset.num_dims
+        assert abs(float(first) - expected) < 5 * (2 / numel) ** 0.5
+    assert any(not torch.equal(before[name], value) for name, value in state.model.state_dict().items())
+    assert state.step == 1
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_config_is_the_family_that_its_folder_says(path: str):
+    config = load_config(str(ROOT / path))
+    sde = build_sde(config)
+    assert {"vp": "ddpm", "ve": "ve", "subvp": "subvp"}[path.split("/")[1]] == config.sde.name
+    assert config.data.dataset == Path(path).stem
+    build_sampler(config)
+    grid = make_grid(config.sampling.grid, sde, config.sampling.num_steps)
+    assert len(grid) == config.sampling.num_steps + 1
+
+
+def test_cifar10_is_the_network_and_training_of_ho_et_al():
+    config = load_config(str(ROOT / "configs/vp/cifar10.py"))
+    model = build_model(config, _images(config))
+    assert sum(p.numel() for p in model.parameters()) == 35_746_307
+    training, optim = config.training, config.optim
+    assert (training.num_steps, training.batch_size, training.ema_decay) == (800_000, 128, 0.9999)
+    assert (optim.name, optim.learning_rate, optim.warmup_steps, training.grad_clip) == ("adam", 2e-4, 5_000, 1.0)
+    assert config.model.dropout == 0.1 and config.data.random_flip
+    assert model.sde.table_size == 1000
+    assert float(model.sde.alpha(torch.ones(1, dtype=torch.float64)) ** 2) == pytest.approx(4.0358e-5, rel=1e-4)
+
+
+def test_model_weights_depend_on_the_seed_alone():
+    config = load_config(str(ROOT / "configs/vp/digits.py"), ["--config.model.channels=16"])
+    dataset = _images(config)
+    one = build_model(config, dataset).state_dict()
+    torch.rand(7)
+    two = build_model(config, dataset).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    config.seed = 1
+    other = build_model(config, dataset).state_dict()
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_data_reaches_the_network_in_minus_one_to_one():
+    config = load_config(str(ROOT / "configs/vp/digits.py"))
+    dataset = _images(config)
+    x = to_model_space(dataset.images, dataset.num_levels)
+    assert float(x.min()) == -1.0 and float(x.max()) == 1.0

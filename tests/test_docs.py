@@ -1,0 +1,46 @@
+"""The pages of docs/ that show code are run, as they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import main
+
+from tiny import TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def test_new_sampler_page(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sampler, proof = _blocks("docs/new_sampler.md", "python")
+    (command,) = _blocks("docs/new_sampler.md", "sh")
+    assert len([line for line in sampler.splitlines() if line.strip()]) <= 15
+    (tmp_path / "my_sampler.py").write_text(sampler)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "run").symlink_to(tiny_run)
+    monkeypatch.chdir(tmp_path)
+    python, script, *arguments = shlex.split(command)
+    assert (python, script) == ("python", "main.py")
+
+    # a page's own settings come last, so that they win
+    assert main.run(["--workdir=run", *TINY, *arguments]) == 0
+
+    images = np.load(tmp_path / "run" / "samples" / "samples.npz")["arr_0"]
+    assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 0
+    exec(compile(proof, "docs/new_sampler.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")
+)])  # fmt: skip
+def test_links_and_pictures_of_a_page_exist(page: str):
+    for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text()):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}, which is not there"

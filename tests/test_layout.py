@@ -1,0 +1,129 @@
+"""Imports run one way: sde_lib <- models <- {samplers, likelihood} <- training <- evaluation <- main."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "sde_lib": set(),
+    "models": {"sde_lib"},
+    "samplers": {"sde_lib", "models"},
+    "likelihood": {"sde_lib", "models"},
+    "data": set(),
+    "training": {"sde_lib", "models", "samplers", "likelihood", "data"},
+    "evaluation": {"sde_lib", "models", "samplers", "likelihood", "data", "training"},
+    "configs": set(),
+}
+# Third-party packages of the rooms that promise to have few.
+THIRD_PARTY = {
+    "models/backbones": {"torch", "jaxtyping"},
+    "configs": {"ml_collections"},
+    "sde_lib": {"torch", "numpy", "scipy", "jaxtyping"},
+    "samplers": {"torch", "jaxtyping", "numpy"},
+    "likelihood": {"torch", "jaxtyping", "numpy"},
+}
+STANDARD_LIBRARY = {
+    "__future__", "abc", "argparse", "ast", "collections", "contextlib", "copy", "dataclasses", "difflib", "functools",
+    "hashlib", "importlib", "inspect", "io", "itertools", "json", "math", "os", "pathlib", "shutil", "signal", "struct",
+    "sys", "tempfile", "time", "types", "typing",
+}  # fmt: skip
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Top-level names of absolute imports, wherever they stand in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_packages_import_downwards_only(package: str):
+    for path in (ROOT / package).rglob("*.py"):
+        ours = set(_imports(path)) & MAY_IMPORT.keys() - {package}
+        assert ours <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {ours - MAY_IMPORT[package]}"
+
+
+@pytest.mark.parametrize("room", sorted(THIRD_PARTY))
+def test_rooms_keep_to_their_third_party_packages(room: str):
+    for path in (ROOT / room).rglob("*.py"):
+        foreign = set(_imports(path)) - MAY_IMPORT.keys() - STANDARD_LIBRARY
+        assert foreign <= THIRD_PARTY[room], f"{path.relative_to(ROOT)} imports {foreign - THIRD_PARTY[room]}"
+
+
+def test_backbones_know_no_sde():
+    for path in (ROOT / "models" / "backbones").rglob("*.py"):
+        assert "sde_lib" not in set(_imports(path)), path
+        relative = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.level > 1
+        ]
+        assert not relative, f"{path} reaches out of backbones"
+
+
+def test_within_a_package_imports_are_relative():
+    for package in MAY_IMPORT.keys() - {"configs"}:
+        for path in (ROOT / package).rglob("*.py"):
+            assert package not in set(_imports(path)), f"{path.relative_to(ROOT)} imports {package} absolutely"
+
+
+def test_config_objects_stop_at_training_and_evaluation():
+    for package in ("sde_lib", "models", "samplers", "likelihood", "data"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert "ml_collections" not in set(_imports(path)), path
+
+
+def test_every_package_is_ours_and_installed():
+    import data
+    import evaluation
+    import likelihood
+    import models
+    import samplers
+    import sde_lib
+    import training
+
+    for module in (data, evaluation, likelihood, models, samplers, sde_lib, training):
+        assert module.__file__ is not None
+        assert Path(module.__file__).resolve().parent.parent == ROOT
+    listed = set(re.findall(r'"([a-z_.]+)"', (ROOT / "setup.py").read_text()))
+    there = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for name in MAY_IMPORT
+        for path in (ROOT / name).rglob("__init__.py")
+    }
+    assert listed == there
+
+
+def test_main_is_short_and_no_module_is_called_utils():
+    assert len((ROOT / "main.py").read_text().splitlines()) < 80
+    for name in MAY_IMPORT:
+        assert not list((ROOT / name).rglob("util*.py"))
+
+
+def test_files_can_be_read_in_one_sitting():
+    for name in MAY_IMPORT:
+        for path in (ROOT / name).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_nothing_in_a_library_package_seeds_globally():
+    for package in ("sde_lib", "models", "samplers", "likelihood", "data", "evaluation"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.manual_seed", "np.random.seed"):
+                    pytest.fail(f"{path.relative_to(ROOT)} seeds globally")
+
+
+def test_the_repository_ships_no_data_and_no_weights():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split():
+        assert not name.endswith((".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".gz")), name

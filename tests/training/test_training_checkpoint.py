@@ -1,0 +1,152 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from training.checkpoint import (
+    flatten_optimizer,
+    load_newest,
+    mismatch,
+    restore_optimizer,
+    save_checkpoint,
+)
+
+
+def _tensors(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"model.w": torch.randn(3, 4, generator=generator), "ema.w": torch.randn(3, 4, generator=generator)}
+
+
+def _save(root: Path, step: int, keep: int = 10) -> Path:
+    return save_checkpoint(root, step=step, tensors=_tensors(step), state={"note": step}, keep=keep)
+
+
+def test_what_is_written_comes_back_to_the_bit(tmp_path: Path):
+    special = {"model.w": torch.tensor([float("nan"), -0.0, 1e-45]), "model.n": torch.tensor(7), "model.e": torch.empty(0)}
+    save_checkpoint(tmp_path, step=3, tensors=special, state={"a": [1, None]}, keep=1)
+    found = load_newest(tmp_path, special)
+    assert found is not None and found.step == 3 and found.state == {"a": [1, None]} and found.notes == ()
+    for name, tensor in special.items():
+        assert found.tensors[name].numpy().tobytes() == tensor.numpy().tobytes()
+
+
+def test_newest_n_are_kept_and_the_newest_is_read(tmp_path: Path):
+    for step in (5, 10, 9999, 100_000_000):
+        _save(tmp_path, step, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00009999", "step_100000000"]
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and found.step == 100_000_000
+
+
+def test_no_checkpoint_is_none(tmp_path: Path):
+    assert load_newest(tmp_path / "absent", {}) is None
+    (tmp_path / ".writing_00000003").mkdir()
+    assert load_newest(tmp_path, {}) is None
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "remove"])
+def test_damaged_newest_falls_back_and_says_so(tmp_path: Path, file: str, damage: str):
+    _save(tmp_path, 1)
+    path = _save(tmp_path, 2) / file
+    data = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    elif damage == "flip":
+        data[len(data) * 2 // 3] ^= 0x10
+        path.write_bytes(data)
+    else:
+        path.write_bytes(data[: len(data) // 2] if damage == "truncate" else b"")
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and found.step == 1
+    torch.testing.assert_close(found.tensors["model.w"], _tensors(1)["model.w"], rtol=0, atol=0)
+    (note,) = found.notes
+    assert "step_00000002 is passed over" in note and "\n" not in note
+
+
+def test_every_flipped_byte_of_the_tensors_is_noticed(tmp_path: Path):
+    path = _save(tmp_path, 1) / "tensors.safetensors"
+    good = path.read_bytes()
+    for place in range(0, len(good), 7):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(ValueError, match="no checkpoint in .* can be used"):
+            load_newest(tmp_path, _tensors())
+
+
+def test_files_swapped_between_checkpoints_are_noticed(tmp_path: Path):
+    one, two = _save(tmp_path, 1), _save(tmp_path, 2)
+    shutil.copy(one / "tensors.safetensors", two / "tensors.safetensors")
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and found.step == 1 and "checksum" in found.notes[0]
+
+
+def test_another_architecture_is_passed_over_by_name(tmp_path: Path):
+    save_checkpoint(tmp_path, step=1, tensors=_tensors(), state={}, keep=5)
+    wide = {name: torch.zeros(3, 5) for name in _tensors()}
+    save_checkpoint(tmp_path, step=2, tensors=wide, state={}, keep=5)
+    save_checkpoint(tmp_path, step=3, tensors={"model.other": torch.zeros(2)}, state={}, keep=5)
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and found.step == 1
+    assert "of another architecture (lacks ema.w and 1 more)" in found.notes[0]
+    assert "of another architecture (model.w: expected [3, 4], got [3, 5])" in found.notes[1] or (
+        "of another architecture (ema.w: expected [3, 4], got [3, 5])" in found.notes[1]
+    )
+
+
+def test_nothing_usable_is_refused_in_one_line(tmp_path: Path):
+    (_save(tmp_path, 1) / "state.json").unlink()
+    with pytest.raises(ValueError, match="state.json is missing") as caught:
+        load_newest(tmp_path, _tensors())
+    assert "\n" not in str(caught.value) and "move the folder away" in str(caught.value)
+
+
+def test_mismatch_says_what_is_unexpected():
+    assert mismatch({}, {"b": torch.zeros(1)}) == "it is of another architecture (has unexpected b)"
+    assert mismatch({"b": torch.ones(1)}, {"b": torch.zeros(1)}) is None
+
+
+def test_an_interrupted_write_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _save(tmp_path, 1)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.checkpoint.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        _save(tmp_path, 2)
+    monkeypatch.undo()
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and found.step == 1 and found.notes == ()
+    assert _save(tmp_path, 2).is_dir()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_optimizer_goes_on_to_the_bit(tmp_path: Path, kind: type[torch.optim.Adam]):
+    def make() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = torch.nn.Linear(4, 2)
+        return net, kind(net.parameters(), lr=0.1, weight_decay=0.01)
+
+    def steps(net: torch.nn.Linear, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+        for k in range(first, last):
+            optimizer.zero_grad()
+            net(torch.full((3, 4), float(k))).square().mean().backward()
+            optimizer.step()
+
+    whole, optimizer = make()
+    steps(whole, optimizer, 0, 5)
+
+    part, optimizer = make()
+    steps(part, optimizer, 0, 2)
+    tensors, state = flatten_optimizer(optimizer)
+    weights = {f"model.{name}": value for name, value in part.state_dict().items()}
+    save_checkpoint(tmp_path, step=2, tensors=tensors | weights, state=state, keep=1)
+    found = load_newest(tmp_path, weights)
+    assert found is not None
+    resumed, optimizer = make()
+    resumed.load_state_dict({name.removeprefix("model."): found.tensors[name] for name in weights})
+    restore_optimizer(optimizer, found.tensors, json.loads(json.dumps(found.state)))
+    steps(resumed, optimizer, 2, 5)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
