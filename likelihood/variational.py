@@ -74,10 +74,10 @@ class VariationalBound(LikelihoodEstimator):
 
     The chain steps from t_n down to the last time with noise, t_1, and is decoded from there: L_0 is the mass that a
     Gaussian around the predicted x0 has on the bin of the data (Ho et al. 2020, Eq. 13). For DDPM's own table this is
-    Ho et al.'s bound with n = T; for VE, whose noise at t = 0 is sigma_min, t_1 is 0. The decoder's variance goes by
-    the same choice as the chain's: "large" is sigma(t_1)^2 (beta_1 for DDPM); "small" would be zero there, so that of
-    the step before is taken, as Ho et al. do; "learned" lies between. With a single step there is none before, and
-    all take the large one.
+    Ho et al.'s bound with n = T; for VE, whose noise at t = 0 is sigma_min, t_1 is 0. The decoder's variance is
+    that of Ho et al.'s and Nichol & Dhariwal's code: the small one would be zero there, so that of the step before is
+    taken (beta_tilde_2 for DDPM), for "large" too, since it gives the better L_0; "learned" lies between it and
+    sigma(t_1)^2 (beta_1). With a single step there is none before, and all take sigma(t_1)^2.
 
     Args:
         num_levels: Number of grey levels of the data: sets the bin width.
@@ -166,10 +166,10 @@ class VariationalBound(LikelihoodEstimator):
         sde = model.sde
         first = times[0].expand(x0.shape[0])
         prediction = model(sde.perturb(x0, first, noise.normal_like(x0)), first, cond=cond)
-        log_large = 2 * sde.log_sigma(first)
-        log_small = log_large
+        log_small = log_large = 2 * sde.log_sigma(first)
         if len(times) > 1:
             log_small = sde.posterior_coefficients(first, times[1].expand(x0.shape[0]))[2].log()
-        log_var = interpolate_log_var(self.variance, prediction, log_small, log_large)
+        kind = "small" if self.variance == "large" else self.variance
+        log_var = interpolate_log_var(kind, prediction, log_small, log_large)
         log_prob = discretized_gaussian_log_prob(x0, prediction.x0, 0.5 * log_var, num_levels=self.num_levels)
         return -log_prob.flatten(1).sum(1)

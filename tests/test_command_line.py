@@ -60,7 +60,7 @@ def test_training_leaves_what_it_promises(tiny_run: Path):
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path):
     part = tmp_path / "part"
-    dropout = "--config.model.dropout=0.1"
+    dropout = "--config.model.dropout=0.3"
     whole = tmp_path / "whole"
     assert main.run(tiny_command("train", whole, dropout)) == 0
     assert main.run(tiny_command("train", part, dropout, "--config.training.num_steps=4")) == 0

@@ -101,7 +101,8 @@ def quadrature_terms(alpha, sigma, pmf, variance):
     points = lattice(len(pmf))[:, None]
     large = sigma[0] ** 2
     small = reverse_vars(alpha[0], sigma[0], alpha[1], sigma[1])[0] if len(alpha) > 1 else large
-    std = np.sqrt(mix(variance, small, large))
+    # the published code decodes with the small variance where the chain has the large one
+    std = np.sqrt(mix("small" if variance == "large" else variance, small, large))
     mean = posterior_means(alpha[0], sigma[0], tuple(pmf))
     half = 1 / (len(pmf) - 1)
     low = (np.where(points == -1, -np.inf, points - half) - mean) / std
