@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_command
 
 import main
-from tiny import tiny_command
+
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import ROOT, tiny_command
 from torch import Tensor
 
 import main
-from tiny import ROOT, tiny_command
 
 
 def _last_tensors(workdir: Path) -> dict[str, Tensor]:
@@ -107,7 +107,9 @@ def _wait_for_step(process: subprocess.Popen[str], workdir: Path) -> None:
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path):
     workdir = tmp_path / "run"
-    many = tiny_command("train", workdir, "--config.training.num_steps=100000", "--config.training.checkpoint_every=90000")
+    many = tiny_command(
+        "train", workdir, "--config.training.num_steps=100000", "--config.training.checkpoint_every=90000"
+    )
     process = _start(*many)
     _wait_for_step(process, workdir)
     process.send_signal(signal.SIGINT)
@@ -347,7 +349,9 @@ def test_folder_of_images_trains_measures_and_samples(tmp_path: Path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), float("nan")).requires_grad_())
+    monkeypatch.setattr(
+        "training.losses.weighted_error", lambda *_, **__: torch.full((8,), float("nan")).requires_grad_()
+    )
     said = _error(capsys, tiny_command("train", run_copy, "--config.training.num_steps=9"))
     assert "the loss is nan at step 8" in said
     assert max(p.name for p in (run_copy / "checkpoints").iterdir()) == "step_00000006"

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from data import ImageDataset, TrainBatches
-from data import to_model_space
 from ml_collections import ConfigDict
+
+from data import ImageDataset, TrainBatches, to_model_space
 from sde_lib import make_grid
 from training.build import build_model, build_sampler, build_sde, check_config
 from training.config import load_config
-from training.losses import make_loss
 from training.loop import TrainingStep
+from training.losses import make_loss
 from training.state import TrainingState
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ def _images(config: ConfigDict) -> ImageDataset:
 
 
 def test_the_promised_configs_are_there():
-    assert CONFIGS == sorted(f"configs/{f}/{d}.py" for f in ("vp", "ve", "subvp") for d in SHAPES)
+    assert sorted(f"configs/{f}/{d}.py" for f in ("vp", "ve", "subvp") for d in SHAPES) == CONFIGS
 
 
 @pytest.mark.parametrize("path", CONFIGS)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 import main
-
-from tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+
 from training.checkpoint import (
     flatten_optimizer,
     load_newest,
@@ -24,7 +25,11 @@ def _save(root: Path, step: int, keep: int = 10) -> Path:
 
 
 def test_what_is_written_comes_back_to_the_bit(tmp_path: Path):
-    special = {"model.w": torch.tensor([float("nan"), -0.0, 1e-45]), "model.n": torch.tensor(7), "model.e": torch.empty(0)}
+    special = {
+        "model.w": torch.tensor([float("nan"), -0.0, 1e-45]),
+        "model.n": torch.tensor(7),
+        "model.e": torch.empty(0),
+    }
     save_checkpoint(tmp_path, step=3, tensors=special, state={"a": [1, None]}, keep=1)
     found = load_newest(tmp_path, special)
     assert found is not None and found.step == 3 and found.state == {"a": [1, None]} and found.notes == ()
@@ -71,7 +76,7 @@ def test_every_flipped_byte_of_the_tensors_is_noticed(tmp_path: Path):
     good = path.read_bytes()
     for place in range(0, len(good), 7):
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        with pytest.raises(ValueError, match="no checkpoint in .* can be used"):
+        with pytest.raises(ValueError, match=r"no checkpoint in .* can be used"):
             load_newest(tmp_path, _tensors())
 
 
@@ -97,7 +102,7 @@ def test_another_architecture_is_passed_over_by_name(tmp_path: Path):
 
 def test_nothing_usable_is_refused_in_one_line(tmp_path: Path):
     (_save(tmp_path, 1) / "state.json").unlink()
-    with pytest.raises(ValueError, match="state.json is missing") as caught:
+    with pytest.raises(ValueError, match=r"state\.json is missing") as caught:
         load_newest(tmp_path, _tensors())
     assert "\n" not in str(caught.value) and "move the folder away" in str(caught.value)
 

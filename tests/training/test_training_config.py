@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+
 from training.config import data_root, import_plugins, load_config, parse_options
 from training.workdir import check_for_use, default_workdir, open_for_training, write_atomically
 
@@ -57,7 +58,7 @@ def test_overrides_take_the_type_of_the_default(path: str, override: str, key: s
     ],
 )
 def test_wrong_overrides_are_refused_in_one_line(path: str, override: str, message: str):
-    with pytest.raises(ValueError, match="config|unknown") as caught:
+    with pytest.raises(ValueError, match=r"config|unknown") as caught:
         load_config(path, [override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from models import (
     DiscreteScoreModel,
     GaussianMixtureScoreModel,
@@ -10,7 +12,6 @@ from models import (
     make_parameterization,
 )
 from sde_lib import SDE, VE, VP, SubVP, Tabulated
-from torch import Tensor, nn
 from training.losses import ema_decay_at, learning_rate_factor, make_loss, weighted_error
 
 SDES = {"vp": VP(), "subvp": SubVP(), "ve": VE(sigma_max=20.0), "ddpm": Tabulated.ddpm(), "ncsn": Tabulated.ncsn()}
@@ -131,7 +132,7 @@ def test_no_sample_of_the_loss_depends_on_its_batch_mates():
     ],
 )
 def test_refusals(name: str, options: dict[str, str], message: str):
-    with pytest.raises(ValueError, match="unknown|needs") as caught:
+    with pytest.raises(ValueError, match=r"unknown|needs") as caught:
         make_loss(name, sde=VP(), parameterization="eps", **options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
