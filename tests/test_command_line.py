@@ -1,5 +1,6 @@
 """The three commands, end to end, on a network so small that they take seconds."""
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, tiny_command
 from torch import Tensor
 
@@ -56,6 +58,23 @@ def test_training_leaves_what_it_promises(tiny_run: Path):
     names = {name.split(".")[0] for name in tensors}
     assert names == {"model", "ema", "optim"}
     assert not torch.equal(tensors["model.conv_out.weight"], tensors["ema.conv_out.weight"])
+
+
+def test_tensorboard_holds_the_same_scalars_and_a_grid_of_samples(tmp_path: Path):
+    workdir = tmp_path / "run"
+    assert main.run(tiny_command("train", workdir, "--config.training.sample_every=4")) == 0
+    board = EventAccumulator(str(workdir / "logs"), size_guidance={"images": 0}).Reload()
+    records = [json.loads(line) for line in (workdir / "logs" / "metrics.jsonl").read_text().splitlines()]
+    for key in ("loss", "grad_norm", "learning_rate", "images_per_second"):
+        logged = [(event.step, event.value) for event in board.Scalars(f"train/{key}")]
+        assert logged == [(record["step"], pytest.approx(record[key], rel=1e-6)) for record in records]
+    assert [record["learning_rate"] for record in records] == [1e-3] * 3
+    (grid,) = board.Images("samples")
+    assert grid.step == 4
+    shown = np.asarray(Image.open(io.BytesIO(grid.encoded_image_string)))
+    written = np.asarray(Image.open(workdir / "samples" / "training_00000004.png"))
+    np.testing.assert_array_equal(shown, written)
+    assert shown.shape == (4 * 34 + 2, 4 * 34 + 2, 3)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path):
