@@ -34,7 +34,7 @@ def to_uint8(x: Tensor, num_levels: int) -> np.ndarray:
     return (levels * (255 / (num_levels - 1))).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def image_grid(images: np.ndarray, *, columns: int | None = None, smallest: int = 32) -> np.ndarray:
+def image_grid(images: np.ndarray, *, columns: int | None = None, smallest: int = 48) -> np.ndarray:
     """Tile images, as square as can be, each enlarged by a whole number to at least ``smallest`` pixels.
 
     Args:

@@ -41,5 +41,5 @@ def digits_network(config: ConfigDict) -> None:
         }
     )
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 100})
-    config.sampling.update({"num_samples": 100, "batch_size": 100})
+    config.sampling.update({"num_samples": 64, "batch_size": 64})
     config.eval.update({"batch_size": 120, "vlb_samples_per_image": 100})

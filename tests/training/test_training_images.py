@@ -28,7 +28,7 @@ def test_channels_go_last():
 
 def test_grid_places_every_image(tmp_path: Path):
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 1), np.uint8)
-    grid = image_grid(images, columns=3)
+    grid = image_grid(images, columns=3, smallest=32)
     assert grid.shape == (2 * 34 + 2, 3 * 34 + 2, 3)
     for k in range(5):
         top, left = k // 3 * 34 + 2, k % 3 * 34 + 2
@@ -41,7 +41,7 @@ def test_grid_places_every_image(tmp_path: Path):
 def test_colours_are_kept():
     image = np.zeros((1, 32, 32, 3), np.uint8)
     image[..., 1] = 200
-    assert (image_grid(image)[2:34, 2:34] == [0, 200, 0]).all()
+    assert (image_grid(image)[2:50, 2:50] == [0, 200, 0]).all()
 
 
 def test_curves_are_drawn(tmp_path: Path):
