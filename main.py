@@ -34,21 +34,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 it cannot work (one line says why), 130 stopped by Ctrl-C.
     """
     options, overrides = _parse(arguments)
-    # imported late, so that --help and typos answer at once
-    from evaluation.bits_per_dim import evaluate
-    from evaluation.sampling import sample
-    from training.config import import_plugins, load_config
-    from training.loop import Interrupted, train
-    from training.workdir import default_workdir
-
-    modes = {"train": train, "eval": evaluate, "sample": sample}
     try:
+        # imported late, so that --help and typos answer at once
+        from evaluation.bits_per_dim import evaluate
+        from evaluation.sampling import sample
+        from training.config import import_plugins, load_config
+        from training.loop import train
+        from training.workdir import default_workdir
+
+        modes = {"train": train, "eval": evaluate, "sample": sample}
         config = load_config(options.config, overrides)
         import_plugins(config.plugins)
         workdir = Path(options.workdir) if options.workdir else default_workdir(options.config)
         modes[options.mode](config, workdir)
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(error or "stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "stopped", file=sys.stderr)
         return _INTERRUPTED
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("SDE_TRACEBACK"):

@@ -30,9 +30,14 @@ def get_default_config() -> ConfigDict:
             "num_res_blocks": 2,
             "attention_resolutions": (16,),
             "num_heads": 1,
+            "head_channels": 0,  # instead of num_heads
             "dropout": 0.0,
             "scale_shift_norm": False,
             "norm_groups": 32,
+            "norm_eps": 1e-6,
+            "embedding": "sin_first",  # sin_first (Ho et al.), cos_first (Improved DDPM) or fourier
+            "symmetric_downsample": False,  # as Improved DDPM
+            "learned_variance": False,
             "class_conditional": False,
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,11 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             device=device,
             name=name,
         )
+        if not math.isfinite(means.total.mean):
+            raise FloatingPointError(
+                f"{name} of step {step} is {means.total.mean}; the network's output is not finite, "
+                "or p(x) is 0 for some image: look at its checkpoint"
+            )
         report[name] = means.report()
         if isinstance(estimator, VariationalBound):
             report[name] |= {"variance": estimator.variance, "clip_x0": config.eval.clip_x0}

@@ -16,12 +16,13 @@ from .score_model import Prediction, ScoreModel
 
 def _as_probabilities(weights: Tensor | Sequence[float], size: int) -> Tensor:
     probs = torch.as_tensor(weights, dtype=torch.float64)
-    if probs.shape != (size,) or bool((probs < 0).any()) or not math.isclose(float(probs.sum()), 1.0, abs_tol=1e-9):
+    if probs.shape != (size,) or bool((probs < 0).any()) or not math.isclose(float(probs.sum()), 1.0, abs_tol=1e-6):
         raise ValueError(
             f"weights must be {size} non-negative numbers that sum to 1, got shape {list(probs.shape)} "
-            f"and sum {float(probs.sum()):.6g}; divide by their sum"
+            f"and sum {float(probs.sum()):.9g}; divide by their sum"
         )
-    return probs
+    # float32 weights sum to 1 within their own rounding only
+    return probs / probs.sum()
 
 
 class GaussianMixtureScoreModel(ScoreModel):

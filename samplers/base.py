@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from models import ScoreModel, count_network_calls
-from sde_lib import SDE, NoiseStreams, check_grid, make_grid
+from sde_lib import SDE, NoiseStreams, available_grids, check_grid, choices_message, make_grid
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,10 @@ class StepSampler(Sampler):
                 )
         elif num_steps is None or num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}; pass 1 or more")
+        elif grid not in available_grids():
+            raise ValueError(choices_message("grid", grid, available_grids()))
+        if denoise_final not in (None, True, False):
+            raise ValueError(f"denoise_final must be None, True or False, got {denoise_final!r}; leave it out")
         self.num_steps = num_steps
         self.grid = grid
         self.denoise_final = denoise_final
@@ -169,7 +173,13 @@ class StepSampler(Sampler):
         states = [x] if self.record_trajectory else []
         with torch.no_grad(), count_network_calls(model) as counter:
             for index, (t, s) in enumerate(itertools.pairwise(grid)):
-                x = self.step(model, x, _fill(t, x), _fill(s, x), cond=cond, noise=noise)
+                x_s = self.step(model, x, _fill(t, x), _fill(s, x), cond=cond, noise=noise)
+                if x_s.shape != x.shape:
+                    raise ValueError(
+                        f"{type(self).__name__}.step must return shape {list(x.shape)}, got {list(x_s.shape)}; "
+                        "fix the sampler"
+                    )
+                x = x_s
                 state = StepState(index, len(grid) - 1, float(t), float(s), x, model.sde)
                 x = _apply_hooks(hooks, state)
                 _check_finite(x, f"step from t = {float(t):.6g} to {float(s):.6g}")

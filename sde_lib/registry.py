@@ -27,7 +27,7 @@ def choices_message(kind: str, name: str, choices: list[str]) -> str:
     Returns:
         The message.
     """
-    close = difflib.get_close_matches(name, choices, n=1)
+    close = difflib.get_close_matches(str(name), choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown {kind} {name!r}; {hint}choices: {', '.join(choices) or 'none'}"
 
@@ -80,7 +80,7 @@ class Registry(Generic[T]):
         """
         try:
             return self._factories[name]
-        except KeyError:
+        except (KeyError, TypeError):
             raise ValueError(choices_message(self.kind, name, self.names())) from None
 
     def make(self, name: str, **kwargs: Any) -> T:
@@ -104,4 +104,7 @@ class Registry(Generic[T]):
         missing = [p.name for p in parameters if p.default is p.empty and p.name in accepted and p.name not in kwargs]
         if missing:
             raise ValueError(f"{self.kind} {name!r} needs {', '.join(missing)}; pass {missing[0]}=...")
-        return factory(**kwargs)
+        try:
+            return factory(**kwargs)
+        except TypeError as error:
+            raise ValueError(f"{self.kind} {name!r} cannot be built: {error}; check its options") from error

@@ -16,13 +16,20 @@ from .base import SDE, PerSample
 Table = Sequence[float] | np.ndarray | Tensor
 
 
+def _check_num_steps(num_steps: int) -> None:
+    if num_steps < 2:
+        raise ValueError(f"a table needs num_steps of at least 2, got {num_steps}; Ho et al. take 1000")
+
+
 def ddpm_betas(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """beta rising linearly over the steps (Ho et al. 2020, Section 4), float64 [num_steps]."""
+    _check_num_steps(num_steps)
     return torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
 
 
 def cosine_betas(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
     """beta_i = min(1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), max_beta) (Nichol & Dhariwal 2021, Eq. 17), [N]."""
+    _check_num_steps(num_steps)
     phase = (torch.arange(num_steps + 1, dtype=torch.float64) / num_steps + s) / (1 + s) * math.pi / 2
     alpha_bar = torch.cos(phase).square()
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)

@@ -16,10 +16,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT, tiny_command
+from tiny import ROOT, TINY, tiny_command
 from torch import Tensor
 
 import main
+from training.build import build_dataset
+from training.config import load_config
+from training.state import TrainingState
 
 
 def _last_tensors(workdir: Path) -> dict[str, Tensor]:
@@ -138,11 +141,30 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path):
     (saved,) = (workdir / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step_"))
 
-    assert main.run(tiny_command("train", workdir, f"--config.training.num_steps={step + 3}")) == 0
-    whole = tmp_path / "whole"
-    assert main.run(tiny_command("train", whole, f"--config.training.num_steps={step + 3}")) == 0
-    for name, tensor in _last_tensors(whole).items():
-        torch.testing.assert_close(_last_tensors(workdir)[name], tensor, rtol=1e-3, atol=1e-4)
+    for folder in (workdir, tmp_path / "whole"):
+        finished = _start(*tiny_command("train", folder, f"--config.training.num_steps={step + 3}"))
+        assert finished.wait(timeout=120) == 0
+    whole = _last_tensors(tmp_path / "whole")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in _last_tensors(workdir).items())
+
+
+def test_kill_9_at_any_moment_resumes_to_the_same_bits(tmp_path: Path):
+    dropout = ["--config.model.dropout=0.3", "--config.training.num_steps=60", "--config.training.checkpoint_every=4"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    undisturbed = _start(*tiny_command("train", whole, *dropout))
+    killed = _start(*tiny_command("train", part, *dropout))
+    _wait_for_step(killed, part)
+    killed.kill()
+    killed.wait()
+    killed = _start(*tiny_command("train", part, *dropout))
+    time.sleep(3.5)
+    killed.kill()
+    killed.wait()
+    assert undisturbed.wait(timeout=120) == 0
+    assert _start(*tiny_command("train", part, *dropout)).wait(timeout=120) == 0
+    one, two = _last_tensors(whole), _last_tensors(part)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert sorted(p.name for p in (part / "checkpoints").iterdir()) == [f"step_{k:08d}" for k in (52, 56, 60)]
 
 
 def test_eval_writes_a_report_whose_parts_add_up(run_copy: Path, capsys: pytest.CaptureFixture[str]):
@@ -256,6 +278,29 @@ BAD_INPUT = [
     (["--config.device=cuda:9"], "train", "device 'cuda:9' cannot be used"),
     (["--config.plugins=nothing.py"], "train", "plugin nothing.py does not exist"),
     (["--config.data.dataset=mnist", "--config.data.root=nowhere"], "train", "train-images-idx3-ubyte"),
+    (["--config.sampling.options=num_steps=3"], "sample", "set config.sampling.num_steps"),
+    (["--config.sampling.options=variance=3"], "sample", "unknown variance 3"),
+    (["--config.sampling.options=eta=x", "--config.sampling.sampler=ddim"], "sample", "cannot be built"),
+    (["--config.sampling.options=eta=nan", "--config.sampling.sampler=ddim"], "sample", "cannot be built"),
+    (["--config.sampling.options=denoise_final=maybe"], "sample", "denoise_final must be None, True or False"),
+    (["--config.sampling.num_steps=10000000000000"], "sample", "must be at most 1000000"),
+    (["--config.sampling.grid=foo"], "train", "unknown grid 'foo'"),
+    (["--config.eval.likelihoods=(1,2)"], "eval", "config.eval.likelihoods must be of type tuple"),
+    (["--config.eval.likelihoods="], "eval", "eval.likelihoods is empty"),
+    (["--config.eval.split=foo"], "train", "unknown split 'foo'"),
+    (["--config.eval.vlb_variance=foo"], "train", "unknown variance 'foo'"),
+    (["--config.eval.likelihoods=elbo"], "train", "unknown likelihood 'elbo'"),
+    (["--config.sde.num_steps=-5"], "train", "num_steps of at least 2, got -5"),
+    (["--config.model.channel_mult=[[1,2],3]"], "train", "config.model.channel_mult must be of type tuple"),
+    (["--config.model.channel_mult=(1.5,2)"], "train", "config.model.channel_mult must be of type tuple"),
+    (["--config.model.learned_variance=true"], "train", "model.learned_variance cannot be trained yet"),
+    (["--config.model.data_std=0"], "train", "data_std must be above 0"),
+    (["--config.model.dropout=1"], "train", "config.model.dropout must be at most 0.999"),
+    (["--config.training.grad_clip=nan"], "train", "config.training.grad_clip must be at least 0, got nan"),
+    (["--config.optim.learning_rate=inf"], "train", "config.optim.learning_rate must be at most"),
+    (["--config.optim.beta1=2"], "train", "config.optim cannot be used: Invalid beta parameter"),
+    (["--config.seed=99999999999999999999"], "train", "config.seed must lie in"),
+    (["--config.device=meta"], "train", "device 'meta' cannot be used"),
     (["--config.sampling.grid=unifrom"], "sample", "unknown grid 'unifrom'; did you mean 'uniform'?"),
 ]
 
@@ -297,17 +342,18 @@ def test_a_workdir_of_another_config_is_refused(run_copy: Path, capsys: pytest.C
     assert _snapshot(run_copy) == before
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(run_copy: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    tiny_run: Path, run_copy: Path, capsys: pytest.CaptureFixture[str]
+):
     path = run_copy / "checkpoints" / "step_00000006" / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert main.run(tiny_command("eval", run_copy)) == 0
     assert "step_00000006 is passed over: tensors.safetensors does not match its checksum" in capsys.readouterr().err
     assert json.loads((run_copy / "eval" / "report.json").read_text())["step"] == 3
     # training goes on from the good one, to the same bits as before
-    whole = json.loads((run_copy / "config.json").read_text())
     assert main.run(tiny_command("train", run_copy)) == 0
-    assert whole["training"]["num_steps"] == 6
-    assert path.is_file()
+    whole = _last_tensors(tiny_run)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in _last_tensors(run_copy).items())
 
 
 def test_no_good_checkpoint_is_refused(run_copy: Path, capsys: pytest.CaptureFixture[str]):
@@ -374,6 +420,115 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     said = _error(capsys, tiny_command("train", run_copy, "--config.training.num_steps=9"))
     assert "the loss is nan at step 8" in said
     assert max(p.name for p in (run_copy / "checkpoints").iterdir()) == "step_00000006"
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_weights_that_are_not_finite_are_never_saved(
+    tmp_path: Path, log_every: int, capsys: pytest.CaptureFixture[str]
+):
+    workdir = tmp_path / "run"
+    wild = ["--config.optim.learning_rate=1e3", "--config.training.checkpoint_every=1", "--config.training.grad_clip=0"]
+    # one step is enough: Adam's first update has the size of the learning rate
+    extra = [*wild, "--config.model.norm_eps=0", f"--config.training.log_every={log_every}"]
+    code = main.run(tiny_command("train", workdir, *extra, "--config.training.num_steps=40"))
+    said = capsys.readouterr().err
+    assert (code, "not finite" in said or "the loss is" in said) in ((2, True), (0, False))
+    for path in (workdir / "checkpoints").glob("step_*/tensors.safetensors"):
+        assert all(bool(torch.isfinite(t).all()) for n, t in load_file(path).items() if n.startswith("model."))
+
+
+def test_ctrl_c_does_not_save_what_is_not_finite(run_copy: Path):
+    config = load_config(str(ROOT / "configs/vp/digits.py"), [o for o in TINY if o.startswith("--config.")])
+    state = TrainingState.create(config, build_dataset(config, "train"), torch.device("cpu"))
+    assert state.restore(run_copy / "checkpoints") and state.step == 6
+    with torch.no_grad():
+        next(state.model.parameters()).view(-1)[0] = float("nan")
+    state.step = 7
+    with pytest.raises(FloatingPointError, match="a weight is not finite at step 7"):
+        state.save(run_copy / "checkpoints", keep=1)
+    assert len(list((run_copy / "checkpoints").iterdir())) == 2
+
+
+def test_eval_of_a_network_that_is_not_finite_is_refused(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert main.run(tiny_command("eval", run_copy)) == 0
+    before = _snapshot(run_copy / "eval")
+    monkeypatch.setattr(
+        "models.backbones.UNet.forward", lambda self, x, c_noise, cond=None: torch.full_like(x, float("nan"))
+    )
+    assert "the network's output is not finite" in _error(capsys, tiny_command("eval", run_copy))
+    assert "stopped being finite" in _error(capsys, tiny_command("sample", run_copy))
+    assert _snapshot(run_copy / "eval") == before
+
+
+def test_train_that_cannot_restore_leaves_the_config_alone(run_copy: Path, capsys: pytest.CaptureFixture[str]):
+    for folder in (run_copy / "checkpoints").iterdir():
+        (folder / "manifest.json").write_text("{}")
+    before = _snapshot(run_copy)
+    assert "no checkpoint in" in _error(capsys, tiny_command("train", run_copy, "--config.training.num_steps=77"))
+    assert _snapshot(run_copy) == before
+
+
+def test_damaged_metrics_do_not_stop_a_run(run_copy: Path):
+    path = run_copy / "logs" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'3\n{"step": 2}\n{"step": 6, "lo\xff')
+    assert main.run(tiny_command("train", run_copy, "--config.training.num_steps=8")) == 0
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 6, 8]
+
+
+PLUGINS = {
+    "raises": ("raise RuntimeError('no')", "RuntimeError: no"),
+    "exits": ("import sys; sys.exit(0)", "SystemExit: 0"),
+    "abstract": (
+        "from samplers import *\n@register_sampler('p1')\nclass P1(StepSampler): pass",
+        "sampler 'p1' cannot be built",
+    ),
+    "foreign": (
+        "from samplers import *\n@register_sampler('p2')\nclass P2:\n  def __init__(self, **k): pass",
+        "is a P2",
+    ),
+    "shape": (
+        "from samplers import *\n@register_sampler('p3')\nclass P3(StepSampler):\n"
+        "  def step(self, model, x_t, t, s, *, cond, noise): return x_t[..., :4]",
+        "P3.step must return shape [3, 1, 8, 8], got [3, 1, 8, 4]",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(PLUGINS))
+def test_bad_plugins_are_one_line(run_copy: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]):
+    code, message = PLUGINS[kind]
+    (tmp_path / "plugin.py").write_text(code)
+    name = {"abstract": "p1", "foreign": "p2", "shape": "p3"}.get(kind, "ddim")
+    extra = [f"--config.plugins={tmp_path / 'plugin.py'}", f"--config.sampling.sampler={name}"]
+    before = _snapshot(run_copy)
+    assert message in _error(capsys, tiny_command("sample", run_copy, *extra))
+    assert _snapshot(run_copy) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise KeyError('x')", "failed: KeyError"),
+        ("return None", "must return a ConfigDict, got NoneType"),
+        ("import sys; sys.exit(0)", "failed: SystemExit"),
+    ],
+)
+def test_bad_config_files_are_one_line(tmp_path: Path, body: str, message: str, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "c.py").write_text(f"def get_config():\n    {body}\n")
+    assert message in _error(capsys, ["--config", str(tmp_path / "c.py"), "--mode", "train"])
+
+
+def test_ctrl_c_in_eval_says_stopped(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("models.backbones.UNet.forward", interrupt)
+    assert main.run(tiny_command("eval", run_copy)) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
 
 
 def test_help_comes_without_importing_torch():

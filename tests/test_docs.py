@@ -36,6 +36,17 @@ def test_new_sampler_page(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Mo
     exec(compile(proof, "docs/new_sampler.md", "exec"), {})
 
 
+def test_readme_notebook(capsys: pytest.CaptureFixture[str]):
+    (code,) = _blocks("README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
+    mean, stderr, entropy = (
+        float(number) for number in re.findall(r"\d+\.\d+", capsys.readouterr().out.splitlines()[0])
+    )
+    assert entropy == pytest.approx(4.087, abs=2e-3)
+    # the bound's gap with the small variance at T = 1000, near 0.2 bits, within its own error
+    assert entropy - 4 * stderr < mean < entropy + 0.4 + 4 * stderr
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")
 )])  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from data import ImageDataset, load_dataset
-from models import NetworkScoreModel, make_parameterization
+from likelihood import available_likelihoods
+from models import NetworkScoreModel, check_variance, make_parameterization
 from models.backbones import UNet
 from samplers import Sampler, make_sampler
 from sde_lib import SDE, choices_message, make_sde
@@ -51,23 +54,33 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
             num_res_blocks=model.num_res_blocks,
             attention_resolutions=tuple(model.attention_resolutions),
             num_heads=model.num_heads,
+            head_channels=model.head_channels or None,
             dropout=model.dropout,
             scale_shift_norm=model.scale_shift_norm,
+            learned_variance=model.learned_variance,
+            norm_eps=model.norm_eps,
             norm_groups=model.norm_groups,
+            embedding=model.embedding,
+            symmetric_downsample=model.symmetric_downsample,
             num_classes=dataset.num_classes if model.class_conditional else None,
         )
     parameterization = make_parameterization(
         model.parameterization, noise_input=model.noise_input, data_std=model.data_std
     )
-    return NetworkScoreModel(backbone, build_sde(config), parameterization)
+    return NetworkScoreModel(backbone, build_sde(config), parameterization, learned_variance=model.learned_variance)
 
 
 def build_sampler(config: Config) -> Sampler:
     """The sampler of ``config.sampling``."""
     sampling = config.sampling
-    return make_sampler(
-        sampling.sampler, num_steps=sampling.num_steps, grid=sampling.grid, **parse_options(sampling.options)
-    )
+    options = parse_options(sampling.options)
+    for name in ("num_steps", "grid"):
+        if name in options:
+            raise ValueError(f"{name} is no option in config.sampling.options; set config.sampling.{name}")
+    sampler = make_sampler(sampling.sampler, num_steps=sampling.num_steps, grid=sampling.grid, **options)
+    if not isinstance(sampler, Sampler):
+        raise ValueError(f"sampler {sampling.sampler!r} is a {type(sampler).__name__}; make it a subclass of Sampler")
+    return sampler
 
 
 def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -80,13 +93,16 @@ def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> tor
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if optim.name not in kinds:
         raise ValueError(choices_message("optimizer", optim.name, sorted(kinds)))
-    return kinds[optim.name](
-        parameters,
-        lr=optim.learning_rate,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
+    try:
+        return kinds[optim.name](
+            parameters,
+            lr=optim.learning_rate,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+        )
+    except ValueError as error:
+        raise ValueError(f"config.optim cannot be used: {error}; the defaults are in configs/default.py") from error
 
 
 def pick_device(config: Config) -> torch.device:
@@ -99,11 +115,35 @@ def pick_device(config: Config) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(config.device)
+        if device.type not in ("cpu", "cuda"):
+            raise AssertionError("it does not do float64")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {config.device!r} cannot be used ({reason}); use auto, cpu or cuda") from error
     return device
+
+
+_MOST = 10**6  # steps, or images at a time, that no run has
+_RANGES: tuple[tuple[str, str, float, float], ...] = (
+    ("training", "num_steps", 1, 10**12),
+    ("training", "batch_size", 1, _MOST),
+    ("training", "checkpoint_every", 1, 10**12),
+    ("training", "keep_checkpoints", 1, _MOST),
+    ("training", "log_every", 1, 10**12),
+    ("training", "sample_every", 0, 10**12),
+    ("training", "grad_clip", 0, math.inf),
+    ("optim", "warmup_steps", 0, 10**12),
+    ("optim", "learning_rate", 1e-30, 1e3),
+    ("model", "dropout", 0, 0.999),
+    ("sampling", "num_steps", 1, _MOST),
+    ("sampling", "num_samples", 1, 10**9),
+    ("sampling", "batch_size", 1, _MOST),
+    ("eval", "batch_size", 1, _MOST),
+    ("eval", "num_images", 0, 10**12),
+    ("eval", "vlb_num_steps", 0, _MOST),
+    ("eval", "vlb_samples_per_image", 0, _MOST),
+)
 
 
 def check_config(config: Config) -> None:
@@ -112,29 +152,31 @@ def check_config(config: Config) -> None:
     Raises:
         ValueError: Naming the first such key.
     """
-    for section, key, least in (
-        ("training", "num_steps", 1),
-        ("training", "batch_size", 1),
-        ("training", "checkpoint_every", 1),
-        ("training", "keep_checkpoints", 1),
-        ("training", "log_every", 1),
-        ("training", "sample_every", 0),
-        ("training", "grad_clip", 0),
-        ("optim", "warmup_steps", 0),
-        ("sampling", "num_steps", 1),
-        ("sampling", "num_samples", 1),
-        ("sampling", "batch_size", 1),
-        ("eval", "batch_size", 1),
-        ("eval", "num_images", 0),
-        ("eval", "vlb_num_steps", 0),
-        ("eval", "vlb_samples_per_image", 0),
-    ):
+    for section, key, least, most in _RANGES:
         value = config[section][key]
-        if value < least:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"config.{section}.{key} must be a number, got {value!r}; set one")
+        if not value >= least:
             raise ValueError(f"config.{section}.{key} must be at least {least}, got {value}; raise it")
-    if config.seed < 0:
-        raise ValueError(f"config.seed must be at least 0, got {config.seed}; raise it")
+        if value > most:
+            raise ValueError(f"config.{section}.{key} must be at most {most}, got {value}; lower it")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
     if not 0 <= config.training.ema_decay < 1:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
-    if config.optim.learning_rate <= 0:
-        raise ValueError(f"config.optim.learning_rate must be above 0, got {config.optim.learning_rate}; try 2e-4")
+
+
+def check_eval_names(config: Config) -> None:
+    """Refuse evaluation settings that would fail only after the training.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    for name in config.eval.likelihoods:
+        if name not in available_likelihoods():
+            raise ValueError(choices_message("likelihood", name, available_likelihoods()))
+    check_variance(config.eval.vlb_variance)
+    if config.eval.split not in ("train", "test"):
+        raise ValueError(choices_message("split", config.eval.split, ["test", "train"]))
+    if config.model.learned_variance:
+        raise ValueError("model.learned_variance cannot be trained yet: L_simple does not reach it; set it to False")

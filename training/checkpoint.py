@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,19 +139,22 @@ def mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str | Non
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             return f"it is of another architecture ({title} {names[0]}{more})"
     for name, tensor in expected.items():
-        if tensor.shape != found[name].shape:
-            shapes = f"expected {list(tensor.shape)}, got {list(found[name].shape)}"
-            return f"it is of another architecture ({name}: {shapes})"
+        ours, theirs = (f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in (tensor, found[name]))
+        if ours != theirs:
+            return f"it is of another architecture ({name}: expected {ours}, got {theirs})"
     return None
 
 
-def load_newest(root: Path, expected: dict[str, Tensor]) -> Checkpoint | None:
-    """Read the newest checkpoint that is whole and fits the model.
+def load_newest(
+    root: Path, expected: dict[str, Tensor], check: Callable[[Checkpoint], str | None] | None = None
+) -> Checkpoint | None:
+    """Read the newest checkpoint that is whole and fits.
 
     Args:
         root: The folder of checkpoints.
-        expected: The tensors that it must hold, for their names and shapes; others, such as the optimizer's, may be
-            there too under names that start with "optim.".
+        expected: The tensors that it must hold, for their names, shapes and dtypes. The optimizer's, whose names start
+            with "optim.", are left to ``check``.
+        check: Says what else is wrong with a checkpoint, or None.
 
     Returns:
         The checkpoint, with a note for each newer one that was passed over; None if there is none at all.
@@ -164,6 +168,10 @@ def load_newest(root: Path, expected: dict[str, Tensor]) -> Checkpoint | None:
             checkpoint = _read(folder)
             found = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("optim.")}
             problem = mismatch(expected, found)
+            if problem is None and checkpoint.step != int(folder.name.removeprefix("step_")):
+                problem = f"it is of step {checkpoint.step}, not of the step its name says"
+            if problem is None and check is not None:
+                problem = check(checkpoint)
             if problem is not None:
                 raise ValueError(problem)
         except (ValueError, OSError) as error:
@@ -191,6 +199,30 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
         for key, value in entries.items()
     }
     return tensors, {"param_groups": state["param_groups"]}
+
+
+def optimizer_mismatch(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> str | None:
+    """What keeps a checkpoint's optimizer state from being restored, or None.
+
+    Args:
+        optimizer: Adam or AdamW over the parameters to be trained.
+        checkpoint: The checkpoint.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    ours = optimizer.state_dict()["param_groups"]
+    theirs = checkpoint.state.get("param_groups")
+    if not isinstance(theirs, list) or len(theirs) != len(ours):
+        return f"its optimizer has no {len(ours)} param_groups"
+    for one, other in zip(ours, theirs, strict=True):
+        if not isinstance(other, dict) or one["params"] != other.get("params") or one.keys() != other.keys():
+            return "its optimizer is another one (param_groups differ)"
+    expected = {
+        f"optim.{number}.{key}": torch.zeros(()) if key == "step" else parameter
+        for number, parameter in enumerate(parameters if checkpoint.step > 0 else [])
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+    found = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("optim.")}
+    return mismatch(expected, found)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

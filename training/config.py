@@ -31,7 +31,7 @@ def _import_file(path: Path, name: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}; fix the file") from error
     return module
 
@@ -51,13 +51,20 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     """
     file = Path(path)
     if not file.is_file():
+        if file.is_dir():
+            raise ValueError(f"config {path} is a folder; pass a .py file in it")
         known = sorted(p.as_posix() for p in file.parent.glob("*.py") if not p.name.startswith("_"))
         beside = f"there are {', '.join(known)}" if known else "see configs/ for those that come with the project"
         raise ValueError(f"config file {path} does not exist; {beside}")
     module = _import_file(file, f"_config_{file.stem}")
     if not callable(getattr(module, "get_config", None)):
         raise ValueError(f"config file {path} has no get_config(); define one that returns a ConfigDict")
-    config = module.get_config()
+    try:
+        config = module.get_config()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"get_config() of {path} failed: {type(error).__name__}: {error}; fix the file") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config() of {path} must return a ConfigDict, got {type(config).__name__}; fix the file")
     config.lock()
     for override in overrides:
         _apply_override(config, override)
@@ -96,7 +103,7 @@ def _parse(dotted: str, text: str, default: Any) -> Any:
             return float(text)
         if kind is tuple:
             return _parse_tuple(text, default)
-    except (KeyError, ValueError, SyntaxError):
+    except (KeyError, ValueError, TypeError, SyntaxError):
         raise ValueError(fix) from None
     return text
 
@@ -107,9 +114,13 @@ def _parse_tuple(text: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
         items = tuple(ast.literal_eval(text))
     else:
         items = tuple(item.strip() for item in text.split(",") if item.strip())
-    if default and isinstance(default[0], int):
-        return tuple(int(item) for item in items)
-    return items
+    if not default or isinstance(default[0], str):
+        if not all(isinstance(item, str) for item in items):
+            raise ValueError("items must be names")
+        return items
+    if any(isinstance(item, float) for item in items):
+        raise ValueError("items must be whole numbers")
+    return tuple(int(item) for item in items)
 
 
 def parse_options(text: str) -> dict[str, Any]:
@@ -146,7 +157,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
         sys.path.insert(0, os.getcwd())
         try:
             importlib.import_module(plugin)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(
                 f"plugin {plugin} cannot be imported: {type(error).__name__}: {error}; "
                 "pass a module that Python finds, or the path of a .py file"

@@ -55,10 +55,11 @@ class TrainingLog:
     def _read_metrics(self) -> list[dict[str, float]]:
         records = []
         if self._metrics_path.is_file():
-            for line in self._metrics_path.read_text().splitlines():
+            for line in self._metrics_path.read_text(errors="replace").splitlines():
                 try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
+                    record = json.loads(line)
+                    records.append(record | {"step": int(record["step"]), "loss": float(record["loss"])})
+                except (ValueError, TypeError, KeyError):
                     # the last line of a killed run may be cut off
                     continue
         return records

@@ -17,19 +17,19 @@ from models import ClippedScoreModel, NetworkScoreModel
 from samplers import DDIMSampler
 from sde_lib import NoiseStreams, derive_seed
 
-from .build import build_dataset, build_sampler, check_config, pick_device
+from .build import build_dataset, build_sampler, check_config, check_eval_names, pick_device
 from .config import Config
 from .images import to_uint8
 from .logging import TrainingLog, say
 from .losses import Loss, learning_rate_factor, make_loss
 from .precision import PrecisionBackbone, pick_precision
 from .state import TrainingState
-from .workdir import open_for_training
+from .workdir import check_for_training, claim_for_training
 
 _TIME_STREAM, _NOISE_STREAM, _NETWORK_STREAM = 0, 1, 2
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(KeyboardInterrupt):
     """The user asked to stop; everything is saved."""
 
 
@@ -147,6 +147,7 @@ def train(config: Config, workdir: Path) -> None:
         Interrupted: After Ctrl-C, with a checkpoint of that moment written.
     """
     check_config(config)
+    check_eval_names(config)
     training = config.training
     device = pick_device(config)
     precision = pick_precision(training.precision, device)
@@ -175,9 +176,10 @@ def train(config: Config, workdir: Path) -> None:
         warmup_steps=config.optim.warmup_steps,
         grad_clip=training.grad_clip,
     )
-    open_for_training(workdir, config)
+    check_for_training(workdir, config)
     if state.restore(workdir / "checkpoints"):
         say(f"continues from step {state.step}")
+    claim_for_training(workdir, config)
     if state.step >= training.num_steps:
         say(f"already trained to step {state.step}; raise --config.training.num_steps to train on")
         return
@@ -228,6 +230,7 @@ def _run(
             log.samples(state.step, to_uint8(_preview(state, config, dataset, device), dataset.num_levels))
             began = time.perf_counter()
     if interrupted and state.step < training.num_steps:
+        _check_finite(float(torch.stack(losses).mean()) if losses else 0.0, state.step)
         state.save(workdir / "checkpoints", keep=training.keep_checkpoints)
         log.learning_curve()
         raise Interrupted(f"stopped at step {state.step}, which is saved; the same command goes on from there")
@@ -236,6 +239,6 @@ def _run(
 def _check_finite(loss: float, step: int) -> None:
     if not loss < float("inf"):
         raise FloatingPointError(
-            f"the loss is {loss} at step {step}; lower optim.learning_rate or training.grad_clip "
-            "(the last checkpoint is kept)"
+            f"the loss is {loss} at step {step}; lower optim.learning_rate or training.grad_clip, "
+            "and go on from the last checkpoint if there is one"
         )

@@ -62,6 +62,8 @@ class Loss(ABC):
     def __init__(self, *, weighting: str = "eps", data_std: float = 0.5) -> None:
         if weighting not in get_args(Weighting):
             raise ValueError(choices_message("weighting", weighting, ["auto", *get_args(Weighting)]))
+        if not 0 < data_std < float("inf"):
+            raise ValueError(f"data_std must be above 0, got {data_std}; pass the standard deviation of the data")
         self.weighting = weighting
         self.data_std = data_std
 

@@ -13,7 +13,14 @@ from data import ImageDataset
 from models import NetworkScoreModel
 
 from .build import build_model, build_optimizer
-from .checkpoint import flatten_optimizer, load_newest, restore_optimizer, save_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    flatten_optimizer,
+    load_newest,
+    optimizer_mismatch,
+    restore_optimizer,
+    save_checkpoint,
+)
 from .config import Config
 from .ema import ExponentialMovingAverage
 from .logging import say
@@ -48,8 +55,23 @@ class TrainingState:
         optimizer = build_optimizer(config, list(model.parameters()))
         return cls(model, ExponentialMovingAverage(model, config.training.ema_decay), optimizer)
 
+    def _mismatch(self, checkpoint: Checkpoint) -> str | None:
+        updates = checkpoint.state.get("ema_updates")
+        if not isinstance(updates, int) or updates < 0:
+            return f"its ema_updates is {updates!r}, not a count"
+        return optimizer_mismatch(self.optimizer, checkpoint)
+
     def save(self, root: Path, *, keep: int) -> Path:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment.
+
+        Raises:
+            FloatingPointError: If a weight is not finite; nothing is written then, so that good checkpoints stay.
+        """
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise FloatingPointError(
+                f"a weight is not finite at step {self.step}, which is not saved; lower optim.learning_rate or "
+                "training.grad_clip, and go on from the last checkpoint if there is one"
+            )
         tensors, state = flatten_optimizer(self.optimizer)
         state["ema_updates"] = self.ema.num_updates
         tensors |= _weights(self.model, self.ema)
@@ -64,7 +86,7 @@ class TrainingState:
         Raises:
             ValueError: If there are checkpoints but none can be used.
         """
-        checkpoint = load_newest(root, _weights(self.model, self.ema))
+        checkpoint = load_newest(root, _weights(self.model, self.ema), self._mismatch)
         if checkpoint is None:
             return False
         for note in checkpoint.notes:

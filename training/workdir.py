@@ -70,13 +70,18 @@ def _differences(config: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, 
 
 
 def _read_saved(workdir: Path) -> dict[str, Any] | None:
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is not a folder; choose another --workdir")
     path = workdir / "config.json"
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        saved = json.loads(path.read_text())
+        if not isinstance(saved, dict):
+            raise ValueError("it holds no settings")
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
+    return saved
 
 
 def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]], keys: Sequence[str]) -> None:
@@ -85,24 +90,34 @@ def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]], keys: Sequen
     raise ValueError(f"{workdir} belongs to another config: {shown}{more}; set it back, or choose another --workdir")
 
 
-def open_for_training(workdir: Path, config: Config) -> None:
-    """Claim a work directory for this config, or check that it is this config's.
+def check_for_training(workdir: Path, config: Config) -> None:
+    """Check that a work directory is free, or this config's; nothing is written.
+
+    A directory in which nothing was saved yet is free for any config.
 
     Args:
         workdir: The directory; it need not exist.
         config: The whole config.
 
     Raises:
-        ValueError: If it holds a run of another config, or files but no config.
+        ValueError: If it holds a run of another config, or checkpoints without a config, or a file is in the way.
     """
     saved = _read_saved(workdir)
-    if saved is None and (workdir / "checkpoints").is_dir():
+    for name in ("checkpoints", "logs", "samples"):
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise ValueError(f"{workdir / name} is not a folder; move it away, or choose another --workdir")
+    trained = any((workdir / "checkpoints").glob("step_*"))
+    if saved is None and trained:
         raise ValueError(f"{workdir} has checkpoints but no config.json; restore it, or choose another --workdir")
-    if saved is not None:
+    if saved is not None and trained:
         differences = _differences(config, saved)
         keys = [key for key in differences if not key.startswith(_FREE_IN_TRAINING)]
         if keys:
             _refuse(workdir, differences, keys)
+
+
+def claim_for_training(workdir: Path, config: Config) -> None:
+    """Write the config into a work directory that ``check_for_training`` passed."""
     write_json(workdir / "config.json", config.to_dict())
 
 

@@ -1,15 +1,18 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from training.checkpoint import (
+    Checkpoint,
     flatten_optimizer,
     load_newest,
     mismatch,
+    optimizer_mismatch,
     restore_optimizer,
     save_checkpoint,
 )
@@ -95,9 +98,47 @@ def test_another_architecture_is_passed_over_by_name(tmp_path: Path):
     found = load_newest(tmp_path, _tensors())
     assert found is not None and found.step == 1
     assert "of another architecture (lacks ema.w and 1 more)" in found.notes[0]
-    assert "of another architecture (model.w: expected [3, 4], got [3, 5])" in found.notes[1] or (
-        "of another architecture (ema.w: expected [3, 4], got [3, 5])" in found.notes[1]
-    )
+    assert "of another architecture (model.w: expected [3, 4] float32, got [3, 5] float32)" in found.notes[1]
+    halves = {name: tensor.half() for name, tensor in _tensors().items()}
+    save_checkpoint(tmp_path, step=4, tensors=halves, state={}, keep=5)
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and "got [3, 4] float16" in found.notes[0]
+
+
+def test_a_folder_that_lies_about_its_step_is_passed_over(tmp_path: Path):
+    _save(tmp_path, 1)
+    _save(tmp_path, 2).rename(tmp_path / "step_00000099")
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and found.step == 1 and "it is of step 2" in found.notes[0]
+
+
+def _damaged_optimizers(tensors: dict[str, Tensor], state: dict[str, Any]) -> dict[str, tuple[dict, dict]]:
+    group = state["param_groups"][0]
+    return {
+        "no param_groups": (tensors, {}),
+        "null param_groups": (tensors, {"param_groups": None}),
+        "fewer parameters": (tensors, {"param_groups": [group | {"params": [0]}]}),
+        "another optimizer": (tensors, {"param_groups": [{"params": group["params"], "momentum": 0.9}]}),
+        "no entries": ({}, state),
+        "one entry missing": ({k: v for k, v in tensors.items() if k != "optim.1.exp_avg"}, state),
+        "wrong shape": (tensors | {"optim.0.exp_avg": torch.zeros(7)}, state),
+        "strange name": (tensors | {"optim.x": torch.zeros(1)}, state),
+    }
+
+
+@pytest.mark.parametrize("damage", ["none", *_damaged_optimizers({}, {"param_groups": [{"params": []}]})])
+def test_an_optimizer_that_does_not_fit_is_noticed(damage: str):
+    net = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    tensors, state = flatten_optimizer(optimizer)
+    fresh = torch.optim.Adam(net.parameters())
+    if damage == "none":
+        assert optimizer_mismatch(fresh, Checkpoint(step=1, tensors=tensors, state=state)) is None
+        return
+    tensors, state = _damaged_optimizers(tensors, state)[damage]
+    assert optimizer_mismatch(fresh, Checkpoint(step=1, tensors=tensors, state=state)) is not None
 
 
 def test_nothing_usable_is_refused_in_one_line(tmp_path: Path):

@@ -4,7 +4,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from training.config import data_root, import_plugins, load_config, parse_options
-from training.workdir import check_for_use, default_workdir, open_for_training, write_atomically
+from training.workdir import (
+    check_for_training,
+    check_for_use,
+    claim_for_training,
+    default_workdir,
+    write_atomically,
+)
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -104,28 +110,39 @@ def test_a_workdir_belongs_to_its_config(tmp_path: Path):
     config = ConfigDict({"seed": 0, "model": {"channels": 8}, "training": {"num_steps": 5, "batch_size": 2}})
     with pytest.raises(ValueError, match="holds no trained run"):
         check_for_use(tmp_path, config)
-    open_for_training(tmp_path, config)
-    open_for_training(tmp_path, config)
+    check_for_training(tmp_path, config)
+    assert not (tmp_path / "config.json").exists()
+    claim_for_training(tmp_path, config)
     check_for_use(tmp_path, config)
 
+    other = ConfigDict(config.to_dict())
+    other.training.batch_size = 4
+    # nothing is saved yet: a corrected command may have the folder
+    check_for_training(tmp_path, other)
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    check_for_training(tmp_path, config)
     longer = ConfigDict(config.to_dict())
     longer.training.num_steps = 9
-    open_for_training(tmp_path, longer)
-
-    other = ConfigDict(longer.to_dict())
-    other.training.batch_size = 4
+    check_for_training(tmp_path, longer)
     check_for_use(tmp_path, other)
-    before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError, match=r"belongs to another config: training\.batch_size was 2, is 4"):
-        open_for_training(tmp_path, other)
+        check_for_training(tmp_path, other)
     other.model.channels = 16
     with pytest.raises(ValueError, match=r"model\.channels was 8, is 16"):
         check_for_use(tmp_path, other)
-    assert (tmp_path / "config.json").read_bytes() == before
 
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
-        open_for_training(tmp_path, config)
+    for damage in ("{", "[]", "3", "null", "\xff"):
+        (tmp_path / "config.json").write_bytes(damage.encode("latin1"))
+        for check in (check_for_training, check_for_use):
+            with pytest.raises(ValueError, match="is damaged"):
+                check(tmp_path, config)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"has checkpoints but no config\.json"):
+        check_for_training(tmp_path, config)
+    (tmp_path / "file").touch()
+    for check in (check_for_training, check_for_use):
+        with pytest.raises(ValueError, match="is not a folder"):
+            check(tmp_path / "file", config)
 
 
 def test_atomic_write_leaves_the_old_file_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
