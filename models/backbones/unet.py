@@ -162,15 +162,13 @@ class UNet(nn.Module):
         symmetric_downsample: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("image_size", image_size),
-            ("in_channels", in_channels),
-            ("channels", channels),
-            ("num_res_blocks", num_res_blocks),
-            ("smallest channel_mult", min(channel_mult, default=0)),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        _check_positive(
+            image_size=image_size,
+            in_channels=in_channels,
+            channels=channels,
+            num_res_blocks=num_res_blocks,
+            channel_mult=min(channel_mult, default=0),
+        )
         resolutions = _resolutions(image_size, len(channel_mult))
         _check_attention_resolutions(attention_resolutions, resolutions)
         self.image_size = image_size
@@ -184,33 +182,31 @@ class UNet(nn.Module):
         )
         attend = partial(AttentionBlock, num_heads=num_heads, head_channels=head_channels, norm=norm)
         widths = [channels * mult for mult in channel_mult]
-        last = len(widths) - 1
+        attends = [resolution in attention_resolutions for resolution in resolutions]
 
         self.embed = ConditioningEmbedding(channels, embedding_dim, num_classes=num_classes, kind=embedding)
         self.conv_in = initialize(nn.Conv2d(in_channels, channels, 3, padding=1))
 
-        down: list[DownLevel] = []
-        skip_widths = [channels]
-        width = channels
-        for i, out in enumerate(widths):
+        self.down = nn.ModuleList()
+        skip_widths, width = [channels], channels
+        for out, attending in zip(widths, attends, strict=True):
             blocks = [res_block(width if j == 0 else out, out) for j in range(num_res_blocks)]
-            attention = [attend(out) for _ in blocks if resolutions[i] in attention_resolutions]
-            resample = Downsample(out, symmetric=symmetric_downsample) if i < last else None
-            down.append(DownLevel(blocks, attention, resample))
-            skip_widths += [out] * (num_res_blocks + (i < last))
             width = out
-        self.down = nn.ModuleList(down)
+            last = len(self.down) == len(widths) - 1
+            resample = None if last else Downsample(out, symmetric=symmetric_downsample)
+            self.down.append(DownLevel(blocks, [attend(out) for _ in blocks if attending], resample))
+            skip_widths += [out] * (num_res_blocks + (not last))
 
         self.middle = MiddleLevel(res_block(width, width), attend(width), res_block(width, width))
 
         up: list[UpLevel] = []
-        for i, out in reversed(list(enumerate(widths))):
+        for out, attending in reversed(list(zip(widths, attends, strict=True))):
             blocks = []
             for _ in range(num_res_blocks + 1):
                 blocks.append(res_block(width + skip_widths.pop(), out))
                 width = out
-            attention = [attend(out) for _ in blocks if resolutions[i] in attention_resolutions]
-            up.append(UpLevel(blocks, attention, Upsample(out) if i > 0 else None))
+            resample = Upsample(out) if len(up) < len(widths) - 1 else None
+            up.append(UpLevel(blocks, [attend(out) for _ in blocks if attending], resample))
         self.up = nn.ModuleList(reversed(up))
 
         self.norm_out = norm(width)
@@ -241,6 +237,12 @@ class UNet(nn.Module):
         for level in reversed(self.up):
             hidden = level(hidden, embedding, skips)
         return self.conv_out(F.silu(self.norm_out(hidden))).to(x.dtype)
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}; raise it")
 
 
 def _resolutions(image_size: int, levels: int) -> list[int]:

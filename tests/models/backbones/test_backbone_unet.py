@@ -209,9 +209,9 @@ def test_every_parameter_gets_a_gradient():
         ({"head_channels": 64}, "head_channels must divide 32 channels, got 64; use one of 1, 2, 4, 8, 16, 32"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ({"channels": 15, "channel_mult": (2, 2)}, "embedding dim must be even and at least 4, got 15; use 16"),
-        ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),
-        ({"channel_mult": ()}, "smallest channel_mult must be at least 1, got 0"),
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0; raise it"),
+        ({"channel_mult": ()}, "channel_mult must be at least 1, got 0; raise it"),
+        ({"image_size": 0}, "image_size must be at least 1, got 0; raise it"),
     ],
 )
 def test_refusals_of_settings(kwargs, message):
