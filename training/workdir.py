@@ -62,11 +62,8 @@ def default_workdir(config_path: str) -> Path:
 
 def _differences(config: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     ours, theirs = dict(flatten(config)), dict(flatten(saved))
-    return {
-        key: (ours.get(key), theirs.get(key))
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    }
+    # a key that the saved config lacks is one that a later version added, with the old behaviour as its default
+    return {key: (ours.get(key), theirs[key]) for key in sorted(theirs) if ours.get(key) != theirs[key]}
 
 
 def _read_saved(workdir: Path) -> dict[str, Any] | None:

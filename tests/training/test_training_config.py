@@ -131,6 +131,12 @@ def test_a_workdir_belongs_to_its_config(tmp_path: Path):
     with pytest.raises(ValueError, match=r"model\.channels was 8, is 16"):
         check_for_use(tmp_path, other)
 
+    newer = ConfigDict(config.to_dict())
+    newer.model.added_by_a_later_version = 1
+    check_for_training(tmp_path, newer)
+    with pytest.raises(ValueError, match=r"model\.channels was 8, is None"):
+        check_for_use(tmp_path, ConfigDict({"seed": 0, "model": {}, "training": {}}))
+
     for damage in ("{", "[]", "3", "null", "\xff"):
         (tmp_path / "config.json").write_bytes(damage.encode("latin1"))
         for check in (check_for_training, check_for_use):
