@@ -24,7 +24,7 @@ def digits_network(config: ConfigDict) -> None:
         {
             "channels": 48,
             "channel_mult": (1, 2),
-            "num_res_blocks": 2,
+            "num_res_blocks": 1,
             "attention_resolutions": (4,),
             "norm_groups": 8,
             "dropout": 0.1,
@@ -32,7 +32,7 @@ def digits_network(config: ConfigDict) -> None:
     )
     config.training.update(
         {
-            "num_steps": 1_500,
+            "num_steps": 1_000,
             "batch_size": 64,
             "ema_decay": 0.999,
             "checkpoint_every": 500,
