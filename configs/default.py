@@ -10,7 +10,18 @@ def get_default_config() -> ConfigDict:
     config.device = "auto"  # auto: a GPU if there is one
     config.plugins = ()  # modules or .py files to import, for their @register_... decorators
 
-    config.data = ConfigDict(
+    config.data = _data()
+    config.sde = ConfigDict({"name": "ddpm"})  # the other keys are that SDE's own options
+    config.model = _model()
+    config.training = _training()
+    config.optim = _optim()
+    config.sampling = _sampling()
+    config.eval = _eval()
+    return config
+
+
+def _data() -> ConfigDict:
+    return ConfigDict(
         {
             "dataset": "digits",
             "root": "",  # "": $SDE_DATA, else downloads/
@@ -19,8 +30,10 @@ def get_default_config() -> ConfigDict:
             "random_flip": False,  # horizontal, in training alone
         }
     )
-    config.sde = ConfigDict({"name": "ddpm"})  # the other keys are that SDE's own options
-    config.model = ConfigDict(
+
+
+def _model() -> ConfigDict:
+    return ConfigDict(
         {
             "parameterization": "eps",  # eps, x0, v, score or edm
             "noise_input": "auto",  # what the network is told of t: auto, index, t999, log_sigma or edm
@@ -41,7 +54,10 @@ def get_default_config() -> ConfigDict:
             "class_conditional": False,
         }
     )
-    config.training = ConfigDict(
+
+
+def _training() -> ConfigDict:
+    return ConfigDict(
         {
             "num_steps": 100_000,
             "batch_size": 128,
@@ -56,7 +72,10 @@ def get_default_config() -> ConfigDict:
             "sample_every": 5_000,  # a small grid of samples for TensorBoard; 0: never
         }
     )
-    config.optim = ConfigDict(
+
+
+def _optim() -> ConfigDict:
+    return ConfigDict(
         {
             "name": "adam",  # adam or adamw
             "learning_rate": 2e-4,
@@ -67,7 +86,10 @@ def get_default_config() -> ConfigDict:
             "warmup_steps": 5_000,  # the learning rate rises linearly over these
         }
     )
-    config.sampling = ConfigDict(
+
+
+def _sampling() -> ConfigDict:
+    return ConfigDict(
         {
             "sampler": "ancestral",
             "num_steps": 1000,
@@ -78,7 +100,10 @@ def get_default_config() -> ConfigDict:
             "clip_x0": True,  # clip the predicted x0 to the data's range
         }
     )
-    config.eval = ConfigDict(
+
+
+def _eval() -> ConfigDict:
+    return ConfigDict(
         {
             "likelihoods": ("vlb",),
             "num_images": 0,  # 0: the whole split
@@ -90,4 +115,3 @@ def get_default_config() -> ConfigDict:
             "vlb_samples_per_image": 0,  # L_t evaluated per image, at random; 0: all of them
         }
     )
-    return config

@@ -2,6 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+import main
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # The smallest network that still has every kind of layer, trained for a moment.
@@ -33,3 +39,22 @@ def tiny_command(mode: str, workdir: Path, *extra: str, config: str = "vp/digits
         *TINY,
         *extra,
     ]
+
+
+def last_tensors(workdir: Path) -> dict[str, Tensor]:
+    newest = max((workdir / "checkpoints").glob("step_*"))
+    return load_file(newest / "tensors.safetensors")
+
+
+def error(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """Run a command that cannot work: exit code 2 and one line."""
+    capsys.readouterr()
+    assert main.run(arguments) == 2
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in said.err + said.out
+    return lines[0]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
