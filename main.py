@@ -44,13 +44,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
         modes = {"train": train, "eval": evaluate, "sample": sample}
         config = load_config(options.config, overrides)
-        import_plugins(config.plugins)
+        import_plugins(config.get("plugins", ()))
         workdir = Path(options.workdir) if options.workdir else default_workdir(options.config)
         modes[options.mode](config, workdir)
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped", file=sys.stderr)
         return _INTERRUPTED
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         if os.environ.get("SDE_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -170,7 +170,13 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             )
         report[name] = means.report()
         if isinstance(estimator, VariationalBound):
-            report[name] |= {"variance": estimator.variance, "clip_x0": config.eval.clip_x0}
+            report[name] |= {
+                "variance": estimator.variance,
+                "clip_x0": config.eval.clip_x0,
+                "num_steps": len(estimator.noisy_times(model.sde)),
+                "samples_per_image": estimator.steps_per_image,
+                "seed": config.seed,
+            }
             curve = _bound_curve(estimator, model, means)
             report[name]["terms"] = curve
             save_bound_curve(workdir / "eval" / "bound_terms.png", curve["t"], curve["bits_per_dim"], curve["stderr"])

@@ -166,6 +166,7 @@ def test_bad_plugins_are_one_line(run_copy: Path, tmp_path: Path, kind: str, cap
     ("body", "message"),
     [
         ("raise KeyError('x')", "failed: KeyError"),
+        ("from ml_collections import ConfigDict; return ConfigDict()", "the config has no"),
         ("return None", "must return a ConfigDict, got NoneType"),
         ("import sys; sys.exit(0)", "failed: SystemExit"),
     ],

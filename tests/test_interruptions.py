@@ -13,29 +13,57 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import ROOT, TINY, error, last_tensors, snapshot, tiny_command
+from torch import Tensor
 
 import main
 from training.build import build_dataset
 from training.config import load_config
+from training.loop import TrainingStep
 from training.state import TrainingState
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path):
+def _stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C in that step."""
+    whole_step = TrainingStep.__call__
+
+    def press(self: TrainingStep) -> tuple[Tensor, Tensor]:
+        result = whole_step(self)
+        if self._state.step == steps:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(TrainingStep, "__call__", press)
+
+
+def test_ctrl_c_in_the_last_step_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _stop_after(6, monkeypatch)
+    assert main.run(tiny_command("train", tmp_path / "run")) == 130
+    assert max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == "step_00000006"
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     part = tmp_path / "part"
     dropout = "--config.model.dropout=0.3"
     whole = tmp_path / "whole"
-    assert main.run(tiny_command("train", whole, dropout)) == 0
-    assert main.run(tiny_command("train", part, dropout, "--config.training.num_steps=4")) == 0
+    windows = "--config.training.log_every=3"
+    assert main.run(tiny_command("train", whole, dropout, windows)) == 0
+    _stop_after(4, monkeypatch)
+    assert main.run(tiny_command("train", part, dropout, windows)) == 130
+    monkeypatch.undo()
     torch.rand(3)
-    assert main.run(tiny_command("train", part, dropout)) == 0
+    assert main.run(tiny_command("train", part, dropout, windows)) == 0
     one, two = last_tensors(whole), last_tensors(part)
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, two[name]), name
     # dropout changes the run, so that the equality above is about the network's random numbers too
     assert not torch.equal(one["model.conv_out.weight"], last_tensors(tiny_run)["model.conv_out.weight"])
-    steps = [json.loads(line)["step"] for line in (part / "logs" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 6]
+    # what is logged is the same too, also where a window of losses was cut in two
+    logged = [
+        [(record["step"], record["loss"]) for record in map(json.loads, path.read_text().splitlines())]
+        for path in (folder / "logs" / "metrics.jsonl" for folder in (whole, part))
+    ]
+    assert logged[0] == logged[1] and [step for step, _ in logged[0]] == [3, 6]
 
 
 def test_training_again_says_that_it_is_done(run_copy: Path, capsys: pytest.CaptureFixture[str]):
@@ -88,7 +116,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path):
     assert all(torch.equal(tensor, whole[name]) for name, tensor in last_tensors(workdir).items())
 
 
-def test_kill_9_at_any_moment_resumes_to_the_same_bits(tmp_path: Path):
+def test_kill_9_resumes_to_the_same_bits(tmp_path: Path):
     dropout = ["--config.model.dropout=0.3", "--config.training.num_steps=60", "--config.training.checkpoint_every=4"]
     whole, part = tmp_path / "whole", tmp_path / "part"
     undisturbed = _start(*tiny_command("train", whole, *dropout))

@@ -152,8 +152,11 @@ def check_config(config: Config) -> None:
     Raises:
         ValueError: Naming the first such key.
     """
+    for section in ("data", "sde", "model", "training", "optim", "sampling", "eval"):
+        if section not in config:
+            raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
     for section, key, least, most in _RANGES:
-        value = config[section][key]
+        value = config[section].get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"config.{section}.{key} must be a number, got {value!r}; set one")
         if not value >= least:

@@ -80,9 +80,10 @@ def save_checkpoint(root: Path, *, step: int, tensors: dict[str, Tensor], state:
         The checkpoint's folder.
     """
     root.mkdir(parents=True, exist_ok=True)
+    for leftover in [*root.glob(".writing_*"), *root.glob(".dropped_*")]:
+        shutil.rmtree(leftover)
     final = root / f"step_{step:08d}"
     temporary = root / f".writing_{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     files = {
         _TENSORS: save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
@@ -93,13 +94,34 @@ def save_checkpoint(root: Path, *, step: int, tensors: dict[str, Tensor], state:
     manifest = {name: _checksum(data) for name, data in files.items()}
     _write_synced(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
     _sync_folder(temporary)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
+    if final.exists() and _is_whole(final, manifest):
+        _drop(temporary)
+    else:
+        if final.exists():
+            _drop(final)
+        temporary.rename(final)
     _sync_folder(root)
-    for old in _folders(root)[max(keep, 1) :]:
-        shutil.rmtree(old)
+    # what is newer than this step was passed over, or this step would not be run: it takes no good one's place
+    for old in [folder for folder in _folders(root) if folder <= final][max(keep, 1) :]:
+        _drop(old)
     return final
+
+
+def _is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a folder already holds just this: a checkpoint is not taken away to be written again."""
+    try:
+        return all(_checksum((folder / name).read_bytes()) == value for name, value in manifest.items()) and (
+            json.loads((folder / _MANIFEST).read_bytes()) == manifest
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _drop(folder: Path) -> None:
+    """Delete a folder; under another name first, so that no checkpoint is ever half there."""
+    aside = folder.with_name(f".dropped_{folder.name}")
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -214,7 +236,7 @@ def optimizer_mismatch(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint)
     if not isinstance(theirs, list) or len(theirs) != len(ours):
         return f"its optimizer has no {len(ours)} param_groups"
     for one, other in zip(ours, theirs, strict=True):
-        if not isinstance(other, dict) or one["params"] != other.get("params") or one.keys() != other.keys():
+        if not isinstance(other, dict) or one["params"] != other.get("params") or "betas" not in other:
             return "its optimizer is another one (param_groups differ)"
     expected = {
         f"optim.{number}.{key}": torch.zeros(()) if key == "step" else parameter
@@ -238,4 +260,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         if name.startswith("optim."):
             _, number, key = name.split(".", 2)
             entries.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+    # settings that a later version of PyTorch added keep their defaults, those that it dropped are left out
+    groups = [
+        one | {key: value for key, value in other.items() if key in one}
+        for one, other in zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .images import image_grid, save_learning_curve, save_png
+from .workdir import write_atomically
 
 
 def say(message: str) -> None:
@@ -33,8 +34,7 @@ class TrainingLog:
         self._workdir = workdir
         self._metrics_path = workdir / "logs" / "metrics.jsonl"
         self._records = [record for record in self._read_metrics() if record["step"] <= start]
-        self._metrics_path.parent.mkdir(parents=True, exist_ok=True)
-        self._metrics_path.write_text("".join(json.dumps(record) + "\n" for record in self._records))
+        write_atomically(self._metrics_path, "".join(json.dumps(record) + "\n" for record in self._records).encode())
         self._file = self._metrics_path.open("a")
         self._board = SummaryWriter(str(workdir / "logs"), purge_step=start + 1)
         self._bar = tqdm(total=num_steps, initial=start, unit="step", desc="train", dynamic_ncols=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from data import ImageDataset, TrainBatches, to_model_space
 from models import ClippedScoreModel, NetworkScoreModel
-from samplers import DDIMSampler
+from samplers import DDIMSampler, StepState
 from sde_lib import NoiseStreams, derive_seed
 
 from .build import build_dataset, build_sampler, check_config, check_eval_names, pick_device
@@ -40,6 +41,7 @@ def _catch_interrupt() -> Iterator[list[bool]]:
 
     def request(_signal: int, _frame: FrameType | None) -> None:
         requested.append(True)
+        os.write(2, b"\nstopping after this step; Ctrl-C again to stop at once, without saving\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, request)
@@ -125,13 +127,29 @@ class TrainingStep:
         return loss.detach(), grad_norm.detach()
 
 
-def _preview(state: TrainingState, config: Config, dataset: ImageDataset, device: torch.device) -> Tensor:
-    """16 samples by 50 steps of DDIM, from the same noise every time, in [-1, 1]."""
+class _PreviewStopped(Exception):  # noqa: N818
+    pass
+
+
+def _log_preview(
+    config: Config, state: TrainingState, dataset: ImageDataset, log: TrainingLog, interrupted: list[bool]
+) -> None:
+    """16 samples by 50 steps of DDIM, from the same noise every time; Ctrl-C does without them."""
+
+    def stop(_: StepState) -> None:
+        if interrupted:
+            raise _PreviewStopped
+
+    device = next(state.model.parameters()).device
     noise = NoiseStreams(config.seed, range(16))
     model = ClippedScoreModel(state.ema.model)
     cond = torch.arange(16, device=device) % dataset.num_classes if config.model.class_conditional else None
     x_T = model.sde.prior_sample(dataset.image_shape, noise, device=device)
-    return DDIMSampler(num_steps=50).sample(model, x_T, cond=cond, noise=noise).x0
+    try:
+        result = DDIMSampler(num_steps=50).sample(model, x_T, cond=cond, noise=noise, hooks=[stop])
+    except _PreviewStopped:
+        return
+    log.samples(state.step, to_uint8(result.x0, dataset.num_levels))
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -203,34 +221,35 @@ def _run(
     dataset: ImageDataset,
 ) -> None:
     training = config.training
-    device = next(state.model.parameters()).device
-    losses: list[Tensor] = []
-    began = time.perf_counter()
+    began, steps_timed = time.perf_counter(), 0
     while state.step < training.num_steps and not interrupted:
         loss, grad_norm = do_step()
-        losses.append(loss)
+        state.losses.append(loss.cpu())
+        steps_timed += 1
         log.advance()
         last = state.step == training.num_steps
         if last or state.step % training.log_every == 0:
-            mean = float(torch.stack(losses).mean())
+            mean = float(torch.stack(state.losses).mean())
             _check_finite(mean, state.step)
             log.scalars(
                 state.step,
                 loss=mean,
                 grad_norm=float(grad_norm),
                 learning_rate=state.optimizer.param_groups[0]["lr"],
-                seconds_per_step=(time.perf_counter() - began) / len(losses),
+                seconds_per_step=(time.perf_counter() - began) / steps_timed,
             )
-            losses, began = [], time.perf_counter()
+            state.losses.clear()
+            began, steps_timed = time.perf_counter(), 0
+        paused = time.perf_counter()
         if last or state.step % training.checkpoint_every == 0:
             _check_finite(float(loss), state.step)
             state.save(workdir / "checkpoints", keep=training.keep_checkpoints)
             log.learning_curve()
         if training.sample_every and state.step % training.sample_every == 0:
-            log.samples(state.step, to_uint8(_preview(state, config, dataset, device), dataset.num_levels))
-            began = time.perf_counter()
-    if interrupted and state.step < training.num_steps:
-        _check_finite(float(torch.stack(losses).mean()) if losses else 0.0, state.step)
+            _log_preview(config, state, dataset, log, interrupted)
+        began += time.perf_counter() - paused
+    if interrupted:
+        _check_finite(float(torch.stack(state.losses).mean()) if state.losses else 0.0, state.step)
         state.save(workdir / "checkpoints", keep=training.keep_checkpoints)
         log.learning_curve()
         raise Interrupted(f"stopped at step {state.step}, which is saved; the same command goes on from there")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ class TrainingState:
         ema: The average of its weights.
         optimizer: The optimizer of its weights.
         step: Number of steps done.
+        losses: Those since the last logged one, so that a resumed run logs the same means.
     """
 
     model: NetworkScoreModel
     ema: ExponentialMovingAverage
     optimizer: torch.optim.Optimizer
     step: int = 0
+    losses: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def create(cls, config: Config, dataset: ImageDataset, device: torch.device) -> TrainingState:
@@ -59,6 +61,9 @@ class TrainingState:
         updates = checkpoint.state.get("ema_updates")
         if not isinstance(updates, int) or updates < 0:
             return f"its ema_updates is {updates!r}, not a count"
+        losses = checkpoint.state.get("losses", [])
+        if not isinstance(losses, list) or not all(isinstance(loss, float) for loss in losses):
+            return "its losses are not a list of numbers"
         return optimizer_mismatch(self.optimizer, checkpoint)
 
     def save(self, root: Path, *, keep: int) -> Path:
@@ -74,6 +79,7 @@ class TrainingState:
             )
         tensors, state = flatten_optimizer(self.optimizer)
         state["ema_updates"] = self.ema.num_updates
+        state["losses"] = [float(loss) for loss in self.losses]
         tensors |= _weights(self.model, self.ema)
         return save_checkpoint(root, step=self.step, tensors=tensors, state=state, keep=keep)
 
@@ -96,6 +102,7 @@ class TrainingState:
         restore_optimizer(self.optimizer, checkpoint.tensors, checkpoint.state)
         self.ema.num_updates = int(checkpoint.state["ema_updates"])
         self.step = checkpoint.step
+        self.losses = [torch.tensor(loss) for loss in checkpoint.state.get("losses", [])]
         return True
 
 

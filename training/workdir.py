@@ -62,8 +62,10 @@ def default_workdir(config_path: str) -> Path:
 
 def _differences(config: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     ours, theirs = dict(flatten(config)), dict(flatten(saved))
-    # a key that the saved config lacks is one that a later version added, with the old behaviour as its default
-    return {key: (ours.get(key), theirs[key]) for key in sorted(theirs) if ours.get(key) != theirs[key]}
+    # a key that the saved config lacks is one that a later version added, with the old behaviour as its default; but
+    # an SDE's options are its own
+    keys = theirs.keys() | {key for key in ours if key.startswith("sde.")}
+    return {key: (ours.get(key), theirs.get(key)) for key in sorted(keys) if ours.get(key) != theirs.get(key)}
 
 
 def _read_saved(workdir: Path) -> dict[str, Any] | None:

@@ -196,3 +196,36 @@ def test_optimizer_goes_on_to_the_bit(tmp_path: Path, kind: type[torch.optim.Ada
     restore_optimizer(optimizer, found.tensors, json.loads(json.dumps(found.state)))
     steps(resumed, optimizer, 2, 5)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_damaged_newer_checkpoints_never_cost_a_good_one(tmp_path: Path):
+    _save(tmp_path, 500)
+    (_save(tmp_path, 1000) / "state.json").unlink()
+    assert _save(tmp_path, 600, keep=1).is_dir()
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and found.step == 600 and len(found.notes) == 1
+    _save(tmp_path, 1000, keep=1)
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and found.step == 1000 and found.notes == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00001000"]
+
+
+def test_the_same_checkpoint_is_never_taken_away_to_be_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before = _save(tmp_path, 1).stat().st_ino
+    assert _save(tmp_path, 1).stat().st_ino == before
+    (tmp_path / ".writing_00000007").mkdir()
+    (tmp_path / ".dropped_step_00000000").mkdir()
+    _save(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_settings_that_another_torch_version_has_keep_their_defaults():
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.5)
+    tensors, state = flatten_optimizer(optimizer)
+    group = {k: v for k, v in state["param_groups"][0].items() if k != "foreach"} | {"of_the_future": 1}
+    saved = Checkpoint(step=0, tensors=tensors, state={"param_groups": [group]})
+    fresh = torch.optim.Adam(net.parameters(), lr=0.1)
+    assert optimizer_mismatch(fresh, saved) is None
+    restore_optimizer(fresh, saved.tensors, saved.state)
+    assert fresh.param_groups[0]["lr"] == 0.5 and "of_the_future" not in fresh.param_groups[0]

@@ -131,6 +131,10 @@ def test_a_workdir_belongs_to_its_config(tmp_path: Path):
     with pytest.raises(ValueError, match=r"model\.channels was 8, is 16"):
         check_for_use(tmp_path, other)
 
+    # an SDE's option that was not there is another SDE
+    with_sde = ConfigDict(config.to_dict() | {"sde": {"beta_start": 2e-3}})
+    with pytest.raises(ValueError, match=r"sde\.beta_start was None, is 0\.002"):
+        check_for_use(tmp_path, with_sde)
     newer = ConfigDict(config.to_dict())
     newer.model.added_by_a_later_version = 1
     check_for_training(tmp_path, newer)
