@@ -174,3 +174,25 @@ def test_bad_plugins_are_one_line(run_copy: Path, tmp_path: Path, kind: str, cap
 def test_bad_config_files_are_one_line(tmp_path: Path, body: str, message: str, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "c.py").write_text(f"def get_config():\n    {body}\n")
     assert message in error(capsys, ["--config", str(tmp_path / "c.py"), "--mode", "train"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "content", "message"),
+    [
+        ("npz", "train.npz", b"PK\x03\x04 and no more", "train.npz is truncated, corrupt or pickled"),
+        ("mnist", "train-images-idx3-ubyte", b"\x00\x00\x08\x03\x00", "train-images-idx3-ubyte"),
+        ("cifar10", "cifar-10-batches-bin/data_batch_1.bin", b"\x00" * 3072, "expected 30730000 bytes, got 3072"),
+    ],
+)
+def test_damaged_data_is_one_line_and_writes_nothing(
+    tmp_path: Path, dataset: str, name: str, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+):
+    root = tmp_path / "data"
+    (root / name).parent.mkdir(parents=True)
+    for k in range(1, 6):
+        (root / name.replace("batch_1", f"batch_{k}")).write_bytes(content)
+    (root / "train-labels-idx1-ubyte").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x00")
+    extra = [f"--config.data.dataset={dataset}", f"--config.data.root={root}"]
+    said = error(capsys, tiny_command("train", tmp_path / "run", *extra))
+    assert message in said and "; " in said
+    assert not (tmp_path / "run").exists()
