@@ -15,6 +15,8 @@ $(VENV)/.run: pyproject.toml setup.py constraints.txt
 
 $(VENV)/.develop: $(VENV)/.run
 	$(PIP) -e '.[test,lint]'
+# its samplers are tested beside ours; of what it asks for, torchvision must match torch's build, and neither is used
+	$(PIP) --no-deps azula
 	@touch $@
 
 # Trains on scikit-learn's digits, measures the bound on the held-out ones, and draws a picture.

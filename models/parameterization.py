@@ -65,6 +65,11 @@ class Parameterization(ABC):
         _check_time_input(noise_input)
         self.noise_input: TimeInput = noise_input
 
+    @property
+    def scales_input(self) -> bool:
+        """Whether ``c_in`` is another than 1."""
+        return type(self).c_in is not Parameterization.c_in
+
     def c_in(self, sde: SDE, t: PerSample) -> PerSample:
         """Scale of the network's input, [B]: 1 unless a subclass says otherwise."""
         return torch.ones_like(t, dtype=torch.float64)

@@ -44,7 +44,7 @@ class Prediction:
         cls, x_t: Tensor, eps: Tensor, *, alpha: Tensor, sigma: Tensor, variance_fraction: Tensor | None = None
     ) -> Prediction:
         """x0 = (x_t - sigma eps) / alpha."""
-        x0 = (x_t - expand_like(sigma, x_t) * eps) / expand_like(alpha, x_t)
+        x0 = torch.addcmul(x_t, expand_like(sigma, x_t), eps, value=-1).div_(expand_like(alpha, x_t))
         return cls(x0=x0, eps=eps, sigma=sigma, variance_fraction=variance_fraction)
 
     @classmethod
@@ -52,7 +52,7 @@ class Prediction:
         cls, x_t: Tensor, x0: Tensor, *, alpha: Tensor, sigma: Tensor, variance_fraction: Tensor | None = None
     ) -> Prediction:
         """eps = (x_t - alpha x0) / sigma."""
-        eps = (x_t - expand_like(alpha, x_t) * x0) / expand_like(sigma, x_t)
+        eps = torch.addcmul(x_t, expand_like(alpha, x_t), x0, value=-1).div_(expand_like(sigma, x_t))
         return cls(x0=x0, eps=eps, sigma=sigma, variance_fraction=variance_fraction)
 
     @classmethod
@@ -172,8 +172,10 @@ class NetworkScoreModel(ScoreModel):
         """Scale the input, call the backbone and read its output."""
         check_per_sample("t", t, x_t.shape[0])
         extra: dict[str, Any] = {} if cond is None else {"cond": cond}
-        c_in = expand_like(self.parameterization.c_in(self.sde, t), x_t)
-        raw = self.backbone(c_in * x_t, self.parameterization.c_noise(self.sde, t), **extra).to(x_t.dtype)
+        scaled = x_t
+        if self.parameterization.scales_input:
+            scaled = expand_like(self.parameterization.c_in(self.sde, t), x_t) * x_t
+        raw = self.backbone(scaled, self.parameterization.c_noise(self.sde, t), **extra).to(x_t.dtype)
         expected = list(x_t.shape)
         if self.learned_variance:
             expected[1] *= 2

@@ -1,19 +1,74 @@
 """Samplers: numbers that turn a ScoreModel and noise into data. Importing this package registers its own."""
 
-from .ancestral import AncestralSampler
-from .base import Hook, Sampler, SampleResult, StepSampler, StepState
+from .annealed_langevin import AnnealedLangevinSampler
+from .base import Hook, Sampler, SampleResult, StepState
+from .correctors import (
+    AnnealedLangevinCorrector,
+    Corrector,
+    LangevinCorrector,
+    NoCorrector,
+    available_correctors,
+    make_corrector,
+    register_corrector,
+)
 from .ddim import DDIMSampler
+from .dpm_solver import DPMSolverPPSampler
+from .grid_sampler import GridSampler, StepSampler
+from .heun import HeunSampler
+from .predictor_corrector import PredictorCorrectorSampler
+from .predictors import (
+    AncestralPredictor,
+    AncestralSampler,
+    EulerMaruyamaPredictor,
+    EulerMaruyamaSampler,
+    NoPredictor,
+    Predictor,
+    ReverseDiffusionPredictor,
+    ReverseDiffusionSampler,
+    available_predictors,
+    make_predictor,
+    register_predictor,
+)
 from .registry import available_samplers, make_sampler, register_sampler
+from .run import Point, Run, combine, points_of
+from .unipc import UniPCSampler
 
 __all__ = [
+    "AncestralPredictor",
     "AncestralSampler",
+    "AnnealedLangevinCorrector",
+    "AnnealedLangevinSampler",
+    "Corrector",
     "DDIMSampler",
+    "DPMSolverPPSampler",
+    "EulerMaruyamaPredictor",
+    "EulerMaruyamaSampler",
+    "GridSampler",
+    "HeunSampler",
     "Hook",
+    "LangevinCorrector",
+    "NoCorrector",
+    "NoPredictor",
+    "Point",
+    "Predictor",
+    "PredictorCorrectorSampler",
+    "ReverseDiffusionPredictor",
+    "ReverseDiffusionSampler",
+    "Run",
     "SampleResult",
     "Sampler",
     "StepSampler",
     "StepState",
+    "UniPCSampler",
+    "available_correctors",
+    "available_predictors",
     "available_samplers",
+    "combine",
+    "make_corrector",
+    "make_predictor",
     "make_sampler",
+    "points_of",
+    "register_corrector",
+    "register_predictor",
     "register_sampler",
 ]

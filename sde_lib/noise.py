@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -35,6 +33,23 @@ def derive_seed(*keys: int) -> int:
     return int(_seed_sequence(*keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+# A generator's state as PyTorch saves it: its seed, two counters, then the Mersenne twister's 624 words, 8 bytes each.
+_NUM_WORDS, _WORDS_AT = 624, 24
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    """A generator on the CPU whose whole state comes from a SeedSequence.
+
+    PyTorch's own seeding keeps 32 bits: among 50000 samples two would often be the same.
+    """
+    generator = torch.Generator()
+    state = generator.get_state()
+    words = _seed_sequence(seed, index).generate_state(_NUM_WORDS).astype(np.uint64)
+    words[0] |= np.uint64(0x80000000)  # the twister must not be all zeros, and uses the first word's top bit alone
+    state[_WORDS_AT : _WORDS_AT + 8 * _NUM_WORDS] = torch.from_numpy(words.view(np.uint8))
+    return generator.set_state(state)
+
+
 class NoiseStreams:
     """One independent random stream for each sample of a batch.
 
@@ -52,8 +67,7 @@ class NoiseStreams:
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         self.seed = seed
         self.indices = list(indices)
-        # torch.Generator on the CPU keeps 32 bits of its seed: among 50000 samples two would often be the same
-        self._generators = [np.random.Generator(np.random.PCG64(_seed_sequence(seed, k))) for k in self.indices]
+        self._generators = [_generator(seed, k) for k in self.indices]
 
     @classmethod
     def fresh(cls, batch_size: int) -> NoiseStreams:
@@ -64,15 +78,12 @@ class NoiseStreams:
         """The number of streams, which is the batch size."""
         return len(self._generators)
 
-    def _draw(self, sample_shape: Sequence[int], method: Literal["standard_normal", "random"]) -> Tensor:
-        out = np.empty((len(self), math.prod(sample_shape)), dtype=np.float32)
-        for row, generator in zip(out, self._generators, strict=True):
-            getattr(generator, method)(out=row, dtype=np.float32)
-        return torch.from_numpy(out).reshape(len(self), *sample_shape)
-
     def normal(self, sample_shape: Sequence[int]) -> Float[Tensor, "batch *shape"]:
         """Standard normal draws, shape [B, *sample_shape], float32 on the CPU."""
-        return self._draw(sample_shape, "standard_normal")
+        out = torch.empty(len(self), *sample_shape, dtype=torch.float32)
+        for row, generator in zip(out.unbind(), self._generators, strict=True):
+            row.normal_(generator=generator)
+        return out
 
     def normal_like(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Standard normal draws in the shape and dtype and on the device of ``x``.
@@ -86,4 +97,7 @@ class NoiseStreams:
 
     def uniform(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "batch *shape"]:
         """Uniform draws in [0, 1), shape [B, *sample_shape], float32 on the CPU."""
-        return self._draw(sample_shape, "random")
+        out = torch.empty(len(self), *sample_shape, dtype=torch.float32)
+        for row, generator in zip(out.unbind(), self._generators, strict=True):
+            row.uniform_(generator=generator)
+        return out

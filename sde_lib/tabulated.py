@@ -70,6 +70,8 @@ class Tabulated(SDE):
         self.prior_std = 1.0 if family == "vp" else math.exp(-0.5 * float(table[-1]))
         rows = np.arange(1, len(table) + 1, dtype=np.float64)
         self._cubic = torch.from_numpy(np.ascontiguousarray(PchipInterpolator(rows, table.numpy()).c))
+        self._log_alpha_table = self._log_alpha_of(table)
+        self._log_sigma_table = self._log_sigma_of(table)
 
     @classmethod
     def from_betas(cls, betas: Table) -> Tabulated:
@@ -120,8 +122,21 @@ class Tabulated(SDE):
         ends = math.log(sigma_min), math.log(sigma_max)
         return cls.from_sigmas(torch.linspace(*ends, num_steps, dtype=torch.float64).exp())
 
+    def _rows_of(self, t: PerSample) -> Tensor | None:
+        """The row of each time, if all are rows and no gradient is asked for, as samplers call it; else None."""
+        if t.requires_grad:
+            return None
+        row = t.double() * self._num_rows
+        nearest = row.round()
+        is_row = (row - nearest).abs_().le(row.mul_(8 * torch.finfo(t.dtype).eps)).logical_and_(nearest > 0)
+        return nearest.long() - 1 if bool(is_row.all()) else None
+
     def log_snr(self, t: PerSample) -> PerSample:
         """lambda(t): the table's value at a row, a monotone cubic between rows."""
+        rows = self._rows_of(t)
+        return self._between_rows(t) if rows is None else self.log_snr_table.to(t.device)[rows]
+
+    def _between_rows(self, t: PerSample) -> PerSample:
         row = t.double() * self._num_rows
         nearest = row.round()
         # relative, so that no time above 0 is taken as 0; keeps the gradient: only the value moves
@@ -145,16 +160,23 @@ class Tabulated(SDE):
         first_var = torch.sigmoid(torch.tensor(-first, dtype=torch.float64))
         return torch.log1p(-first_var * share) - (first_var * share).log()
 
+    def _log_alpha_of(self, log_snr: Tensor) -> Tensor:
+        return torch.zeros_like(log_snr) if self.family == "ve" else 0.5 * torch.nn.functional.logsigmoid(log_snr)
+
+    def _log_sigma_of(self, log_snr: Tensor) -> Tensor:
+        return -0.5 * log_snr if self.family == "ve" else 0.5 * torch.nn.functional.logsigmoid(-log_snr)
+
     def log_alpha(self, t: PerSample) -> PerSample:
         """1/2 log sigmoid(lambda) for "vp", 0 for "ve"."""
         if self.family == "ve":
             return torch.zeros_like(t, dtype=torch.float64)
-        return 0.5 * torch.nn.functional.logsigmoid(self.log_snr(t))
+        rows = self._rows_of(t)
+        return self._log_alpha_of(self._between_rows(t)) if rows is None else self._log_alpha_table.to(t.device)[rows]
 
     def log_sigma(self, t: PerSample) -> PerSample:
         """1/2 log sigmoid(-lambda) for "vp", -lambda / 2 for "ve"."""
-        log_snr = self.log_snr(t)
-        return -0.5 * log_snr if self.family == "ve" else 0.5 * torch.nn.functional.logsigmoid(-log_snr)
+        rows = self._rows_of(t)
+        return self._log_sigma_of(self._between_rows(t)) if rows is None else self._log_sigma_table.to(t.device)[rows]
 
     def _invert(self, function: Callable[[Tensor], Tensor], value: Tensor, *, rising: bool) -> Tensor:
         row = super()._invert(function, value, rising=rising) * self._num_rows
@@ -162,6 +184,33 @@ class Tabulated(SDE):
         # bisection ends at the far side of the times that are taken as a row: give the row itself
         is_row = (row - nearest).abs() <= 16 * torch.finfo(torch.float64).eps * row
         return torch.where(is_row, nearest, row) / self._num_rows
+
+    def time_from_log_snr(self, log_snr: PerSample) -> PerSample:
+        """The t in [0, 1] at which lambda(t) is ``log_snr``; out of reach, the nearer end."""
+        log_snr = log_snr.double()
+        table, cubic = self.log_snr_table.to(log_snr.device), self._cubic.to(log_snr.device)
+        cell = (torch.searchsorted(-table, -log_snr.contiguous(), right=True) - 1).clamp(0, self._num_rows - 2)
+        c3, c2, c1, c0 = cubic[:, cell]
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        inside = ((c0 - log_snr) / (c0 - table[cell + 1])).clamp(0.0, 1.0)
+        # Newton's method on a falling cubic, inside a bracket that bisection shrinks where Newton leaves it
+        for _ in range(12):
+            excess = ((c3 * inside + c2) * inside + c1) * inside + c0 - log_snr
+            low, high = torch.where(excess > 0, inside, low), torch.where(excess > 0, high, inside)
+            newton = inside - excess / ((3 * c3 * inside + 2 * c2) * inside + c1)
+            inside = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
+        row = cell + 1 + inside
+        nearest = row.round()
+        on_row = table[(nearest.long() - 1).clamp(0, self._num_rows - 1)] == log_snr
+        row = torch.where(log_snr > table[0], self._row_below_first(log_snr), torch.where(on_row, nearest, row))
+        return row.clamp(max=self._num_rows) / self._num_rows
+
+    def _row_below_first(self, log_snr: Tensor) -> Tensor:
+        """Inverse of ``_below_first_row``: sigma^2 is proportional to the row."""
+        first = float(self.log_snr_table[0])
+        if self.family == "ve":
+            return (first - log_snr).exp()
+        return torch.sigmoid(-log_snr) / torch.sigmoid(torch.tensor(-first, dtype=torch.float64))
 
     def _off_zero(self, t: PerSample) -> PerSample:
         # lambda is infinite at t = 0, f and g^2 are not: they are constant this close to it

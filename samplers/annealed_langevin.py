@@ -1,0 +1,70 @@
+"""Annealed Langevin dynamics, the sampler of NCSN (Song & Ermon 2019, Algorithm 1; Song & Ermon 2020, Algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .base import States
+from .grid_sampler import GridSampler
+from .registry import register_sampler
+from .run import Point, Run, combine
+
+
+@register_sampler("annealed_langevin")
+class AnnealedLangevinSampler(GridSampler):
+    """At each noise level r of the grid, from the largest to the smallest r_L, ``steps_per_level`` times:
+
+        y <- y + step score(y) + sqrt(2 step) z,   step = step_size r^2 / r_L^2
+
+    (Song & Ermon 2020, Algorithm 1, and the code of Song & Ermon 2019, whose Algorithm 1 prints step / 2 and step),
+    then the final denoising. y = x / alpha and r = sigma / alpha, x and sigma for VE; any other SDE is sampled
+    as the VE-SDE that it is a rescaling of. On ``Tabulated.ncsn(num_steps=L)``, L steps of the uniform grid are NCSN's
+    own L levels.
+
+    Its bias goes to 0 as step_size does and steps_per_level rises: it has no order in num_steps. NFE: steps_per_level
+    for each level, plus one for the final denoising or the step onto zero noise.
+
+    Args:
+        steps_per_level: T, at least 1; 100 in 2019, 5 in 2020 with 232 levels and more.
+        step_size: epsilon, above 0; None is r_L^2 / 5, which is NCSN's 2e-5 at its last level 0.01. At 2 r_L^2 and
+            above, the chain diverges.
+        **kwargs: See ``GridSampler``.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(self, *, steps_per_level: int = 100, step_size: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if isinstance(steps_per_level, bool) or not isinstance(steps_per_level, int) or steps_per_level < 1:
+            raise ValueError(f"steps_per_level must be at least 1, got {steps_per_level}; NCSN takes 100")
+        if step_size is not None and not 0 < step_size < math.inf:
+            raise ValueError(f"step_size must be above 0 and finite, got {step_size}; leave it out for r_L^2 / 5")
+        self.steps_per_level = steps_per_level
+        self.step_size = step_size
+
+    def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
+        """Yield the state when it is brought to the next level: after the steps at a level, unless it is the last."""
+        noisy = [point for point in points if point.sigma > 0]
+        last = noisy[-1].noise_ratio
+        relative = 0.2 if self.step_size is None else self.step_size / last**2
+        if relative >= 2:
+            raise ValueError(
+                f"step_size must be below 2 r_L^2 = {2 * last**2:.6g}, got {self.step_size}; leave it out for r_L^2 / 5"
+            )
+        x = self._level(run, x, points[0], relative)
+        for i in range(len(points) - 1):
+            t, s = points[i], points[i + 1]
+            x = yield self._level(run, x * (s.alpha / t.alpha), s, relative)
+
+    def _level(self, run: Run, x: Tensor, t: Point, relative: float) -> Tensor:
+        """The steps at one level, in x = alpha y: relative r^2 score(y) = -relative r eps."""
+        for _ in range(self.steps_per_level):
+            eps = run.predict(x, t).eps
+            x = combine((1.0, x), (-relative * t.sigma, eps))
+            x.add_(run.noise.normal_like(x), alpha=math.sqrt(2 * relative) * t.sigma)
+        return x

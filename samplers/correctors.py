@@ -1,0 +1,132 @@
+"""Correctors: Langevin steps that bring the state closer to p_t without changing t (Song et al. 2021, Appendix G)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sde_lib import SDE, Registry, expand_like
+
+from .run import Point, Run, combine
+
+
+class Corrector(ABC):
+    """Moves the state at one noise level. Holds numbers, never a model.
+
+    Args:
+        snr: r, the size of a step, above 0.
+
+    Raises:
+        ValueError: If snr is not above 0.
+    """
+
+    def __init__(self, *, snr: float = 0.16) -> None:
+        if not 0 < snr < math.inf:
+            raise ValueError(f"snr must be above 0 and finite, got {snr}; 0.16 is usual")
+        self.snr = snr
+
+    @abstractmethod
+    def __call__(self, run: Run, x: Float[Tensor, "batch *shape"], t: Point) -> Float[Tensor, "batch *shape"]:
+        """One step.
+
+        Args:
+            run: The model and the noise.
+            x: State at t, [B, ...].
+            t: A point with noise.
+
+        Returns:
+            Another state at t, [B, ...].
+        """
+
+
+_CORRECTORS: Registry[Corrector] = Registry("corrector")
+register_corrector = _CORRECTORS.register
+
+
+def available_correctors() -> list[str]:
+    """Names that ``make_corrector`` takes."""
+    return _CORRECTORS.names()
+
+
+def make_corrector(name: str, **kwargs: Any) -> Corrector:
+    """Build a corrector by name.
+
+    Raises:
+        ValueError: If the name or an option is unknown; the message lists what exists.
+    """
+    return _CORRECTORS.make(name, **kwargs)
+
+
+def _alpha_of_table_step(sde: SDE, t: Point) -> float:
+    """(alpha(t) / alpha(t - 1 / N))^2, which is DDPM's alpha_i = 1 - beta_i on its table of N rows, and 1 for VE."""
+    times = torch.tensor([t.t, max(t.t - 1 / (sde.table_size or 1000), 0.0)], dtype=torch.float64)
+    log_alpha, log_alpha_before = sde.log_alpha(times).tolist()
+    return math.exp(2 * (log_alpha - log_alpha_before))
+
+
+@register_corrector("langevin")
+class LangevinCorrector(Corrector):
+    """x + step score + sqrt(2 step) z,   step = 2 alpha_i (r |z| / |score|)^2
+
+    (Song et al. 2021, Algorithms 4 and 5), alpha_i = 1 - beta_i of a table of 1000 steps if the SDE has none. The norms
+    are those of each sample, where their code takes the mean over the batch. The step is fit for many dimensions, where
+    the norms hardly vary; in few, a score near 0 makes it very long.
+
+    Args:
+        snr: r, above 0.
+    """
+
+    def __call__(self, run: Run, x: Tensor, t: Point) -> Tensor:
+        """One Langevin step."""
+        eps = run.predict(x, t).eps
+        z = run.noise.normal_like(x)
+        ratio = t.sigma * _norms(z) / _norms(eps)
+        step = 2 * _alpha_of_table_step(run.sde, t) * (self.snr * ratio).square()
+        out = torch.addcmul(x, expand_like(-step / t.sigma, x), eps)
+        return out.addcmul_(expand_like((2 * step).sqrt(), x), z)
+
+
+@register_corrector("annealed_langevin")
+class AnnealedLangevinCorrector(Corrector):
+    """x + step score + sqrt(2 step) z,   step = 2 alpha_i (r sigma)^2
+
+    (Song et al. 2021's code, "ald"): the steps of Song & Ermon 2019, Algorithm 1, proportional to sigma^2.
+
+    Args:
+        snr: r, above 0; below about 0.7, where the step would overshoot.
+    """
+
+    def __call__(self, run: Run, x: Tensor, t: Point) -> Tensor:
+        """One Langevin step."""
+        eps = run.predict(x, t).eps
+        step = 2 * _alpha_of_table_step(run.sde, t) * (self.snr * t.sigma) ** 2
+        return langevin_step(run, x, eps, t, step)
+
+
+@register_corrector("none")
+class NoCorrector(Corrector):
+    """x: all work is left to the predictor.
+
+    Args:
+        snr: Not used.
+    """
+
+    def __call__(self, run: Run, x: Tensor, t: Point) -> Tensor:
+        """Nothing."""
+        return x
+
+
+def langevin_step(run: Run, x: Tensor, eps: Tensor, t: Point, step: float) -> Tensor:
+    """x + step score + sqrt(2 step) z, with score = -eps / sigma."""
+    out = combine((1.0, x), (-step / t.sigma, eps))
+    return out.add_(run.noise.normal_like(x), alpha=math.sqrt(2 * step))
+
+
+def _norms(x: Tensor) -> Tensor:
+    """The Euclidean norm of each sample, float64 [B]."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).double()

@@ -1,0 +1,189 @@
+"""Predictors: one step of a reverse-time SDE from t to s < t (Song et al. 2021, Appendix E and G)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models import ReverseVariance, check_variance, reverse_log_var
+from sde_lib import Registry
+
+from .grid_sampler import GridSampler
+from .registry import register_sampler
+from .run import Point, Run, combine, time_at
+
+
+class Predictor(ABC):
+    """Moves the state from one noise level to the next. Holds numbers, never a model."""
+
+    @abstractmethod
+    def __call__(self, run: Run, x: Float[Tensor, "batch *shape"], t: Point, s: Point) -> Float[Tensor, "batch *shape"]:
+        """One step.
+
+        Args:
+            run: The model and the noise.
+            x: State at t, [B, ...].
+            t: Where the step starts.
+            s: Where it ends, with noise left.
+
+        Returns:
+            The state at s, [B, ...].
+        """
+
+
+_PREDICTORS: Registry[Predictor] = Registry("predictor")
+register_predictor = _PREDICTORS.register
+
+
+def available_predictors() -> list[str]:
+    """Names that ``make_predictor`` takes."""
+    return _PREDICTORS.names()
+
+
+def make_predictor(name: str, **kwargs: Any) -> Predictor:
+    """Build a predictor by name.
+
+    Raises:
+        ValueError: If the name or an option is unknown; the message lists what exists.
+    """
+    return _PREDICTORS.make(name, **kwargs)
+
+
+@register_predictor("ancestral")
+class AncestralPredictor(Predictor):
+    """x_s = mean of q(x_s | x_t, x0 = prediction) + sqrt(var) z (Ho et al. 2020, Alg. 2; Song et al. 2021, App. F).
+
+    Args:
+        variance: "small": that of q(x_s | x_t, x0); "large": that of q(x_t | x_s) (Ho et al. 2020, Section 3.2); or
+            "learned": between the two as the model says (Nichol & Dhariwal 2021, Eq. 15).
+
+    Raises:
+        ValueError: If the variance is unknown.
+    """
+
+    def __init__(self, *, variance: ReverseVariance = "small") -> None:
+        self.variance: ReverseVariance = check_variance(variance)
+
+    def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
+        """Draw x_s from the reverse chain."""
+        prediction = run.predict(x, t)
+        one_minus_ratio = -math.expm1(t.log_snr - s.log_snr)
+        # alpha_t / alpha_s * sigma_s^2 / sigma_t^2
+        on_x = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
+        mean = combine((s.alpha * one_minus_ratio, prediction.x0), (on_x, x))
+        noise = run.noise.normal_like(x)
+        if self.variance == "learned":
+            log_var = reverse_log_var(self.variance, prediction, run.sde, time_at(s, x), time_at(t, x))
+            return mean.addcmul_((0.5 * log_var).exp().to(x.dtype), noise)
+        sigma = s.sigma if self.variance == "small" else t.sigma
+        return mean.add_(noise, alpha=sigma * math.sqrt(one_minus_ratio))
+
+
+@register_predictor("reverse_diffusion")
+class ReverseDiffusionPredictor(Predictor):
+    """The reverse of the forward step x_t = a x_s + sqrt(v) z, discretized in the same way:
+
+        x_s = (2 - a) x_t + v score + sqrt(v) z,   a = alpha_t / alpha_s,   v = sigma_t^2 - a^2 sigma_s^2
+
+    (Song et al. 2021, Appendix E, Eq. 46). On DDPM's table, v = beta and a = sqrt(1 - beta); on a VE table,
+    v = sigma_t^2 - sigma_s^2 and a = 1. For sub-VP, whose forward step they discretize by Euler's method, this is the
+    exact forward step too.
+    """
+
+    def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
+        """One step of Eq. 46."""
+        prediction = run.predict(x, t)
+        var = -(t.sigma**2) * math.expm1(t.log_snr - s.log_snr)
+        x_s = combine((2 - t.alpha / s.alpha, x), (-var / t.sigma, prediction.eps))
+        return x_s.add_(run.noise.normal_like(x), alpha=math.sqrt(var))
+
+
+@register_predictor("euler_maruyama")
+class EulerMaruyamaPredictor(Predictor):
+    """x_s = x_t + (f x_t - g^2 score) (s - t) + g sqrt(t - s) z: Euler-Maruyama on the reverse-time SDE
+
+    (Song et al. 2021, Eq. 6). Of weak order 1. Where g^2 (t - s) passes 2 the step overshoots, as it does near t = 1 of
+    the cosine schedule unless the steps are small; the other predictors take the exact forward step instead.
+    """
+
+    def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
+        """One step of Eq. 6."""
+        prediction = run.predict(x, t)
+        time = torch.tensor([t.t], dtype=torch.float64)
+        drift, diffusion_sq = float(run.sde.drift_coeff(time)), float(run.sde.diffusion_sq(time))
+        step = s.t - t.t
+        x_s = combine((1 + drift * step, x), (diffusion_sq / t.sigma * step, prediction.eps))
+        return x_s.add_(run.noise.normal_like(x), alpha=math.sqrt(-diffusion_sq * step))
+
+
+@register_predictor("none")
+class NoPredictor(Predictor):
+    """x_s = x_t: all work is left to the corrector."""
+
+    def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
+        """Nothing."""
+        return x
+
+
+class PredictorSampler(GridSampler):
+    """A predictor alone on a grid. NFE is num_steps, plus one with a final denoising.
+
+    Args:
+        predictor: The predictor.
+        **kwargs: See ``GridSampler``.
+    """
+
+    def __init__(self, predictor: Predictor, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.predictor = predictor
+
+    def advance(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
+        """One step of the predictor."""
+        return self.predictor(run, x, t, s)
+
+
+@register_sampler("ancestral")
+class AncestralSampler(PredictorSampler):
+    """Ancestral sampling: DDPM's reverse chain, for any SDE and any grid; see ``AncestralPredictor``.
+
+    Of weak order 1; with DDPM's own 1000 steps it is the sampler that DDPM was published with.
+
+    Args:
+        variance: "small", "large" or "learned".
+        **kwargs: See ``GridSampler``.
+
+    Raises:
+        ValueError: If the variance is unknown, or "learned" of a model that does not learn it.
+    """
+
+    def __init__(self, *, variance: ReverseVariance = "small", **kwargs: Any) -> None:
+        super().__init__(AncestralPredictor(variance=variance), **kwargs)
+
+
+@register_sampler("reverse_diffusion")
+class ReverseDiffusionSampler(PredictorSampler):
+    """Reverse diffusion sampling (Song et al. 2021, Appendix E), of weak order 1; see ``ReverseDiffusionPredictor``.
+
+    Args:
+        **kwargs: See ``GridSampler``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(ReverseDiffusionPredictor(), **kwargs)
+
+
+@register_sampler("euler_maruyama")
+class EulerMaruyamaSampler(PredictorSampler):
+    """Euler-Maruyama on the reverse-time SDE, of weak order 1; see ``EulerMaruyamaPredictor``.
+
+    Args:
+        **kwargs: See ``GridSampler``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(EulerMaruyamaPredictor(), **kwargs)
