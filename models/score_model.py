@@ -77,6 +77,9 @@ class Prediction:
         return cls.from_eps(x_t, eps, alpha=alpha, sigma=sigma, variance_fraction=variance_fraction)
 
 
+_MAKE = {"eps": Prediction.from_eps, "x0": Prediction.from_x0, "v": Prediction.from_v}
+
+
 class ScoreModel(nn.Module, ABC):
     """Answers, for noisy data x_t at time t of an SDE: what are x0 and eps?
 
@@ -188,14 +191,9 @@ class NetworkScoreModel(ScoreModel):
         if self.learned_variance:
             raw, v = raw.chunk(2, dim=1)
             fraction = 0.5 * (v + 1)
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        alpha, sigma = self.sde.alpha_sigma(t)
         kind, value = self.parameterization.read(raw, x_t, self.sde, t)
-        make = {
-            "eps": Prediction.from_eps,
-            "x0": Prediction.from_x0,
-            "v": Prediction.from_v,
-        }[kind]
-        return make(x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
+        return _MAKE[kind](x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
 
 
 class CallCounter:

@@ -38,6 +38,9 @@ class AnnealedLangevinSampler(GridSampler):
         ValueError: If a number is out of range.
     """
 
+    # the levels' steps come before the step onto zero noise
+    _ends_clean = False
+
     def __init__(self, *, steps_per_level: int = 100, step_size: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if isinstance(steps_per_level, bool) or not isinstance(steps_per_level, int) or steps_per_level < 1:
@@ -48,7 +51,7 @@ class AnnealedLangevinSampler(GridSampler):
         self.step_size = step_size
 
     def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
-        """Yield the state when it is brought to the next level: after the steps at a level, unless it is the last."""
+        """Yield the state when it is brought to the next level, and at the last level after the steps there."""
         noisy = [point for point in points if point.sigma > 0]
         last = noisy[-1].noise_ratio
         relative = 0.2 if self.step_size is None else self.step_size / last**2
@@ -56,10 +59,13 @@ class AnnealedLangevinSampler(GridSampler):
             raise ValueError(
                 f"step_size must be below 2 r_L^2 = {2 * last**2:.6g}, got {self.step_size}; leave it out for r_L^2 / 5"
             )
-        x = self._level(run, x, points[0], relative)
         for i in range(len(points) - 1):
             t, s = points[i], points[i + 1]
-            x = yield self._level(run, x * (s.alpha / t.alpha), s, relative)
+            x = self._level(run, x, t, relative)
+            x = combine((s.alpha / t.alpha, x)) if s.sigma > 0 else s.alpha * run.predict(x, t).x0
+            if s is points[-1] and s.sigma > 0:
+                x = self._level(run, x, s, relative)
+            x = yield x
 
     def _level(self, run: Run, x: Tensor, t: Point, relative: float) -> Tensor:
         """The steps at one level, in x = alpha y: relative r^2 score(y) = -relative r eps."""

@@ -62,6 +62,10 @@ class SDE(ABC):
         """Noise standard deviation: Var[x_t | x0] = sigma(t)^2."""
         return self.log_sigma(t).exp()
 
+    def alpha_sigma(self, t: PerSample) -> tuple[PerSample, PerSample]:
+        """alpha(t) and sigma(t), for those who need both."""
+        return self.alpha(t), self.sigma(t)
+
     def log_snr(self, t: PerSample) -> PerSample:
         """lambda(t) = log(alpha^2 / sigma^2), falling in t."""
         return 2 * (self.log_alpha(t) - self.log_sigma(t))

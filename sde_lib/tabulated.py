@@ -72,6 +72,7 @@ class Tabulated(SDE):
         self._cubic = torch.from_numpy(np.ascontiguousarray(PchipInterpolator(rows, table.numpy()).c))
         self._log_alpha_table = self._log_alpha_of(table)
         self._log_sigma_table = self._log_sigma_of(table)
+        self._alpha_table, self._sigma_table = self._log_alpha_table.exp(), self._log_sigma_table.exp()
 
     @classmethod
     def from_betas(cls, betas: Table) -> Tabulated:
@@ -128,7 +129,8 @@ class Tabulated(SDE):
             return None
         row = t.double() * self._num_rows
         nearest = row.round()
-        is_row = (row - nearest).abs_().le(row.mul_(8 * torch.finfo(t.dtype).eps)).logical_and_(nearest > 0)
+        # at t = 0, which is no row, the left side is 0 and the right side is not above it
+        is_row = (row - nearest).abs_().lt(row.mul_(8 * torch.finfo(t.dtype).eps))
         return nearest.long() - 1 if bool(is_row.all()) else None
 
     def log_snr(self, t: PerSample) -> PerSample:
@@ -177,6 +179,13 @@ class Tabulated(SDE):
         """1/2 log sigmoid(-lambda) for "vp", -lambda / 2 for "ve"."""
         rows = self._rows_of(t)
         return self._log_sigma_of(self._between_rows(t)) if rows is None else self._log_sigma_table.to(t.device)[rows]
+
+    def alpha_sigma(self, t: PerSample) -> tuple[PerSample, PerSample]:
+        """alpha(t) and sigma(t), from one look at the table."""
+        rows = self._rows_of(t)
+        if rows is None:
+            return super().alpha_sigma(t)
+        return self._alpha_table.to(t.device)[rows], self._sigma_table.to(t.device)[rows]
 
     def _invert(self, function: Callable[[Tensor], Tensor], value: Tensor, *, rising: bool) -> Tensor:
         row = super()._invert(function, value, rising=rising) * self._num_rows

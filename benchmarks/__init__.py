@@ -1,0 +1,1 @@
+"""Measurements: quality, speed; run from the repository's root, as in ``python -m benchmarks.quality``."""
