@@ -15,6 +15,7 @@ from .ddim import DDIMSampler
 from .dpm_solver import DPMSolverPPSampler
 from .grid_sampler import GridSampler, StepSampler
 from .heun import HeunSampler
+from .ode_solvers import available_ode_solvers
 from .predictor_corrector import PredictorCorrectorSampler
 from .predictors import (
     AncestralPredictor,
@@ -29,6 +30,7 @@ from .predictors import (
     make_predictor,
     register_predictor,
 )
+from .probability_flow import FlowResult, ProbabilityFlowSampler
 from .registry import available_samplers, make_sampler, register_sampler
 from .run import Point, Run, combine, points_of
 from .unipc import UniPCSampler
@@ -43,6 +45,7 @@ __all__ = [
     "DPMSolverPPSampler",
     "EulerMaruyamaPredictor",
     "EulerMaruyamaSampler",
+    "FlowResult",
     "GridSampler",
     "HeunSampler",
     "Hook",
@@ -52,6 +55,7 @@ __all__ = [
     "Point",
     "Predictor",
     "PredictorCorrectorSampler",
+    "ProbabilityFlowSampler",
     "ReverseDiffusionPredictor",
     "ReverseDiffusionSampler",
     "Run",
@@ -61,6 +65,7 @@ __all__ = [
     "StepState",
     "UniPCSampler",
     "available_correctors",
+    "available_ode_solvers",
     "available_predictors",
     "available_samplers",
     "combine",

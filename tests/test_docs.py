@@ -54,3 +54,8 @@ def test_links_and_pictures_of_a_page_exist(page: str):
     for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text()):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}, which is not there"
+
+
+def test_the_example_of_the_samplers_page_holds():
+    (code,) = _blocks("docs/samplers.md", "python")
+    exec(compile(code, "docs/samplers.md", "exec"), {})

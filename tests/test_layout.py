@@ -24,7 +24,7 @@ THIRD_PARTY = {
     "models/backbones": {"torch", "jaxtyping"},
     "configs": {"ml_collections"},
     "sde_lib": {"torch", "numpy", "scipy", "jaxtyping"},
-    "samplers": {"torch", "jaxtyping", "numpy"},
+    "samplers": {"torch", "jaxtyping", "numpy", "scipy", "torchdiffeq", "torchode"},
     "likelihood": {"torch", "jaxtyping", "numpy"},
 }
 STANDARD_LIBRARY = {

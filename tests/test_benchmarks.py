@@ -1,0 +1,101 @@
+"""The benchmarks' own reckoning, and one whole small run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ROOT, TINY
+
+from benchmarks import quality, quality_report
+from samplers import Sampler, StepSampler, make_sampler
+from sde_lib import VE, VP
+
+
+class _Twice(StepSampler):
+    """Two calls a step, but one in the last."""
+
+    def step(self, model, x_t, t, s, *, cond, noise):
+        model(x_t, t, cond=cond)
+        return x_t if float(s[0]) == 0 else 0 * model(x_t, t, cond=cond).eps
+
+
+@pytest.mark.parametrize(
+    ("budget", "num_steps", "calls"), [(1, 1, 1), (2, 1, 1), (5, 3, 5), (20, 10, 19), (51, 26, 51)]
+)
+def test_a_budget_buys_as_many_steps_as_it_can(budget: int, num_steps: int, calls: int):
+    sampler = quality.largest_within(budget, lambda n: _Twice(num_steps=n), VP())
+    assert isinstance(sampler, _Twice) and sampler.num_steps == num_steps
+    assert quality.network_calls(sampler, VP()) == calls
+
+
+def test_the_final_denoising_is_part_of_the_budget():
+    def build(num_steps: int) -> Sampler:
+        return make_sampler("ddim", num_steps=num_steps)
+
+    sampler = quality.largest_within(10, build, VE())
+    assert sampler is not None and vars(sampler)["num_steps"] == 9
+    assert quality.largest_within(1, build, VE()) is None
+
+
+def test_labels_are_unique_and_grids_known():
+    from sde_lib import available_grids
+
+    assert len({entry.label for entry in quality.ENTRIES}) == len(quality.ENTRIES)
+    assert {entry.grid for entry in quality.ENTRIES} <= set(available_grids())
+
+
+def test_a_page_keeps_what_is_outside_the_markers():
+    begin, end = quality_report.BEGIN, quality_report.END
+    page = f"# A\n\n{begin}\nold\n{end}\n\nbelow\n"
+    assert quality_report.replace_between_markers(page, "new") == f"# A\n\n{begin}\nnew\n{end}\n\nbelow\n"
+    fresh = quality_report.replace_between_markers("# A\n", "x")
+    assert fresh.startswith("# A\n\n## Quality") and fresh.endswith(f"{begin}\nx\n{end}\n")
+    assert quality_report.replace_between_markers(fresh, "x") == fresh
+    for broken in (begin, end + begin, begin + end + begin + end):
+        with pytest.raises(ValueError, match="once each, in this order; mend it by hand"):
+            quality_report.replace_between_markers(broken, "x")
+
+
+def test_a_whole_run(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    entries = (
+        quality.Entry("first", "ddim", budgets=(1, 3)),
+        quality.Entry("unknown", "no_such_sampler"),
+        quality.Entry("second", "ddim", {"no_such_option": 1}, budgets=(2,)),
+        quality.Entry("third", "ancestral", budgets=(3,)),
+    )
+    monkeypatch.setattr(quality, "ENTRIES", entries)
+    config = (ROOT / "configs" / "vp" / "digits.py").as_posix()
+    quality.main([f"--config={config}", f"--workdir={tiny_run}", f"--output={tmp_path}", "--num-samples=361", *TINY])
+    said = capsys.readouterr().err
+    assert "unknown: left out, no sampler is registered as no_such_sampler" in said
+    assert "second, 2 calls: left out, unknown option" in said
+
+    report = json.loads((tmp_path / "benchmarks" / "results" / "quality.json").read_text())
+    assert (report["num_samples"], report["group_size"], report["num_reference"]) == (720, 360, 1437)
+    assert [(p["label"], p["budget"], p["nfe"]) for p in report["points"]] == [
+        ("first", 1, 1),
+        ("first", 3, 3),
+        ("third", 3, 3),
+    ]
+    # a network of six steps draws nothing like digits
+    for key in ("frechet", "sliced"):
+        floor = report["floor"][key]
+        assert all(p[key]["value"] > floor["value"] + 5 * p[key]["stderr"] for p in report["points"])
+    page = (tmp_path / "docs" / "samplers.md").read_text()
+    value = report["points"][0]["frechet"]
+    assert f"| first | uniform | {value['value']:.2f} ± {value['stderr']:.2f} | " in page
+    assert (tmp_path / "docs" / "images" / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_measure_is_at_its_floor_on_held_out_images_alone():
+    from data import load_dataset, to_model_space
+
+    train, held_out = (load_dataset("digits", root="unused", split=split) for split in ("train", "test"))
+    measure = quality.Quality(train, held_out, num_projections=20)
+    x0 = to_model_space(held_out.images, 17)
+    # less than half a grey level, and values beyond the range, are rounded away
+    assert measure(x0 + 0.06 * torch.rand(x0.shape, generator=torch.Generator().manual_seed(0))) == measure.floor
+    assert measure(-x0)[0].value > 10 * measure.floor[0].value
