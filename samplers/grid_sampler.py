@@ -175,7 +175,7 @@ class GridSampler(Sampler):
                 x = walk.send(x) if index else next(walk)
             if x.shape != shape:
                 raise ValueError(
-                    f"{type(self).__name__} must keep shape {list(shape)} in a step, got {list(x.shape)}; "
+                    f"{type(self).__name__}.step must return shape {list(shape)}, got {list(x.shape)}; "
                     "fix the sampler"
                 )
             x = apply_hooks(hooks, StepState(index, num_steps, t.t, s.t, x, run.sde))
