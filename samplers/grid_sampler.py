@@ -175,8 +175,7 @@ class GridSampler(Sampler):
                 x = walk.send(x) if index else next(walk)
             if x.shape != shape:
                 raise ValueError(
-                    f"{type(self).__name__}.step must return shape {list(shape)}, got {list(x.shape)}; "
-                    "fix the sampler"
+                    f"{type(self).__name__}.step must return shape {list(shape)}, got {list(x.shape)}; fix the sampler"
                 )
             x = apply_hooks(hooks, StepState(index, num_steps, t.t, s.t, x, run.sde))
             check_finite(x, f"step from t = {t.t:.6g} to {s.t:.6g}")
