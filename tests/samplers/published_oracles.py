@@ -118,13 +118,14 @@ class Line:
         self.sde = self.model.sde
         self.x = torch.tensor([[[1.3, -0.4]]], dtype=torch.float64)
 
-    def _moments(self, t):
+    def moments(self, t):
+        """alpha, mean and variance of x_t."""
         alpha, sigma = float(self.sde.alpha(t[None])), float(self.sde.sigma(t[None]))
         return alpha, alpha * self.model.mean, alpha**2 * self.model.var + sigma**2
 
     def at(self, grid):
         """Where the flow leads from the first time of a grid to the last."""
-        (_, mean_t, var_t), (_, mean_s, var_s) = self._moments(grid[0]), self._moments(grid[-1])
+        (_, mean_t, var_t), (_, mean_s, var_s) = self.moments(grid[0]), self.moments(grid[-1])
         return mean_s + math.sqrt(var_s / var_t) * (self.x - mean_t)
 
 

@@ -47,7 +47,7 @@ class Linear(nn.Module):
 
     def forward(self, x, c_noise, cond=None):
         self.calls += 1
-        self.dtypes |= {x.dtype, c_noise.dtype}
+        self.dtypes.add((x.dtype, c_noise.dtype))
         self.times.append(c_noise / 999)
         return x * (float("nan") if self.calls == self.fail_at else self.factor)
 
@@ -72,7 +72,7 @@ def test_nfe_is_what_the_network_counts(solver, sde):
         assert sampler.sample(model, x_T).nfe == stages * steps + 1
         assert sampler.encode(model, x_T).nfe == stages * steps
     # t at full precision and x in the dtype of x_T, within the times that networks know
-    assert network.dtypes == {torch.float32, torch.float64}
+    assert network.dtypes == {(torch.float32, torch.float64)}
     times = torch.cat(network.times)
     assert float(times.max()) <= sde.t_max * (1 + 1e-12)
     assert float(times.min()) >= (sde.t_min if isinstance(sde, VP) else 0.0) * (1 - 1e-12)
@@ -134,6 +134,15 @@ def test_one_hard_sample_among_many_easy_ones_keeps_its_tolerance(solver):
     result = flow(solver, rtol=1e-4, atol=1e-4).decode(model, x_T).x
     expected = 0.7 + (x_T - 0.7) * ((0.3 + 0.01**2) / (0.3 + 400.0)) ** 0.5
     assert float((result - expected).abs().max()) < 2e-3
+
+
+@pytest.mark.parametrize("solver", ["scipy_radau", "scipy_bdf"])
+def test_a_jacobian_costs_a_batch_as_many_calls_as_one_sample(solver):
+    # samples do not mix; differences over the whole batch would cost 16 times as many
+    model, sampler = mixture(SDES["ve"]), flow(solver, rtol=1e-2, atol=1e-2)
+    x_T = prior(model.sde, 1)
+    alone = sampler.decode(model, x_T).nfe
+    assert sampler.decode(model, x_T.expand(16, 2)).nfe < 2 * alone
 
 
 @pytest.mark.parametrize("solver", [*ADAPTIVE, "rk4"])
