@@ -19,6 +19,7 @@ from published_oracles import (
     Clock,
     Line,
     Wave,
+    as_noted,
     graded_grid,
     integral_weights,
     order_of,
@@ -34,6 +35,7 @@ from samplers import AncestralSampler, DPMSolverPPSampler, UniPCSampler
 from samplers.dpm_solver import multistep_weights
 from sde_lib import NoiseStreams, make_grid
 
+noted = as_noted("diffusers")
 PAST = [(), (0.31,), (0.31, 0.17), (0.4, 0.9)]
 STEP = 0.23
 
@@ -81,6 +83,7 @@ def test_second_order_heun_weights_of_diffusers_are_the_integral(algorithm, rate
     np.testing.assert_allclose(theirs, alpha * integral_weights(STEP, (0.31,), rate), rtol=1e-12)
 
 
+@noted
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(("algorithm", "rate"), [("dpmsolver++", 1), ("dpmsolver", -1)])
 def test_third_order_weights_of_diffusers_lack_half_the_square_term(algorithm, rate):
@@ -97,6 +100,7 @@ def test_third_order_weights_of_diffusers_lack_half_the_square_term(algorithm, r
         np.testing.assert_allclose(theirs, multistep_weights(STEP, past, correction="published"), rtol=1e-10)
 
 
+@noted
 @pytest.mark.parametrize("h", [0.23, 0.023])
 def test_third_order_sde_weights_of_diffusers_have_a_wrong_sign(h):
     past = (0.31, 0.17)
@@ -109,6 +113,7 @@ def test_third_order_sde_weights_of_diffusers_have_a_wrong_sign(h):
     np.testing.assert_allclose(theirs / alpha, mended - h**2 * second_difference(past), rtol=1e-8)
 
 
+@noted
 @pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
 def test_singlestep_third_order_weights_of_diffusers(algorithm):
     """Its square term is whole; in the SDE form it has the same wrong sign."""
@@ -164,6 +169,7 @@ OURS = {"1": 1, "2M": 2, "3M": 3}
 PLAIN = {"prediction_type": "sample", "final_sigmas_type": "sigma_min", "lower_order_final": False}
 
 
+@noted
 @pytest.mark.parametrize(
     ("algorithm", "solver_type", "solver_order", "expected"),
     [
@@ -204,6 +210,7 @@ def test_unipc_of_both_is_of_order_p_plus_1(order, b_function):
     assert ours == pytest.approx(order + 1, abs=0.1)
 
 
+@noted
 @pytest.mark.parametrize(
     ("order", "b_function", "lower_order_final", "outcome"),
     [(p, "bh1", True, "not finite") for p in (1, 2, 3)] + [(2, "bh2", False, "not finite"), (3, "bh2", False, "crash")],
@@ -228,6 +235,7 @@ def test_unipc_of_diffusers_fails_on_the_step_onto_zero_noise(order, b_function,
         assert not torch.isfinite(theirs[-1]).any()
 
 
+@noted
 @pytest.mark.parametrize(
     ("spacing", "num_steps", "num_wrong"),
     [("leading", 20, 0), ("leading", 30, 0), ("trailing", 20, 0), ("trailing", 30, 10), ("linspace", 20, 19)],
@@ -246,6 +254,7 @@ def test_ddim_of_diffusers_steps_to_another_level_than_its_next(spacing, num_ste
     assert wrong == num_wrong
 
 
+@noted
 @pytest.mark.parametrize(("spacing", "leftover"), [("leading", 0.0), ("trailing", 1.0)])
 def test_ddpm_of_diffusers_adds_noise_to_the_image_itself(spacing, leftover, monkeypatch):
     """Its last step adds the large variance, there sigma_t^2, unless the last row is row 0; ours adds none to x0."""

@@ -122,7 +122,7 @@ def test_unipc_agrees(order, b_function, spacing, lower_order_final, final, dtyp
             lower_order_final=lower_order_final,
             final_sigmas_type=final,
         ),
-        20,
+        12,
         dtype,
     )
     grid = grid_of(scheduler)
