@@ -13,7 +13,7 @@ from models import EpsParameterization, NetworkScoreModel, Prediction, ScoreMode
 from sde_lib import VP, NoiseStreams, Tabulated, expand_like
 
 BATCH, SHAPE = 2, (2, 3, 3)
-# measured: at most 3e-14 and 8e-6
+# measured: at most 1.4e-13 and 2.5e-6
 FLOAT64, FLOAT32 = 1e-11, 1e-5
 
 
@@ -113,7 +113,7 @@ def assert_states_agree(ours, theirs):
         assert ours[i].dtype == theirs[i].dtype
         tolerance = FLOAT64 if ours[i].dtype == torch.float64 else FLOAT32
         error = float((ours[i] - theirs[i]).abs().max())
-        assert error <= tolerance * max(1.0, float(theirs[i].abs().max())), f"state {i} of {len(ours) - 1}: {error}"
+        assert error <= tolerance * float(theirs[i].abs().max()), f"state {i} of {len(ours) - 1}: {error}"
 
 
 def graded_grid(num_steps, *, sde=None, first=-0.5, last=2.5):
