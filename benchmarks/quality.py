@@ -28,10 +28,10 @@ from evaluation.quality import (
     sliced_wasserstein,
     train_feature_classifier,
 )
-from models import ClippedScoreModel, GaussianMixtureScoreModel, ScoreModel
+from models import GaussianMixtureScoreModel, ScoreModel
 from samplers import Sampler, available_samplers, make_sampler
 from sde_lib import SDE, NoiseStreams
-from training.build import build_dataset, pick_device
+from training.build import bound_x0, build_dataset, pick_device
 from training.config import load_config
 from training.loop import train
 from training.state import load_trained
@@ -247,7 +247,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> None:
     device = pick_device(config)
     train_split, held_out = build_dataset(config, "train"), build_dataset(config, "test")
     network, step = load_trained(config, workdir, train_split, device)
-    model = ClippedScoreModel(network) if config.sampling.clip_x0 else network
+    model = bound_x0(config, network)
     quality = Quality(train_split, held_out)
     num_samples = math.ceil(arguments.num_samples / quality.group_size) * quality.group_size
     points: list[Point] = []
@@ -265,6 +265,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> None:
         "config": arguments.config,
         "step": step,
         "clip_x0": bool(config.sampling.clip_x0),
+        "threshold_x0": config.sampling.threshold_x0,
         "num_samples": num_samples,
         "group_size": quality.group_size,
         "num_reference": len(train_split),

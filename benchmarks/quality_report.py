@@ -62,6 +62,8 @@ def tables(report: dict[str, Any]) -> str:
     """Both measures over budgets and samplers, and the samplers that choose their own steps, in Markdown."""
     budgets = sorted({point["budget"] for point in report["points"] if point["budget"]})
     clipped = "its predicted x0 clipped to the data's range" if report["clip_x0"] else "its predicted x0 not clipped"
+    if report.get("threshold_x0"):
+        clipped = f"its predicted x0 thresholded at its quantile {report['threshold_x0']:g}"
     about = (
         f"{report['num_samples']} samples a cell from the network of `{report['config']}` at step {report['step']}, "
         f"{clipped}, rounded to the data's grey levels. Both distances are squared, and between {report['group_size']} "

@@ -98,6 +98,7 @@ def _sampling() -> ConfigDict:
             "grid": "uniform",
             "options": "",  # the sampler's own options, as in "eta=0.5"
             "clip_x0": True,  # clip the predicted x0 to the data's range
+            "threshold_x0": 0.0,  # instead: bring this quantile of |x0| into that range; 0.995 is usual, 0: none
         }
     )
 

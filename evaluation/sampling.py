@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models import ClippedScoreModel, ScoreModel
+from models import ScoreModel
 from samplers import Sampler, StepState
 from sde_lib import NoiseStreams
-from training.build import build_dataset, build_sampler, check_config, pick_device
+from training.build import bound_x0, build_dataset, build_sampler, check_config, pick_device
 from training.config import Config
 from training.images import image_grid, save_png, to_uint8
 from training.state import load_trained
@@ -87,7 +87,7 @@ def sample(config: Config, workdir: Path) -> None:
     settings = config.sampling
     x0, labels, nfe = draw(
         sampler,
-        ClippedScoreModel(model) if settings.clip_x0 else model,
+        bound_x0(config, model),
         sample_shape=dataset.image_shape,
         num_samples=settings.num_samples,
         batch_size=settings.batch_size,

@@ -1,7 +1,7 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
-from .guidance import ClippedScoreModel
+from .guidance import ClippedScoreModel, ThresholdedScoreModel
 from .parameterization import (
     EDMParameterization,
     EpsParameterization,
@@ -28,6 +28,7 @@ __all__ = [
     "ReverseVariance",
     "ScoreModel",
     "ScoreParameterization",
+    "ThresholdedScoreModel",
     "VParameterization",
     "X0Parameterization",
     "check_variance",

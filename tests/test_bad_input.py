@@ -37,6 +37,8 @@ BAD_INPUT = [
     (["--config.sampling.options=eta=nan", "--config.sampling.sampler=ddim"], "sample", "cannot be built"),
     (["--config.sampling.options=denoise_final=maybe"], "sample", "denoise_final must be None, True or False"),
     (["--config.sampling.num_steps=10000000000000"], "sample", "must be at most 1000000"),
+    (["--config.sampling.threshold_x0=1.5"], "sample", "config.sampling.threshold_x0 must be at most 1, got 1.5"),
+    (["--config.sampling.threshold_x0=nan"], "sample", "config.sampling.threshold_x0 must be at least 0, got nan"),
     (["--config.sampling.grid=foo"], "train", "unknown grid 'foo'"),
     (["--config.eval.likelihoods=(1,2)"], "eval", "config.eval.likelihoods must be of type tuple"),
     (["--config.eval.likelihoods="], "eval", "eval.likelihoods is empty"),

@@ -4,16 +4,24 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT, last_tensors, tiny_command
+from tiny import ROOT, TINY, last_tensors, tiny_command
 
 import main
+from evaluation.sampling import draw
+from models import ClippedScoreModel, ThresholdedScoreModel
+from training.build import build_dataset, build_sampler
+from training.config import load_config
+from training.images import to_uint8
+from training.state import load_trained
 
 
 def test_training_leaves_what_it_promises(tiny_run: Path):
@@ -95,6 +103,31 @@ def test_sample_writes_a_picture_and_numbers(run_copy: Path):
     grid = np.asarray(Image.open(run_copy / "samples" / "grid.png"))
     assert grid.shape == (2 * 50 + 2, 3 * 50 + 2, 3)
     np.testing.assert_array_equal(grid[2:50:6, 2:50:6, 0], images[0, :, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "wrapper"),
+    [
+        ({}, ClippedScoreModel),
+        ({"clip_x0": False}, lambda model: model),
+        ({"threshold_x0": 0.7}, partial(ThresholdedScoreModel, quantile=0.7)),
+        ({"threshold_x0": 0.7, "clip_x0": False}, partial(ThresholdedScoreModel, quantile=0.7)),
+    ],
+)
+def test_samples_keep_x0_in_range_as_the_config_says(run_copy: Path, options: dict[str, Any], wrapper: Any):
+    extra = [f"--config.sampling.{key}={value}" for key, value in options.items()]
+    assert main.run(tiny_command("sample", run_copy, *extra)) == 0
+    images = np.load(run_copy / "samples" / "samples.npz")["arr_0"]
+    config = load_config(str(ROOT / "configs/vp/digits.py"), TINY)
+    dataset = build_dataset(config, "train")
+    model, _ = load_trained(config, run_copy, dataset, torch.device("cpu"))
+    how = {"sample_shape": dataset.image_shape, "num_samples": 5, "batch_size": 3}
+    expected = {
+        kind: to_uint8(draw(build_sampler(config), wrap(model), **how)[0], dataset.num_levels)
+        for kind, wrap in (("this", wrapper), ("clipped", ClippedScoreModel))
+    }
+    np.testing.assert_array_equal(images, expected["this"])
+    assert (images == expected["clipped"]).all() == (not options)
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])

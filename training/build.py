@@ -8,7 +8,14 @@ import torch
 
 from data import ImageDataset, load_dataset
 from likelihood import available_likelihoods
-from models import NetworkScoreModel, check_variance, make_parameterization
+from models import (
+    ClippedScoreModel,
+    NetworkScoreModel,
+    ScoreModel,
+    ThresholdedScoreModel,
+    check_variance,
+    make_parameterization,
+)
 from models.backbones import UNet
 from samplers import Sampler, make_sampler
 from sde_lib import SDE, choices_message, make_sde
@@ -83,6 +90,13 @@ def build_sampler(config: Config) -> Sampler:
     return sampler
 
 
+def bound_x0(config: Config, model: ScoreModel) -> ScoreModel:
+    """The model with its x0 brought into the range of the data, as ``config.sampling`` says."""
+    if config.sampling.threshold_x0 > 0:
+        return ThresholdedScoreModel(model, quantile=config.sampling.threshold_x0)
+    return ClippedScoreModel(model) if config.sampling.clip_x0 else model
+
+
 def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Adam or AdamW of ``config.optim``.
 
@@ -139,6 +153,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("sampling", "num_steps", 1, _MOST),
     ("sampling", "num_samples", 1, 10**9),
     ("sampling", "batch_size", 1, _MOST),
+    ("sampling", "threshold_x0", 0, 1),
     ("eval", "batch_size", 1, _MOST),
     ("eval", "num_images", 0, 10**12),
     ("eval", "vlb_num_steps", 0, _MOST),

@@ -38,7 +38,7 @@ for name in available_sdes():
         sde.time_from_sigma(sde.sigma(t))
         sde.time_from_log_snr(sde.log_snr(t))
         discrete = DiscreteScoreModel(sde, points=torch.randn(4, 2, 3, 3), probs=[0.25] * 4, variance_fraction=0.5)
-        for model in (discrete, ClippedScoreModel(discrete)):
+        for model in (discrete, ClippedScoreModel(discrete), ThresholdedScoreModel(discrete)):
             prediction = model(x_t, t)
             assert prediction.score.shape == x_t.shape
             model.score(x_t, sde.sigma(t))

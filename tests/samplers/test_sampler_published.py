@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from published_oracles import as_noted
 from torch import nn
 
-from models import ClippedScoreModel, EpsParameterization, NetworkScoreModel
+from models import ClippedScoreModel, EpsParameterization, NetworkScoreModel, ThresholdedScoreModel
 from samplers import AncestralSampler, DDIMSampler
 from sde_lib import NoiseStreams, Tabulated
 
@@ -122,6 +123,37 @@ def test_ancestral_agrees_with_diffusers_ddpm(variance, variance_type, clip, num
     theirs = published_states(scheduler, states[0], replay(), learned_variance=learned, monkeypatch=monkeypatch)
     # relative to the largest number in play: unclipped, this network's states grow
     assert float((states - theirs).abs().max()) < 1e-9 * max(1, float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(("quantile", "largest"), [(0.995, 1e9), (0.6, 1e9), (0.8, 1.2), (0.995, 1.0)])
+def test_thresholding_agrees_with_diffusers_ddpm(quantile, largest, monkeypatch):
+    sde = Tabulated.ddpm()
+    model = NetworkScoreModel(Wave(), sde, EpsParameterization())
+    bounded = ThresholdedScoreModel(model, quantile=quantile, max_scale=largest)
+    sampler = AncestralSampler(num_steps=40, grid="leading", record_trajectory=True)
+    x_T = NoiseStreams(0, range(3)).normal(SHAPE).double()
+    states = sampler.sample(bounded, x_T, noise=NoiseStreams(1, range(3))).trajectory
+    scheduler = DDPMScheduler(
+        thresholding=True, dynamic_thresholding_ratio=quantile, sample_max_value=largest, timestep_spacing="leading"
+    )
+    scheduler.set_timesteps(40)
+    theirs = published_states(float64_tables(scheduler, sde), x_T, replay(), monkeypatch=monkeypatch)
+    assert float((states - theirs).abs().max()) < 1e-9
+    # and x0 itself, in one step, of which some samples are beyond the range and some are not
+    bound = []
+    for row, x in zip(scheduler.timesteps.tolist(), states[:-1], strict=True):
+        t = torch.full((3,), (row + 1) / 1000, dtype=torch.float64)
+        out = Wave()(x, torch.full((3,), float(row), dtype=torch.float64))
+        x0 = scheduler.step(out, row, x).pred_original_sample
+        torch.testing.assert_close(bounded(x, t).x0, x0, rtol=1e-12, atol=1e-12)
+        bound += torch.quantile(model(x, t).x0.abs().flatten(1), quantile, dim=1).gt(1).tolist()
+    assert set(bound) == {True, False}
+
+
+@as_noted("diffusers")
+def test_thresholding_of_diffusers_is_clipping_unless_it_is_given_a_limit():
+    x0 = 3 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(DDPMScheduler(thresholding=True)._threshold_sample(x0), x0.clamp(-1, 1))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
