@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -127,11 +128,13 @@ class DPMSolverPPSampler(GridSampler):
         past: list[tuple[Point, Tensor]] = []
         num_steps = len(points) - 1
         lower_final = num_steps < 15 if self.lower_order_final is None else self.lower_order_final
+        singlesteps = num_steps if self.variant == "2S" else int(self.warm_start and num_steps > 1)
+        middles = _middles(run, points[: singlesteps + 1])
         for i in range(num_steps):
             t, s = points[i], points[i + 1]
             past = [(t, run.predict(x, t).x0), *past[:2]]
-            if self.variant == "2S" or (self.warm_start and i == 0 and num_steps > 1):
-                x = yield _midpoint_step(run, x, past[0], s)
+            if i < singlesteps:
+                x = yield _midpoint_step(run, x, past[0], middles[i], s)
                 continue
             order = min(int(self.variant[0]), len(past))
             if lower_final:
@@ -150,10 +153,14 @@ class DPMSolverPPSampler(GridSampler):
         return x_s
 
 
-def _midpoint_step(run: Run, x: Tensor, now: tuple[Point, Tensor], s: Point) -> Tensor:
+def _middles(run: Run, points: Sequence[Point]) -> list[Point]:
+    """The points half way in log-SNR."""
+    return run.points_at_log_snr([0.5 * (t.log_snr + s.log_snr) for t, s in itertools.pairwise(points)])
+
+
+def _midpoint_step(run: Run, x: Tensor, now: tuple[Point, Tensor], middle: Point, s: Point) -> Tensor:
     """Lu et al. 2022b, Algorithm 1 with r = 1/2: the x0 of the middle stands for the whole step."""
     t, x0 = now
-    middle = run.point_at_log_snr(0.5 * (t.log_snr + s.log_snr))
     for end in (middle, s):
         step = -math.expm1(-half_log_snr_step(t, end))
         x_end = combine((end.sigma / t.sigma, x), (end.alpha * step, x0))

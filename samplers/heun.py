@@ -61,12 +61,11 @@ class HeunSampler(GridSampler):
 
     def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
         """Yield the states."""
-        gamma = min(self.churn / (len(points) - 1), math.sqrt(2) - 1)
-        largest = points_of(run.sde, torch.tensor([run.sde.t_max], dtype=torch.float64))[0] if gamma > 0 else points[0]
+        raised = self._raised(run, points[:-1])
         for i in range(len(points) - 1):
             t, s = points[i], points[i + 1]
-            if gamma > 0 and self.churn_min <= t.noise_ratio <= self.churn_max:
-                x, t = self._add_noise(run, x, t, gamma, largest)
+            if i in raised:
+                x, t = self._add_noise(run, x, t, raised[i]), raised[i]
             step = s.alpha * (s.noise_ratio - t.noise_ratio)
             eps = run.predict(x, t).eps
             euler = combine((s.alpha / t.alpha, x), (step, eps))
@@ -74,12 +73,24 @@ class HeunSampler(GridSampler):
             # euler + step (eps_s - eps) / 2
             x = yield euler.add_(eps_s, alpha=0.5 * step).sub_(eps, alpha=0.5 * step)
 
-    def _add_noise(self, run: Run, x: Tensor, t: Point, gamma: float, largest: Point) -> tuple[Tensor, Point]:
+    def _raised(self, run: Run, points: Sequence[Point]) -> dict[int, Point]:
+        """By number, the steps with churn, and where each starts: at its own point if that is the largest known."""
+        gamma = min(self.churn / len(points), math.sqrt(2) - 1)
+        steps = [i for i, t in enumerate(points) if gamma > 0 and self.churn_min <= t.noise_ratio <= self.churn_max]
+        if not steps:
+            return {}
+        (largest,) = points_of(run.sde, torch.tensor([run.sde.t_max], dtype=torch.float64))
+        ratios = [min((1 + gamma) * points[i].noise_ratio, largest.noise_ratio) for i in steps]
+        found = run.points_at_log_snr([-2 * math.log(ratio) for ratio in ratios])
+        return {
+            i: point if ratio > points[i].noise_ratio else points[i]
+            for i, ratio, point in zip(steps, ratios, found, strict=True)
+        }
+
+    def _add_noise(self, run: Run, x: Tensor, t: Point, raised: Point) -> Tensor:
         # drawn in any case, so that the streams do not depend on the grid's start
         noise = run.noise.normal_like(x)
-        raised = min((1 + gamma) * t.noise_ratio, largest.noise_ratio)
-        if raised <= t.noise_ratio:
-            return x, t
-        point = run.point_at_noise_ratio(raised)
-        std = math.sqrt(max(point.noise_ratio**2 - t.noise_ratio**2, 0.0)) * self.noise_std
-        return combine((point.alpha / t.alpha, x), (point.alpha * std, noise)), point
+        if raised is t:
+            return x
+        std = math.sqrt(max(raised.noise_ratio**2 - t.noise_ratio**2, 0.0)) * self.noise_std
+        return combine((raised.alpha / t.alpha, x), (raised.alpha * std, noise))

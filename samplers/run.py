@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +54,7 @@ def points_of(sde: SDE, times: Float[Tensor, " points"]) -> list[Point]:
         One point a time.
     """
     times = times.detach().cpu().double()
-    columns = (times, sde.alpha(times), sde.sigma(times), sde.log_snr(times))
+    columns = (times, *sde.alpha_sigma(times), sde.log_snr(times))
     return [Point(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
@@ -81,13 +81,9 @@ class Run:
         """Call the model at a point."""
         return self.model(x, time_at(point, x), cond=self.cond)
 
-    def point_at_log_snr(self, log_snr: float) -> Point:
-        """The point whose log-SNR is nearest to ``log_snr``."""
-        return points_of(self.sde, self.sde.time_from_log_snr(torch.tensor([log_snr], dtype=torch.float64)))[0]
-
-    def point_at_noise_ratio(self, noise_ratio: float) -> Point:
-        """The point whose sigma / alpha is nearest to ``noise_ratio``."""
-        return self.point_at_log_snr(-2 * math.log(noise_ratio))
+    def points_at_log_snr(self, log_snr: Sequence[float]) -> list[Point]:
+        """The points whose log-SNR are nearest to these, found together: of one point at a time each costs as much."""
+        return points_of(self.sde, self.sde.time_from_log_snr(torch.tensor(log_snr, dtype=torch.float64)))
 
 
 def time_at(point: Point, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:

@@ -184,7 +184,8 @@ class Tabulated(SDE):
         """alpha(t) and sigma(t), from one look at the table."""
         rows = self._rows_of(t)
         if rows is None:
-            return super().alpha_sigma(t)
+            log_snr = self._between_rows(t)
+            return self._log_alpha_of(log_snr).exp(), self._log_sigma_of(log_snr).exp()
         return self._alpha_table.to(t.device)[rows], self._sigma_table.to(t.device)[rows]
 
     def _invert(self, function: Callable[[Tensor], Tensor], value: Tensor, *, rising: bool) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from sampler_oracles import SDES, GaussianModel, mixture
 from scipy.integrate import quad
 
-from samplers import DPMSolverPPSampler, LangevinCorrector, Predictor, make_predictor, make_sampler
+from samplers import DPMSolverPPSampler, LangevinCorrector, Predictor, Run, make_predictor, make_sampler
 from samplers.dpm_solver import multistep_weights
 from samplers.unipc import unipc_weights
 from sde_lib import VE, NoiseStreams, Tabulated
@@ -43,6 +43,32 @@ def close(first, second):
 )
 def test_two_names_for_one_chain(sde, grid, first, second):
     assert close(*(states(sde, name, grid=grid, **options) for name, options in (first, second)))
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_points_found_together_are_those_found_alone(sde):
+    run = Run(GaussianModel(sde), None, NoiseStreams(0, [0]))
+    log_snr = torch.linspace(-3, 6, 20).tolist()
+    together = run.points_at_log_snr(log_snr)
+    for value, point in zip(log_snr, together, strict=True):
+        assert math.isclose(point.log_snr, value, rel_tol=1e-9, abs_tol=1e-9)
+        assert math.isclose(2 * math.log(point.alpha / point.sigma), value, rel_tol=1e-9, abs_tol=1e-9)
+        assert math.isclose(run.points_at_log_snr([value])[0].t, point.t, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), [("dpm_solver_pp", {"variant": "2S"}), ("heun", {"churn": 5.0})])
+def test_times_between_those_of_the_grid_are_looked_up_at_once(name, options):
+    class Counting(Tabulated):
+        looked_up = 0
+
+        def time_from_log_snr(self, log_snr):
+            self.looked_up += 1
+            return super().time_from_log_snr(log_snr)
+
+    for num_steps in (5, 20):
+        sde = Counting.ddpm()
+        states(sde, name, num_steps=num_steps, **options)
+        assert sde.looked_up == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"churn": 4.0}], ids=["heun", "churn"])

@@ -232,3 +232,13 @@ def test_constant_beta_is_a_vp_sde():
     t = torch.linspace(0.01, 1, 9, dtype=torch.float64)
     np.testing.assert_allclose(sde.alpha(t), np.exp(-1.5 * t.numpy()), rtol=1e-14)
     torch.testing.assert_close(sde.time_from_log_snr(sde.log_snr(t)), t, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_alpha_and_sigma_together_are_alpha_and_sigma(sde, dtype):
+    # rows of the tables, times between and below them, and both in one batch
+    rows, between = torch.tensor([0.0, 0.02, 0.5, 1.0], dtype=dtype), torch.tensor(TIMES, dtype=dtype)
+    for t in (rows, between, torch.cat([rows, between])):
+        alpha, sigma = sde.alpha_sigma(t)
+        assert torch.equal(alpha, sde.alpha(t)) and torch.equal(sigma, sde.sigma(t))
+        assert alpha.dtype == sigma.dtype == torch.float64
