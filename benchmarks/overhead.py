@@ -1,16 +1,21 @@
 """What a sampler's step costs beside the scheduler of diffusers, with a network that returns at once.
 
 Run ``python -m benchmarks.overhead``. Both sides are timed in turn within one run, a loop of steps each, so that what
-else the machine does falls on both; the figure to read is the ratio. Needs ``pip install -e '.[test]'``.
+else the machine does falls on both; the figure to read is the ratio. With one thread the time is that of the processor,
+which other processes do not take; with more it is that of the clock. Needs ``pip install -e '.[test]'``.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import inspect
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +23,55 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from models import EpsParameterization, NetworkScoreModel, ScoreModel
+from models import EpsParameterization, NetworkScoreModel, Parameterization, ScoreModel
 from models.backbones import UNet
 from samplers import Sampler, make_sampler
-from sde_lib import NoiseStreams, Tabulated
+from sde_lib import SDE, NoiseStreams, Tabulated
 
 SHAPE = (64, 3, 32, 32)
 RESULT = Path(__file__).parent / "results" / "overhead.json"
 
-# label, our sampler and its options, diffusers' scheduler and its options, grid
-PAIRS: list[tuple[str, str, dict[str, Any], str, dict[str, Any], str]] = [
-    ("DDPM", "ancestral", {}, "DDPMScheduler", {"clip_sample": False}, "leading"),
-    ("DDIM", "ddim", {}, "DDIMScheduler", {"clip_sample": False}, "leading"),
-    ("Euler", "ddim", {}, "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, "trailing"),
-    ("Heun", "heun", {}, "HeunDiscreteScheduler", {"timestep_spacing": "trailing"}, "trailing"),
-    ("DPM-Solver++ 2M", "dpm_solver_pp", {}, "DPMSolverMultistepScheduler", {}, "trailing"),
-    (
-        "DPM-Solver++ 3M",
-        "dpm_solver_pp",
-        {"variant": "3M"},
-        "DPMSolverMultistepScheduler",
-        {"solver_order": 3},
-        "trailing",
-    ),
-    (
-        "SDE-DPM-Solver++ 2M",
-        "dpm_solver_pp",
-        {"stochastic": True},
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++"},
-        "trailing",
-    ),
-    ("UniPC 2", "unipc", {"order": 2}, "UniPCMultistepScheduler", {}, "trailing"),
-    ("UniPC 3", "unipc", {"order": 3}, "UniPCMultistepScheduler", {"solver_order": 3}, "trailing"),
-]
+
+class ScaledEpsParameterization(EpsParameterization):
+    """The network of a VP-SDE under the VE-SDE of the same noise levels: its input is scaled back to unit variance."""
+
+    def c_in(self, sde: SDE, t: Tensor) -> Tensor:
+        """1 / sqrt(1 + sigma^2)."""
+        return (1 + sde.sigma(t).square()).rsqrt()
+
+
+def ddpm_as_ve() -> Tabulated:
+    """DDPM's table in the scale of the data."""
+    return Tabulated(Tabulated.ddpm().log_snr_table, family="ve")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sampler of ours and the scheduler that does the same.
+
+    Attributes:
+        label: What the table calls it.
+        sampler: Ours.
+        scheduler: Theirs.
+        options: Options of ours.
+        scheduler_options: Options of theirs.
+        grid: The time grid of ours, and the timestep spacing of theirs unless its options say otherwise.
+        sde: What ours runs on, for so many steps.
+        parameterization: What the network's output is taken for.
+        loop: Their loop.
+        timesteps: How many timesteps theirs is asked for, for so many steps.
+    """
+
+    label: str
+    sampler: str
+    scheduler: str
+    options: dict[str, Any] = field(default_factory=dict)
+    scheduler_options: dict[str, Any] = field(default_factory=dict)
+    grid: str = "trailing"
+    sde: Callable[[int], SDE] = lambda _: Tabulated.ddpm()
+    parameterization: type[Parameterization] = EpsParameterization
+    loop: Callable[[Any, nn.Module, Tensor, int], Callable[[], None]] | None = None
+    timesteps: Callable[[int], int] = lambda num_steps: num_steps
 
 
 class Instant(nn.Module):
@@ -79,6 +99,72 @@ def theirs(scheduler: Any, network: nn.Module, x_T: Tensor, num_steps: int) -> C
     return loop
 
 
+def theirs_in_two(scheduler: Any, network: nn.Module, x_T: Tensor, num_steps: int) -> Callable[[], None]:
+    """Predictor and corrector, each with a network call of its own; no correction before the first prediction."""
+
+    def loop() -> None:
+        x = x_T * scheduler.init_noise_sigma
+        scheduler.set_timesteps(num_steps)
+        scheduler.set_sigmas(num_steps)
+        for i, t in enumerate(scheduler.timesteps):
+            if i > 0:
+                x = scheduler.step_correct(network(x, t), x).prev_sample
+            x = scheduler.step_pred(network(x, t), t, x).prev_sample
+
+    return loop
+
+
+PAIRS = [
+    Pair("DDPM", "ancestral", "DDPMScheduler", scheduler_options={"clip_sample": False}, grid="leading"),
+    Pair("DDIM", "ddim", "DDIMScheduler", scheduler_options={"clip_sample": False}, grid="leading"),
+    Pair("Euler", "ddim", "EulerDiscreteScheduler"),
+    Pair(
+        "ancestral Euler, VE",
+        "ancestral",
+        "EulerAncestralDiscreteScheduler",
+        sde=lambda _: ddpm_as_ve(),
+        parameterization=ScaledEpsParameterization,
+    ),
+    Pair(
+        "VE predictor-corrector",
+        "predictor_corrector",
+        "ScoreSdeVeScheduler",
+        options={"predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16},
+        scheduler_options={"snr": 0.16, "sigma_min": 0.01, "sigma_max": 50.0},
+        grid="uniform",
+        sde=lambda num_steps: Tabulated.ncsn(num_steps=num_steps, sigma_min=0.01, sigma_max=50.0),
+        loop=theirs_in_two,
+    ),
+    Pair("Heun", "heun", "HeunDiscreteScheduler"),
+    Pair("DPM-Solver++ 2M", "dpm_solver_pp", "DPMSolverMultistepScheduler"),
+    Pair(
+        "DPM-Solver++ 3M",
+        "dpm_solver_pp",
+        "DPMSolverMultistepScheduler",
+        options={"variant": "3M"},
+        scheduler_options={"solver_order": 3},
+    ),
+    Pair(
+        "DPM-Solver++ 2S",
+        "dpm_solver_pp",
+        "DPMSolverSinglestepScheduler",
+        options={"variant": "2S"},
+        scheduler_options={"lower_order_final": True},
+        # theirs counts network calls, and spaces them itself
+        timesteps=lambda num_steps: 2 * num_steps - 1,
+    ),
+    Pair(
+        "SDE-DPM-Solver++ 2M",
+        "dpm_solver_pp",
+        "DPMSolverMultistepScheduler",
+        options={"stochastic": True},
+        scheduler_options={"algorithm_type": "sde-dpmsolver++"},
+    ),
+    Pair("UniPC 2", "unipc", "UniPCMultistepScheduler", options={"order": 2}),
+    Pair("UniPC 3", "unipc", "UniPCMultistepScheduler", options={"order": 3}, scheduler_options={"solver_order": 3}),
+]
+
+
 def ours(sampler: Sampler, model: ScoreModel, x_T: Tensor, noise: NoiseStreams) -> Callable[[], None]:
     """A call of ``sample``."""
     return lambda: (sampler.sample(model, x_T, noise=noise), None)[1]
@@ -88,34 +174,52 @@ def side_by_side(
     first: Callable[[], None], second: Callable[[], None], repeats: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of both, in turn."""
+    now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: tuple[list[float], list[float]] = ([], [])
     for function in (first, second):
         function()
     for _ in range(repeats):
         for taken, function in zip(times, (first, second), strict=True):
-            begin = time.perf_counter()
+            begin = now()
             function()
-            taken.append(time.perf_counter() - begin)
+            taken.append(now() - begin)
     return times
 
 
-def measure_steps(num_steps: int, repeats: int) -> list[dict[str, Any]]:
+def keep_freed_memory() -> None:
+    """Let glibc hand freed memory to the next tensor, never back to the system; elsewhere, nothing.
+
+    By default it goes back whenever enough of it lies at the top of the heap, which depends on all that ran before, and
+    a scheduler with many temporaries is then timed at anything up to twice its own work.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**25)
+
+
+def measure_steps(pairs: Sequence[Pair], num_steps: int, repeats: int) -> list[dict[str, Any]]:
     """Microseconds a step of every pair, and the median over repeats of the ratio ours / theirs."""
     network = Instant()
-    model = NetworkScoreModel(network, Tabulated.ddpm(), EpsParameterization())
     noise = NoiseStreams(0, range(SHAPE[0]))
-    x_T = noise.normal(SHAPE[1:])
+    unit = noise.normal(SHAPE[1:])
     rows = []
-    for label, name, options, scheduler_name, scheduler_options, grid in PAIRS:
-        sampler = make_sampler(name, num_steps=num_steps, grid=grid, **options)
-        scheduler = getattr(diffusers, scheduler_name)(**{"timestep_spacing": grid, **scheduler_options})
+    for pair in pairs:
+        model = NetworkScoreModel(network, pair.sde(num_steps), pair.parameterization())
+        sampler = make_sampler(pair.sampler, num_steps=num_steps, grid=pair.grid, **pair.options)
+        cls = getattr(diffusers, pair.scheduler)
+        spacing = {"timestep_spacing": pair.grid} if "timestep_spacing" in inspect.signature(cls).parameters else {}
+        scheduler = cls(**{**spacing, **pair.scheduler_options})
         with torch.no_grad():
             mine, other = side_by_side(
-                ours(sampler, model, x_T, noise), theirs(scheduler, network, x_T, num_steps), repeats
+                ours(sampler, model, model.sde.prior_std * unit, noise),
+                (pair.loop or theirs)(scheduler, network, unit, pair.timesteps(num_steps)),
+                repeats,
             )
         rows.append(
             {
-                "sampler": label,
+                "sampler": pair.label,
                 "ours_us": 1e6 * statistics.median(mine) / num_steps,
                 "diffusers_us": 1e6 * statistics.median(other) / num_steps,
                 "ratio": statistics.median(a / b for a, b in zip(mine, other, strict=True)),
@@ -125,9 +229,11 @@ def measure_steps(num_steps: int, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_share(batch_size: int, num_steps: int) -> list[dict[str, Any]]:
+def measure_share(pairs: Sequence[Pair], batch_size: int, num_steps: int) -> list[dict[str, Any]]:
     """The sampler's own share of the time on the CIFAR-10 U-Net, in percent: all but what the backbone takes."""
     backbone = UNet(image_size=32).eval()
+    # a fresh U-Net returns zeros, by whose norm the Langevin corrector would divide
+    nn.init.normal_(backbone.conv_out.weight, std=0.02, generator=torch.Generator().manual_seed(0))
     spent = [0.0]
     forward = backbone.forward
 
@@ -138,18 +244,19 @@ def measure_share(batch_size: int, num_steps: int) -> list[dict[str, Any]]:
         return out
 
     backbone.forward = timed
-    model = NetworkScoreModel(backbone, Tabulated.ddpm(), EpsParameterization())
     noise = NoiseStreams(0, range(batch_size))
-    x_T = noise.normal(SHAPE[1:])
+    unit = noise.normal(SHAPE[1:])
     rows = []
-    for label, name, options, *_, grid in PAIRS:
-        sampler = make_sampler(name, num_steps=num_steps, grid=grid, **options)
+    for pair in pairs:
+        model = NetworkScoreModel(backbone, pair.sde(num_steps), pair.parameterization())
+        sampler = make_sampler(pair.sampler, num_steps=num_steps, grid=pair.grid, **pair.options)
+        x_T = model.sde.prior_std * unit
         with torch.no_grad():
             model(x_T, torch.ones(batch_size, dtype=torch.float64))
             spent[0], begin = 0.0, time.perf_counter()
             sampler.sample(model, x_T, noise=noise)
         whole = time.perf_counter() - begin
-        rows.append({"sampler": label, "share_percent": 100 * (1 - spent[0] / whole), "seconds": whole})
+        rows.append({"sampler": pair.label, "share_percent": 100 * (1 - spent[0] / whole), "seconds": whole})
         print("{sampler:22s} {share_percent:6.2f} % of {seconds:.2f} s".format(**rows[-1]), flush=True)
     return rows
 
@@ -161,20 +268,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--unet-batch", type=int, default=16, help="0 leaves the U-Net out")
+    parser.add_argument(
+        "--only", nargs="*", default=(), metavar="LABEL", help="pairs to time, without writing a result"
+    )
     args = parser.parse_args()
+    pairs = [pair for pair in PAIRS if not args.only or pair.label in args.only]
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     print(f"microseconds a step on {SHAPE}, {args.threads} threads: ours, diffusers, ratio", flush=True)
     report: dict[str, Any] = {
         "shape": SHAPE,
         "threads": args.threads,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "steps": measure_steps(args.steps, args.repeats),
+        "steps": measure_steps(pairs, args.steps, args.repeats),
     }
     if args.unet_batch:
         print(f"share of a sampler on the CIFAR-10 U-Net, batch {args.unet_batch}", flush=True)
         report["unet_batch"] = args.unet_batch
-        report["unet"] = measure_share(args.unet_batch, 3)
+        report["unet"] = measure_share(pairs, args.unet_batch, 3)
+    if args.only:
+        return
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
 

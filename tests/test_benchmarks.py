@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import ROOT, TINY
 
-from benchmarks import quality, quality_report
+from benchmarks import overhead, quality, quality_report
 from samplers import Sampler, StepSampler, make_sampler
 from sde_lib import VE, VP
 
@@ -43,6 +44,29 @@ def test_labels_are_unique_and_grids_known():
 
     assert len({entry.label for entry in quality.ENTRIES}) == len(quality.ENTRIES)
     assert {entry.grid for entry in quality.ENTRIES} <= set(available_grids())
+
+
+def test_both_sides_of_a_pair_call_the_network_equally_often(monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    forward = overhead.Instant.forward
+
+    def counted(*args: Any) -> torch.Tensor:
+        calls[-1] += 1
+        return forward(*args)
+
+    def once_each(first: Any, second: Any, repeats: int) -> tuple[list[float], list[float]]:
+        for function in (first, second):
+            calls.append(0)
+            function()
+        return [1.0], [2.0]
+
+    monkeypatch.setattr(overhead, "SHAPE", (2, 3, 4, 4))
+    monkeypatch.setattr(overhead.Instant, "forward", counted)
+    monkeypatch.setattr(overhead, "side_by_side", once_each)
+    rows = overhead.measure_steps(overhead.PAIRS, 7, 1)
+    assert [row["sampler"] for row in rows] == [pair.label for pair in overhead.PAIRS]
+    assert calls[::2] == calls[1::2]
+    assert set(calls) == {7, 13}
 
 
 def test_a_page_keeps_what_is_outside_the_markers():
