@@ -72,5 +72,5 @@ class AnnealedLangevinSampler(GridSampler):
         for _ in range(self.steps_per_level):
             eps = run.predict(x, t).eps
             x = combine((1.0, x), (-relative * t.sigma, eps))
-            x.add_(run.noise.normal_like(x), alpha=math.sqrt(2 * relative) * t.sigma)
+            x.add_(run.noise_like(x), alpha=math.sqrt(2 * relative) * t.sigma)
         return x

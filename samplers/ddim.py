@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, combine
+from .run import Point, Run, weigh
 
 
 @register_sampler("ddim")
@@ -39,7 +39,7 @@ class DDIMSampler(GridSampler):
         prediction = run.predict(x, t)
         # Var q(x_s | x_t, x0) / sigma_s^2
         var_ratio = -(self.eta**2) * math.expm1(t.log_snr - s.log_snr)
-        x = combine((s.alpha, prediction.x0), (s.sigma * math.sqrt(1 - var_ratio), prediction.eps))
+        x = weigh(prediction, x, t, on_x0=s.alpha, on_eps=s.sigma * math.sqrt(1 - var_ratio))
         if self.eta == 0:
             return x
-        return x.add_(run.noise.normal_like(x), alpha=s.sigma * math.sqrt(var_ratio))
+        return x.add_(run.noise_like(x), alpha=s.sigma * math.sqrt(var_ratio))

@@ -149,7 +149,7 @@ class DPMSolverPPSampler(GridSampler):
         on_x = s.sigma / t.sigma * (math.exp(-h) if self.stochastic else 1.0)
         x_s = combine((on_x, x), *((s.alpha * weight, x0) for weight, (_, x0) in zip(weights, past, strict=True)))
         if self.stochastic:
-            x_s.add_(run.noise.normal_like(x), alpha=s.sigma * math.sqrt(-math.expm1(-2 * h)))
+            x_s.add_(run.noise_like(x), alpha=s.sigma * math.sqrt(-math.expm1(-2 * h)))
         return x_s
 
 

@@ -81,9 +81,13 @@ class NoiseStreams:
     def normal(self, sample_shape: Sequence[int]) -> Float[Tensor, "batch *shape"]:
         """Standard normal draws, shape [B, *sample_shape], float32 on the CPU."""
         out = torch.empty(len(self), *sample_shape, dtype=torch.float32)
-        for row, generator in zip(out.unbind(), self._generators, strict=True):
-            row.normal_(generator=generator)
+        self.fill_normal(out.unbind())
         return out
+
+    def fill_normal(self, rows: Sequence[Float[Tensor, "*shape"]]) -> None:
+        """Overwrite one tensor a stream, float32 on the CPU, with standard normal draws."""
+        for row, generator in zip(rows, self._generators, strict=True):
+            row.normal_(generator=generator)
 
     def normal_like(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Standard normal draws in the shape and dtype and on the device of ``x``.

@@ -8,8 +8,10 @@ import torch
 from sampler_oracles import SDES, GaussianModel, mixture
 from scipy.integrate import quad
 
+from models import Prediction
 from samplers import DPMSolverPPSampler, LangevinCorrector, Predictor, Run, make_predictor, make_sampler
 from samplers.dpm_solver import multistep_weights
+from samplers.run import points_of, weigh
 from samplers.unipc import unipc_weights
 from sde_lib import VE, NoiseStreams, Tabulated
 
@@ -250,3 +252,38 @@ def test_two_singlestep_calls_but_one_onto_zero_noise():
     model = GaussianModel(SDES["vp"])
     assert DPMSolverPPSampler(variant="2S", num_steps=5).sample(model, torch.ones(1, 2)).nfe == 9
     assert DPMSolverPPSampler(variant="3M", warm_start=True, num_steps=5).sample(model, torch.ones(1, 2)).nfe == 6
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_weights_mean_the_same_whatever_the_network_gave(sde):
+    x, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0.4], dtype=torch.float64)
+    (point,) = points_of(sde, t)
+    with torch.no_grad():
+        both = GaussianModel(sde)(x, t.expand(3))
+        numbers = {"alpha": sde.alpha(t).expand(3), "sigma": sde.sigma(t).expand(3)}
+        from_eps = Prediction.from_eps(x, both.eps, **numbers)
+        from_x0 = Prediction.from_x0(x, both.x0, **numbers)
+        assert (both.given, from_eps.given, from_x0.given) == ("both", "eps", "x0")
+        weights = {"on_x0": 0.7, "on_eps": -0.4, "on_x": 1.3}
+        expected = 0.7 * both.x0 - 0.4 * both.eps + 1.3 * x
+        for prediction in (both, from_eps, from_x0):
+            found = weigh(prediction, x, point, **weights)
+            assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+        assert (from_eps.given, from_x0.given) == ("eps", "x0")
+
+
+def test_noise_in_reused_memory_is_that_of_the_streams():
+    x = torch.zeros(2, 3, 4)
+    run = Run(GaussianModel(VE()), None, NoiseStreams(3, range(2)))
+    expected = NoiseStreams(3, range(2))
+    for shape in ((2, 3, 4), (2, 3, 4), (2, 5), (2, 3, 4)):
+        assert torch.equal(run.noise_like(torch.zeros(shape)), expected.normal_like(torch.zeros(shape)))
+    assert run.noise_like(x.double()).dtype == torch.float64
+    with pytest.raises(ValueError, match="2 streams, got a batch of 3"):
+        run.noise_like(torch.zeros(3, 4))
+
+    class Ones(NoiseStreams):
+        def normal_like(self, x):
+            return torch.ones_like(x)
+
+    assert torch.equal(Run(GaussianModel(VE()), None, Ones(3, range(2))).noise_like(x), torch.ones_like(x))
