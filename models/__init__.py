@@ -13,8 +13,9 @@ from .parameterization import (
     register_parameterization,
     time_input,
 )
+from .prediction import Prediction
 from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, reverse_log_var
-from .score_model import NetworkScoreModel, Prediction, ScoreModel, count_network_calls
+from .score_model import NetworkScoreModel, ScoreModel, count_network_calls
 
 __all__ = [
     "ClippedScoreModel",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sde_lib import SDE, check_per_sample, expand_like
 
-from .score_model import Prediction, ScoreModel
+from .prediction import Prediction
+from .score_model import ScoreModel
 
 
 def _as_probabilities(weights: Tensor | Sequence[float], size: int) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sde_lib import expand_like
 
-from .score_model import Prediction, ScoreModel
+from .prediction import Prediction
+from .score_model import ScoreModel
 
 
 class _BoundedScoreModel(ScoreModel):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sde_lib import SDE, choices_message, expand_like
 
-from .score_model import Prediction
+from .prediction import Prediction
 
 ReverseVariance = Literal["small", "large", "learned"]
 
