@@ -1,6 +1,7 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
+from .flow import FlowEquation, FlowPoint, check_ode_options, follow_flow
 from .guidance import ClippedScoreModel, ThresholdedScoreModel
 from .parameterization import (
     EDMParameterization,
@@ -15,13 +16,16 @@ from .parameterization import (
 )
 from .prediction import Prediction
 from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, reverse_log_var
-from .score_model import NetworkScoreModel, ScoreModel, count_network_calls
+from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_network_calls
 
 __all__ = [
+    "CallCounter",
     "ClippedScoreModel",
     "DiscreteScoreModel",
     "EDMParameterization",
     "EpsParameterization",
+    "FlowEquation",
+    "FlowPoint",
     "GaussianMixtureScoreModel",
     "NetworkScoreModel",
     "Parameterization",
@@ -32,8 +36,10 @@ __all__ = [
     "ThresholdedScoreModel",
     "VParameterization",
     "X0Parameterization",
+    "check_ode_options",
     "check_variance",
     "count_network_calls",
+    "follow_flow",
     "interpolate_log_var",
     "make_parameterization",
     "register_parameterization",

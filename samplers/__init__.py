@@ -1,5 +1,7 @@
 """Samplers: numbers that turn a ScoreModel and noise into data. Importing this package registers its own."""
 
+from sde_lib import available_ode_solvers
+
 from .annealed_langevin import AnnealedLangevinSampler
 from .base import Hook, Sampler, SampleResult, StepState
 from .correctors import (
@@ -15,7 +17,6 @@ from .ddim import DDIMSampler
 from .dpm_solver import DPMSolverPPSampler
 from .grid_sampler import GridSampler, StepSampler
 from .heun import HeunSampler
-from .ode_solvers import available_ode_solvers
 from .predictor_corrector import PredictorCorrectorSampler
 from .predictors import (
     AncestralPredictor,

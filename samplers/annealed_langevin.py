@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from sde_lib import combine
+
 from .base import States
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, combine
+from .run import Point, Run
 
 
 @register_sampler("annealed_langevin")

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sde_lib import SDE, Registry, expand_like
+from sde_lib import SDE, Registry, combine, expand_like
 
-from .run import Point, Run, combine
+from .run import Point, Run
 
 
 class Corrector(ABC):

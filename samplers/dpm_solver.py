@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from sde_lib import choices_message
+from sde_lib import choices_message, combine
 
 from .base import States
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, combine
+from .run import Point, Run
 
 Variant = Literal["1", "2M", "2S", "3M"]
 Correction = Literal["published", "exact"]

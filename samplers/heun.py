@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_lib import combine
+
 from .base import States
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, combine, points_of
+from .run import Point, Run, points_of
 
 
 @register_sampler("heun")

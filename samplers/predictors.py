@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import ReverseVariance, check_variance, reverse_log_var
-from sde_lib import Registry
+from sde_lib import Registry, combine
 
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, combine, time_at, weigh
+from .run import Point, Run, time_at, weigh
 
 
 class Predictor(ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,20 +11,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from models import ScoreModel, count_network_calls
-from models.score_model import CallCounter
-from sde_lib import SDE, NoiseStreams, choices_message, expand_like
+from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_options, count_network_calls, follow_flow
+from sde_lib import ADAPTIVE, SDE, NoiseStreams
 
 from .base import States, check_finite
 from .grid_sampler import GridSampler
-from .ode_solvers import ADAPTIVE, TABLEAUS, NoProgressError, available_ode_solvers, check_installed
 from .registry import register_sampler
 from .run import Point, Run, points_of
-
-# Adaptive solvers step in asinh(r / _KNEE): a step then is a share of r where r is large and, unlike one in log r, not
-# ever smaller towards r = 0. With dopri5 at 1e-5 that halves the network calls of steps in r on the way down, at equal
-# error, for VP, cosine and VE; anything from 0.1 to 1 times the data's spread does nearly as well.
-_KNEE = 0.3
 
 
 @dataclass(frozen=True)
@@ -39,48 +31,6 @@ class FlowResult:
 
     x: Float[Tensor, "batch *shape"]
     nfe: int
-
-
-class _Flow:
-    """dy/dr = eps(alpha y, t(r)) between two points, with its calls limited and its answers checked."""
-
-    def __init__(
-        self, run: Run, ends: tuple[Point, Point], dtype: torch.dtype, counter: CallCounter, max_nfe: int | None
-    ) -> None:
-        self.run, self.ends, self.dtype = run, ends, dtype
-        self.counter, self.max_nfe = counter, max_nfe
-        self.t = torch.tensor([ends[0].t], dtype=torch.float64)
-
-    def __call__(self, noise_ratio: Tensor, y: Tensor) -> Tensor:
-        if self.max_nfe is not None and self.counter.calls >= self.max_nfe:
-            raise RuntimeError(
-                f"max_nfe = {self.max_nfe} network calls are spent at t = {self.where():.6g}, on the way to "
-                f"t = {self.ends[1].t:.6g}; raise max_nfe, or rtol and atol"
-            )
-        self.t = self._time_of(noise_ratio).to(y.device).expand(len(y))
-        x = expand_like(self.run.sde.alpha(self.t), y) * y
-        eps = self.run.model(x.to(self.dtype), self.t, cond=self.run.cond).eps
-        if not bool(torch.isfinite(eps.sum())):
-            wrong = ~torch.isfinite(eps).unsqueeze(1).flatten(1).all(1)
-            if bool(wrong.any()):
-                raise FloatingPointError(
-                    f"the model's eps is not finite at t = {float(self.t[wrong][0]):.6g}; look at its output there"
-                )
-        return eps.to(y.dtype)
-
-    def _time_of(self, noise_ratio: Tensor) -> Tensor:
-        """t(r), [1] or [B]."""
-        low, high = sorted(point.noise_ratio for point in self.ends)
-        # what rounding puts past an end is that end
-        noise_ratio = noise_ratio.double().reshape(-1).clamp(low, high)
-        t = self.run.sde.time_from_log_snr(-2 * noise_ratio.log())
-        for point in self.ends:
-            t = torch.where(noise_ratio == point.noise_ratio, point.t, t)
-        return t
-
-    def where(self) -> float:
-        """The time that was asked for last; of several, the one with the longest way to go."""
-        return float(self.t[(self.t - self.ends[1].t).abs().argmax()])
 
 
 @register_sampler("probability_flow")
@@ -131,14 +81,7 @@ class ProbabilityFlowSampler(GridSampler):
         grid: str | Tensor = "uniform",
         **kwargs: Any,
     ) -> None:
-        if solver not in available_ode_solvers():
-            raise ValueError(choices_message("ODE solver", solver, available_ode_solvers()))
-        check_installed(solver)
-        for name, value in (("rtol", rtol), ("atol", atol)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {value}; try 1e-5")
-        if max_nfe is not None and (isinstance(max_nfe, bool) or not isinstance(max_nfe, int) or max_nfe < 1):
-            raise ValueError(f"max_nfe must be at least 1, a whole number, got {max_nfe}; None is no limit")
+        check_ode_options(solver, rtol=rtol, atol=atol, max_nfe=max_nfe)
         self._adaptive = solver in ADAPTIVE
         if t_end is not None:
             if isinstance(grid, Tensor) or not self._adaptive:
@@ -258,23 +201,14 @@ class ProbabilityFlowSampler(GridSampler):
         self, run: Run, y: Tensor, ends: tuple[Point, Point], dtype: torch.dtype, counter: CallCounter
     ) -> Tensor:
         """y at the second end."""
-        start, end = (point.noise_ratio for point in ends)
-        flow = _Flow(run, ends, dtype, counter, self.max_nfe if self._adaptive else None)
-        if not self._adaptive:
-            return TABLEAUS[self.solver].step(flow, y, start, end)
-
-        u_start, u_end = (math.asinh(noise_ratio / _KNEE) for noise_ratio in (start, end))
-
-        def slope(u: Tensor, y: Tensor) -> Tensor:
-            # a solver that looks for its first step may try one past the end
-            u = u.clamp(min(u_start, u_end), max(u_start, u_end))
-            rate = _KNEE * u.cosh()
-            return (expand_like(rate, y) if u.ndim else rate.to(y.device)) * flow(_KNEE * u.sinh(), y)
-
-        try:
-            return ADAPTIVE[self.solver](slope, y, u_start, u_end, rtol=self.rtol, atol=self.atol)
-        except NoProgressError as error:
-            raise RuntimeError(
-                f"{self.solver} gave up at t = {flow.where():.6g}: {' '.join(str(error).split())}; "
-                "raise rtol and atol, or choose another solver"
-            ) from error
+        start, end = (FlowPoint(point.t, point.noise_ratio) for point in ends)
+        equation = FlowEquation(
+            run.model,
+            run.cond,
+            start,
+            end,
+            dtype=dtype,
+            counter=counter,
+            max_nfe=self.max_nfe if self._adaptive else None,
+        )
+        return follow_flow(equation, equation.slope, y, solver=self.solver, rtol=self.rtol, atol=self.atol)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import Prediction, ScoreModel
-from sde_lib import SDE, NoiseStreams
+from sde_lib import SDE, NoiseStreams, combine
 
 
 @dataclass(frozen=True)
@@ -130,20 +130,3 @@ def weigh(
         on_x0 -= on_eps / t.sigma * t.alpha
         return combine((on_x, x), (on_x0, prediction.x0))
     return combine((on_x, x), (on_x0, prediction.x0), (on_eps, prediction.eps))
-
-
-def combine(*terms: tuple[float, Tensor]) -> Tensor:
-    """sum_i coefficient_i tensor_i, a new tensor, in one pass a term.
-
-    Terms whose coefficient is 0 are left out, so that an infinity there does no harm; one term must be left.
-    """
-    terms = tuple(term for term in terms if term[0] != 0) or terms[:1]
-    (first, tensor), *rest = terms
-    if first == 1 and rest:
-        (second, other), *rest = rest
-        out = torch.add(tensor, other, alpha=second)
-    else:
-        out = tensor * first
-    for coefficient, tensor in rest:
-        out.add_(tensor, alpha=coefficient)
-    return out

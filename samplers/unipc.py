@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from sde_lib import choices_message
+from sde_lib import choices_message, combine
 
 from .base import States
 from .dpm_solver import half_log_snr_step
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, combine
+from .run import Point, Run
 
 BFunction = Literal["bh1", "bh2"]
 

@@ -4,27 +4,40 @@ from .base import SDE
 from .catalog import available_sdes, make_sde, register_sde
 from .grids import available_grids, check_grid, make_grid, register_grid
 from .noise import NoiseStreams, derive_seed
+from .ode_solvers import (
+    ADAPTIVE,
+    TABLEAUS,
+    NoProgressError,
+    available_ode_solvers,
+    check_installed,
+)
 from .registry import Registry, choices_message
-from .shapes import check_per_sample, expand_like
+from .shapes import check_per_sample, combine, expand_like
 from .subvp import SubVP
 from .tabulated import Tabulated, cosine_betas, ddpm_betas
 from .ve import VE
 from .vp import VP, CosineVP
 
 __all__ = [
+    "ADAPTIVE",
     "SDE",
+    "TABLEAUS",
     "VE",
     "VP",
     "CosineVP",
+    "NoProgressError",
     "NoiseStreams",
     "Registry",
     "SubVP",
     "Tabulated",
     "available_grids",
+    "available_ode_solvers",
     "available_sdes",
     "check_grid",
+    "check_installed",
     "check_per_sample",
     "choices_message",
+    "combine",
     "cosine_betas",
     "ddpm_betas",
     "derive_seed",

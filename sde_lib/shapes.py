@@ -50,3 +50,20 @@ def expand_like(
     check_per_sample(name, value, x.shape[0])
     dtype = x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
     return value.to(device=x.device, dtype=dtype).reshape(x.shape[0], *([1] * (x.ndim - 1)))
+
+
+def combine(*terms: tuple[float, Tensor]) -> Tensor:
+    """sum_i coefficient_i tensor_i, a new tensor, in one pass a term.
+
+    Terms whose coefficient is 0 are left out, so that an infinity there does no harm; one term must be left.
+    """
+    terms = tuple(term for term in terms if term[0] != 0) or terms[:1]
+    (first, tensor), *rest = terms
+    if first == 1 and rest:
+        (second, other), *rest = rest
+        out = torch.add(tensor, other, alpha=second)
+    else:
+        out = tensor * first
+    for coefficient, tensor in rest:
+        out.add_(tensor, alpha=coefficient)
+    return out

@@ -23,8 +23,8 @@ MAY_IMPORT = {
 THIRD_PARTY = {
     "models/backbones": {"torch", "jaxtyping"},
     "configs": {"ml_collections"},
-    "sde_lib": {"torch", "numpy", "scipy", "jaxtyping"},
-    "samplers": {"torch", "jaxtyping", "numpy", "scipy", "torchdiffeq", "torchode"},
+    "sde_lib": {"torch", "numpy", "scipy", "jaxtyping", "torchdiffeq", "torchode"},
+    "samplers": {"torch", "jaxtyping", "numpy", "scipy"},
     "likelihood": {"torch", "jaxtyping", "numpy"},
 }
 STANDARD_LIBRARY = {

@@ -10,10 +10,10 @@ from torch import nn
 
 from models import NetworkScoreModel, make_parameterization
 from samplers import DDIMSampler
-from samplers.ode_solvers import ADAPTIVE
 from samplers.probability_flow import ProbabilityFlowSampler
 from samplers.run import points_of
 from sde_lib import NoiseStreams, expand_like
+from sde_lib.ode_solvers import ADAPTIVE
 
 MEAN, VAR = 0.7, 0.3
 ORDERS = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4}

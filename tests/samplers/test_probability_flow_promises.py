@@ -9,9 +9,9 @@ from torch import nn
 
 from models import ClippedScoreModel, EpsParameterization, NetworkScoreModel, Prediction
 from samplers import make_sampler
-from samplers.ode_solvers import ADAPTIVE, TABLEAUS, available_ode_solvers
 from samplers.probability_flow import ProbabilityFlowSampler
 from sde_lib import VE, VP, CosineVP, NoiseStreams, expand_like
+from sde_lib.ode_solvers import ADAPTIVE, TABLEAUS, available_ode_solvers
 
 HIGH_ORDER = sorted(set(ADAPTIVE) - {"adaptive_heun", "torchode_heun"})
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .run import combine
+from .shapes import combine
 
 # slope(u, y): u is float64, [] or, where each sample has its own, [B]; y and the answer are [B, ...]
 Slope = Callable[[Tensor, Tensor], Tensor]
@@ -161,7 +161,7 @@ ADAPTIVE: dict[str, AdaptiveSolver] = {
 
 
 def available_ode_solvers() -> list[str]:
-    """Names that ``ProbabilityFlowSampler`` takes as ``solver``; those of torchode need it installed."""
+    """Names of solvers; those of torchode need it installed."""
     return sorted([*TABLEAUS, *ADAPTIVE])
 
 
