@@ -106,7 +106,7 @@ def _sampling() -> ConfigDict:
 def _eval() -> ConfigDict:
     return ConfigDict(
         {
-            "likelihoods": ("vlb",),
+            "likelihoods": ("vlb",),  # vlb, the variational bound, and ode, the probability flow's exact likelihood
             "num_images": 0,  # 0: the whole split
             "batch_size": 128,
             "split": "test",
@@ -114,5 +114,14 @@ def _eval() -> ConfigDict:
             "vlb_variance": "small",  # reverse variance: small, large or learned
             "vlb_num_steps": 0,  # 0: the SDE's table, or 1000
             "vlb_samples_per_image": 0,  # L_t evaluated per image, at random; 0: all of them
+            "ode_dequantization": "decoder",  # decoder or uniform
+            "ode_importance_samples": 1,  # a tighter bound with more; needs ode_divergence "exact"
+            "ode_divergence": "rademacher",  # probes: rademacher or gaussian; or exact, for few dimensions
+            "ode_num_probes": 1,
+            "ode_solver": "dopri5",  # an adaptive one
+            "ode_rtol": 1e-5,
+            "ode_atol": 1e-5,
+            "ode_max_nfe": 10_000,
+            "ode_t_end": 0.0,  # where the flow begins; 0: the smallest time that networks know
         }
     )

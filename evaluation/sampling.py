@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +16,7 @@ from training.build import bound_x0, build_dataset, build_sampler, check_config,
 from training.config import Config
 from training.images import image_grid, save_png, to_uint8
 from training.state import load_trained
-from training.workdir import check_for_use, write_atomically
+from training.workdir import check_for_use, save_npz
 
 
 def draw(
@@ -96,12 +94,8 @@ def sample(config: Config, workdir: Path) -> None:
         device=device,
     )
     images = to_uint8(x0, dataset.num_levels)
-    buffer = io.BytesIO()
-    if config.model.class_conditional:
-        np.savez(buffer, arr_0=images, arr_1=labels.numpy())
-    else:
-        np.savez(buffer, arr_0=images)
-    write_atomically(workdir / "samples" / "samples.npz", buffer.getvalue())
+    arrays = {"arr_0": images} | ({"arr_1": labels.numpy()} if config.model.class_conditional else {})
+    save_npz(workdir / "samples" / "samples.npz", arrays)
     save_png(workdir / "samples" / "grid.png", image_grid(images[:256]))
     print(
         f"{len(images)} samples of step {step} by {settings.sampler}, {nfe} network calls each; "

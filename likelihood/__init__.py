@@ -8,10 +8,12 @@ from .base import (
     register_likelihood,
 )
 from .decoder import discretized_gaussian_log_prob, levels_of
+from .probability_flow import FlowLikelihood
 from .units import RunningMean, mean_and_stderr, nats_to_bits_per_dim
 from .variational import VariationalBound, prior_kl, step_kl
 
 __all__ = [
+    "FlowLikelihood",
     "LikelihoodEstimator",
     "LikelihoodTerms",
     "RunningMean",

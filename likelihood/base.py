@@ -27,6 +27,7 @@ class LikelihoodTerms:
         num_dims: Number of dimensions of one image.
         step_index: Which of the steps were evaluated, 0 nearest to the data, [B, K]; None where there are no steps.
         step_nats: L_t of those steps in nats, float64 [B, K].
+        probe_nats: ``diffusion`` by each probe of a randomized divergence, float64 [B, P]; None where it has none.
     """
 
     prior: Float[Tensor, " batch"]
@@ -36,6 +37,7 @@ class LikelihoodTerms:
     num_dims: int
     step_index: Int[Tensor, "batch evaluated"] | None = None
     step_nats: Float[Tensor, "batch evaluated"] | None = None
+    probe_nats: Float[Tensor, "batch probes"] | None = None
 
     @property
     def total(self) -> Float[Tensor, " batch"]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .config import Config, flatten
 
@@ -52,6 +55,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write named arrays to a NumPy archive that is there in full or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
 
 
 def default_workdir(config_path: str) -> Path:

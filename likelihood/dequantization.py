@@ -1,0 +1,98 @@
+"""From data to where a flow begins, with noise left: uniform noise, or the diffusion's own noise and a decoder."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models import Prediction
+from sde_lib import NoiseStreams, choices_message
+
+from .decoder import discretized_gaussian_log_prob
+
+Dequantization = Literal["decoder", "uniform", "none"]
+
+
+def check_dequantization(kind: str, num_levels: int | None) -> None:
+    """Refuse an unknown kind, and uniform noise for data without levels.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if kind not in get_args(Dequantization):
+        raise ValueError(choices_message("dequantization", kind, sorted(get_args(Dequantization))))
+    if kind == "uniform" and num_levels is None:
+        raise ValueError("dequantization 'uniform' needs num_levels, got None; pass the data's, or choose 'decoder'")
+    if kind == "none" and num_levels is not None:
+        raise ValueError(
+            f"dequantization 'none' measures a density, got {num_levels} levels; pass num_levels=None, or 'decoder'"
+        )
+
+
+def place_uniform(
+    x0: Float[Tensor, "batch *shape"], num_levels: int, noise: NoiseStreams
+) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, " batch"]]:
+    """y = x0 + u with u uniform on the bin, so that log P(x0) >= E log p(y) + D log(width of a bin).
+
+    (Theis et al. 2016, Section 3.1; Uria et al. 2013.)
+
+    Args:
+        x0: Data on the lattice, [B, ...].
+        num_levels: Number of grey levels.
+        noise: One random stream a sample.
+
+    Returns:
+        y in float64, and D log(width), [B].
+    """
+    width = 2 / (num_levels - 1)
+    u = noise.uniform(x0.shape[1:]).double().to(x0.device) - 0.5
+    log_width = math.log(width) * x0[0].numel()
+    return x0.double() + width * u, torch.full((len(x0),), log_width, dtype=torch.float64, device=x0.device)
+
+
+def place_noisy(
+    x0: Float[Tensor, "batch *shape"], noise_ratio: float, noise: NoiseStreams
+) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, " batch"]]:
+    """y = x0 + r z, and -log q(y | x0) = |z|^2 / 2 + D log(r sqrt(2 pi)).
+
+    Args:
+        x0: Data, [B, ...].
+        noise_ratio: r, above 0.
+        noise: One random stream a sample.
+
+    Returns:
+        y in float64, and -log q, [B].
+    """
+    z = noise.normal_like(x0).double()
+    constant = math.log(noise_ratio) + 0.5 * math.log(2 * math.pi)
+    return x0.double() + noise_ratio * z, 0.5 * z.square().flatten(1).sum(1) + x0[0].numel() * constant
+
+
+def decoder_log_prob(
+    x0: Float[Tensor, "batch *shape"], prediction: Prediction, noise_ratio: float, num_levels: int | None
+) -> Float[Tensor, " batch"]:
+    """log p(x0 | y) of a Gaussian of standard deviation r around the predicted x0; of its mass on x0's bin if there
+    are levels.
+
+    For r small beside the data's own scale this is the posterior that the flow's y has, so that
+    log p(x0) >= E[log p(y) + log p(x0 | y) - log q(y | x0)] is tight to order r^4.
+
+    Args:
+        x0: Data, [B, ...].
+        prediction: The model's answer at y.
+        noise_ratio: r.
+        num_levels: Number of grey levels, or None for a density.
+
+    Returns:
+        In nats, float64 [B].
+    """
+    if num_levels is not None:
+        log_std = torch.tensor(math.log(noise_ratio), dtype=torch.float64, device=x0.device)
+        return discretized_gaussian_log_prob(x0, prediction.x0, log_std, num_levels=num_levels).flatten(1).sum(1)
+    z = (x0.double() - prediction.x0.double()) / noise_ratio
+    constant = math.log(noise_ratio) + 0.5 * math.log(2 * math.pi)
+    return -0.5 * z.square().flatten(1).sum(1) - x0[0].numel() * constant

@@ -1,0 +1,256 @@
+"""The exact likelihood of the probability flow, by the change of variables along it."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_options, count_network_calls, follow_flow
+from sde_lib import ADAPTIVE, SDE, NoiseStreams, check_grid, choices_message, expand_like, make_grid
+
+from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
+from .decoder import levels_of
+from .dequantization import Dequantization, check_dequantization, decoder_log_prob, place_noisy, place_uniform
+
+Divergence = Literal["rademacher", "gaussian", "exact"]
+
+
+class DivergenceSlope:
+    """d/dr of (y, sum of div eps / sqrt(D)): drift and divergence from one network call.
+
+    With probes v of E v v^T = 1, div eps = E v . d(v . eps)/dy (Hutchinson 1990); the same probes all along the way, so
+    that the integral is one of a smooth function (Grathwohl et al. 2019). Over sqrt(D), the error norm of an adaptive
+    solver counts an error in nats a dimension as much as one in y.
+
+    Args:
+        equation: The flow.
+        shape: Shape of a sample.
+        probes: [P, B, ...], or None for the exact divergence, of D backward passes.
+    """
+
+    def __init__(self, equation: FlowEquation, shape: torch.Size, probes: Tensor | None) -> None:
+        self.equation, self.shape, self.probes = equation, shape, probes
+        self.num_dims = math.prod(shape)
+
+    def __call__(self, noise_ratio: Tensor, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
+        """The slope of a state [B, D + P]."""
+        equation = self.equation
+        y = state[:, : self.num_dims].reshape(-1, *self.shape)
+        equation.move_to(noise_ratio, y)
+        alpha = equation.model.sde.alpha(equation.t)
+        with torch.enable_grad():
+            x = (expand_like(alpha, y) * y).to(equation.dtype).detach().requires_grad_()
+            eps = equation.ask(x)
+            traces = self._exact(eps, x) if self.probes is None else self._probed(eps, x, self.probes)
+        traces = traces * (alpha / math.sqrt(self.num_dims))[:, None].to(traces)
+        return torch.cat([eps.detach().to(state.dtype).flatten(1), traces.to(state.dtype)], 1)
+
+    def _probed(self, eps: Tensor, x: Tensor, probes: Tensor) -> Tensor:
+        """v . d(v . eps)/dx for each probe, [B, P]."""
+        traces = []
+        for number, probe in enumerate(probes):
+            (product,) = torch.autograd.grad(eps, x, probe.to(eps), retain_graph=number < len(probes) - 1)
+            traces.append((product.double() * probe).flatten(1).sum(1))
+        return torch.stack(traces, 1)
+
+    def _exact(self, eps: Tensor, x: Tensor) -> Tensor:
+        """sum_i d eps_i / dx_i, [B, 1]."""
+        flat, trace = eps.flatten(1), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for i in range(self.num_dims):
+            (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=i < self.num_dims - 1)
+            trace += row.flatten(1)[:, i].double()
+        return trace[:, None]
+
+
+@register_likelihood("ode")
+class FlowLikelihood(LikelihoodEstimator):
+    """-log p(x0) by the probability flow from y at r_0, the least noise, to x_T = alpha_T y_T at r_T:
+
+        log p(y) = log prior(x_T) + D log alpha_T + integral over r from r_0 to r_T of div eps    (dy / dr = eps)
+
+    (Chen et al. 2018, Eq. 8; Song et al. 2021, Eq. 39, in the scale of the data). The flow stops where noise r_0 is
+    left, since no network knows less. How data gets there, and what that is worth, is ``dequantization``:
+
+    - "decoder": y = x0 + r_0 z, and log p(x0) >= E[log p(y) + log p(x0 | y) - log q(y | x0)] with a Gaussian of r_0
+      around the model's x0, discretized if the data has levels. It accounts for all that lies below r_0, and is tight
+      where r_0 is small beside the data's detail.
+    - "uniform": y = x0 + u, u uniform on the bin; log P(x0) >= E log p(y) + D log(bin). It measures the flow's own
+      output y at r_0, noise and all: for VE with a large sigma_min that costs bits.
+    - "none": the density of the flow's output at y = x0, for data without levels.
+
+    The terms: ``prior`` is -log prior(x_T), ``diffusion`` the change of volume, ``reconstruction`` the dequantization.
+
+    Args:
+        num_levels: Number of grey levels of the data; None is continuous data, whose density is measured.
+        dequantization: See above; None is "decoder".
+        num_importance_samples: K: -log of the mean over K of exp(-terms), a tighter bound with more (Burda et al.
+            2016), if the divergence is exact. Noise in the exponent would make it too good: refused with probes.
+        divergence: "rademacher" or "gaussian" probes, or "exact", of as many backward passes as dimensions.
+        num_probes: Probes a sample; with two or more their spread says how much they are off.
+        solver: One of ``available_ode_solvers()``; see ``ProbabilityFlowSampler``.
+        rtol: Tolerated error of a step relative to the state, above 0; unused by grid solvers.
+        atol: Tolerated error of a step on top, above 0; unused by grid solvers.
+        max_nfe: Most network calls, at least 1; None is no limit.
+        t_end: Where the flow begins, with noise there. None is the smallest time that networks know: 0 where
+            sigma(0) > 0, else ``sde.t_min``.
+        num_steps: Steps of a grid solver.
+        grid: Their time grid, by name, or a falling tensor; its last time with noise is where the flow begins.
+
+    Raises:
+        ValueError: If an option is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_levels: int | None = None,
+        dequantization: Dequantization | None = None,
+        num_importance_samples: int = 1,
+        divergence: Divergence = "rademacher",
+        num_probes: int = 1,
+        solver: str = "dopri5",
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        max_nfe: int | None = 10_000,
+        t_end: float | None = None,
+        num_steps: int | None = None,
+        grid: str | Tensor = "log_snr",
+    ) -> None:
+        if num_levels is not None:
+            levels_of(torch.zeros(0), num_levels)
+        self.dequantization = "decoder" if dequantization is None else dequantization
+        check_dequantization(self.dequantization, num_levels)
+        if divergence not in get_args(Divergence):
+            raise ValueError(choices_message("divergence", divergence, sorted(get_args(Divergence))))
+        for name, value in (("num_importance_samples", num_importance_samples), ("num_probes", num_probes)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be at least 1, a whole number, got {value}; 1 is usual")
+        if num_importance_samples > 1 and divergence != "exact":
+            raise ValueError(
+                f"{num_importance_samples} importance samples need divergence='exact', got {divergence!r}, whose noise "
+                "would make the bound too good; take 1"
+            )
+        check_ode_options(solver, rtol=rtol, atol=atol, max_nfe=max_nfe)
+        self._adaptive = solver in ADAPTIVE
+        if isinstance(grid, Tensor):
+            grid = check_grid(grid)
+        elif not self._adaptive and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1):
+            raise ValueError(f"{solver} needs num_steps, at least 1, got {num_steps}; or take an adaptive solver")
+        if t_end is not None and not 0 <= t_end < 1:
+            raise ValueError(f"t_end must lie in [0, 1), got {t_end}; leave it out for the SDE's own")
+        self.num_levels, self.num_importance_samples = num_levels, num_importance_samples
+        self.divergence, self.num_probes = divergence, num_probes
+        self.solver, self.rtol, self.atol, self.max_nfe = solver, rtol, atol, max_nfe
+        self.t_end, self.num_steps, self.grid = t_end, num_steps, grid
+
+    def noisy_times(self, sde: SDE) -> Float[Tensor, " points"]:
+        """Rising times from where the flow begins to where the prior is; of adaptive solvers, these two.
+
+        Raises:
+            ValueError: If the ends do not fit the SDE.
+        """
+        if isinstance(self.grid, Tensor) or not self._adaptive:
+            times = self.grid if isinstance(self.grid, Tensor) else make_grid(self.grid, sde, self.num_steps or 1)
+            times = times[torch.isfinite(sde.log_snr(times))].flip(0)
+            if len(times) < 2:
+                raise ValueError("the flow needs 2 times with noise, the grid has 1; take more steps")
+            return times
+        noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64))) > 0
+        first = (0.0 if noise_at_zero else sde.t_min) if self.t_end is None else self.t_end
+        if first >= sde.t_max or (first == 0 and not noise_at_zero):
+            raise ValueError(
+                f"t_end must be below t_max = {sde.t_max:.6g} and leave noise, got {first:.6g}; try {sde.t_min:.6g}"
+            )
+        return torch.tensor([first, sde.t_max], dtype=torch.float64)
+
+    def __call__(
+        self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None
+    ) -> LikelihoodTerms:
+        """Measure; see ``LikelihoodEstimator``.
+
+        Raises:
+            ValueError: If the data is off its levels, or the ends do not fit the SDE.
+            FloatingPointError: If the model's answer is not finite; the message says at which t.
+            RuntimeError: If ``max_nfe`` is spent, or the tolerance is out of reach.
+        """
+        noise = NoiseStreams.fresh(x0.shape[0]) if noise is None else noise
+        if self.num_levels is not None:
+            levels_of(x0, self.num_levels)
+        times = self.noisy_times(model.sde)
+        draws = []
+        with torch.no_grad(), count_network_calls(model) as counter:
+            for _ in range(self.num_importance_samples):
+                draws.append(self._draw(model, x0, times, cond, noise, counter))
+        prior, volumes, reconstruction = (torch.stack(column) for column in zip(*draws, strict=True))
+        totals = prior + volumes.mean(2) + reconstruction
+        total = math.log(len(draws)) - torch.logsumexp(-totals, 0)
+        diffusion = volumes.mean((0, 2))
+        return LikelihoodTerms(
+            prior=prior.mean(0),
+            diffusion=diffusion,
+            reconstruction=total - prior.mean(0) - diffusion,
+            nfe=counter.calls,
+            num_dims=x0[0].numel(),
+            probe_nats=None if self.divergence == "exact" else volumes[0],
+        )
+
+    def _draw(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        times: Tensor,
+        cond: Tensor | None,
+        noise: NoiseStreams,
+        counter: CallCounter,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """-log prior(x_T) [B], the change of volume by each probe [B, P], and dequantization's part [B], in nats."""
+        sde = model.sde
+        points = [FlowPoint(t, float(sde.sigma(_one(t)) / sde.alpha(_one(t)))) for t in times.tolist()]
+        y, bonus = self._place(model, x0, points[0], cond, noise)
+        probes = self._probes(x0, noise)
+        num_dims = x0[0].numel()
+        num_traces = 1 if probes is None else len(probes)
+        state = torch.cat([y.flatten(1), y.new_zeros(len(y), num_traces)], 1)
+        for start, end in pairwise(points):
+            equation = FlowEquation(model, cond, start, end, dtype=x0.dtype, counter=counter, max_nfe=self.max_nfe)
+            slope = DivergenceSlope(equation, x0.shape[1:], probes)
+            state = follow_flow(equation, slope, state, solver=self.solver, rtol=self.rtol, atol=self.atol)
+        alpha = float(sde.alpha(_one(points[-1].t)))
+        x_T = alpha * state[:, :num_dims].reshape(x0.shape)
+        volumes = -math.sqrt(num_dims) * state[:, num_dims:] - num_dims * math.log(alpha)
+        return -sde.prior_log_prob(x_T), volumes, -bonus
+
+    def _place(
+        self, model: ScoreModel, x0: Tensor, point: FlowPoint, cond: Tensor | None, noise: NoiseStreams
+    ) -> tuple[Tensor, Tensor]:
+        """y at the flow's beginning, float64, and what to add to log p(y), [B]."""
+        if self.dequantization == "none":
+            return x0.double(), torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+        if self.dequantization == "uniform":
+            assert self.num_levels is not None
+            return place_uniform(x0, self.num_levels, noise)
+        y, minus_log_q = place_noisy(x0, point.noise_ratio, noise)
+        t = torch.full((len(x0),), point.t, dtype=torch.float64, device=x0.device)
+        x_t = (expand_like(model.sde.alpha(t), y) * y).to(x0.dtype)
+        prediction = model(x_t, t, cond=cond)
+        return y, minus_log_q + decoder_log_prob(x0, prediction, point.noise_ratio, self.num_levels)
+
+    def _probes(self, x0: Tensor, noise: NoiseStreams) -> Tensor | None:
+        """[P, B, ...], float64."""
+        if self.divergence == "exact":
+            return None
+        shape = (self.num_probes, *x0.shape[1:])
+        if self.divergence == "gaussian":
+            drawn = noise.normal(shape).double()
+        else:
+            drawn = torch.where(noise.uniform(shape) < 0.5, -1.0, 1.0).double()
+        return drawn.transpose(0, 1).to(x0.device)
+
+
+def _one(t: float) -> Tensor:
+    return torch.tensor([t], dtype=torch.float64)
