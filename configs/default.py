@@ -106,14 +106,14 @@ def _sampling() -> ConfigDict:
 def _eval() -> ConfigDict:
     return ConfigDict(
         {
-            "likelihoods": ("vlb",),  # vlb, the variational bound, and ode, the probability flow's exact likelihood
+            "likelihoods": ("vlb",),  # vlb; vlb_continuous, its limit; ode, the probability flow's exact likelihood
             "num_images": 0,  # 0: the whole split
             "batch_size": 128,
             "split": "test",
             "clip_x0": True,  # measures the chain whose predicted x0 is clipped
             "vlb_variance": "small",  # reverse variance: small, large or learned
             "vlb_num_steps": 0,  # 0: the SDE's table, or 1000
-            "vlb_samples_per_image": 0,  # L_t evaluated per image, at random; 0: all of them
+            "vlb_samples_per_image": 0,  # L_t evaluated per image, at random; 0: all of them (continuous: 10)
             "ode_dequantization": "decoder",  # decoder or uniform
             "ode_importance_samples": 1,  # a tighter bound with more; needs ode_divergence "exact"
             "ode_divergence": "rademacher",  # probes: rademacher or gaussian; or exact, for few dimensions

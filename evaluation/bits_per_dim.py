@@ -123,6 +123,10 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
             variance=settings.vlb_variance,
             steps_per_image=settings.vlb_samples_per_image or None,
         )
+    if name == "vlb_continuous":
+        return make_likelihood(
+            name, num_levels=dataset.num_levels, steps_per_image=settings.vlb_samples_per_image or 10
+        )
     if name == "ode":
         return make_likelihood(
             name,

@@ -7,12 +7,14 @@ from .base import (
     make_likelihood,
     register_likelihood,
 )
+from .continuous import ContinuousBound
 from .decoder import discretized_gaussian_log_prob, levels_of
 from .probability_flow import FlowLikelihood
 from .units import RunningMean, mean_and_stderr, nats_to_bits_per_dim
 from .variational import VariationalBound, prior_kl, step_kl
 
 __all__ = [
+    "ContinuousBound",
     "FlowLikelihood",
     "LikelihoodEstimator",
     "LikelihoodTerms",
