@@ -90,7 +90,8 @@ class NetworkScoreModel(ScoreModel):
     The backbone is called as ``backbone(c_in x_t, c_noise, cond)``, or without cond where there is none.
 
     Args:
-        backbone: Network from ([B, ...], [B]) to [B, ...], or to twice the channels if it learns its variance.
+        backbone: Network from ([B, ...], [B]) to [B, ...], or to twice the channels if it learns its variance. It must
+            return a new tensor each time: samplers keep earlier answers.
         sde: The SDE it is trained on.
         parameterization: What its output means.
         learned_variance: The second half of the output's channels is the variance fraction in [-1, 1] (Nichol &

@@ -54,6 +54,7 @@ class AnnealedLangevinSampler(GridSampler):
 
     def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
         """Yield the state when it is brought to the next level, and at the last level after the steps there."""
+        points[0].check_signal()
         noisy = [point for point in points if point.sigma > 0]
         last = noisy[-1].noise_ratio
         relative = 0.2 if self.step_size is None else self.step_size / last**2
@@ -74,5 +75,5 @@ class AnnealedLangevinSampler(GridSampler):
         for _ in range(self.steps_per_level):
             eps = run.predict(x, t).eps
             x = combine((1.0, x), (-relative * t.sigma, eps))
-            x.add_(run.noise_like(x), alpha=math.sqrt(2 * relative) * t.sigma)
+            x.add_(run.borrow_noise(x), alpha=math.sqrt(2 * relative) * t.sigma)
         return x

@@ -117,10 +117,12 @@ def apply_hooks(hooks: Sequence[Hook], state: StepState) -> Tensor:
         ValueError: If a hook changes the shape.
     """
     x = state.x
+    version = None if x.is_inference() else x._version
     for hook in hooks:
         replaced = hook(StepState(state.index, state.num_steps, state.t, state.s, x, state.sde))
         if replaced is not None:
             if replaced.shape != x.shape:
                 raise ValueError(f"a hook must return shape {list(x.shape)}, got {list(replaced.shape)}; fix the hook")
             x = replaced.to(x)
-    return x
+    # a state that was changed in place is another one too, to samplers that would correct the one they proposed
+    return x.clone() if x is state.x and hooks and (version is None or x._version != version) else x

@@ -84,7 +84,7 @@ class LangevinCorrector(Corrector):
     def __call__(self, run: Run, x: Tensor, t: Point) -> Tensor:
         """One Langevin step."""
         eps = run.predict(x, t).eps
-        z = run.noise_like(x)
+        z = run.borrow_noise(x)
         ratio = t.sigma * _norms(z) / _norms(eps)
         step = 2 * _alpha_of_table_step(run.sde, t) * (self.snr * ratio).square()
         out = torch.addcmul(x, expand_like(-step / t.sigma, x), eps)
@@ -124,9 +124,9 @@ class NoCorrector(Corrector):
 def langevin_step(run: Run, x: Tensor, eps: Tensor, t: Point, step: float) -> Tensor:
     """x + step score + sqrt(2 step) z, with score = -eps / sigma."""
     out = combine((1.0, x), (-step / t.sigma, eps))
-    return out.add_(run.noise_like(x), alpha=math.sqrt(2 * step))
+    return out.add_(run.borrow_noise(x), alpha=math.sqrt(2 * step))
 
 
 def _norms(x: Tensor) -> Tensor:
     """The Euclidean norm of each sample, float64 [B]."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).double()
+    return torch.linalg.vector_norm(x.unsqueeze(1).flatten(1), dim=1).double()

@@ -42,4 +42,4 @@ class DDIMSampler(GridSampler):
         x = weigh(prediction, x, t, on_x0=s.alpha, on_eps=s.sigma * math.sqrt(1 - var_ratio))
         if self.eta == 0:
             return x
-        return x.add_(run.noise_like(x), alpha=s.sigma * math.sqrt(var_ratio))
+        return x.add_(run.borrow_noise(x), alpha=s.sigma * math.sqrt(var_ratio))

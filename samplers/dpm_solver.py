@@ -126,6 +126,8 @@ class DPMSolverPPSampler(GridSampler):
     def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
         """Yield the states; the newest of the past x0's comes first."""
         past: list[tuple[Point, Tensor]] = []
+        if self.variant != "1":
+            points[0].check_signal()
         num_steps = len(points) - 1
         lower_final = num_steps < 15 if self.lower_order_final is None else self.lower_order_final
         singlesteps = num_steps if self.variant == "2S" else int(self.warm_start and num_steps > 1)
@@ -149,7 +151,7 @@ class DPMSolverPPSampler(GridSampler):
         on_x = s.sigma / t.sigma * (math.exp(-h) if self.stochastic else 1.0)
         x_s = combine((on_x, x), *((s.alpha * weight, x0) for weight, (_, x0) in zip(weights, past, strict=True)))
         if self.stochastic:
-            x_s.add_(run.noise_like(x), alpha=s.sigma * math.sqrt(-math.expm1(-2 * h)))
+            x_s.add_(run.borrow_noise(x), alpha=s.sigma * math.sqrt(-math.expm1(-2 * h)))
         return x_s
 
 

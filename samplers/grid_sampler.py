@@ -49,11 +49,16 @@ class GridSampler(Sampler):
         record_trajectory: bool = False,
     ) -> None:
         if isinstance(grid, Tensor):
-            grid = check_grid(grid)
+            grid = check_grid(grid).clone()
             if num_steps not in (None, len(grid) - 1):
                 raise ValueError(
                     f"the grid has {len(grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out"
                 )
+        elif not isinstance(grid, str):
+            raise ValueError(
+                f"grid must be a name or a falling torch tensor of times, got {type(grid).__name__}; "
+                "pass torch.tensor(grid, dtype=torch.float64)"
+            )
         elif num_steps is None or isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}; pass 1 or more, a whole number")
         elif grid not in available_grids():

@@ -91,7 +91,7 @@ class HeunSampler(GridSampler):
 
     def _add_noise(self, run: Run, x: Tensor, t: Point, raised: Point) -> Tensor:
         # drawn in any case, so that the streams do not depend on the grid's start
-        noise = run.noise_like(x)
+        noise = run.borrow_noise(x)
         if raised is t:
             return x
         std = math.sqrt(max(raised.noise_ratio**2 - t.noise_ratio**2, 0.0)) * self.noise_std

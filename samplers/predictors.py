@@ -76,7 +76,7 @@ class AncestralPredictor(Predictor):
         # alpha_t / alpha_s * sigma_s^2 / sigma_t^2
         on_x = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
         mean = weigh(prediction, x, t, on_x0=s.alpha * one_minus_ratio, on_x=on_x)
-        noise = run.noise_like(x)
+        noise = run.borrow_noise(x)
         if self.variance == "learned":
             log_var = reverse_log_var(self.variance, prediction, run.sde, time_at(s, x), time_at(t, x))
             return mean.addcmul_((0.5 * log_var).exp().to(x.dtype), noise)
@@ -100,7 +100,7 @@ class ReverseDiffusionPredictor(Predictor):
         prediction = run.predict(x, t)
         var = -(t.sigma**2) * math.expm1(t.log_snr - s.log_snr)
         x_s = combine((2 - t.alpha / s.alpha, x), (-var / t.sigma, prediction.eps))
-        return x_s.add_(run.noise_like(x), alpha=math.sqrt(var))
+        return x_s.add_(run.borrow_noise(x), alpha=math.sqrt(var))
 
 
 @register_predictor("euler_maruyama")
@@ -113,12 +113,13 @@ class EulerMaruyamaPredictor(Predictor):
 
     def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
         """One step of Eq. 6."""
+        t.check_signal()
         prediction = run.predict(x, t)
         time = torch.tensor([t.t], dtype=torch.float64)
         drift, diffusion_sq = float(run.sde.drift_coeff(time)), float(run.sde.diffusion_sq(time))
         step = s.t - t.t
         x_s = combine((1 + drift * step, x), (diffusion_sq / t.sigma * step, prediction.eps))
-        return x_s.add_(run.noise_like(x), alpha=math.sqrt(-diffusion_sq * step))
+        return x_s.add_(run.borrow_noise(x), alpha=math.sqrt(-diffusion_sq * step))
 
 
 @register_predictor("none")

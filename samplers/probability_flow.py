@@ -19,6 +19,11 @@ from .grid_sampler import GridSampler
 from .registry import register_sampler
 from .run import Point, Run, points_of
 
+# What share of the tolerance encode and decode give each step: errors add up and spread along the way, most where data
+# is in separate modes. On a mixture of such, up and down again was measured to be off by up to 150 times the step's
+# tolerance with dopri5 at 1e-2, 19 times at 1e-3 and 5 times at 1e-5.
+_ROUND_TRIP = 0.01
+
 
 @dataclass(frozen=True)
 class FlowResult:
@@ -48,8 +53,9 @@ class ProbabilityFlowSampler(GridSampler):
     every ``GridSampler`` the last step onto t = 0, or a final denoising, then gives x0 as the model predicts it.
 
     ``encode`` and ``decode`` leave that step out: between data at the last noisy time and latents at the first, the
-    flow is a bijection. With an adaptive solver each undoes the other to within the tolerance as the flow spreads it;
-    with a grid solver, to within its error on the grid.
+    flow is a bijection. With an adaptive solver, whose steps they take to a hundredth of the tolerance, decoding what
+    was encoded returns the image to within the tolerance, unless it lies between two modes; with a grid solver, to
+    within the error on the grid.
 
     Args:
         solver: One of ``available_ode_solvers()``. Adaptive ones are torchdiffeq's ("dopri5"), SciPy's ("scipy_rk45";
@@ -191,24 +197,26 @@ class ProbabilityFlowSampler(GridSampler):
             check_finite(x, f"start {name}")
             y = self._enter(x) if upwards else self._enter(x) / points[0].alpha
             for t, s in pairwise(points):
-                y = self._follow(run, y, (t, s), x.dtype, counter)
+                y = self._follow(run, y, (t, s), x.dtype, counter, share=_ROUND_TRIP)
         return FlowResult(x=(y * points[-1].alpha if upwards else y).to(x.dtype), nfe=counter.calls)
 
     def _enter(self, x: Tensor) -> Tensor:
         return x.double() if self._adaptive else x
 
     def _follow(
-        self, run: Run, y: Tensor, ends: tuple[Point, Point], dtype: torch.dtype, counter: CallCounter
+        self,
+        run: Run,
+        y: Tensor,
+        ends: tuple[Point, Point],
+        dtype: torch.dtype,
+        counter: CallCounter,
+        *,
+        share: float = 1.0,
     ) -> Tensor:
         """y at the second end."""
         start, end = (FlowPoint(point.t, point.noise_ratio) for point in ends)
-        equation = FlowEquation(
-            run.model,
-            run.cond,
-            start,
-            end,
-            dtype=dtype,
-            counter=counter,
-            max_nfe=self.max_nfe if self._adaptive else None,
-        )
-        return follow_flow(equation, equation.slope, y, solver=self.solver, rtol=self.rtol, atol=self.atol)
+        max_nfe = self.max_nfe if self._adaptive else None
+        equation = FlowEquation(run.model, run.cond, start, end, dtype=dtype, counter=counter, max_nfe=max_nfe)
+        # float64 has no more to give below 1e-13
+        rtol, atol = (max(share * tolerance, min(tolerance, 1e-13)) for tolerance in (self.rtol, self.atol))
+        return follow_flow(equation, equation.slope, y, solver=self.solver, rtol=rtol, atol=atol)

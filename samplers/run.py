@@ -36,11 +36,19 @@ class Point:
         Raises:
             ValueError: If there is no signal left, as for the cosine schedule at t = 1.
         """
+        self.check_signal()
+        return self.sigma / self.alpha
+
+    def check_signal(self) -> None:
+        """Refuse a point without signal.
+
+        Raises:
+            ValueError: If alpha is 0.
+        """
         if self.alpha == 0:
             raise ValueError(
-                f"alpha is 0 at t = {self.t:.6g}, where this sampler cannot start; end the grid at sde.t_max"
+                f"alpha is 0 at t = {self.t:.6g}, where this sampler cannot start; begin the grid at sde.t_max"
             )
-        return self.sigma / self.alpha
 
 
 def points_of(sde: SDE, times: Float[Tensor, " points"]) -> list[Point]:
@@ -82,11 +90,12 @@ class Run:
         """Call the model at a point."""
         return self.model(x, time_at(point, x), cond=self.cond)
 
-    def noise_like(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
-        """Standard normal draws in the shape and dtype and on the device of ``x``, to be used before the next draw.
+    def borrow_noise(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Standard normal draws in the shape and dtype and on the device of ``x``, gone with the next draw.
 
-        The numbers are those of ``noise.normal_like``, in memory that is used again: for a batch of 64 CIFAR-10 images
-        new memory, and its division into samples, would cost a twentieth of the draw.
+        The numbers are those of ``noise.normal_like``, which is what to use for noise that is kept or returned. These
+        lie in memory that is used again: for a batch of 64 CIFAR-10 images new memory, and its division into samples,
+        would cost a twentieth of the draw.
         """
         its_own = type(self.noise).normal_like is not NoiseStreams.normal_like
         if its_own or x.dtype != torch.float32 or x.device.type != "cpu" or len(x) != len(self.noise):

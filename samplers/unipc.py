@@ -91,6 +91,7 @@ class UniPCSampler(GridSampler):
     def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
         """Yield the predicted states; the newest of the past x0's comes first."""
         past: list[tuple[Point, Tensor]] = []
+        points[0].check_signal()
         num_steps = len(points) - 1
         ends_clean = points[-1].sigma == 0
         lower_final = ends_clean if self.lower_order_final is None else self.lower_order_final

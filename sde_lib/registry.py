@@ -107,4 +107,5 @@ class Registry(Generic[T]):
         try:
             return factory(**kwargs)
         except TypeError as error:
-            raise ValueError(f"{self.kind} {name!r} cannot be built: {error}; check its options") from error
+            given = ", ".join(f"{option}={value!r}" for option, value in kwargs.items() if len(repr(value)) < 40)
+            raise ValueError(f"{self.kind} {name!r} cannot be built ({given}): {error}; check their types") from error

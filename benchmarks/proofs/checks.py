@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,8 +30,8 @@ class Checked:
 
     @property
     def passed(self) -> bool:
-        """Whether the value is within the bound; NaN is not."""
-        return abs(self.value) <= self.bound
+        """Whether the value is within the bound; NaN is not, and an infinite bound bounds nothing."""
+        return abs(self.value) <= self.bound < math.inf
 
 
 def times_of(sampler: Sampler, sde: SDE) -> Tensor:

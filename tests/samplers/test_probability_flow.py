@@ -8,7 +8,7 @@ import torch
 from sampler_oracles import SDES, GaussianModel, mixture
 from torch import nn
 
-from models import NetworkScoreModel, make_parameterization
+from models import GaussianMixtureScoreModel, NetworkScoreModel, make_parameterization
 from samplers import DDIMSampler
 from samplers.probability_flow import ProbabilityFlowSampler
 from samplers.run import points_of
@@ -63,7 +63,8 @@ def test_a_smaller_tolerance_makes_a_smaller_error(solver):
     model, x_T = GaussianModel(sde, mean=MEAN, var=VAR), prior(sde)
     factor = 10 if solver in LOW_ORDER else 100
     errors = []
-    for tolerance in (1e-3, 1e-3 / factor):
+    # decode takes its steps to a hundredth of these
+    for tolerance in (1e-1, 1e-1 / factor):
         sampler = flow(solver, tolerance)
         top, bottom = ends_of(sampler, sde)
         error = sampler.decode(model, x_T).x - gaussian_flow(x_T / top.alpha, top, bottom)
@@ -80,7 +81,8 @@ def test_a_sample_is_the_models_x0_where_the_flow_ends(sde):
     top, bottom = ends_of(sampler, sde)
     assert top.t == sde.t_max
     assert bottom.t == (0.0 if float(sde.sigma(torch.zeros(1))) > 0 else sde.t_min)
-    decoded = sampler.decode(model, x_T)
+    # which takes its steps to a hundredth of what it is asked for
+    decoded = flow("dopri5", 1e-1).decode(model, x_T)
     torch.testing.assert_close(result.trajectory[1], bottom.alpha * decoded.x, rtol=0, atol=1e-14)
     last = torch.full((len(x_T),), bottom.t, dtype=torch.float64)
     torch.testing.assert_close(result.x0, model(result.trajectory[1], last).x0, rtol=0, atol=1e-12)
@@ -148,21 +150,40 @@ def test_libraries_agree_on_the_mixture(sde):
         torch.testing.assert_close(x0, results["scipy_dop853"], rtol=0, atol=5e-5)
 
 
+def far_apart(sde):
+    """Two narrow modes in three dimensions, where the flow up leaves a saddle, and data of it."""
+    means = torch.tensor([[-1.0, 0.5, 0.0], [1.0, 0.0, 0.3]])
+    model = GaussianMixtureScoreModel(sde, means=means, covs=0.02 * torch.eye(3)[None].repeat(2, 1, 1))
+    return model, model.sample_data(24, torch.Generator().manual_seed(1)).double()
+
+
 @pytest.mark.parametrize(
-    ("solver", "sde"), [*(("dopri5", sde) for sde in SDES), ("scipy_rk45", "vp"), ("torchode_tsit5", "vp")]
+    ("solver", "sde", "tolerance"),
+    [
+        *(("dopri5", sde, tolerance) for sde in SDES for tolerance in (1e-2, 1e-3, 1e-5)),
+        *((solver, "vp", tolerance) for solver in ("scipy_rk45", "dopri8") for tolerance in (1e-2, 1e-3, 1e-5)),
+        # with steps of its own, one image near the saddle is off by 3e-2 at 1e-2
+        *(("torchode_dopri5", "vp", tolerance) for tolerance in (1e-3, 1e-5)),
+    ],
 )
-def test_encode_and_decode_undo_each_other(solver, sde):
+def test_encode_and_decode_return_the_image_within_the_tolerance(solver, sde, tolerance):
+    model, data = far_apart(SDES[sde])
+    sampler = flow(solver, tolerance)
+    error = sampler.decode(model, sampler.encode(model, data).x).x - data
+    assert float(error.abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_encode_undoes_decode(sde):
     sde = SDES[sde]
     model, tolerance = mixture(sde), 1e-5
-    sampler = flow(solver, tolerance)
-    data = model.sample_data(8, torch.Generator().manual_seed(1))
-    latent = sampler.encode(model, data)
-    # going up, errors grow where the flow leaves the saddle between the modes
-    assert worst(sampler.decode(model, latent.x).x - data, data, tolerance) < 100
+    sampler = flow("dopri5", tolerance)
     latents = prior(sde, 8, (2,))
     error = sampler.encode(model, sampler.decode(model, latents).x).x - latents
-    assert worst(error / sde.prior_std, latents / sde.prior_std, tolerance) < 500
+    # the way up spreads what the way down left near the saddle
+    assert worst(error / sde.prior_std, latents / sde.prior_std, tolerance) < 20
     # latents of the data look like draws of the prior: same second moment, within 5 standard errors of 16 draws
+    latent = sampler.encode(model, model.sample_data(8, torch.Generator().manual_seed(1)))
     assert abs(float((latent.x / sde.prior_std).square().mean()) - 1) < 5 * math.sqrt(2 / 16)
 
 

@@ -88,7 +88,7 @@ def test_max_nfe_is_the_most_that_is_spent(solver, refuses):
     short = flow(solver, max_nfe=needed - 1)
     refuses(
         RuntimeError,
-        lambda: short.sample(network_model(network, VP()), x_T),
+        lambda: short.decode(network_model(network, VP()), x_T),
         f"max_nfe = {needed - 1}",
         "at t = ",
         "t = 1e-05",

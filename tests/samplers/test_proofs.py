@@ -49,6 +49,12 @@ def test_gaussian(index: int):
         assert cells[parameterization].passed, (name, cells)
 
 
+@pytest.mark.parametrize("label", LONG)
+def test_gaussian_by_langevin_steps_alone(label: str):
+    cells = prove_gaussian(SDES["DDPM table"], ENTRIES[label], parameterizations=["eps"], num_points=4000)
+    assert cells["eps"].passed, cells
+
+
 @pytest.mark.parametrize("index", range(len(SHORT)), ids=SHORT)
 def test_mixture(index: int):
     entry, name = ENTRIES[SHORT[index]], NAMES[(2 * index + 1) % 6]

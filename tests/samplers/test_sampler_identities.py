@@ -277,13 +277,13 @@ def test_noise_in_reused_memory_is_that_of_the_streams():
     run = Run(GaussianModel(VE()), None, NoiseStreams(3, range(2)))
     expected = NoiseStreams(3, range(2))
     for shape in ((2, 3, 4), (2, 3, 4), (2, 5), (2, 3, 4)):
-        assert torch.equal(run.noise_like(torch.zeros(shape)), expected.normal_like(torch.zeros(shape)))
-    assert run.noise_like(x.double()).dtype == torch.float64
+        assert torch.equal(run.borrow_noise(torch.zeros(shape)), expected.normal_like(torch.zeros(shape)))
+    assert run.borrow_noise(x.double()).dtype == torch.float64
     with pytest.raises(ValueError, match="2 streams, got a batch of 3"):
-        run.noise_like(torch.zeros(3, 4))
+        run.borrow_noise(torch.zeros(3, 4))
 
     class Ones(NoiseStreams):
         def normal_like(self, x):
             return torch.ones_like(x)
 
-    assert torch.equal(Run(GaussianModel(VE()), None, Ones(3, range(2))).noise_like(x), torch.ones_like(x))
+    assert torch.equal(Run(GaussianModel(VE()), None, Ones(3, range(2))).borrow_noise(x), torch.ones_like(x))

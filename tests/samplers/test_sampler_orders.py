@@ -87,3 +87,27 @@ def test_from_pure_noise_the_first_steps_cost_no_order(solver, promised):
 def test_published_3m_falls_an_order_short_from_pure_noise_too():
     measured = orders("ve", "dpm_solver_pp", {"variant": "3M", "correction": "published"}, (160, 320), (-5.8, 6.0))
     assert abs(measured[-1] - 2) < 0.15, measured
+
+
+def uneven(sde, num_steps):
+    """Steps of 1 and 3 in turn."""
+    steps = torch.tensor([1.0, 3.0], dtype=torch.float64).repeat(num_steps // 2)
+    place = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0) / steps.sum()])
+    return sde.time_from_log_snr(MIDDLE[0] + (MIDDLE[1] - MIDDLE[0]) * place)
+
+
+def even_in_time(sde, num_steps):
+    first, last = sde.time_from_log_snr(torch.tensor(MIDDLE, dtype=torch.float64)).tolist()
+    return torch.linspace(first, last, num_steps + 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("make", [uneven, even_in_time])
+@pytest.mark.parametrize("solver", ["ddim", "heun", "2M", "2S", "3M warm", "unipc 1", "unipc 2"])
+def test_orders_hold_on_other_grids(solver, make):
+    name, options, promised = SOLVERS[solver]
+    sde = SDES["vp"]
+    exact, errors = reference("vp", MIDDLE), []
+    for num_steps in (160, 320):
+        sampler = make_sampler(name, grid=make(sde, num_steps), denoise_final=False, **options)
+        errors.append(float((sampler.sample(mixture(sde), start(sde, MIDDLE)).x0 - exact).norm()))
+    assert abs(np.log2(errors[0] / errors[1]) - promised) < 0.15
