@@ -1,8 +1,8 @@
 """What the flow's likelihood costs beside the textbook's way, on the same network, images, dequantization and probes.
 
 Run ``python -m benchmarks.likelihood``. The textbook's way (Song et al. 2021, Appendix D.2, as commonly written) is
-SciPy's RK45 over t, through NumPy, the whole batch as one vector, drift and divergence in a network call each. Both sides
-are timed in turn within one run; the figure to read is the ratio.
+SciPy's RK45 over t, through NumPy, the whole batch as one vector, drift and divergence in a network call each. Both
+sides are timed in turn within one run; the figure to read is the ratio.
 """
 
 from __future__ import annotations
