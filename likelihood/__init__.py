@@ -11,7 +11,7 @@ from .continuous import ContinuousBound
 from .decoder import discretized_gaussian_log_prob, levels_of
 from .probability_flow import FlowLikelihood
 from .units import RunningMean, mean_and_stderr, nats_to_bits_per_dim
-from .variational import VariationalBound, prior_kl, step_kl
+from .variational import VariationalBound, decoder_nats, prior_kl, step_kl
 
 __all__ = [
     "ContinuousBound",
@@ -21,6 +21,7 @@ __all__ = [
     "RunningMean",
     "VariationalBound",
     "available_likelihoods",
+    "decoder_nats",
     "discretized_gaussian_log_prob",
     "levels_of",
     "make_likelihood",

@@ -68,6 +68,41 @@ def step_kl(
     return kl.expand_as(error).flatten(1).sum(1)
 
 
+def decoder_nats(
+    kind: ReverseVariance,
+    prediction: Prediction,
+    x0: Float[Tensor, "batch *shape"],
+    sde: SDE,
+    t: Tensor,
+    following: Tensor | None,
+    *,
+    num_levels: int,
+) -> Float[Tensor, " batch"]:
+    """L_0 = -log p(x0 | x_t) at the last time with noise, in nats per image (Ho et al. 2020, Eq. 13).
+
+    The small variance would be zero there, so that of the step before is taken (beta_tilde_2 for DDPM), for "large"
+    too, as Ho et al.'s code does; "learned" lies between it and sigma(t)^2.
+
+    Args:
+        kind: Reverse variance.
+        prediction: The model's answer at t.
+        x0: Data on its levels, [B, ...].
+        sde: The SDE.
+        t: The last times with noise, [B].
+        following: The times one step further from the data, [B]; None where there are none: all take sigma(t)^2.
+        num_levels: Number of grey levels of the data.
+
+    Returns:
+        float64 [B].
+    """
+    log_small = log_large = 2 * sde.log_sigma(t)
+    if following is not None:
+        log_small = sde.posterior_coefficients(t, following)[2].log()
+    log_var = interpolate_log_var("small" if kind == "large" else kind, prediction, log_small, log_large)
+    log_prob = discretized_gaussian_log_prob(x0, prediction.x0, 0.5 * log_var, num_levels=num_levels)
+    return -log_prob.flatten(1).sum(1)
+
+
 @register_likelihood("vlb")
 class VariationalBound(LikelihoodEstimator):
     """-log p(x0) <= L_T + sum_t L_t + L_0, for the reverse chain on a time grid t_n > ... > t_1 (> 0).
@@ -163,13 +198,7 @@ class VariationalBound(LikelihoodEstimator):
         self, model: ScoreModel, x0: Tensor, times: Tensor, cond: Tensor | None, noise: NoiseStreams
     ) -> Tensor:
         """L_0 = -log p(x0 | x_{t_1}), [B]."""
-        sde = model.sde
         first = times[0].expand(x0.shape[0])
-        prediction = model(sde.perturb(x0, first, noise.normal_like(x0)), first, cond=cond)
-        log_small = log_large = 2 * sde.log_sigma(first)
-        if len(times) > 1:
-            log_small = sde.posterior_coefficients(first, times[1].expand(x0.shape[0]))[2].log()
-        kind = "small" if self.variance == "large" else self.variance
-        log_var = interpolate_log_var(kind, prediction, log_small, log_large)
-        log_prob = discretized_gaussian_log_prob(x0, prediction.x0, 0.5 * log_var, num_levels=self.num_levels)
-        return -log_prob.flatten(1).sum(1)
+        prediction = model(model.sde.perturb(x0, first, noise.normal_like(x0)), first, cond=cond)
+        following = times[1].expand(x0.shape[0]) if len(times) > 1 else None
+        return decoder_nats(self.variance, prediction, x0, model.sde, first, following, num_levels=self.num_levels)
