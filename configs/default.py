@@ -50,6 +50,7 @@ def _model() -> ConfigDict:
             "norm_eps": 1e-6,
             "embedding": "sin_first",  # sin_first (Ho et al.), cos_first (Improved DDPM) or fourier
             "symmetric_downsample": False,  # as Improved DDPM
+            "input_frequencies": (),  # n of sin(2^n pi x), cos(2^n pi x) appended to the input; (7, 8) as VDM
             "learned_variance": False,
             "class_conditional": False,
         }

@@ -69,6 +69,7 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
             norm_groups=model.norm_groups,
             embedding=model.embedding,
             symmetric_downsample=model.symmetric_downsample,
+            input_frequencies=tuple(model.input_frequencies),
             num_classes=dataset.num_classes if model.class_conditional else None,
         )
     parameterization = make_parameterization(
