@@ -36,7 +36,7 @@ def _model() -> ConfigDict:
     return ConfigDict(
         {
             "parameterization": "eps",  # eps, x0, v, score or edm
-            "noise_input": "auto",  # what the network is told of t: auto, index, t999, log_sigma or edm
+            "noise_input": "auto",  # what the network is told of t: auto, index, t999, log_snr, log_sigma or edm
             "data_std": 0.5,  # used by edm alone
             "channels": 128,
             "channel_mult": (1, 2, 2, 2),
@@ -62,8 +62,11 @@ def _training() -> ConfigDict:
         {
             "num_steps": 100_000,
             "batch_size": 128,
-            "loss": "auto",  # ddpm: L_simple on the table; dsm: continuous time; auto: by the SDE
-            "weighting": "auto",  # eps, x0, v or edm; auto: edm for that parameterization, else eps
+            # ddpm: L_simple on the table; dsm: continuous time; auto: one of these by the SDE. The bound itself: vlb on the
+            # table, vlb_continuous; hybrid: L_simple, and the bound for the learned variance
+            "loss": "auto",
+            "weighting": "auto",  # eps, x0, v, edm or likelihood (of dsm); auto: edm for that parameterization, else eps
+            "time_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
             "precision": "auto",  # fp32, or bf16 for the network alone; auto: bf16 on a GPU that has it
             "ema_decay": 0.9999,
             "grad_clip": 1.0,  # largest gradient norm; 0: none

@@ -12,7 +12,7 @@ from torch import Tensor
 from sde_lib import SDE, Registry, choices_message, expand_like
 
 PerSample = Float[Tensor, " batch"]
-TimeInput = Literal["auto", "index", "t999", "log_sigma", "edm"]
+TimeInput = Literal["auto", "index", "t999", "log_snr", "log_sigma", "edm"]
 
 
 def _check_time_input(name: str) -> None:
@@ -25,7 +25,8 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
 
     Args:
         name: "index": row of the SDE's table, N t - 1, as DDPM; "t999": 999 t, as Song et al. 2021's continuous models;
-            "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4 (Karras et al. 2022); "auto": "index" where
+            "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al.
+            2021), whose learned schedule moves t; "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4 (Karras et al. 2022); "auto": "index" where
             the SDE has a table, else "t999".
         sde: The SDE.
         t: Times, [B].
@@ -46,6 +47,10 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         return sde.table_size * t - 1
     if name == "t999":
         return 999 * t
+    if name == "log_snr":
+        # one a sample, as a schedule that is being learned takes them
+        high, low = (sde.log_snr(torch.full_like(t, end)) for end in (sde.t_min, sde.t_max))
+        return 999 * (high - sde.log_snr(t)) / (high - low)
     if name == "log_sigma":
         return sde.log_sigma(t)
     return -0.125 * sde.log_snr(t)
