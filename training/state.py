@@ -117,7 +117,7 @@ class TrainingState:
             tensor.copy_(checkpoint.tensors[f"loss.{name}"])
         self.ema.num_updates = int(checkpoint.state["ema_updates"])
         self.step = checkpoint.step
-        self.losses = [torch.tensor(loss) for loss in checkpoint.state.get("losses", [])]
+        self.losses = [torch.tensor(loss, dtype=torch.float64) for loss in checkpoint.state.get("losses", [])]
         return True
 
 
