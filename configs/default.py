@@ -35,7 +35,7 @@ def _data() -> ConfigDict:
 def _model() -> ConfigDict:
     return ConfigDict(
         {
-            "parameterization": "eps",  # eps, x0, v, score or edm
+            "parameterization": "eps",  # eps, x0, v, score, edm or levels
             "noise_input": "auto",  # what the network is told of t: auto, index, t999, log_snr, log_sigma or edm
             "data_std": 0.5,  # used by edm alone
             "channels": 128,

@@ -178,4 +178,3 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
         mean_sq = x0.double().square() * (log_snr[1] + log_var).exp()
         prior = 0.5 * (mean_sq + torch.expm1(log_var) - log_var)
         return (prior - log_prob).flatten(1).mean(1) / math.log(2)
-

@@ -53,6 +53,12 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
     if height != width:
         raise ValueError(f"the U-Net needs square images, got {height}x{width}; use dataset 'folder' with image_size")
     model = config.model
+    parameterization = make_parameterization(
+        model.parameterization,
+        noise_input=model.noise_input,
+        data_std=model.data_std,
+        num_levels=dataset.num_levels,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = UNet(
@@ -72,11 +78,9 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
             embedding=model.embedding,
             symmetric_downsample=model.symmetric_downsample,
             input_frequencies=tuple(model.input_frequencies),
+            outputs_per_channel=parameterization.outputs_per_channel,
             num_classes=dataset.num_classes if model.class_conditional else None,
         )
-    parameterization = make_parameterization(
-        model.parameterization, noise_input=model.noise_input, data_std=model.data_std
-    )
     return NetworkScoreModel(backbone, build_sde(config), parameterization, learned_variance=model.learned_variance)
 
 

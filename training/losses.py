@@ -164,9 +164,7 @@ class TableLoss(Loss):
         time_sampling: str = "uniform",
         num_levels: int | None = None,
     ) -> None:
-        super().__init__(
-            weighting=weighting, data_std=data_std, time_sampling=time_sampling, num_levels=num_levels
-        )
+        super().__init__(weighting=weighting, data_std=data_std, time_sampling=time_sampling, num_levels=num_levels)
         self.history: LossHistory | None = None
 
     def check(self, sde: SDE) -> None:

@@ -137,6 +137,7 @@ class UNet(nn.Module):
         symmetric_downsample: Pad every side before the strided convolutions, as Improved DDPM.
         input_frequencies: Exponents ``n`` of Fourier features ``sin(2^n pi x), cos(2^n pi x)`` of the input, such as
             (7, 8) (Kingma et al. 2021); see ``InputFourierFeatures``.
+        outputs_per_channel: Outputs for each channel of the data, above 1 where a pixel's answer is a distribution.
 
     Raises:
         ValueError: A setting is impossible; the message names it and what would do.
@@ -164,6 +165,7 @@ class UNet(nn.Module):
         embedding: EmbeddingKind = "sin_first",
         symmetric_downsample: bool = False,
         input_frequencies: Sequence[int] = (),
+        outputs_per_channel: int = 1,
     ) -> None:
         super().__init__()
         _check_positive(
@@ -172,12 +174,13 @@ class UNet(nn.Module):
             channels=channels,
             num_res_blocks=num_res_blocks,
             channel_mult=min(channel_mult, default=0),
+            outputs_per_channel=outputs_per_channel,
         )
         resolutions = _resolutions(image_size, len(channel_mult))
         _check_attention_resolutions(attention_resolutions, resolutions)
         self.image_size = image_size
         self.in_channels = in_channels
-        self.out_channels = in_channels * (2 if learned_variance else 1)
+        self.out_channels = in_channels * (outputs_per_channel + learned_variance)
 
         norm: NormFactory = partial(group_norm, eps=norm_eps, max_groups=norm_groups)
         embedding_dim = 4 * channels

@@ -129,7 +129,11 @@ def test_no_sample_of_the_loss_depends_on_its_batch_mates():
     [
         ("dpm", {}, "unknown loss 'dpm'; did you mean 'ddpm'? choices: ddpm, dsm, hybrid, vlb, vlb_continuous"),
         ("ddpm", {}, "loss 'ddpm' needs an SDE with a table"),
-        ("dsm", {"weighting": "epz"}, "unknown weighting 'epz'; did you mean 'eps'? choices: auto, eps, x0, v, edm, likelihood"),
+        (
+            "dsm",
+            {"weighting": "epz"},
+            "unknown weighting 'epz'; did you mean 'eps'? choices: auto, eps, x0, v, edm, likelihood",
+        ),
     ],
 )
 def test_refusals(name: str, options: dict[str, str], message: str):
