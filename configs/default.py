@@ -62,10 +62,10 @@ def _training() -> ConfigDict:
         {
             "num_steps": 100_000,
             "batch_size": 128,
-            # ddpm: L_simple on the table; dsm: continuous time; auto: one of these by the SDE. The bound itself: vlb on the
-            # table, vlb_continuous; hybrid: L_simple, and the bound for the learned variance
+            # ddpm: L_simple on the table; dsm: continuous time; auto: one of these by the SDE. The bound itself: vlb on
+            # the table, vlb_continuous; hybrid: L_simple, and the bound for the learned variance
             "loss": "auto",
-            "weighting": "auto",  # eps, x0, v, edm or likelihood (of dsm); auto: edm for that parameterization, else eps
+            "weighting": "auto",  # eps, x0, v, edm or, with dsm, likelihood; auto: eps, of parameterization edm edm
             "time_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
             "precision": "auto",  # fp32, or bf16 for the network alone; auto: bf16 on a GPU that has it
             "ema_decay": 0.9999,

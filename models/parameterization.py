@@ -27,8 +27,8 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
     Args:
         name: "index": row of the SDE's table, N t - 1, as DDPM; "t999": 999 t, as Song et al. 2021's continuous models;
             "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al.
-            2021), whose learned schedule moves t; "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4 (Karras et al. 2022); "auto": "index" where
-            the SDE has a table, else "t999".
+            2021), whose learned schedule moves t; "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4
+            (Karras et al. 2022); "auto": "index" where the SDE has a table, else "t999".
         sde: The SDE.
         t: Times, [B].
 

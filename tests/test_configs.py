@@ -22,7 +22,7 @@ CONFIGS = sorted(
 )
 SHAPES = {"digits": (1, 8, 8, 17), "mnist": (1, 28, 28, 256), "cifar10": (3, 32, 32, 256)}
 
-FOR_LIKELIHOOD = ("cifar10_improved", "digits_hybrid", "mnist_vdm", "mnist_vlb")
+FOR_LIKELIHOOD = ("cifar10_improved", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
 
 
 def _images(config: ConfigDict) -> ImageDataset:

@@ -20,7 +20,7 @@ from models.backbones import UNet
 from samplers import Sampler, make_sampler
 from sde_lib import SDE, LearnedVP, choices_message, make_sde
 
-from . import bound_losses as _bound_losses  # registers its losses
+from .bound_losses import HybridLoss
 from .config import Config, data_root, parse_options
 from .losses import Loss, make_loss
 
@@ -124,7 +124,7 @@ def build_loss(config: Config, sde: SDE, dataset: ImageDataset) -> Loss:
         raise ValueError(
             f"model.learned_variance needs a loss that trains it, got training.loss={training.loss}; use hybrid or vlb"
         )
-    if training.loss == "hybrid" and not config.model.learned_variance:
+    if isinstance(loss, HybridLoss) and not config.model.learned_variance:
         raise ValueError("training.loss=hybrid needs model.learned_variance; set it to True, or use training.loss=ddpm")
     if isinstance(sde, LearnedVP) and training.loss != "vlb_continuous":
         raise ValueError(f"a learned noise schedule needs training.loss=vlb_continuous, got {training.loss}; set it")

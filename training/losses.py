@@ -56,8 +56,8 @@ class Loss(ABC):
     Args:
         weighting: See ``weighted_error``; "likelihood" is for the loss "dsm".
         data_std: Standard deviation of the data, for the "edm" weighting.
-        time_sampling: "uniform"; "low_discrepancy", spread evenly over the batch; "importance", where the loss is large,
-            weighted so that its mean stays the same.
+        time_sampling: "uniform"; "low_discrepancy", spread evenly over the batch; "importance", where the loss is
+            large, weighted so that its mean stays the same.
         num_levels: Grey levels of the data, for the losses that are bounds on their likelihood.
 
     Raises:
@@ -123,6 +123,7 @@ class Loss(ABC):
 
     def observe(self, sde: SDE, t: Tensor, losses: Tensor) -> None:
         """Learn from the losses of a step, [B], which times matter; most losses have nothing to learn."""
+        return
 
     def memory(self) -> dict[str, Tensor]:
         """Tensors, by name, that ``observe`` changes in place; checkpoints hold them."""

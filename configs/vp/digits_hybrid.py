@@ -9,8 +9,7 @@ from configs.vp.digits import digits_network
 def get_config() -> ConfigDict:
     """Nichol & Dhariwal 2021, Section 3, on the network of ``digits.py``.
 
-    Their offset s = 0.008 suits 256 grey levels; s = 0.1 suits 17, sigma = 0.01 at the first step, as does the first beta
-    of ``digits.py``.
+    Their offset s = 0.008 suits 256 grey levels; s = 0.1 suits 17, with sigma = 0.01 at the first step.
     """
     config = get_default_config()
     config.sde.update({"name": "improved_ddpm", "num_steps": 4000, "s": 0.1})

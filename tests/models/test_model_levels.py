@@ -64,8 +64,8 @@ def test_gradient_is_the_derivative_of_the_posterior_mean():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 2, 5, 4, generator=generator, dtype=torch.float64).requires_grad_()
     x = (1.5 * torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)).requires_grad_()
-    log_snr = torch.tensor([-2.0, 1.0, 4.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda a, b: level_posterior_mean(a, b, log_snr), (logits, x))
+    log_snr = torch.tensor([-2.0, 1.0, 4.0], dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(level_posterior_mean, (logits, x, log_snr))
 
 
 def test_shapes_and_refusals():

@@ -113,7 +113,7 @@ def test_hybrid_trains_the_mean_by_l_simple_and_the_variance_by_l_vlb():
 
 def test_hybrid_refuses_a_network_without_variance():
     loss = make_loss("hybrid", sde=TABLE, parameterization="eps", num_levels=LEVELS)
-    with pytest.raises(ValueError, match="'hybrid' needs model.learned_variance"):
+    with pytest.raises(ValueError, match=r"'hybrid' needs model\.learned_variance"):
         loss(_network(learned_variance=False), _data(2), torch.tensor([0.5, 0.5]), _noise(2))
 
 
