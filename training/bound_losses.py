@@ -163,8 +163,9 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
             error = model(sde.perturb(x0, t, eps), t, cond=cond).eps - eps
             rate = -sde.log_snr_and_rate(t)[1]
             scale = 0.5 * (sde.t_max - sde.t_min) / math.log(2) * rate
-            split.loss = scale * error.square().flatten(1).mean(1).double()
-        return split.loss + self._ends(sde, x0, eps)
+            diffusion = scale * error.square().flatten(1).mean(1).double()
+            split.loss = diffusion
+        return diffusion + self._ends(sde, x0, eps)
 
     def _ends(self, sde: SDE, x0: Tensor, eps: Tensor) -> Tensor:
         """L_0 + L_T, bits/dim, [B]."""
