@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from likelihood import ContinuousBound, VariationalBound, make_likelihood, prior_kl
+from likelihood.step_sampling import draw_points
 from models import DiscreteScoreModel
 from sde_lib import VE, VP, NoiseStreams, SubVP, Tabulated
 
@@ -95,9 +96,10 @@ def test_no_image_depends_on_its_batch_and_shifts_are_spread():
     whole = bound(model, x, noise=NoiseStreams(4, range(5))).total
     parts = torch.cat([bound(model, x[k : k + 1], noise=NoiseStreams(4, [k])).total for k in range(5)])
     assert torch.equal(whole, parts)
-    places = bound._places(NoiseStreams(4, range(1000))).sort().values
+    points = draw_points("low_discrepancy", NoiseStreams(4, range(1000)), 3)
     # the gaps of a golden-ratio sequence: near 1 / 1000 all of them, where those of random points reach ten times that
-    assert float((places[1:] - places[:-1]).max()) < 2.7e-3
+    assert float((3 * points).sort(0).values.diff(dim=0).max()) < 2.7e-3
+    assert torch.equal(points[[7, 2]], draw_points("low_discrepancy", NoiseStreams(4, [7, 2]), 3))
     assert bound(model, x, noise=NoiseStreams(4, range(5))).nfe == 4
 
 
