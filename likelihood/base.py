@@ -31,8 +31,9 @@ class LikelihoodTerms:
         step_scale: What each counts for: ``diffusion`` is the sum of step_scale times step_nats, float64 [B, K].
         probe_nats: ``diffusion`` by each probe of a randomized divergence, float64 [B, P]; None where it has none.
         sampling_variance: Variance of ``diffusion`` for this image, over the draws of steps and of noise, in nats^2, or
-            an estimate that is too large rather than too small, float64 [B]; None where one draw says nothing of it.
-            sqrt(mean / B) is the part of the mean's standard error that more draws an image would take away.
+            an estimate that is too large rather than too small, float64 [B]; None where no steps are drawn, or only
+            one, which says nothing of it. sqrt(mean / B) is the part of the mean's standard error that more draws an
+            image would take away.
     """
 
     prior: Float[Tensor, " batch"]

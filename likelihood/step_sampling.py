@@ -74,8 +74,8 @@ def draw_points(scheme: StepSampling, noise: NoiseStreams, num_points: int) -> F
     """Points of [0, 1), each image's its own affair: no image's depend on its batch mates.
 
     Args:
-        scheme: "uniform": K independent points from the image's stream. "stratified" and "importance": one in each of
-            K equal parts, independent and uniform there, from the image's stream. "low_discrepancy": one in each of K
+        scheme: "uniform": K independent points from the image's stream. "stratified": one in each of K equal parts,
+            independent and uniform there, from the image's stream. "low_discrepancy" and "importance": one in each of K
             equal parts, in part j at frac(shift_j + k times the golden ratio) for image k of the run (Kingma et al.
             2021, Appendix I.1, spread such points over a batch), with shifts that come from the run's seed.
         noise: The streams.
@@ -84,16 +84,13 @@ def draw_points(scheme: StepSampling, noise: NoiseStreams, num_points: int) -> F
     Returns:
         float64 [B, K]. A point taken at random of an image's K is uniform, in every scheme.
     """
-    if scheme == "low_discrepancy":
+    if scheme in ("low_discrepancy", "importance"):
         # a shift for each part: with one for all, the errors of an image's parts would add up instead of averaging out
         shifts = [derive_seed(noise.seed, 0x6C616D62, part) / 2**63 for part in range(num_points)]
         sequence = torch.tensor([low_discrepancy_place(k) for k in noise.indices], dtype=torch.float64)
         inside = (sequence[:, None] + torch.tensor(shifts, dtype=torch.float64)) % 1.0
     else:
         inside = noise.uniform((num_points,)).double()
-    if scheme == "importance":
-        # the streams' 24 bits would round the probabilities of rare steps by parts in a thousand
-        inside = (inside + noise.uniform((num_points,)).double() * 2.0**-24).clamp(max=1 - 2.0**-50)
     if scheme == "uniform":
         return inside
     return (inside + torch.arange(num_points, dtype=torch.float64)) / num_points
@@ -175,9 +172,9 @@ def sampling_variance(shares: Float[Tensor, "batch draws"], *, independent: bool
     """Variance of sum_k shares_k over the draws of steps and of noise, for each image on its own.
 
     Independent draws ("uniform") have the unbiased K s^2. With one draw a part (all else) no unbiased estimate exists.
-    Pairs of neighbouring parts, and the last three where K is odd, are taken as if their two draws were of one part
-    (Cochran 1977, Section 5A.12): its mean is the variance and what the pairs' means differ by, squared. So
-    it is too large, never too small, and by little where neighbouring parts have nearly equal means.
+    Pairs of neighbouring parts, and the last three where K is odd, are taken as if their draws were of one part
+    (Cochran 1977, Section 5A.12). The mean of that is the variance and what the parts' means differ by, squared: too
+    large, never too small, and by little where neighbouring parts have nearly equal means, as in importance sampling.
 
     Args:
         shares: What each draw adds to the sum, in the order of the parts, float64 [B, K].
@@ -198,10 +195,11 @@ def sampling_variance(shares: Float[Tensor, "batch draws"], *, independent: bool
 
 
 def low_discrepancy_stderr(values: Float[Tensor, " batch"], indices: list[int] | range) -> float:
-    """Standard error of the mean of values whose steps were drawn by "low_discrepancy".
+    """Standard error of the mean of values whose steps were drawn by "low_discrepancy" or "importance".
 
-    s / sqrt(B) is too large for these: part of the spread over images is due to the steps, and cancels in their mean
-    since the images share the steps evenly. In the order of the sequence neighbours have nearly the same steps, so that
+    s / sqrt(B) is too large for these, the former above all: part of the spread over images is due to the steps, and
+    cancels in their mean since the images share the steps evenly. In the order of the sequence neighbours have nearly
+    the same steps, so that
 
         sqrt( sum_i (v_{i + 1} - v_i)^2 / (2 (B - 1) B) )
 

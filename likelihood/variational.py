@@ -133,9 +133,9 @@ class VariationalBound(LikelihoodEstimator):
             the sum; L_0 and L_T are always evaluated. With K no less than the number of steps, all are.
         step_sampling: How the K are drawn; no image's depend on its batch mates. "stratified": one in each of K equal
             parts of the chain, from the image's own stream. "uniform": independently. "low_discrepancy": one in each
-            part, spread evenly over the images of a run by their numbers and the seed. "importance": as "stratified",
-            but with probabilities p_t nearly proportional to sqrt(E[L_t^2]), and each L_t divided by K p_t (Nichol &
-            Dhariwal 2021, Section 3.3). See ``draw_steps``.
+            part, spread evenly over the images of a run by their numbers and the seed. "importance": so too, but with
+            probabilities p_t nearly proportional to sqrt(E[L_t^2]), and each L_t divided by K p_t (Nichol & Dhariwal
+            2021, Section 3.3): the best by far, as a few steps near the data are most of the sum. See ``draw_steps``.
         step_weights: For "importance", what p_t is to be proportional to, one a step, that nearest to the data first;
             None has them fitted by ``fit_steps`` before the first use.
 
@@ -192,7 +192,8 @@ class VariationalBound(LikelihoodEstimator):
             draws = self._choose_steps(len(times) - 1, noise)
             index, scale = draws.index.to(x0.device), draws.scale.to(x0.device)
             nats = self._step_nats(model, x0, times, index, cond, noise)
-        independent = self.step_sampling == "uniform" and index.shape[1] < len(times) - 1
+        # with every step evaluated there is nothing that more draws would take away
+        drawn = 0 < index.shape[1] < len(times) - 1
         return LikelihoodTerms(
             prior=prior_kl(x0, sde, float(times[-1])),
             diffusion=(scale * nats).sum(1),
@@ -202,7 +203,9 @@ class VariationalBound(LikelihoodEstimator):
             step_index=index,
             step_nats=nats,
             step_scale=scale,
-            sampling_variance=sampling_variance(scale * nats, independent=independent),
+            sampling_variance=sampling_variance(scale * nats, independent=self.step_sampling == "uniform")
+            if drawn
+            else None,
         )
 
     def fit_steps(

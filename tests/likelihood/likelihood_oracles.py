@@ -128,7 +128,7 @@ def terms_over_x_t(alpha, sigma, pmf):
     """``quadrature_terms`` for all three variances, by sums over x_t rather than eps: quick for many levels too.
 
     E[x0 | x_t] is a function of x_t alone, so that one grid of x_t serves every level. It turns within sigma / gap of a
-    standard deviation; as it is analytic, trapezoidal sums 0.4 of that apart are exact to rounding.
+    standard deviation; as it is analytic, trapezoidal sums a fifth of that apart are exact to rounding.
 
     Returns:
         For each variance, mean and variance of every term over eps, each [n, K].
@@ -139,7 +139,7 @@ def terms_over_x_t(alpha, sigma, pmf):
 
     def at(i):
         """E[x0 | x_t] on the grid, [G, 1], and every level's weights there, [G, K]."""
-        spacing = sigma[i] * min(0.5, max(0.4 * sigma[i] / (alpha[i] * gap), 0.02))
+        spacing = sigma[i] * min(0.25, max(0.2 * sigma[i] / (alpha[i] * gap), 0.01))
         reach = alpha[i] + 9 * sigma[i]
         x_t = np.arange(-reach, reach + spacing, spacing)[:, None]
         log_density = -0.5 * ((x_t - alpha[i] * points) / sigma[i]) ** 2
