@@ -184,6 +184,19 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
 
 
+def check_learned_variance(config: Config) -> None:
+    """Refuse to measure a learned variance of a model that has none, before anything is measured.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if "vlb" in config.eval.likelihoods and config.eval.vlb_variance == "learned" and not config.model.learned_variance:
+        raise ValueError(
+            "config.eval.vlb_variance 'learned' needs a model that learns its variance, got "
+            "config.model.learned_variance = False; use 'small' or 'large'"
+        )
+
+
 def check_eval_names(config: Config) -> None:
     """Refuse evaluation settings that would fail only after the training.
 
@@ -194,6 +207,7 @@ def check_eval_names(config: Config) -> None:
         if name not in available_likelihoods():
             raise ValueError(choices_message("likelihood", name, available_likelihoods()))
     check_variance(config.eval.vlb_variance)
+    check_learned_variance(config)
     if config.eval.split not in ("train", "test"):
         raise ValueError(choices_message("split", config.eval.split, ["test", "train"]))
     if config.model.learned_variance:
