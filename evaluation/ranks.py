@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -124,6 +125,8 @@ class Ranks:
         if not spoke_first:
             raise AnotherRankError from error
         if not self.first:
+            # off the line of rank 0's progress bar
+            print(file=sys.stderr)
             raise RankError(f"rank {self.rank}: {error}") from error
 
     def _leave(self) -> None:
