@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 import threading
@@ -64,6 +65,7 @@ class Ranks:
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, daemon=True)
         self._heard: dict[int, tuple[bytes, float]] = {}
+        self._in_main = self._called_off = False
 
     @classmethod
     def from_environment(cls) -> Ranks:
@@ -94,6 +96,8 @@ class Ranks:
 
     def __enter__(self) -> Ranks:
         if self._store is not None:
+            # another thread cannot be interrupted
+            self._in_main = threading.current_thread() is threading.main_thread()
             self._pulse.start()
         return self
 
@@ -102,7 +106,10 @@ class Ranks:
     ) -> None:
         if self._store is None:
             return
+        self._ended.set()
         try:
+            if self._called_off and isinstance(error, KeyboardInterrupt) and not self._stopped_elsewhere():
+                raise AnotherRankError from error
             if error is not None and not isinstance(error, AnotherRankError):
                 self._fail(error)
         finally:
@@ -118,8 +125,12 @@ class Ranks:
                 time.sleep(_POLL)
             ours = f"{self.rank} {_INTERRUPTED if stopped else ''}"
             spoke_first = self._store.compare_set(_FAILED, "", ours).decode() == ours
-        except RuntimeError:
-            spoke_first = True
+        except RuntimeError as lost:
+            # with the store's process: rank 0's own, or the launcher
+            raise RankError(
+                f"rank {self.rank}: the other processes are gone ({lost}); look for what ended them, "
+                "then the same command goes on"
+            ) from error
         if stopped:
             return
         if not spoke_first:
@@ -132,26 +143,36 @@ class Ranks:
     def _leave(self) -> None:
         """Say goodbye; rank 0, with whom the store may end, waits a moment for the others' goodbye."""
         assert self._store is not None
-        self._ended.set()
         self._pulse.join()
         try:
             self._store.set(f"left/{self.rank}", "1")
+            # an answer means that all that was sent before has arrived
+            self._store.check([f"left/{self.rank}"])
             others = [f"left/{rank}" for rank in range(1, self.world)] if self.first else []
-            deadline = time.monotonic() + _GRACE
+            deadline = time.monotonic() + 2 * _GRACE
             while time.monotonic() < deadline and not all(self._store.check([key]) for key in others):
                 time.sleep(_POLL)
         except RuntimeError:
             return
 
     def _beat(self) -> None:
+        """Give signs of life, and stop the work when another process fails: its batch may take an hour yet."""
         assert self._store is not None
         count = 0
         while not self._ended.wait(_BEAT):
             count += 1
             try:
                 self._store.set(f"alive/{self.rank}", str(count))
+                self._called_off = self._in_main and self._store.check([_FAILED])
             except RuntimeError:
                 return
+            if self._called_off and not self._ended.is_set():
+                _thread.interrupt_main()
+                return
+
+    def _stopped_elsewhere(self) -> bool:
+        """Whether it was Ctrl-C that ended another process."""
+        return self._store is not None and self._store.get(_FAILED).decode().endswith(_INTERRUPTED)
 
     def check(self) -> None:
         """Find out whether the others are well.
@@ -165,7 +186,7 @@ class Ranks:
         if store is None:
             return
         if store.check([_FAILED]):
-            if store.get(_FAILED).decode().endswith(_INTERRUPTED):
+            if self._stopped_elsewhere():
                 raise KeyboardInterrupt
             raise AnotherRankError
         now = time.monotonic()
