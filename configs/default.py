@@ -35,8 +35,8 @@ def _data() -> ConfigDict:
 def _model() -> ConfigDict:
     return ConfigDict(
         {
-            "parameterization": "eps",  # eps, x0, v, score or edm
-            "noise_input": "auto",  # what the network is told of t: auto, index, t999, log_sigma or edm
+            "parameterization": "eps",  # eps, x0, v, score, edm or levels
+            "noise_input": "auto",  # what the network is told of t: auto, index, t999, log_snr, log_sigma or edm
             "data_std": 0.5,  # used by edm alone
             "channels": 128,
             "channel_mult": (1, 2, 2, 2),
@@ -50,6 +50,7 @@ def _model() -> ConfigDict:
             "norm_eps": 1e-6,
             "embedding": "sin_first",  # sin_first (Ho et al.), cos_first (Improved DDPM) or fourier
             "symmetric_downsample": False,  # as Improved DDPM
+            "input_frequencies": (),  # n of sin(2^n pi x), cos(2^n pi x) appended to the input; (7, 8) as VDM
             "learned_variance": False,
             "class_conditional": False,
         }
@@ -61,8 +62,11 @@ def _training() -> ConfigDict:
         {
             "num_steps": 100_000,
             "batch_size": 128,
-            "loss": "auto",  # ddpm: L_simple on the table; dsm: continuous time; auto: by the SDE
-            "weighting": "auto",  # eps, x0, v or edm; auto: edm for that parameterization, else eps
+            # ddpm: L_simple on the table; dsm: continuous time; auto: one of these by the SDE. The bound itself: vlb on
+            # the table, vlb_continuous; hybrid: L_simple, and the bound for the learned variance
+            "loss": "auto",
+            "weighting": "auto",  # eps, x0, v, edm or, with dsm, likelihood; auto: eps, of parameterization edm edm
+            "time_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
             "precision": "auto",  # fp32, or bf16 for the network alone; auto: bf16 on a GPU that has it
             "ema_decay": 0.9999,
             "grad_clip": 1.0,  # largest gradient norm; 0: none

@@ -3,6 +3,7 @@
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .flow import FlowEquation, FlowPoint, check_ode_options, follow_flow
 from .guidance import ClippedScoreModel, ThresholdedScoreModel
+from .levels import LevelsParameterization, level_posterior_mean
 from .parameterization import (
     EDMParameterization,
     EpsParameterization,
@@ -27,6 +28,7 @@ __all__ = [
     "FlowEquation",
     "FlowPoint",
     "GaussianMixtureScoreModel",
+    "LevelsParameterization",
     "NetworkScoreModel",
     "Parameterization",
     "Prediction",
@@ -41,6 +43,7 @@ __all__ = [
     "count_network_calls",
     "follow_flow",
     "interpolate_log_var",
+    "level_posterior_mean",
     "make_parameterization",
     "register_parameterization",
     "reverse_log_var",

@@ -12,7 +12,8 @@ from torch import Tensor
 from sde_lib import SDE, Registry, choices_message, expand_like
 
 PerSample = Float[Tensor, " batch"]
-TimeInput = Literal["auto", "index", "t999", "log_sigma", "edm"]
+Reading = tuple[Literal["eps", "x0", "v"], Tensor]
+TimeInput = Literal["auto", "index", "t999", "log_snr", "log_sigma", "edm"]
 
 
 def _check_time_input(name: str) -> None:
@@ -25,8 +26,9 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
 
     Args:
         name: "index": row of the SDE's table, N t - 1, as DDPM; "t999": 999 t, as Song et al. 2021's continuous models;
-            "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4 (Karras et al. 2022); "auto": "index" where
-            the SDE has a table, else "t999".
+            "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al.
+            2021), whose learned schedule moves t; "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4
+            (Karras et al. 2022); "auto": "index" where the SDE has a table, else "t999".
         sde: The SDE.
         t: Times, [B].
 
@@ -46,6 +48,10 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         return sde.table_size * t - 1
     if name == "t999":
         return 999 * t
+    if name == "log_snr":
+        # one a sample, as a schedule that is being learned takes them
+        high, low = (sde.log_snr(torch.full_like(t, end)) for end in (sde.t_min, sde.t_max))
+        return 999 * (high - sde.log_snr(t)) / (high - low)
     if name == "log_sigma":
         return sde.log_sigma(t)
     return -0.125 * sde.log_snr(t)
@@ -59,7 +65,12 @@ class Parameterization(ABC):
 
     Raises:
         ValueError: If the noise input is unknown.
+
+    Attributes:
+        outputs_per_channel: Outputs of the network for each channel of the data.
     """
+
+    outputs_per_channel: int = 1
 
     def __init__(self, *, noise_input: TimeInput = "auto") -> None:
         _check_time_input(noise_input)
@@ -79,7 +90,7 @@ class Parameterization(ABC):
         return time_input(self.noise_input, sde, t)
 
     @abstractmethod
-    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
         """What the raw output says: the name of a quantity, and its value.
 
         Args:
@@ -94,19 +105,24 @@ _PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization")
 register_parameterization = _PARAMETERIZATIONS.register
 
 
-def make_parameterization(name: str, *, noise_input: TimeInput = "auto", data_std: float = 0.5) -> Parameterization:
+def make_parameterization(
+    name: str, *, noise_input: TimeInput = "auto", data_std: float = 0.5, num_levels: int | None = None
+) -> Parameterization:
     """Build a parameterization by name.
 
     Args:
-        name: One of "eps", "x0", "v", "score", "edm".
+        name: One of "eps", "x0", "v", "score", "edm", "levels".
         noise_input: See ``time_input``; "auto" is "edm" for EDM.
         data_std: Standard deviation of the data, used by EDM alone.
+        num_levels: Number of grey levels of the data, used by "levels" alone.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or "levels" lacks its number.
     """
     if name == "edm":
         return EDMParameterization(data_std=data_std, noise_input="edm" if noise_input == "auto" else noise_input)
+    if name == "levels":
+        return _PARAMETERIZATIONS.make(name, noise_input=noise_input, num_levels=num_levels)
     return _PARAMETERIZATIONS.make(name, noise_input=noise_input)
 
 
@@ -114,7 +130,7 @@ def make_parameterization(name: str, *, noise_input: TimeInput = "auto", data_st
 class EpsParameterization(Parameterization):
     """The output is eps (Ho et al. 2020, Eq. 11)."""
 
-    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
         """eps = raw."""
         return "eps", raw
 
@@ -123,7 +139,7 @@ class EpsParameterization(Parameterization):
 class X0Parameterization(Parameterization):
     """The output is x0."""
 
-    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
         """x0 = raw."""
         return "x0", raw
 
@@ -132,7 +148,7 @@ class X0Parameterization(Parameterization):
 class VParameterization(Parameterization):
     """The output is v = alpha eps - sigma x0 (Salimans & Ho 2022, Section 4)."""
 
-    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
         """v = raw."""
         return "v", raw
 
@@ -141,7 +157,7 @@ class VParameterization(Parameterization):
 class ScoreParameterization(Parameterization):
     """The output is sigma times the score, so that the network's own scale is 1 (Song et al. 2021, Appendix G)."""
 
-    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
         """eps = -sigma score = -raw."""
         return "eps", -raw
 
@@ -175,7 +191,7 @@ class EDMParameterization(Parameterization):
         """1 / sqrt(sigma^2 + d^2 alpha^2), on x_t."""
         return self._power(sde, t).rsqrt()
 
-    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> tuple[Literal["eps", "x0", "v"], Tensor]:
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
         """x0 = c_skip x_t / alpha + c_out raw."""
         power = self._power(sde, t)
         c_skip = self.data_std**2 * sde.alpha(t) / power

@@ -94,8 +94,8 @@ class NetworkScoreModel(ScoreModel):
             return a new tensor each time: samplers keep earlier answers.
         sde: The SDE it is trained on.
         parameterization: What its output means.
-        learned_variance: The second half of the output's channels is the variance fraction in [-1, 1] (Nichol &
-            Dhariwal 2021, Section 3.1).
+        learned_variance: The last of the output's channels, as many as the data has, are the variance fraction in
+            [-1, 1] (Nichol & Dhariwal 2021, Section 3.1).
 
     Example:
         >>> model = NetworkScoreModel(UNet(image_size=32), Tabulated.ddpm(), EpsParameterization())
@@ -119,8 +119,7 @@ class NetworkScoreModel(ScoreModel):
             scaled = expand_like(self.parameterization.c_in(self.sde, t), x_t) * x_t
         raw = self.backbone(scaled, self.parameterization.c_noise(self.sde, t), **extra).to(x_t.dtype)
         expected = list(x_t.shape)
-        if self.learned_variance:
-            expected[1] *= 2
+        expected[1] *= self.parameterization.outputs_per_channel + self.learned_variance
         if list(raw.shape) != expected:
             raise ValueError(
                 f"the backbone must return shape {expected}, got {list(raw.shape)}; "
@@ -128,7 +127,7 @@ class NetworkScoreModel(ScoreModel):
             )
         fraction = None
         if self.learned_variance:
-            raw, v = raw.chunk(2, dim=1)
+            raw, v = raw.split([expected[1] - x_t.shape[1], x_t.shape[1]], dim=1)
             fraction = 0.5 * (v + 1)
         kind, value = self.parameterization.read(raw, x_t, self.sde, t)
         if kind == "v":

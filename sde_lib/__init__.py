@@ -3,6 +3,7 @@
 from .base import SDE
 from .catalog import available_sdes, make_sde, register_sde
 from .grids import available_grids, check_grid, make_grid, register_grid
+from .learned import GradientSplit, LearnedVP
 from .noise import NoiseStreams, derive_seed
 from .ode_solvers import (
     ADAPTIVE,
@@ -25,6 +26,8 @@ __all__ = [
     "VE",
     "VP",
     "CosineVP",
+    "GradientSplit",
+    "LearnedVP",
     "NoProgressError",
     "NoiseStreams",
     "Registry",

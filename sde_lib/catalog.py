@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import SDE
+from .learned import LearnedVP
 from .registry import Registry
 from .subvp import SubVP
 from .tabulated import Tabulated
@@ -16,6 +17,7 @@ register_sde = _SDES.register
 
 register_sde("vp")(VP)
 register_sde("vp_cosine")(CosineVP)
+register_sde("vp_learned")(LearnedVP)
 register_sde("subvp")(SubVP)
 register_sde("ve")(VE)
 register_sde("ddpm")(Tabulated.ddpm)

@@ -66,6 +66,53 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path, 
     assert logged[0] == logged[1] and [step for step, _ in logged[0]] == [3, 6]
 
 
+IMPORTANCE = (
+    "--config.sde.num_steps=4",
+    "--config.training.loss=vlb",
+    "--config.training.time_sampling=importance",
+    "--config.training.batch_size=24",
+)
+
+
+def test_the_history_of_losses_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert main.run(tiny_command("train", whole, *IMPORTANCE)) == 0
+    _stop_after(4, monkeypatch)
+    assert main.run(tiny_command("train", part, *IMPORTANCE)) == 130
+    monkeypatch.undo()
+    assert main.run(tiny_command("train", part, *IMPORTANCE)) == 0
+    one, two = last_tensors(whole), last_tensors(part)
+    assert one.keys() == two.keys() and {"loss.values", "loss.counts"} <= one.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+    # the history was full, so that it chose rows, and counts every sample
+    assert int(one["loss.counts"].sum()) == 6 * 24 and int(one["loss.counts"].min()) >= 10
+    # bits/dim of such a checkpoint need none of the history
+    assert main.run(tiny_command("eval", part, *IMPORTANCE)) == 0
+
+
+LEARNED = ("--config.data.dataset=digits", "--config.model.attention_resolutions=4")
+
+
+def test_a_learned_noise_schedule_is_saved_and_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert main.run(tiny_command("train", whole, *LEARNED, config="vp/mnist_vdm")) == 0
+    _stop_after(4, monkeypatch)
+    assert main.run(tiny_command("train", part, *LEARNED, config="vp/mnist_vdm")) == 130
+    monkeypatch.undo()
+    assert main.run(tiny_command("train", part, *LEARNED, config="vp/mnist_vdm")) == 0
+    one, two = last_tensors(whole), last_tensors(part)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+    for name in ("gamma_min", "gamma_max", "bias"):
+        trained, averaged = one[f"sde.model.{name}"], one[f"sde.ema.{name}"]
+        assert trained.dtype == averaged.dtype == torch.float64 and not torch.equal(trained, averaged)
+    assert float(one["sde.model.gamma_min"]) != -13.3
+
+
 def test_training_again_says_that_it_is_done(run_copy: Path, capsys: pytest.CaptureFixture[str]):
     before = last_tensors(run_copy)
     assert main.run(tiny_command("train", run_copy)) == 0

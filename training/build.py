@@ -18,9 +18,11 @@ from models import (
 )
 from models.backbones import UNet
 from samplers import Sampler, make_sampler
-from sde_lib import SDE, choices_message, make_sde
+from sde_lib import SDE, LearnedVP, choices_message, make_sde
 
+from .bound_losses import HybridLoss
 from .config import Config, data_root, parse_options
+from .losses import Loss, make_loss
 
 
 def build_sde(config: Config) -> SDE:
@@ -51,6 +53,12 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
     if height != width:
         raise ValueError(f"the U-Net needs square images, got {height}x{width}; use dataset 'folder' with image_size")
     model = config.model
+    parameterization = make_parameterization(
+        model.parameterization,
+        noise_input=model.noise_input,
+        data_std=model.data_std,
+        num_levels=dataset.num_levels,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = UNet(
@@ -69,11 +77,10 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
             norm_groups=model.norm_groups,
             embedding=model.embedding,
             symmetric_downsample=model.symmetric_downsample,
+            input_frequencies=tuple(model.input_frequencies),
+            outputs_per_channel=parameterization.outputs_per_channel,
             num_classes=dataset.num_classes if model.class_conditional else None,
         )
-    parameterization = make_parameterization(
-        model.parameterization, noise_input=model.noise_input, data_std=model.data_std
-    )
     return NetworkScoreModel(backbone, build_sde(config), parameterization, learned_variance=model.learned_variance)
 
 
@@ -95,6 +102,33 @@ def bound_x0(config: Config, model: ScoreModel) -> ScoreModel:
     if config.sampling.threshold_x0 > 0:
         return ThresholdedScoreModel(model, quantile=config.sampling.threshold_x0)
     return ClippedScoreModel(model) if config.sampling.clip_x0 else model
+
+
+def build_loss(config: Config, sde: SDE, dataset: ImageDataset) -> Loss:
+    """The loss of ``config.training``.
+
+    Raises:
+        ValueError: If it does not fit the SDE, or cannot train what ``config.model`` learns.
+    """
+    training = config.training
+    loss = make_loss(
+        training.loss,
+        sde=sde,
+        parameterization=config.model.parameterization,
+        weighting=training.weighting,
+        data_std=config.model.data_std,
+        time_sampling=training.time_sampling,
+        num_levels=dataset.num_levels,
+    )
+    if config.model.learned_variance and not loss.trains_variance:
+        raise ValueError(
+            f"model.learned_variance needs a loss that trains it, got training.loss={training.loss}; use hybrid or vlb"
+        )
+    if isinstance(loss, HybridLoss) and not config.model.learned_variance:
+        raise ValueError("training.loss=hybrid needs model.learned_variance; set it to True, or use training.loss=ddpm")
+    if isinstance(sde, LearnedVP) and training.loss != "vlb_continuous":
+        raise ValueError(f"a learned noise schedule needs training.loss=vlb_continuous, got {training.loss}; set it")
+    return loss
 
 
 def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -210,5 +244,8 @@ def check_eval_names(config: Config) -> None:
     check_learned_variance(config)
     if config.eval.split not in ("train", "test"):
         raise ValueError(choices_message("split", config.eval.split, ["test", "train"]))
-    if config.model.learned_variance:
-        raise ValueError("model.learned_variance cannot be trained yet: L_simple does not reach it; set it to False")
+    if config.eval.vlb_variance == "learned" and not config.model.learned_variance:
+        raise ValueError(
+            "eval.vlb_variance=learned needs a network with model.learned_variance, got one without; "
+            "use small or large, or train one that learns it"
+        )

@@ -168,7 +168,11 @@ def mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str | Non
 
 
 def load_newest(
-    root: Path, expected: dict[str, Tensor], check: Callable[[Checkpoint], str | None] | None = None
+    root: Path,
+    expected: dict[str, Tensor],
+    check: Callable[[Checkpoint], str | None] | None = None,
+    *,
+    ignored: tuple[str, ...] = (),
 ) -> Checkpoint | None:
     """Read the newest checkpoint that is whole and fits.
 
@@ -177,6 +181,7 @@ def load_newest(
         expected: The tensors that it must hold, for their names, shapes and dtypes. The optimizer's, whose names start
             with "optim.", are left to ``check``.
         check: Says what else is wrong with a checkpoint, or None.
+        ignored: Beginnings of names that need not be looked at.
 
     Returns:
         The checkpoint, with a note for each newer one that was passed over; None if there is none at all.
@@ -188,7 +193,7 @@ def load_newest(
     for folder in _folders(root):
         try:
             checkpoint = _read(folder)
-            found = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("optim.")}
+            found = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(("optim.", *ignored))}
             problem = mismatch(expected, found)
             if problem is None and checkpoint.step != int(folder.name.removeprefix("step_")):
                 problem = f"it is of step {checkpoint.step}, not of the step its name says"

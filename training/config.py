@@ -114,7 +114,9 @@ def _parse_tuple(text: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
         items = tuple(ast.literal_eval(text))
     else:
         items = tuple(item.strip() for item in text.split(",") if item.strip())
-    if not default or isinstance(default[0], str):
+    # an empty default does not say which it holds, and no name is a number
+    named = isinstance(default[0], str) if default else not all(str(item).isdecimal() for item in items)
+    if named:
         if not all(isinstance(item, str) for item in items):
             raise ValueError("items must be names")
         return items
@@ -147,7 +149,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
     Raises:
         ValueError: If one cannot be imported.
     """
-    for plugin in plugins:
+    for plugin in map(str, plugins):
         if plugin.endswith(".py"):
             path = Path(plugin)
             if not path.is_file():

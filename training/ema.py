@@ -8,7 +8,7 @@ import torch
 
 from models import NetworkScoreModel
 
-from .losses import ema_decay_at
+from .schedules import ema_decay_at
 
 
 class ExponentialMovingAverage:

@@ -22,9 +22,10 @@ from .build import build_dataset, build_sampler, check_config, check_eval_names,
 from .config import Config
 from .images import to_uint8
 from .logging import TrainingLog, say
-from .losses import Loss, learning_rate_factor, make_loss
 from .precision import PrecisionBackbone, pick_precision
+from .schedules import learning_rate_factor
 from .state import TrainingState
+from .time_sampling import TimeDraw
 from .workdir import check_for_training, claim_for_training
 
 _TIME_STREAM, _NOISE_STREAM, _NETWORK_STREAM = 0, 1, 2
@@ -57,7 +58,6 @@ class TrainingStep:
     Args:
         state: What is trained.
         batches: Where images come from.
-        loss: The loss.
         seed: Seed of the run.
         num_levels: Grey levels of the data.
         class_conditional: Hand the labels to the network.
@@ -71,7 +71,6 @@ class TrainingStep:
         self,
         state: TrainingState,
         batches: TrainBatches,
-        loss: Loss,
         *,
         seed: int,
         num_levels: int,
@@ -81,25 +80,28 @@ class TrainingStep:
         warmup_steps: int,
         grad_clip: float,
     ) -> None:
-        self._state, self._batches, self._loss = state, batches, loss
+        self._state, self._batches = state, batches
         self._seed, self._num_levels, self._class_conditional = seed, num_levels, class_conditional
         self._learning_rate, self._warmup_steps, self._grad_clip = learning_rate, warmup_steps, grad_clip
         model = state.model
         backbone = PrecisionBackbone(model.backbone, precision)
-        self._model = NetworkScoreModel(backbone, model.sde, model.parameterization)
+        self._model = NetworkScoreModel(
+            backbone, model.sde, model.parameterization, learned_variance=model.learned_variance
+        )
         self._model.train()
         self._parameters = list(model.parameters())
         self._device = self._parameters[0].device
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _draw(self, step: int) -> tuple[Tensor, TimeDraw, Tensor, Tensor | None]:
         """Data, times, noise and condition of a step."""
         images, labels = self._batches.batch(step)
         x0 = to_model_space(images, self._num_levels)
         uniform = torch.rand(len(x0), generator=self._generator(step, _TIME_STREAM), dtype=torch.float64)
         eps = torch.randn(x0.shape, generator=self._generator(step, _NOISE_STREAM))
-        t = self._loss.times(self._state.model.sde, uniform)
+        drawn = self._state.loss.draw(self._state.model.sde, uniform)
         cond = labels.to(self._device) if self._class_conditional else None
-        return x0.to(self._device), t.to(self._device), eps.to(self._device), cond
+        times = TimeDraw(drawn.t.to(self._device), drawn.weight.to(self._device))
+        return x0.to(self._device), times, eps.to(self._device), cond
 
     def _generator(self, step: int, stream: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self._seed, step, stream))
@@ -111,10 +113,11 @@ class TrainingStep:
             The mean loss and the gradient norm before clipping, as tensors, so that the device need not be waited for.
         """
         state, step = self._state, self._state.step
-        x0, t, eps, cond = self._draw(step)
+        x0, times, eps, cond = self._draw(step)
         # dropout draws from the global generator: there is no other way to reach it
         torch.manual_seed(derive_seed(self._seed, step, _NETWORK_STREAM))
-        loss = self._loss(self._model, x0, t, eps, cond=cond).mean()
+        losses = state.loss(self._model, x0, times.t, eps, cond=cond)
+        loss = (times.weight * losses).mean()
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         largest = self._grad_clip if self._grad_clip > 0 else float("inf")
@@ -123,6 +126,7 @@ class TrainingStep:
             group["lr"] = self._learning_rate * learning_rate_factor(step, self._warmup_steps)
         state.optimizer.step()
         state.ema.update(state.model)
+        state.loss.observe(state.model.sde, times.t, losses)
         state.step += 1
         return loss.detach(), grad_norm.detach()
 
@@ -175,17 +179,9 @@ def train(config: Config, workdir: Path) -> None:
         dataset, batch_size=training.batch_size, seed=config.seed, random_flip=config.data.random_flip
     )
     state = TrainingState.create(config, dataset, device)
-    loss = make_loss(
-        training.loss,
-        sde=state.model.sde,
-        parameterization=config.model.parameterization,
-        weighting=training.weighting,
-        data_std=config.model.data_std,
-    )
     do_step = TrainingStep(
         state,
         batches,
-        loss,
         seed=config.seed,
         num_levels=dataset.num_levels,
         class_conditional=config.model.class_conditional,

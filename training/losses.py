@@ -12,7 +12,9 @@ from torch import Tensor
 from models import Prediction, ScoreModel
 from sde_lib import SDE, Registry, choices_message, expand_like
 
-Weighting = Literal["eps", "x0", "v", "edm"]
+from .time_sampling import LossHistory, TimeDraw, check_time_sampling, spread
+
+Weighting = Literal["eps", "x0", "v", "edm", "likelihood"]
 
 
 def weighted_error(
@@ -52,20 +54,50 @@ class Loss(ABC):
     """A loss: how times are drawn, and how errors are weighted.
 
     Args:
-        weighting: See ``weighted_error``.
+        weighting: See ``weighted_error``; "likelihood" is for the loss "dsm".
         data_std: Standard deviation of the data, for the "edm" weighting.
+        time_sampling: "uniform"; "low_discrepancy", spread evenly over the batch; "importance", where the loss is
+            large, weighted so that its mean stays the same.
+        num_levels: Grey levels of the data, for the losses that are bounds on their likelihood.
 
     Raises:
-        ValueError: If the weighting is unknown.
+        ValueError: If an option is unknown.
     """
 
-    def __init__(self, *, weighting: str = "eps", data_std: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        weighting: str = "eps",
+        data_std: float = 0.5,
+        time_sampling: str = "uniform",
+        num_levels: int | None = None,
+    ) -> None:
         if weighting not in get_args(Weighting):
             raise ValueError(choices_message("weighting", weighting, ["auto", *get_args(Weighting)]))
         if not 0 < data_std < float("inf"):
             raise ValueError(f"data_std must be above 0, got {data_std}; pass the standard deviation of the data")
-        self.weighting = weighting
-        self.data_std = data_std
+        check_time_sampling(time_sampling)
+        self.weighting, self.data_std = weighting, data_std
+        self.time_sampling, self.num_levels = time_sampling, num_levels
+
+    @property
+    def trains_variance(self) -> bool:
+        """Whether a learned reverse variance gets a gradient."""
+        return False
+
+    def check(self, sde: SDE) -> None:
+        """Refuse an SDE or options that the loss cannot have.
+
+        Raises:
+            ValueError: In one line.
+        """
+        self.times(sde, torch.zeros(1))
+        if self.weighting == "likelihood":
+            raise ValueError("weighting 'likelihood' is one of continuous time; use loss 'dsm', or loss 'vlb'")
+        if self.time_sampling == "importance":
+            raise ValueError(
+                "time sampling 'importance' needs a loss with a table, or weighting 'likelihood'; use 'low_discrepancy'"
+            )
 
     @abstractmethod
     def times(self, sde: SDE, u: Tensor) -> Tensor:
@@ -79,13 +111,31 @@ class Loss(ABC):
             Times, float64 [B].
         """
 
+    def draw(self, sde: SDE, u: Tensor) -> TimeDraw:
+        """Training times as ``time_sampling`` says.
+
+        Args:
+            sde: The SDE.
+            u: Uniform draws in [0, 1), [B].
+        """
+        t = self.times(sde, spread(u) if self.time_sampling == "low_discrepancy" else u)
+        return TimeDraw(t, torch.ones_like(t))
+
+    def observe(self, sde: SDE, t: Tensor, losses: Tensor) -> None:
+        """Learn from the losses of a step, [B], which times matter; most losses have nothing to learn."""
+        return
+
+    def memory(self) -> dict[str, Tensor]:
+        """Tensors, by name, that ``observe`` changes in place; checkpoints hold them."""
+        return {}
+
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """The loss of each sample, [B].
 
         Args:
             model: The model to train.
             x0: Data, [B, ...].
-            t: Times from ``times``, [B].
+            t: Times from ``draw``, [B].
             eps: Standard normal noise, [B, ...].
             cond: Condition, or None.
         """
@@ -98,34 +148,122 @@ _LOSSES: Registry[Loss] = Registry("loss")
 register_loss = _LOSSES.register
 
 
-@register_loss("ddpm")
-class DDPMLoss(Loss):
-    """L_simple: t uniform on the rows of the SDE's table (Ho et al. 2020, Eq. 14)."""
+class TableLoss(Loss):
+    """A loss at the rows of the SDE's table; with "importance", rows are drawn by ``LossHistory``.
+
+    Attributes:
+        name: What errors call it.
+    """
+
+    name = "ddpm"
+
+    def __init__(
+        self,
+        *,
+        weighting: str = "eps",
+        data_std: float = 0.5,
+        time_sampling: str = "uniform",
+        num_levels: int | None = None,
+    ) -> None:
+        super().__init__(weighting=weighting, data_std=data_std, time_sampling=time_sampling, num_levels=num_levels)
+        self.history: LossHistory | None = None
+
+    def check(self, sde: SDE) -> None:
+        """Refuse an SDE without a table, and make room for the history."""
+        self.times(sde, torch.zeros(1))
+        if self.weighting == "likelihood":
+            raise ValueError("weighting 'likelihood' is one of continuous time; use loss 'dsm', or loss 'vlb'")
+        if self.time_sampling == "importance":
+            assert sde.table_size is not None
+            self.history = LossHistory(sde.table_size)
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:
         """(row + 1) / N for a uniform row."""
         if sde.table_size is None:
-            raise ValueError("loss 'ddpm' needs an SDE with a table, such as 'ddpm'; use loss 'dsm'")
+            raise ValueError(f"loss {self.name!r} needs an SDE with a table, such as 'ddpm'; use loss 'dsm'")
         return ((u.double() * sde.table_size).floor().clamp(max=sde.table_size - 1) + 1) / sde.table_size
+
+    @staticmethod
+    def rows(sde: SDE, t: Tensor) -> Tensor:
+        """The rows of times from ``draw``, [B]."""
+        assert sde.table_size is not None
+        return (t * sde.table_size).round().long() - 1
+
+    def draw(self, sde: SDE, u: Tensor) -> TimeDraw:
+        """Rows, and their weights."""
+        if self.history is None:
+            return super().draw(sde, u)
+        rows, weight = self.history.draw(u)
+        return TimeDraw((rows.double() + 1) / self.history.num_rows, weight)
+
+    def observe(self, sde: SDE, t: Tensor, losses: Tensor) -> None:
+        """Remember the losses of these rows."""
+        if self.history is not None:
+            self.history.update(self.rows(sde, t), losses)
+
+    def memory(self) -> dict[str, Tensor]:
+        """The history."""
+        return {} if self.history is None else {"values": self.history.values, "counts": self.history.counts}
+
+
+@register_loss("ddpm")
+class DDPMLoss(TableLoss):
+    """L_simple: t uniform on the rows of the SDE's table (Ho et al. 2020, Eq. 14)."""
 
 
 @register_loss("dsm")
 class DenoisingScoreMatching(Loss):
-    """Denoising score matching with t uniform on [t_min, t_max] (Song et al. 2021, Eq. 7)."""
+    """Denoising score matching with t uniform on [t_min, t_max] (Song et al. 2021, Eq. 7).
+
+    With weighting "likelihood" each sample's loss is an unbiased estimate, in bits/dim, of the integral
+
+        1/2 integral over t of (g^2 / sigma^2) |eps error|^2 = 1/2 integral over lambda of |eps error|^2,
+
+    which with L_T and L_0 bounds -log p(x0) (Song et al. 2021b, Eq. 8 and Theorem 1). Times drawn by "importance" have
+    p(t) proportional to g^2 / sigma^2 = -d lambda / dt, that is, are uniform in log-SNR (their Section 5.1).
+    """
+
+    def check(self, sde: SDE) -> None:
+        """Importance sampling goes with the likelihood weighting."""
+        if self.time_sampling == "importance" and self.weighting != "likelihood":
+            raise ValueError("time sampling 'importance' of loss 'dsm' needs weighting 'likelihood'; set it too")
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:
         """t_min + u (t_max - t_min)."""
         return sde.t_min + u.double() * (sde.t_max - sde.t_min)
+
+    def draw(self, sde: SDE, u: Tensor) -> TimeDraw:
+        """Uniform times, or times uniform in log-SNR with their weights."""
+        if self.time_sampling != "importance":
+            return super().draw(sde, u)
+        high, low = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+        t = sde.time_from_log_snr(high + spread(u.double()) * (low - high)).clamp(sde.t_min, sde.t_max)
+        return TimeDraw(t, (high - low) / (log_snr_rate(sde, t) * (sde.t_max - sde.t_min)))
+
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The loss of each sample, [B]; see ``Loss``."""
+        if self.weighting != "likelihood":
+            return super().__call__(model, x0, t, eps, cond=cond)
+        sde = model.sde
+        error = model(sde.perturb(x0, t, eps), t, cond=cond).eps - eps
+        scale = 0.5 * (sde.t_max - sde.t_min) * log_snr_rate(sde, t) / math.log(2)
+        return scale * error.square().flatten(1).mean(1).double()
+
+
+def log_snr_rate(sde: SDE, t: Tensor) -> Tensor:
+    """-d lambda / dt = g^2 / sigma^2, float64 [B]."""
+    return sde.diffusion_sq(t) / (2 * sde.log_sigma(t)).exp()
 
 
 def make_loss(name: str, *, sde: SDE, parameterization: str, **kwargs: Any) -> Loss:
     """Build a loss by name.
 
     Args:
-        name: "ddpm", "dsm", a registered name, or "auto": "ddpm" where the SDE has a table.
+        name: "ddpm", "dsm", "hybrid", "vlb", "vlb_continuous", a registered name, or "auto": "ddpm" where the SDE has a
+            table, else "dsm".
         sde: The SDE, for "auto".
         parameterization: The model's, for the "auto" weighting: "edm" for "edm", else "eps".
-        **kwargs: Options of the loss, ``weighting`` and ``data_std``.
+        **kwargs: Options of the loss: ``weighting``, ``data_std``, ``time_sampling``, ``num_levels``.
 
     Raises:
         ValueError: If a name is unknown or does not fit the SDE.
@@ -135,26 +273,5 @@ def make_loss(name: str, *, sde: SDE, parameterization: str, **kwargs: Any) -> L
     if kwargs.get("weighting") == "auto":
         kwargs["weighting"] = "edm" if parameterization == "edm" else "eps"
     loss = _LOSSES.make(name, **kwargs)
-    loss.times(sde, torch.zeros(1))
+    loss.check(sde)
     return loss
-
-
-def learning_rate_factor(step: int, warmup_steps: int) -> float:
-    """min(1, (step + 1) / warmup_steps): the rate rises linearly and then stays.
-
-    Args:
-        step: Number of the step, from 0.
-        warmup_steps: Length of the warm-up; 0 for none.
-    """
-    return 1.0 if warmup_steps <= 0 else min(1.0, (step + 1) / warmup_steps)
-
-
-def ema_decay_at(num_updates: int, decay: float) -> float:
-    """min(decay, (1 + n) / (10 + n)), so that the average of a short run is not its beginning.
-
-    Args:
-        num_updates: Number n of updates so far.
-        decay: The decay in the long run, in [0, 1).
-    """
-    assert math.isfinite(decay)
-    return min(decay, (1 + num_updates) / (10 + num_updates))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import ImageDataset
 from models import NetworkScoreModel
 
-from .build import build_model, build_optimizer
+from .build import build_loss, build_model, build_optimizer
 from .checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -24,12 +24,17 @@ from .checkpoint import (
 from .config import Config
 from .ema import ExponentialMovingAverage
 from .logging import say
+from .losses import Loss
 
 
 def _weights(model: NetworkScoreModel, ema: ExponentialMovingAverage) -> dict[str, Tensor]:
     """Names and tensors of both sets of weights, as checkpoints hold them."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
-    return tensors | {f"ema.{name}": tensor for name, tensor in ema.model.backbone.state_dict().items()}
+    both = (("model.", model), ("ema.", ema.model))
+    tensors = {f"{prefix}{name}": value for prefix, m in both for name, value in m.backbone.state_dict().items()}
+    for prefix, m in both:
+        if isinstance(m.sde, nn.Module):
+            tensors |= {f"sde.{prefix}{name}": value for name, value in m.sde.state_dict().items()}
+    return tensors
 
 
 @dataclass
@@ -40,6 +45,7 @@ class TrainingState:
         model: The model being trained.
         ema: The average of its weights.
         optimizer: The optimizer of its weights.
+        loss: The loss, with what it remembers.
         step: Number of steps done.
         losses: Those since the last logged one, so that a resumed run logs the same means.
     """
@@ -47,6 +53,7 @@ class TrainingState:
     model: NetworkScoreModel
     ema: ExponentialMovingAverage
     optimizer: torch.optim.Optimizer
+    loss: Loss
     step: int = 0
     losses: list[Tensor] = field(default_factory=list)
 
@@ -55,7 +62,13 @@ class TrainingState:
         """A fresh state on a device."""
         model = build_model(config, dataset).to(device)
         optimizer = build_optimizer(config, list(model.parameters()))
-        return cls(model, ExponentialMovingAverage(model, config.training.ema_decay), optimizer)
+        loss = build_loss(config, model.sde, dataset)
+        return cls(model, ExponentialMovingAverage(model, config.training.ema_decay), optimizer, loss)
+
+    def _expected(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides the optimizer's state."""
+        memory = {f"loss.{name}": tensor for name, tensor in self.loss.memory().items()}
+        return _weights(self.model, self.ema) | memory
 
     def _mismatch(self, checkpoint: Checkpoint) -> str | None:
         updates = checkpoint.state.get("ema_updates")
@@ -80,7 +93,7 @@ class TrainingState:
         tensors, state = flatten_optimizer(self.optimizer)
         state["ema_updates"] = self.ema.num_updates
         state["losses"] = [float(loss) for loss in self.losses]
-        tensors |= _weights(self.model, self.ema)
+        tensors |= self._expected()
         return save_checkpoint(root, step=self.step, tensors=tensors, state=state, keep=keep)
 
     def restore(self, root: Path) -> bool:
@@ -92,7 +105,7 @@ class TrainingState:
         Raises:
             ValueError: If there are checkpoints but none can be used.
         """
-        checkpoint = load_newest(root, _weights(self.model, self.ema), self._mismatch)
+        checkpoint = load_newest(root, self._expected(), self._mismatch)
         if checkpoint is None:
             return False
         for note in checkpoint.notes:
@@ -100,15 +113,20 @@ class TrainingState:
         _load_weights(self.model, checkpoint.tensors, "model.")
         _load_weights(self.ema.model, checkpoint.tensors, "ema.")
         restore_optimizer(self.optimizer, checkpoint.tensors, checkpoint.state)
+        for name, tensor in self.loss.memory().items():
+            tensor.copy_(checkpoint.tensors[f"loss.{name}"])
         self.ema.num_updates = int(checkpoint.state["ema_updates"])
         self.step = checkpoint.step
-        self.losses = [torch.tensor(loss) for loss in checkpoint.state.get("losses", [])]
+        self.losses = [torch.tensor(loss, dtype=torch.float64) for loss in checkpoint.state.get("losses", [])]
         return True
 
 
 def _load_weights(model: NetworkScoreModel, tensors: dict[str, Tensor], prefix: str) -> None:
     state: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     model.backbone.load_state_dict(state)
+    if isinstance(model.sde, nn.Module):
+        prefix = f"sde.{prefix}"
+        model.sde.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
 
 
 def load_trained(
@@ -130,7 +148,7 @@ def load_trained(
     """
     model = build_model(config, dataset).to(device)
     ema = ExponentialMovingAverage(model, config.training.ema_decay)
-    checkpoint = load_newest(workdir / "checkpoints", _weights(model, ema))
+    checkpoint = load_newest(workdir / "checkpoints", _weights(model, ema), ignored=("loss.",))
     if checkpoint is None:
         raise ValueError(f"{workdir} has no checkpoint yet; run --mode train first")
     for note in checkpoint.notes:

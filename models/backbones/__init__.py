@@ -1,6 +1,7 @@
 """Networks that map scaled noisy data, a noise label and perhaps a class to a raw prediction; nothing but torch."""
 
 from .embedding import ConditioningEmbedding, EmbeddingKind, FourierEmbedding, sinusoidal_embedding
+from .input_features import InputFourierFeatures
 from .layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
 from .mlp import MLP
 from .unet import UNet
@@ -12,6 +13,7 @@ __all__ = [
     "Downsample",
     "EmbeddingKind",
     "FourierEmbedding",
+    "InputFourierFeatures",
     "ResBlock",
     "UNet",
     "Upsample",

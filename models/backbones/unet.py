@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embedding import ConditioningEmbedding, EmbeddingKind
+from .input_features import InputFourierFeatures
 from .layers import AttentionBlock, Downsample, NormFactory, ResBlock, Upsample, check_input, group_norm, initialize
 
 
@@ -134,6 +135,9 @@ class UNet(nn.Module):
         embedding: Embedding of the noise label: ``sin_first`` (Ho et al.), ``cos_first`` (Improved DDPM) or
             ``fourier`` (for ln sigma).
         symmetric_downsample: Pad every side before the strided convolutions, as Improved DDPM.
+        input_frequencies: Exponents ``n`` of Fourier features ``sin(2^n pi x), cos(2^n pi x)`` of the input, such as
+            (7, 8) (Kingma et al. 2021); see ``InputFourierFeatures``.
+        outputs_per_channel: Outputs for each channel of the data, above 1 where a pixel's answer is a distribution.
 
     Raises:
         ValueError: A setting is impossible; the message names it and what would do.
@@ -160,6 +164,8 @@ class UNet(nn.Module):
         norm_groups: int = 32,
         embedding: EmbeddingKind = "sin_first",
         symmetric_downsample: bool = False,
+        input_frequencies: Sequence[int] = (),
+        outputs_per_channel: int = 1,
     ) -> None:
         super().__init__()
         _check_positive(
@@ -168,12 +174,13 @@ class UNet(nn.Module):
             channels=channels,
             num_res_blocks=num_res_blocks,
             channel_mult=min(channel_mult, default=0),
+            outputs_per_channel=outputs_per_channel,
         )
         resolutions = _resolutions(image_size, len(channel_mult))
         _check_attention_resolutions(attention_resolutions, resolutions)
         self.image_size = image_size
         self.in_channels = in_channels
-        self.out_channels = in_channels * (2 if learned_variance else 1)
+        self.out_channels = in_channels * (outputs_per_channel + learned_variance)
 
         norm: NormFactory = partial(group_norm, eps=norm_eps, max_groups=norm_groups)
         embedding_dim = 4 * channels
@@ -185,7 +192,8 @@ class UNet(nn.Module):
         attends = [resolution in attention_resolutions for resolution in resolutions]
 
         self.embed = ConditioningEmbedding(channels, embedding_dim, num_classes=num_classes, kind=embedding)
-        self.conv_in = initialize(nn.Conv2d(in_channels, channels, 3, padding=1))
+        self.input_features = InputFourierFeatures(input_frequencies)
+        self.conv_in = initialize(nn.Conv2d(self.input_features.out_channels(in_channels), channels, 3, padding=1))
 
         self.down = nn.ModuleList()
         skip_widths, width = [channels], channels
@@ -229,7 +237,7 @@ class UNet(nn.Module):
         """
         check_input(x, (self.in_channels, self.image_size, self.image_size), self.conv_in.weight)
         embedding = self.embed(c_noise, cond, x.shape[0])
-        hidden = self.conv_in(x)
+        hidden = self.conv_in(self.input_features(x).to(x.dtype))
         skips = [hidden]
         for level in self.down:
             hidden = level(hidden, embedding, skips)

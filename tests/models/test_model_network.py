@@ -126,6 +126,11 @@ def test_the_other_time_inputs():
     assert torch.equal(time_input("t999", sde, t), 999 * t)
     assert torch.equal(time_input("auto", sde, t), 999 * t)
     torch.testing.assert_close(time_input("log_sigma", sde, t), sde.sigma(t).log())
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    assert time_input("log_snr", sde, ends).tolist() == pytest.approx([0.0, 999.0], abs=1e-9)
+    high, low = 2 * (sde.alpha(ends) / sde.sigma(ends)).log()
+    here = 2 * (sde.alpha(t) / sde.sigma(t)).log()
+    torch.testing.assert_close(time_input("log_snr", sde, t), 999 * (high - here) / (high - low))
     torch.testing.assert_close(time_input("edm", sde, t), torch.log(sde.sigma(t) / sde.alpha(t)) / 4)
 
 
@@ -134,7 +139,7 @@ def test_each_parameterization_tells_the_network_the_time_it_is_told_to(name):
     sde = Tabulated.ddpm()
     t = torch.tensor([0.1, 0.5], dtype=torch.float64)
     x = torch.zeros(2, 1, 2, 2)
-    for noise_input in ("auto", "index", "t999", "log_sigma", "edm"):
+    for noise_input in ("auto", "index", "t999", "log_snr", "log_sigma", "edm"):
         network = Recorder(x)
         NetworkScoreModel(network, sde, make_parameterization(name, noise_input=noise_input))(x, t)
         used = "edm" if (name, noise_input) == ("edm", "auto") else noise_input
@@ -145,7 +150,7 @@ def test_each_parameterization_tells_the_network_the_time_it_is_told_to(name):
 def test_names_and_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="unknown parameterization 'epz'; did you mean 'eps'\\? choices: edm, eps"):
         make_parameterization("epz")
-    choices = "choices: auto, edm, index, log_sigma, t999"
+    choices = "choices: auto, edm, index, log_sigma, log_snr, t999"
     with pytest.raises(ValueError, match=f"unknown time input 'indx'; did you mean 'index'\\? {choices}"):
         time_input("indx", SubVP(), torch.ones(1))
     with pytest.raises(ValueError, match="unknown time input 'sigma'"):

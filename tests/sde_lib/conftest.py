@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from learned_schedules import perturbed
 
-from sde_lib import SDE, make_sde
+from sde_lib import SDE, LearnedVP, make_sde
 
 
 class Quadratic(SDE):
@@ -27,6 +28,8 @@ BUILDERS = {
     "ddpm_50": lambda: make_sde("ddpm", num_steps=50, beta_start=2e-3, beta_end=0.4),
     "improved_ddpm": lambda: make_sde("improved_ddpm"),
     "ncsn": lambda: make_sde("ncsn"),
+    "vp_learned": lambda: LearnedVP(log_snr_min=-11.0).requires_grad_(False),
+    "vp_learned_trained": lambda: perturbed(LearnedVP(log_snr_min=-11.0)).requires_grad_(False),
     "user": Quadratic,
 }
 

@@ -5,14 +5,26 @@ import functools
 import pytest
 import torch
 
-from sde_lib import SDE, VE, VP, CosineVP, Registry, SubVP, Tabulated, available_sdes, choices_message, make_sde
+from sde_lib import (
+    SDE,
+    VE,
+    VP,
+    CosineVP,
+    LearnedVP,
+    Registry,
+    SubVP,
+    Tabulated,
+    available_sdes,
+    choices_message,
+    make_sde,
+)
 
-NAMES = ["ddpm", "improved_ddpm", "ncsn", "subvp", "ve", "vp", "vp_cosine"]
+NAMES = ["ddpm", "improved_ddpm", "ncsn", "subvp", "ve", "vp", "vp_cosine", "vp_learned"]
 
 
 def test_each_name_builds_its_sde():
     assert available_sdes() == NAMES
-    kinds = {"subvp": SubVP, "ve": VE, "vp": VP, "vp_cosine": CosineVP}
+    kinds = {"subvp": SubVP, "ve": VE, "vp": VP, "vp_cosine": CosineVP, "vp_learned": LearnedVP}
     for name in NAMES:
         assert type(make_sde(name)) is kinds.get(name, Tabulated)
         assert isinstance(make_sde(name), SDE)

@@ -12,7 +12,8 @@ from models import (
     make_parameterization,
 )
 from sde_lib import SDE, VE, VP, SubVP, Tabulated
-from training.losses import ema_decay_at, learning_rate_factor, make_loss, weighted_error
+from training.losses import make_loss, weighted_error
+from training.schedules import ema_decay_at, learning_rate_factor
 
 SDES = {"vp": VP(), "subvp": SubVP(), "ve": VE(sigma_max=20.0), "ddpm": Tabulated.ddpm(), "ncsn": Tabulated.ncsn()}
 
@@ -126,9 +127,13 @@ def test_no_sample_of_the_loss_depends_on_its_batch_mates():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dpm", {}, "unknown loss 'dpm'; did you mean 'ddpm'? choices: ddpm, dsm"),
+        ("dpm", {}, "unknown loss 'dpm'; did you mean 'ddpm'? choices: ddpm, dsm, hybrid, vlb, vlb_continuous"),
         ("ddpm", {}, "loss 'ddpm' needs an SDE with a table"),
-        ("dsm", {"weighting": "epz"}, "unknown weighting 'epz'; did you mean 'eps'? choices: auto, eps, x0, v, edm"),
+        (
+            "dsm",
+            {"weighting": "epz"},
+            "unknown weighting 'epz'; did you mean 'eps'? choices: auto, eps, x0, v, edm, likelihood",
+        ),
     ],
 )
 def test_refusals(name: str, options: dict[str, str], message: str):

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from training.time_sampling import LossHistory, check_time_sampling, spread
+
+
+def test_rows_are_drawn_by_the_root_mean_square_of_their_last_losses():
+    """Nichol & Dhariwal 2021, Eq. 18, by hand."""
+    history = LossHistory(3, length=2, uniform_share=0.1)
+    history.update(torch.tensor([0, 1, 2, 0, 1]), torch.tensor([100.0, 3.0, 1.0, 3.0, 4.0]))
+    assert not history.full
+    torch.testing.assert_close(history.probabilities(), torch.full((3,), 1 / 3, dtype=torch.float64))
+    history.update(torch.tensor([2, 0]), torch.tensor([1.0, 4.0]))  # the 100 is forgotten
+    assert history.full
+    magnitude = torch.tensor([12.5**0.5, 12.5**0.5, 1.0], dtype=torch.float64)
+    expected = 0.9 * magnitude / magnitude.sum() + 0.1 / 3
+    torch.testing.assert_close(history.probabilities(), expected)
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    rows, weight = history.draw(u)
+    torch.testing.assert_close(rows.bincount(minlength=3) / 100_000, expected, rtol=0, atol=2e-5, check_dtype=False)
+    torch.testing.assert_close(weight, 1 / (3 * expected[rows]))
+    assert float(weight.mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_losses_that_are_not_finite_are_not_remembered_and_zeros_are_uniform():
+    history = LossHistory(2, length=1)
+    history.update(torch.tensor([0, 1, 0]), torch.tensor([float("nan"), 0.0, float("inf")]))
+    assert history.counts.tolist() == [0, 1]
+    history.update(torch.tensor([0]), torch.tensor([0.0]))
+    assert history.full and history.probabilities().tolist() == [0.5, 0.5]
+
+
+def test_spread_draws_are_one_in_each_share_of_the_unit_interval():
+    u = torch.rand(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    places = spread(u)
+    assert float(places[0]) == float(u[0])
+    assert sorted((places * 7).long().tolist()) == list(range(7))
+    steps = places.sort().values.diff()
+    torch.testing.assert_close(steps, torch.full((6,), 1 / 7, dtype=torch.float64))
+
+
+def test_unknown_time_sampling_lists_the_choices():
+    with pytest.raises(ValueError, match="did you mean 'importance'"):
+        check_time_sampling("importence")
