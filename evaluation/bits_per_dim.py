@@ -26,7 +26,7 @@ from .measurement import EvalSplit, Measurement
 from .partial import fingerprints
 from .ranks import Ranks
 from .schedule import Schedule
-from .table import gap, gap_sentence, table, without_nan
+from .table import gap_of, gap_sentence, table, without_nan
 
 
 def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -126,9 +126,10 @@ def _write(
             report[name]["terms"] = curve
             save_bound_curve(folder / "bound_terms.png", curve["t"], curve["bits_per_dim"], curve["stderr"])
     print(table(measurements, f"{dataset.name} {dataset.split}, {split.num_images} images, step {step}, bits/dim"))
-    if "vlb" in measurements and "ode" in measurements:
-        report["gap"] = gap(measurements["vlb"], measurements["ode"])
-        print(gap_sentence(report["gap"]))
+    gap = gap_of(measurements)
+    if gap is not None:
+        report["gap"] = gap
+        print(gap_sentence(gap))
     sys.stdout.flush()
     save_npz(folder / "per_image.npz", arrays)
     write_json(folder / "report.json", without_nan(report))

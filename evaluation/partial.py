@@ -29,6 +29,7 @@ _FIXED = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.", 
 
 
 def _digest(*arrays: torch.Tensor) -> str:
+    """Of values, shapes and types."""
     total = hashlib.sha256()
     for array in arrays:
         array = array.detach().cpu().contiguous()
@@ -53,9 +54,7 @@ def fingerprints(config: Config, model: ScoreModel, step: int, split: EvalSplit)
     common["images"] = _digest(split.dataset.images[: split.num_images], split.dataset.labels[: split.num_images])
     common |= {"num_images": split.num_images, "num_levels": split.dataset.num_levels, "seed": split.seed}
     settings = {k: v for k, v in flatten(config) if k.startswith(_FIXED) and k not in _FREE}
-    common["device"] = split.device.type
-    common["dtype"] = str(next((tensor.dtype for tensor in state.values()), torch.get_default_dtype()))
-    common |= {"torch": torch.__version__, "format": _FORMAT}
+    common |= {"device": split.device.type, "torch": torch.__version__, "format": _FORMAT}
     prefixes = {name.split("_")[0] for name in available_likelihoods()}
     result = {}
     for name in config.eval.likelihoods:

@@ -71,11 +71,16 @@ class Schedule:
         rank, world = self._ranks.rank, self._ranks.world
         others = [todo[other::world] for other in range(1, world)] if self._ranks.first else []
         awaited = [[(k, name) for k, names in dealt for name in names] for dealt in others]
-        total = self._split.num_images * len(self._measured)
+        before = [(k, name) for name, known in self._known.items() for k in known]
         with tqdm(
-            total=total, desc="eval", unit="value", dynamic_ncols=True, disable=not self._ranks.first
+            total=self._split.num_images * len(self._measured),
+            initial=sum(self._split.size(k) for k, _ in before),
+            desc="eval",
+            unit="value",
+            dynamic_ncols=True,
+            disable=not self._ranks.first,
         ) as self._bar:
-            self._show([(k, name) for name, known in self._known.items() for k in known])
+            self._show(before)
             for k, names in todo[rank::world]:
                 for name in names:
                     self._measure(k, name)
@@ -122,7 +127,7 @@ class Schedule:
         self._partial[name].keep(k, data)
         if self._ranks.first:
             self._known[name][k] = values
-            self._show([(k, name)])
+            self._advance(k, name)
         else:
             self._ranks.post(f"{name}/{k}", data)
 
@@ -136,15 +141,20 @@ class Schedule:
                     break
                 self._known[name][k] = self._partial[name].decode(k, data)
                 self._partial[name].keep(k, data)
-                self._show([units.pop(0)])
+                self._advance(*units.pop(0))
         return not any(awaited)
 
+    def _advance(self, k: int, name: str) -> None:
+        """Move the progress bar by a batch."""
+        assert self._bar is not None
+        self._bar.update(self._split.size(k))
+        self._show([(k, name)])
+
     def _show(self, units: list[tuple[int, str]]) -> None:
-        """Advance the progress bar and the running means beside it."""
+        """Take batches into the running means, and show them."""
         assert self._bar is not None
         for k, name in units:
             self._running[name].update(torch.from_numpy(bits_per_dim_of(self._known[name][k])))
-            self._bar.update(self._split.size(k))
         shown = [f"{name} {mean.mean:.4f} ± {mean.stderr:.4f}" for name, mean in self._running.items() if mean.count]
         if shown:
             self._bar.set_postfix_str(", ".join(shown) + " bits/dim")

@@ -16,6 +16,11 @@ _TITLES = {
     "vlb_continuous": ("L_T", "integral of L_t", "L_0"),
     "ode": ("prior", "volume", "dequantization"),
 }
+# what the flow is compared with, and what that pays for
+_CHAINS = {
+    "vlb": ("the reverse chain", "which pays for its Gaussian steps and variance"),
+    "vlb_continuous": ("the reverse SDE", "whose bound is not tight"),
+}
 _WIDTH = 20
 
 
@@ -45,34 +50,42 @@ def _plus_minus(mean: float, stderr: float) -> str:
     return f"{mean:.4f}" + ("" if math.isnan(stderr) else f" ± {stderr:.4f}")
 
 
-def gap(bound: Measurement, exact: Measurement) -> dict[str, float]:
-    """Mean and standard error, over the images, of the bound less the exact likelihood, in bits/dim.
+def gap_of(measurements: dict[str, Measurement]) -> dict[str, Any] | None:
+    """The bound less the exact likelihood, in bits/dim: the chain's, or else its limit's.
 
-    Both are of the same images, whose own spread is in neither.
+    The mean and its standard error are over the images' own differences, so that what makes one image harder than
+    another is not in them.
+
+    Args:
+        measurements: The likelihoods by name.
+
+    Returns:
+        "of", the two names, "bits_per_dim" and "stderr"; None if there are not both.
     """
-    mean, stderr = mean_and_stderr(torch.from_numpy(bound.per_image - exact.per_image))
-    return {"bits_per_dim": mean, "stderr": stderr}
+    bound = next((name for name in _CHAINS if name in measurements), None)
+    if bound is None or "ode" not in measurements:
+        return None
+    difference = measurements[bound].per_image - measurements["ode"].per_image
+    mean, stderr = mean_and_stderr(torch.from_numpy(difference))
+    return {"of": [bound, "ode"], "bits_per_dim": mean, "stderr": stderr}
 
 
-def gap_sentence(gap: dict[str, float]) -> str:
+def gap_sentence(gap: dict[str, Any]) -> str:
     """What the difference of the two numbers says of the model.
 
     Args:
-        gap: See ``gap``; a verdict needs two standard errors.
+        gap: See ``gap_of``; a verdict needs two standard errors.
     """
     mean, stderr = gap["bits_per_dim"], gap["stderr"]
+    chain, price = _CHAINS[gap["of"][0]]
     value = f"gap {_plus_minus(mean, stderr)} bits/dim: "
     if math.isnan(stderr):
         return value + "a single image has no standard error, and so no verdict"
     if mean < -2 * stderr:
-        return value + (
-            "the reverse chain explains the data better than the same network's flow, which sums up its errors"
-        )
+        return value + f"{chain} explains the data better than the same network's flow, which sums up its errors"
     if mean > 2 * stderr:
-        return value + (
-            "the flow explains the data better than the reverse chain, which pays for its Gaussian steps and variance"
-        )
-    return value + "the reverse chain and the flow explain the data equally well, to within the error"
+        return value + f"the flow explains the data better than {chain}, {price}"
+    return value + f"{chain} and the flow explain the data equally well, to within the error"
 
 
 def without_nan(value: Any) -> Any:

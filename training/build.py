@@ -226,8 +226,8 @@ def check_learned_variance(config: Config) -> None:
     """
     if "vlb" in config.eval.likelihoods and config.eval.vlb_variance == "learned" and not config.model.learned_variance:
         raise ValueError(
-            "config.eval.vlb_variance 'learned' needs a model that learns its variance, got "
-            "config.model.learned_variance = False; use 'small' or 'large'"
+            "eval.vlb_variance=learned needs a network with model.learned_variance, got one without; "
+            "use small or large, or train one that learns it"
         )
 
 
@@ -244,8 +244,3 @@ def check_eval_names(config: Config) -> None:
     check_learned_variance(config)
     if config.eval.split not in ("train", "test"):
         raise ValueError(choices_message("split", config.eval.split, ["test", "train"]))
-    if config.eval.vlb_variance == "learned" and not config.model.learned_variance:
-        raise ValueError(
-            "eval.vlb_variance=learned needs a network with model.learned_variance, got one without; "
-            "use small or large, or train one that learns it"
-        )

@@ -11,7 +11,7 @@ from tiny import error, snapshot, tiny_command
 import main
 
 EARLY = [
-    (["--config.eval.vlb_variance=learned"], "needs a model that learns its variance, got config.model.learned_vari"),
+    (["--config.eval.vlb_variance=learned"], "eval.vlb_variance=learned needs a network with model.learned_variance"),
     (["--config.eval.ode_solver=dopri"], "unknown ODE solver 'dopri'; did you mean 'dopri"),
     (["--config.eval.ode_divergence=exakt"], "unknown divergence 'exakt'; did you mean 'exact'?"),
     (["--config.eval.ode_importance_samples=5"], "5 importance samples need divergence='exact', got 'rademacher'"),
@@ -38,7 +38,7 @@ def test_bad_settings_are_found_before_the_network_is_called(
 
 def test_a_learned_variance_is_asked_for_in_vain_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     said = error(capsys, tiny_command("train", tmp_path / "run", "--config.eval.vlb_variance=learned"))
-    assert "needs a model that learns its variance" in said and not (tmp_path / "run").exists()
+    assert "needs a network with model.learned_variance" in said and not (tmp_path / "run").exists()
 
 
 def test_a_solver_that_spends_max_nfe_ends_at_the_first_batch(

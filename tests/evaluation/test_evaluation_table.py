@@ -13,7 +13,7 @@ from PIL import Image
 
 import main
 from evaluation.measurement import Measurement
-from evaluation.table import gap, gap_sentence, table
+from evaluation.table import gap_of, gap_sentence, table
 
 LN2 = math.log(2)
 
@@ -66,10 +66,14 @@ def test_both_numbers_stand_in_one_table():
 
 
 def test_the_gap_is_that_of_the_images_one_by_one():
-    found = gap(BOUND, FLOW)
+    found = gap_of({"ode": FLOW, "vlb_continuous": FLOW, "vlb": BOUND})
+    assert found is not None and found["of"] == ["vlb", "ode"]
     differences = np.asarray([1.25 - 1.0, 2.5 - 2.0, 3.5 - 2.75, 2.75 - 2.0])
     assert found["bits_per_dim"] == pytest.approx(differences.mean())
     assert found["stderr"] == pytest.approx(differences.std(ddof=1) / 2)
+    limit = gap_of({"vlb_continuous": BOUND, "ode": FLOW})
+    assert limit == found | {"of": ["vlb_continuous", "ode"]}
+    assert gap_of({"vlb": BOUND}) is gap_of({"ode": FLOW}) is None
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,10 @@ def test_the_gap_is_that_of_the_images_one_by_one():
     ],
 )
 def test_the_gap_gets_a_sentence(mean: float, stderr: float, sentence: str):
-    assert gap_sentence({"bits_per_dim": mean, "stderr": stderr}) == sentence
+    gap = {"of": ["vlb", "ode"], "bits_per_dim": mean, "stderr": stderr}
+    assert gap_sentence(gap) == sentence
+    of_the_limit = gap_sentence(gap | {"of": ["vlb_continuous", "ode"]})
+    assert "chain" not in of_the_limit and ("the reverse SDE" in of_the_limit) == (not math.isnan(stderr))
 
 
 def test_the_report_the_arrays_and_the_table_agree(run_copy: Path, capsys: pytest.CaptureFixture[str]):
