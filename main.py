@@ -24,6 +24,14 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     return parser.parse_known_args(arguments)
 
 
+def _say(error: BaseException, line: str) -> None:
+    """Print a line on standard error; of the processes of torchrun, one does."""
+    from evaluation.ranks import speaks
+
+    if speaks(error):
+        print(line, file=sys.stderr)
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
@@ -48,12 +56,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         workdir = Path(options.workdir) if options.workdir else default_workdir(options.config)
         modes[options.mode](config, workdir)
     except KeyboardInterrupt as stopped:
-        print(str(stopped) or "stopped", file=sys.stderr)
+        _say(stopped, str(stopped) or "stopped")
         return _INTERRUPTED
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         if os.environ.get("SDE_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(error, f"error: {' '.join(str(error).split())}")
         return 2
     return 0
 

@@ -111,7 +111,8 @@ def _sampling() -> ConfigDict:
 def _eval() -> ConfigDict:
     return ConfigDict(
         {
-            "likelihoods": ("vlb",),  # vlb; vlb_continuous, its limit; ode, the probability flow's exact likelihood
+            # vlb, the bound; vlb_continuous, its limit; ode, the probability flow's exact likelihood
+            "likelihoods": ("vlb", "ode"),
             "num_images": 0,  # 0: the whole split
             "batch_size": 128,
             "split": "test",

@@ -23,7 +23,7 @@ BAD_INPUT = [
     (["--config.eval.likelihoods=elbo"], "eval", "unknown likelihood 'elbo'"),
     (["--config.eval.num_images=361"], "eval", "360"),
     (["--config.eval.vlb_variance=tiny"], "eval", "unknown variance 'tiny'"),
-    (["--config.eval.vlb_variance=learned"], "eval", "needs a model that learns its variance"),
+    (["--config.eval.vlb_variance=learned"], "eval", "eval.vlb_variance=learned needs a network with"),
     (["--config.model.channel_mult=1,1,1,1,1"], "train", "cannot be halved"),
     (["--config.model.parameterization=epsilon"], "train", "unknown parameterization 'epsilon'"),
     (["--config.training.precision=fp16"], "train", "unknown precision 'fp16'"),

@@ -25,6 +25,7 @@ TINY = [
     "--config.sampling.num_steps=5",
     "--config.sampling.num_samples=5",
     "--config.sampling.batch_size=3",
+    "--config.eval.likelihoods=vlb",
     "--config.eval.num_images=10",
     "--config.eval.batch_size=4",
     "--config.eval.vlb_num_steps=4",

@@ -228,6 +228,25 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
 
 
+def check_learned_parts(config: Config) -> None:
+    """Refuse to measure a learned variance or dequantization of a model that has none, before anything is measured.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if "vlb" in config.eval.likelihoods and config.eval.vlb_variance == "learned" and not config.model.learned_variance:
+        raise ValueError(
+            "eval.vlb_variance=learned needs a network with model.learned_variance, got one without; "
+            "use small or large, or train one that learns it"
+        )
+    if "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "variational":
+        if not config.model.dequantizer:
+            raise ValueError(
+                "eval.ode_dequantization=variational needs a model with model.dequantizer, got one without; "
+                "use decoder or uniform, or train with training.loss=dequantized"
+            )
+
+
 def check_eval_names(config: Config) -> None:
     """Refuse evaluation settings that would fail only after the training.
 
@@ -238,15 +257,6 @@ def check_eval_names(config: Config) -> None:
         if name not in available_likelihoods():
             raise ValueError(choices_message("likelihood", name, available_likelihoods()))
     check_variance(config.eval.vlb_variance)
+    check_learned_parts(config)
     if config.eval.split not in ("train", "test"):
         raise ValueError(choices_message("split", config.eval.split, ["test", "train"]))
-    if config.eval.ode_dequantization == "variational" and not config.model.dequantizer:
-        raise ValueError(
-            "eval.ode_dequantization=variational needs a model with model.dequantizer, got one without; "
-            "use decoder or uniform, or train with training.loss=dequantized"
-        )
-    if config.eval.vlb_variance == "learned" and not config.model.learned_variance:
-        raise ValueError(
-            "eval.vlb_variance=learned needs a network with model.learned_variance, got one without; "
-            "use small or large, or train one that learns it"
-        )

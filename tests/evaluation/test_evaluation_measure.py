@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from data import ImageDataset, to_model_space
-from evaluation.bits_per_dim import TermMeans, _without_nan, measure
+from evaluation.measurement import Measurement, measure, values_of
 from evaluation.sampling import draw
+from evaluation.table import without_nan
 from likelihood import LikelihoodTerms, VariationalBound
 from models import DiscreteScoreModel, GaussianMixtureScoreModel
 from samplers import AncestralSampler, DDIMSampler
@@ -71,26 +72,30 @@ def test_parts_and_terms_add_up(oracle: tuple[DiscreteScoreModel, ImageDataset])
 
 
 def test_sampled_terms_are_filed_under_their_step():
-    means = TermMeans()
-    for scale in (1.0, 2.0):
-        means.update(
-            LikelihoodTerms(
-                prior=torch.zeros(2).double(),
-                diffusion=torch.zeros(2).double(),
-                reconstruction=torch.zeros(2).double(),
-                nfe=2,
-                num_dims=1,
-                step_index=torch.tensor([[0, 3], [3, 3]]),
-                step_nats=scale * math.log(2) * torch.tensor([[1.0, 2.0], [4.0, 6.0]], dtype=torch.float64),
+    means = Measurement(
+        [
+            values_of(
+                LikelihoodTerms(
+                    prior=torch.zeros(2).double(),
+                    diffusion=torch.zeros(2).double(),
+                    reconstruction=torch.zeros(2).double(),
+                    nfe=2,
+                    num_dims=1,
+                    step_index=torch.tensor([[0, 3], [3, 3]]),
+                    step_nats=scale * math.log(2) * torch.tensor([[1.0, 2.0], [4.0, 6.0]], dtype=torch.float64),
+                )
             )
-        )
+            for scale in (1.0, 2.0)
+        ]
+    )
     assert sorted(means.steps) == [0, 3]
     assert means.steps[0].mean == pytest.approx(1.5) and means.steps[0].count == 2
     assert means.steps[3].mean == pytest.approx(np.mean([2, 4, 6, 4, 8, 12])) and means.steps[3].count == 6
+    assert means.steps[3].stderr == pytest.approx(np.std([2, 4, 6, 4, 8, 12], ddof=1) / math.sqrt(6))
 
 
 def test_unknown_standard_errors_are_null_in_json():
-    value = _without_nan({"a": math.nan, "b": [1.0, math.nan], "c": {"d": 2}})
+    value = without_nan({"a": math.nan, "b": [1.0, math.nan], "c": {"d": 2}})
     assert json.dumps(value) == '{"a": null, "b": [1.0, null], "c": {"d": 2}}'
 
 

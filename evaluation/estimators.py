@@ -1,0 +1,100 @@
+"""From ``config.eval`` to likelihood estimators, and from them to what the report says of their settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data import ImageDataset
+from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
+from models import ClippedScoreModel, ScoreModel
+from training.build import check_learned_parts
+from training.config import Config
+
+
+def build_estimator(name: str, config: Config, dataset: ImageDataset) -> LikelihoodEstimator:
+    """A likelihood estimator with the settings of ``config.eval``.
+
+    A setting of one likelihood begins with its name ("vlb_", "ode_"): what is kept of the others' measurements is then
+    still good when it changes. What an estimator gives for an image must depend on nothing that it saw before.
+
+    Args:
+        name: One of ``available_likelihoods()``.
+        config: The config.
+        dataset: The images, for their number of levels.
+
+    Raises:
+        ValueError: If the name, or a setting, is unknown or out of range.
+    """
+    settings = config.eval
+    if name == "vlb":
+        return make_likelihood(
+            name,
+            num_levels=dataset.num_levels,
+            num_steps=settings.vlb_num_steps or None,
+            variance=settings.vlb_variance,
+            steps_per_image=settings.vlb_samples_per_image or None,
+        )
+    if name == "vlb_continuous":
+        return make_likelihood(
+            name, num_levels=dataset.num_levels, steps_per_image=settings.vlb_samples_per_image or 10
+        )
+    if name == "ode":
+        return make_likelihood(
+            name,
+            num_levels=dataset.num_levels,
+            dequantization=settings.ode_dequantization,
+            num_importance_samples=settings.ode_importance_samples,
+            divergence=settings.ode_divergence,
+            num_probes=settings.ode_num_probes,
+            solver=settings.ode_solver,
+            rtol=settings.ode_rtol,
+            atol=settings.ode_atol,
+            max_nfe=settings.ode_max_nfe or None,
+            t_end=settings.ode_t_end or None,
+        )
+    return make_likelihood(name, num_levels=dataset.num_levels)
+
+
+def build_estimators(config: Config, dataset: ImageDataset) -> dict[str, LikelihoodEstimator]:
+    """All of ``config.eval.likelihoods``, in that order.
+
+    Raises:
+        ValueError: If there is none, or one cannot be built, or is not for such a model.
+    """
+    if not config.eval.likelihoods:
+        raise ValueError("config.eval.likelihoods is empty; set it to vlb,ode")
+    check_learned_parts(config)
+    return {name: build_estimator(name, config, dataset) for name in config.eval.likelihoods}
+
+
+def seen_by(estimator: LikelihoodEstimator, model: ScoreModel, *, clip_x0: bool) -> ScoreModel:
+    """The model as an estimator is to see it.
+
+    The flow of a clipped x0 has kinks, and is not the one that is sampled without clipping.
+    """
+    return ClippedScoreModel(model) if clip_x0 and not isinstance(estimator, FlowLikelihood) else model
+
+
+def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Config) -> dict[str, Any]:
+    """The settings that a number is of, for ``eval/report.json``."""
+    common: dict[str, Any] = {"seed": config.seed, "batch_size": config.eval.batch_size}
+    if isinstance(estimator, FlowLikelihood):
+        return common | {
+            "dequantization": estimator.dequantization,
+            "importance_samples": estimator.num_importance_samples,
+            "divergence": estimator.divergence,
+            "num_probes": estimator.num_probes,
+            "solver": estimator.solver,
+            "rtol": estimator.rtol,
+            "atol": estimator.atol,
+            "t_end": float(estimator.noisy_times(model.sde)[0]),
+            "clip_x0": False,
+        }
+    common["clip_x0"] = config.eval.clip_x0
+    if isinstance(estimator, VariationalBound):
+        common["variance"] = estimator.variance
+        common["num_steps"] = len(estimator.noisy_times(model.sde))
+    # absent from a plugin's estimators
+    if hasattr(estimator, "steps_per_image"):
+        common["samples_per_image"] = getattr(estimator, "steps_per_image", None)
+    return common

@@ -1,0 +1,197 @@
+"""The values of a likelihood over a split: batch by batch, then as means with standard errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import ImageDataset, eval_batches, to_model_space
+from likelihood import LikelihoodEstimator, LikelihoodTerms, RunningMean, nats_to_bits_per_dim
+from models import ScoreModel
+from sde_lib import NoiseStreams
+
+Values = dict[str, np.ndarray]
+TERMS = ("prior", "diffusion", "reconstruction")
+
+
+def values_of(terms: LikelihoodTerms) -> Values:
+    """The terms of a batch as arrays, under the names they have there; those that are None are left out."""
+    values: Values = {}
+    for field in dataclasses.fields(terms):
+        value = getattr(terms, field.name)
+        if value is not None:
+            values[field.name] = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    if "step_index" in values:
+        values["step_index"] = values["step_index"].astype(np.int32)
+    return values
+
+
+def bits_per_dim_of(values: Values) -> np.ndarray:
+    """-log2 p(x0), or the bound above it, per dimension, for each image of a batch, float64 [B]."""
+    nats = values["prior"] + values["diffusion"] + values["reconstruction"]
+    return nats_to_bits_per_dim(torch.from_numpy(nats), int(values["num_dims"])).numpy()
+
+
+class EvalSplit:
+    """The images to measure, in order, cut into batches once for all.
+
+    An adaptive solver chooses its steps for a whole batch: only with the same batches does an interrupted or a
+    distributed measurement give the same bits.
+
+    Args:
+        dataset: The images.
+        batch_size: Images a batch; the last one may be short.
+        num_images: How many; 0 for all.
+        seed: Image k draws from stream (seed, k).
+        class_conditional: Hand the labels to the model.
+        device: Where the model is.
+
+    Raises:
+        DataError: If ``batch_size`` or ``num_images`` is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        *,
+        batch_size: int,
+        num_images: int = 0,
+        seed: int = 0,
+        class_conditional: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._batches = list(eval_batches(dataset, batch_size=batch_size, num_images=num_images))
+        self.dataset, self.batch_size, self.num_images = dataset, batch_size, num_images or len(dataset)
+        self.seed, self.class_conditional, self.device = seed, class_conditional, torch.device(device)
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._batches)
+
+    def size(self, k: int) -> int:
+        """The number of images of batch k."""
+        return len(self._batches[k][0])
+
+    def measure(self, k: int, estimator: LikelihoodEstimator, model: ScoreModel) -> Values:
+        """Measure batch k: a function of the arguments and the seed alone."""
+        images, labels = self._batches[k]
+        first = k * self.batch_size
+        noise = NoiseStreams(self.seed, range(first, first + len(images)))
+        x0 = to_model_space(images, self.dataset.num_levels).to(self.device)
+        cond = labels.to(self.device) if self.class_conditional else None
+        return values_of(estimator(model, x0, cond=cond, noise=noise))
+
+
+def _moments(values: np.ndarray) -> RunningMean:
+    mean = RunningMean()
+    mean.update(torch.from_numpy(values))
+    return mean
+
+
+class Measurement:
+    """A likelihood over a split: every image's value, and means with standard errors, in bits/dim.
+
+    Args:
+        batches: The values of all batches, in order. Nothing here depends on who measured them, or when.
+
+    Attributes:
+        per_image: Float64 [N], in the order of the split.
+        per_image_terms: The three terms that add up to it, float64 [N] each.
+        total: Mean and standard error over the images.
+        terms: The same of each term.
+        steps: The same of each L_t that was evaluated, by index, 0 nearest to the data.
+        probe_variance: Of the mean over its probes, for each image, if it has several.
+        nfe: Network calls for an image, at most.
+    """
+
+    def __init__(self, batches: Sequence[Values]) -> None:
+        num_dims = int(batches[0]["num_dims"])
+        self.per_image = np.concatenate([bits_per_dim_of(values) for values in batches])
+        self.total = _moments(self.per_image)
+        self.per_image_terms = {name: _joined(batches, name, num_dims) for name in TERMS}
+        self.terms = {name: _moments(values) for name, values in self.per_image_terms.items()}
+        self.nfe = max(int(values["nfe"]) for values in batches)
+        self.steps = _step_means(batches, num_dims) if "step_index" in batches[0] else {}
+        self.probe_variance = RunningMean()
+        if "probe_nats" in batches[0] and batches[0]["probe_nats"].shape[1] > 1:
+            probes = _joined(batches, "probe_nats", num_dims)
+            self.probe_variance = _moments(probes.var(1, ddof=1) / probes.shape[1])
+
+    def report(self) -> dict[str, Any]:
+        """What goes to ``eval/report.json``."""
+        report: dict[str, Any] = {"bits_per_dim": self.total.mean, "stderr": self.total.stderr}
+        report |= {name: mean.mean for name, mean in self.terms.items()}
+        report |= {f"{name}_stderr": mean.stderr for name, mean in self.terms.items()}
+        if self.probe_variance.count:
+            # the share of stderr that more probes would take away
+            report["probe_stderr"] = math.sqrt(self.probe_variance.mean / self.probe_variance.count)
+        return report | {"nfe": self.nfe}
+
+
+def _joined(batches: Sequence[Values], name: str, num_dims: int) -> np.ndarray:
+    nats = np.concatenate([values[name] for values in batches])
+    return nats_to_bits_per_dim(torch.from_numpy(nats), num_dims).numpy()
+
+
+def _step_means(batches: Sequence[Values], num_dims: int) -> dict[int, RunningMean]:
+    """Means of each L_t over the draws of it, summed in the order of the images."""
+    index = np.concatenate([values["step_index"].ravel() for values in batches])
+    nats = np.concatenate([values["step_nats"].ravel() for values in batches])
+    values = nats_to_bits_per_dim(torch.from_numpy(nats), num_dims).numpy()
+    counts = np.bincount(index)
+    means = np.bincount(index, values) / np.maximum(counts, 1)
+    squares = np.bincount(index, np.square(values - means[index]))
+    return {int(k): RunningMean(int(counts[k]), float(means[k]), float(squares[k])) for k in np.flatnonzero(counts)}
+
+
+def measure(
+    estimator: LikelihoodEstimator,
+    model: ScoreModel,
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    num_images: int = 0,
+    seed: int = 0,
+    class_conditional: bool = False,
+    device: torch.device | str = "cpu",
+    name: str = "eval",
+) -> Measurement:
+    """Measure images of a data set, in order, the last short batch included.
+
+    Args:
+        estimator: What to measure with.
+        model: The model.
+        dataset: The images.
+        batch_size: Images at a time; no image's value depends on it.
+        num_images: How many; 0 for all.
+        seed: Image k draws from stream (seed, k).
+        class_conditional: Hand the labels to the model.
+        device: Where the model is.
+        name: What the progress bar says.
+
+    Returns:
+        The values of all images.
+    """
+    split = EvalSplit(
+        dataset,
+        batch_size=batch_size,
+        num_images=num_images,
+        seed=seed,
+        class_conditional=class_conditional,
+        device=device,
+    )
+    batches, running = [], RunningMean()
+    with tqdm(total=split.num_images, desc=name, unit="image", dynamic_ncols=True) as bar:
+        for k in range(len(split)):
+            batches.append(split.measure(k, estimator, model))
+            running.update(torch.from_numpy(bits_per_dim_of(batches[-1])))
+            bar.update(split.size(k))
+            bar.set_postfix_str(f"{running.mean:.4f} ± {running.stderr:.4f} bits/dim")
+    return Measurement(batches)

@@ -1,0 +1,169 @@
+"""What an interrupted measurement keeps: each batch as it comes, and a fingerprint of all that its values depend on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from likelihood import available_likelihoods
+from models import ScoreModel
+from training.config import Config, flatten
+from training.workdir import write_atomically, write_json
+
+from .measurement import EvalSplit, Values
+
+_FORMAT = 1
+_FINGERPRINT = "fingerprint.json"
+# neither changes a value: how far to go before giving up, and what else is measured; the images have a digest
+_FREE = ("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images")
+_FIXED = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.", "eval.")
+
+
+def _digest(*arrays: torch.Tensor) -> str:
+    """Of values, shapes and types."""
+    total = hashlib.sha256()
+    for array in arrays:
+        array = array.detach().cpu().contiguous()
+        total.update(f"{array.dtype} {list(array.shape)};".encode())
+        total.update(array.flatten().view(torch.uint8).numpy().data if array.numel() else b"")
+    return total.hexdigest()
+
+
+def fingerprints(config: Config, model: ScoreModel, step: int, split: EvalSplit) -> dict[str, dict[str, Any]]:
+    """All that the values of a batch depend on, for each of ``config.eval.likelihoods``.
+
+    A setting of ``eval`` whose name begins with another likelihood's ("ode_rtol" for "vlb") is not in it.
+
+    Args:
+        config: The config.
+        model: The model that is measured.
+        step: The training step of its weights.
+        split: The images.
+    """
+    state = model.state_dict()
+    common: dict[str, Any] = {"step": step, "weights": _digest(*(state[key] for key in sorted(state)))}
+    common["images"] = _digest(split.dataset.images[: split.num_images], split.dataset.labels[: split.num_images])
+    common |= {"num_images": split.num_images, "num_levels": split.dataset.num_levels, "seed": split.seed}
+    settings = {k: v for k, v in flatten(config) if k.startswith(_FIXED) and k not in _FREE}
+    common |= {"device": split.device.type, "torch": torch.__version__, "format": _FORMAT}
+    prefixes = {name.split("_")[0] for name in available_likelihoods()}
+    result = {}
+    for name in config.eval.likelihoods:
+        foreign = tuple(f"eval.{prefix}_" for prefix in prefixes - {name.split("_")[0]})
+        ours = {key: value for key, value in settings.items() if not key.startswith(foreign)}
+        # as JSON gives it back
+        result[name] = json.loads(json.dumps(common | ours))
+    return result
+
+
+class PartialResults:
+    """The measured batches of one likelihood, a file each, complete or absent.
+
+    A file begins with a checksum of its values, its number and the fingerprint: it is good for one measurement alone.
+
+    Args:
+        folder: Where they are, ``eval/partial/<likelihood>``.
+        fingerprint: All that the values depend on.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+        self._folder, self._fingerprint = folder, fingerprint
+        self.digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+    def _path(self, k: int) -> Path:
+        return self._folder / f"{k:06d}.batch"
+
+    def _checksum(self, k: int, payload: bytes) -> bytes:
+        return hashlib.sha256(f"{self.digest} {k} ".encode() + payload).hexdigest().encode() + b"\n"
+
+    def encode(self, k: int, values: Values) -> bytes:
+        """A batch as bytes."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **values)  # type: ignore[arg-type]
+        return self._checksum(k, buffer.getvalue()) + buffer.getvalue()
+
+    def decode(self, k: int, data: bytes) -> Values:
+        """Undo ``encode``.
+
+        Raises:
+            ValueError: If the bytes are damaged, or of another batch or measurement.
+        """
+        head, payload = data[:65], data[65:]
+        if head != self._checksum(k, payload):
+            raise ValueError(f"batch {k} does not match its checksum; measure it again")
+        try:
+            with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"batch {k} cannot be read ({error}); measure it again") from error
+
+    def keep(self, k: int, data: bytes) -> None:
+        """Write an encoded batch, unless it is there."""
+        if not (self._folder / _FINGERPRINT).is_file():
+            write_json(self._folder / _FINGERPRINT, self._fingerprint)
+        if not self._path(k).is_file():
+            write_atomically(self._path(k), data)
+
+    def load(self, num_batches: int) -> tuple[dict[int, Values], list[str]]:
+        """Read what is kept; what is of another measurement is deleted, and so is what is damaged.
+
+        Args:
+            num_batches: How many batches there are.
+
+        Returns:
+            The good batches by number, and a line for each reason why others are not used.
+        """
+        if not self._folder.is_dir():
+            return {}, []
+        difference = self._difference()
+        if difference is not None:
+            shutil.rmtree(self._folder)
+            return {}, [f"{self._folder} holds another measurement ({difference}); starts anew"]
+        good, damaged = {}, []
+        for k in range(num_batches):
+            if not self._path(k).is_file():
+                continue
+            try:
+                good[k] = self.decode(k, self._path(k).read_bytes())
+            except ValueError:
+                damaged.append(self._path(k).name)
+                self._path(k).unlink()
+        listed = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
+        return good, [f"in {self._folder} {listed} cannot be used; measured again"] if damaged else []
+
+    def drop(self) -> None:
+        """Delete all of it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._folder.parent.rmdir()
+
+    def _difference(self) -> str | None:
+        """What the fingerprint in the folder differs in, or None."""
+        path = self._folder / _FINGERPRINT
+        try:
+            found = json.loads(path.read_bytes())
+            if not isinstance(found, dict):
+                raise ValueError("it holds no settings")
+        except (OSError, ValueError):
+            # it is there to name the difference; each batch answers for itself
+            path.unlink(missing_ok=True)
+            return None
+        keys = [k for k in (self._fingerprint | found) if self._fingerprint.get(k) != found.get(k)]
+        if not keys:
+            return None
+        shown = "; ".join(f"{k} was {_short(found.get(k))}, is {_short(self._fingerprint.get(k))}" for k in keys[:2])
+        return shown + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+
+
+def _short(value: Any) -> str:
+    """A digest by its first digits, anything else as it is."""
+    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else repr(value)

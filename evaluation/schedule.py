@@ -1,0 +1,160 @@
+"""Which process measures which batch, what is known already, and how far it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from likelihood import LikelihoodEstimator, RunningMean
+from models import ScoreModel
+from training.logging import say
+
+from .measurement import EvalSplit, Measurement, Values, bits_per_dim_of
+from .partial import PartialResults
+from .ranks import Ranks
+
+Measured = dict[str, tuple[LikelihoodEstimator, ScoreModel]]
+
+
+class Schedule:
+    """The batches of a split, by several likelihoods, dealt to the processes of a job.
+
+    Batch by batch, each by all likelihoods: so the running means can be compared, and a setting that cannot work
+    shows at the first batch, not after hours. Batch k is of the k-th process, counted round, among the batches that
+    are not known from before; each value is kept as it comes, by the process that measured it.
+
+    Args:
+        split: The images.
+        measured: Each likelihood's estimator, and the model as it sees it.
+        folder: Where batches are kept.
+        fingerprints: All that the values depend on, for each likelihood.
+        ranks: The processes.
+    """
+
+    def __init__(
+        self,
+        split: EvalSplit,
+        measured: Measured,
+        *,
+        folder: Path,
+        fingerprints: dict[str, dict[str, Any]],
+        ranks: Ranks,
+    ) -> None:
+        self._split, self._measured, self._ranks = split, measured, ranks
+        self._partial = {name: PartialResults(folder / name, fingerprints[name]) for name in measured}
+        self._known: dict[str, dict[int, Values]] = {name: {} for name in measured}
+        self._running = {name: RunningMean() for name in measured}
+        self._bar: tqdm[Any] | None = None
+
+    def run(self) -> dict[str, Measurement]:
+        """Measure what is not known yet.
+
+        Returns:
+            On rank 0 the values of all images; on the others nothing.
+
+        Raises:
+            FloatingPointError: If a value is not finite.
+            RuntimeError: If a process failed or was lost, or has another model or other data.
+        """
+        plan = json.loads(self._ranks.share("plan", self._plan))
+        for name, digest in plan["digests"].items():
+            if digest != self._partial[name].digest:
+                raise RuntimeError(
+                    f"the checkpoint, data or settings of {name} differ from those of rank 0; "
+                    "give all processes the same work directory, data and command"
+                )
+        todo: list[tuple[int, list[str]]] = plan["todo"]
+        rank, world = self._ranks.rank, self._ranks.world
+        others = [todo[other::world] for other in range(1, world)] if self._ranks.first else []
+        awaited = [[(k, name) for k, names in dealt for name in names] for dealt in others]
+        before = [(k, name) for name, known in self._known.items() for k in known]
+        with tqdm(
+            total=self._split.num_images * len(self._measured),
+            initial=sum(self._split.size(k) for k, _ in before),
+            desc="eval",
+            unit="value",
+            dynamic_ncols=True,
+            disable=not self._ranks.first,
+        ) as self._bar:
+            self._show(before)
+            for k, names in todo[rank::world]:
+                for name in names:
+                    self._measure(k, name)
+                    self._take(awaited)
+                    self._ranks.check()
+            self._ranks.wait_until(lambda: self._take(awaited))
+        if not self._ranks.first:
+            return {}
+        return {name: Measurement([known[k] for k in range(len(self._split))]) for name, known in self._known.items()}
+
+    def progress(self) -> str:
+        """How many batches are known, in words."""
+        counts = [f"{len(known)} of {len(self._split)} batches of {name}" for name, known in self._known.items()]
+        return " and ".join(counts)
+
+    def forget(self) -> None:
+        """Delete what was kept."""
+        for partial in self._partial.values():
+            partial.drop()
+
+    def _plan(self) -> bytes:
+        """On rank 0: read what is known, say so, and list what is not."""
+        for name, partial in self._partial.items():
+            self._known[name], notes = partial.load(len(self._split))
+            for note in notes:
+                say(note)
+        if any(self._known.values()):
+            say(f"goes on: {self.progress()} were measured before")
+        todo = [(k, [name for name, known in self._known.items() if k not in known]) for k in range(len(self._split))]
+        digests = {name: partial.digest for name, partial in self._partial.items()}
+        return json.dumps({"digests": digests, "todo": [(k, names) for k, names in todo if names]}).encode()
+
+    def _measure(self, k: int, name: str) -> None:
+        estimator, model = self._measured[name]
+        values = self._split.measure(k, estimator, model)
+        bits = torch.from_numpy(bits_per_dim_of(values))
+        if not bool(torch.isfinite(bits).all()):
+            worst = int((~torch.isfinite(bits)).nonzero()[0])
+            raise FloatingPointError(
+                f"{name} is {float(bits[worst])} for image {k * self._split.batch_size + worst}; the network's output "
+                "is not finite, or p(x) is 0 there: look at its checkpoint"
+            )
+        data = self._partial[name].encode(k, values)
+        self._partial[name].keep(k, data)
+        if self._ranks.first:
+            self._known[name][k] = values
+            self._advance(k, name)
+        else:
+            self._ranks.post(f"{name}/{k}", data)
+
+    def _take(self, awaited: list[list[tuple[int, str]]]) -> bool:
+        """Take in what the other processes have measured; whether that is all of it."""
+        for units in awaited:
+            while units:
+                k, name = units[0]
+                data = self._ranks.collect(f"{name}/{k}")
+                if data is None:
+                    break
+                self._known[name][k] = self._partial[name].decode(k, data)
+                self._partial[name].keep(k, data)
+                self._advance(*units.pop(0))
+        return not any(awaited)
+
+    def _advance(self, k: int, name: str) -> None:
+        """Move the progress bar by a batch."""
+        assert self._bar is not None
+        self._bar.update(self._split.size(k))
+        self._show([(k, name)])
+
+    def _show(self, units: list[tuple[int, str]]) -> None:
+        """Take batches into the running means, and show them."""
+        assert self._bar is not None
+        for k, name in units:
+            self._running[name].update(torch.from_numpy(bits_per_dim_of(self._known[name][k])))
+        shown = [f"{name} {mean.mean:.4f} ± {mean.stderr:.4f}" for name, mean in self._running.items() if mean.count]
+        if shown:
+            self._bar.set_postfix_str(", ".join(shown) + " bits/dim")

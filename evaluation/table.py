@@ -1,0 +1,97 @@
+"""The numbers side by side, and what their difference says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from likelihood import mean_and_stderr
+
+from .measurement import TERMS, Measurement
+
+_TITLES = {
+    "vlb": ("L_T", "sum of L_t", "L_0"),
+    "vlb_continuous": ("L_T", "integral of L_t", "L_0"),
+    "ode": ("prior", "volume", "dequantization"),
+}
+# what the flow is compared with, and what that pays for
+_CHAINS = {
+    "vlb": ("the reverse chain", "which pays for its Gaussian steps and variance"),
+    "vlb_continuous": ("the reverse SDE", "whose bound is not tight"),
+}
+_WIDTH = 20
+
+
+def table(measurements: dict[str, Measurement], title: str) -> str:
+    """One column a likelihood; each column's terms add up to its total.
+
+    Args:
+        measurements: The likelihoods by name.
+        title: What was measured.
+    """
+    titles = [_TITLES.get(name, TERMS) for name in measurements]
+    rows = [" / ".join(dict.fromkeys(names)) for names in zip(*titles, strict=True)]
+    label = max(len(row) for row in [*rows, "network calls"]) + 1
+    lines = [title, " " * label + "".join(f"{name:>{_WIDTH}}" for name in measurements)]
+
+    def line(row: str, cells: list[str]) -> None:
+        lines.append(f"{row:{label}}" + "".join(f"{cell:>{_WIDTH}}" for cell in cells))
+
+    for row, term in zip(rows, TERMS, strict=True):
+        line(row, [_plus_minus(m.terms[term].mean, m.terms[term].stderr) for m in measurements.values()])
+    line("total", [_plus_minus(m.total.mean, m.total.stderr) for m in measurements.values()])
+    line("network calls", [str(m.nfe) for m in measurements.values()])
+    return "\n".join(lines)
+
+
+def _plus_minus(mean: float, stderr: float) -> str:
+    return f"{mean:.4f}" + ("" if math.isnan(stderr) else f" ± {stderr:.4f}")
+
+
+def gap_of(measurements: dict[str, Measurement]) -> dict[str, Any] | None:
+    """The bound less the exact likelihood, in bits/dim: the chain's, or else its limit's.
+
+    The mean and its standard error are over the images' own differences, so that what makes one image harder than
+    another is not in them.
+
+    Args:
+        measurements: The likelihoods by name.
+
+    Returns:
+        "of", the two names, "bits_per_dim" and "stderr"; None if there are not both.
+    """
+    bound = next((name for name in _CHAINS if name in measurements), None)
+    if bound is None or "ode" not in measurements:
+        return None
+    difference = measurements[bound].per_image - measurements["ode"].per_image
+    mean, stderr = mean_and_stderr(torch.from_numpy(difference))
+    return {"of": [bound, "ode"], "bits_per_dim": mean, "stderr": stderr}
+
+
+def gap_sentence(gap: dict[str, Any]) -> str:
+    """What the difference of the two numbers says of the model.
+
+    Args:
+        gap: See ``gap_of``; a verdict needs two standard errors.
+    """
+    mean, stderr = gap["bits_per_dim"], gap["stderr"]
+    chain, price = _CHAINS[gap["of"][0]]
+    value = f"gap {_plus_minus(mean, stderr)} bits/dim: "
+    if math.isnan(stderr):
+        return value + "a single image has no standard error, and so no verdict"
+    if mean < -2 * stderr:
+        return value + f"{chain} explains the data better than the same network's flow, which sums up its errors"
+    if mean > 2 * stderr:
+        return value + f"the flow explains the data better than {chain}, {price}"
+    return value + f"{chain} and the flow explain the data equally well, to within the error"
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: an unknown standard error is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

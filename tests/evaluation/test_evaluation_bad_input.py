@@ -1,0 +1,92 @@
+"""What ``--mode eval`` cannot measure is one line, and is found before hours of work where that can be."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from eval_runs import eval_command
+from tiny import error, snapshot, tiny_command
+
+import main
+
+EARLY = [
+    (["--config.eval.vlb_variance=learned"], "eval.vlb_variance=learned needs a network with model.learned_variance"),
+    (["--config.eval.ode_solver=dopri"], "unknown ODE solver 'dopri'; did you mean 'dopri"),
+    (["--config.eval.ode_divergence=exakt"], "unknown divergence 'exakt'; did you mean 'exact'?"),
+    (["--config.eval.ode_importance_samples=5"], "5 importance samples need divergence='exact', got 'rademacher'"),
+    (["--config.eval.ode_dequantization=none"], "dequantization 'none' measures a density, got 17 levels"),
+    (["--config.eval.ode_rtol=0"], "rtol must be above 0"),
+    (["--config.eval.ode_max_nfe=-1"], "max_nfe must be at least 1"),
+    (["--config.eval.likelihoods=vlb,odd"], "unknown likelihood 'odd'"),
+]
+
+
+@pytest.mark.parametrize(("extra", "message"), EARLY, ids=[row[0][0] for row in EARLY])
+def test_bad_settings_are_found_before_the_network_is_called(
+    tiny_run: Path,
+    extra: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("evaluation.measurement.EvalSplit.measure", None)
+    before = snapshot(tiny_run)
+    assert message in error(capsys, eval_command(tiny_run, *extra))
+    assert snapshot(tiny_run) == before
+
+
+def test_a_learned_variance_is_asked_for_in_vain_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    said = error(capsys, tiny_command("train", tmp_path / "run", "--config.eval.vlb_variance=learned"))
+    assert "needs a network with model.learned_variance" in said and not (tmp_path / "run").exists()
+
+
+def test_a_solver_that_spends_max_nfe_ends_at_the_first_batch(
+    run_copy: Path, measured: list[tuple[int, str]], capsys: pytest.CaptureFixture[str]
+):
+    said = error(capsys, eval_command(run_copy, "--config.eval.ode_max_nfe=5"))
+    assert "max_nfe = 5 network calls are spent at t = " in said and "raise max_nfe" in said
+    # not after the bound of the whole split
+    assert measured == [(0, "vlb")]
+    # and with more, what was measured is still good
+    assert main.run(eval_command(run_copy, "--config.eval.ode_max_nfe=5000")) == 0
+    assert measured[1:] == [(0, "ode"), (1, "vlb"), (1, "ode"), (2, "vlb"), (2, "ode")]
+
+
+@pytest.fixture(scope="module")
+def npz_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on 8x8 pictures of 4 levels; ``data/test.npz`` may be changed."""
+    folder = tmp_path_factory.mktemp("npz")
+    (folder / "data").mkdir()
+    for split in ("train", "test"):
+        _write(folder, split)
+    assert main.run(_npz_command("train", folder)) == 0
+    return folder
+
+
+def _write(folder: Path, split: str, *, shape: tuple[int, ...] = (8, 8, 8, 1), top: int = 4, **others: Any) -> None:
+    images = np.random.default_rng(0).integers(0, top, shape, dtype=np.uint8)
+    np.savez(folder / "data" / f"{split}.npz", images=images, **({"num_levels": 4} | others))
+
+
+def _npz_command(mode: str, folder: Path) -> list[str]:
+    data = ["--config.data.dataset=npz", f"--config.data.root={folder / 'data'}"]
+    return tiny_command(mode, folder / "run", "--config.eval.num_images=0", *data)
+
+
+BAD_DATA: list[tuple[str, dict[str, Any], str]] = [
+    ("above its levels", {"top": 9}, "pixel values must be 0 .. 3, got 8; correct num_levels"),
+    ("other channels", {"shape": (8, 8, 8, 3)}, "is of another architecture"),
+    ("not square", {"shape": (8, 8, 6, 1)}, "the U-Net needs square images, got 8x6"),
+    ("fewer labels", {"labels": np.zeros(3, np.int64)}, "has 3 labels, expected 8"),
+    ("one level", {"num_levels": 1}, "num_levels must be 2 .. 256, got 1"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "message"), BAD_DATA, ids=[row[0] for row in BAD_DATA])
+def test_bad_data_is_one_line(
+    npz_run: Path, kind: str, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+):
+    _write(npz_run, "test", **changes)
+    assert message in error(capsys, _npz_command("eval", npz_run))
+    assert not (npz_run / "run" / "eval").exists()

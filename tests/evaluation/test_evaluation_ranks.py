@@ -1,0 +1,258 @@
+"""Several processes give the report of one, to the bit; when one fails all end, with one line."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from eval_runs import eval_command, results, start
+from torch.distributed import HashStore, TCPStore
+
+import main
+from data import ImageDataset, to_model_space
+from evaluation.measurement import EvalSplit, Measurement
+from evaluation.ranks import AnotherRankError, RankError, Ranks, speaks
+from evaluation.schedule import Schedule
+from likelihood import VariationalBound
+from models import DiscreteScoreModel
+from sde_lib import Tabulated
+
+
+def _free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def _torchrun(processes: int, *command: str, **environment: str) -> Any:
+    launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master-port", _free_port())
+    return start(*launcher, "main.py", *command, **environment)
+
+
+def test_two_processes_give_the_report_of_one(run_copy: Path, undisturbed: dict[str, bytes]):
+    process = _torchrun(2, *eval_command(run_copy))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("digits test, 6 images, step 6, bits/dim") == 1 and out.count("gap ") == 1
+    assert err.count("wrote ") == 1
+    assert results(run_copy) == undisturbed
+
+
+def test_three_processes_go_on_where_one_was_stopped_with_fewer_batches_than_processes(
+    run_copy: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    whole, calls = EvalSplit.measure, []
+
+    def measure(self: EvalSplit, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:
+            signal.raise_signal(signal.SIGINT)
+        return whole(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EvalSplit, "measure", measure)
+        assert main.run(eval_command(run_copy)) == 130
+    process = _torchrun(3, *eval_command(run_copy))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    # two batches are left for three processes
+    assert err.count("goes on: 2 of 3 batches of vlb and 1 of 3 batches of ode were measured before") == 1
+    assert results(run_copy) == undisturbed
+
+
+FAILING = """
+import os
+from likelihood import VariationalBound, register_likelihood
+
+@register_likelihood("failing")
+class Failing(VariationalBound):
+    def __call__(self, model, x0, **others):
+        if os.environ["RANK"] == os.environ["FAILING"]:
+            raise ValueError("it cannot")
+        return super().__call__(model, x0, **others)
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_on_one_rank_ends_all_with_one_line(run_copy: Path, tmp_path: Path, failing: int):
+    (tmp_path / "plugin.py").write_text(FAILING)
+    command = eval_command(
+        run_copy,
+        f"--config.plugins={tmp_path / 'plugin.py'}",
+        "--config.eval.likelihoods=failing",
+        "--config.eval.batch_size=1",
+        "--config.eval.num_images=360",
+    )
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "WORLD_SIZE": "2", "FAILING": str(failing)}
+    # without torchrun, which would kill the other: it must find out by itself
+    ranks = [start("main.py", *command, **place, RANK=str(r), LOCAL_RANK=str(r)) for r in range(2)]
+    said = "".join(process.communicate(timeout=120)[1] for process in ranks)
+    assert [process.returncode for process in ranks] == [2, 2]
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: it cannot" if failing == 0 else "error: rank 1: it cannot"]
+    assert "Traceback" not in said
+    assert not (run_copy / "eval" / "report.json").exists()
+
+
+def test_what_all_processes_find_wrong_is_said_once(run_copy: Path):
+    process = _torchrun(2, *eval_command(run_copy, "--config.eval.vlb_variance=tiny"))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1  # torchrun's own
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: unknown variance 'tiny'")
+
+
+class _Together:
+    """Ranks as threads of this process, on one store."""
+
+    def __init__(self, world: int, silence: float = 60.0) -> None:
+        store = HashStore()
+        self.ranks = [Ranks(rank, world, store, silence=silence) for rank in range(world)]
+        self.ended: dict[int, Any] = {}
+
+    def run(self, work: Any) -> dict[int, Any]:
+        def one(ranks: Ranks) -> None:
+            try:
+                with ranks:
+                    self.ended[ranks.rank] = work(ranks)
+            except BaseException as error:
+                self.ended[ranks.rank] = error
+
+        threads = [threading.Thread(target=one, args=(ranks,)) for ranks in self.ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        return self.ended
+
+
+def _toy() -> tuple[DiscreteScoreModel, ImageDataset]:
+    patterns = torch.tensor([[0, 4], [1, 1], [3, 2]])
+    sde = Tabulated.ddpm(num_steps=20, beta_start=1e-3, beta_end=0.2)
+    points = to_model_space(patterns.to(torch.uint8)[:, None, None], 5)
+    model = DiscreteScoreModel(sde, points=points, probs=[0.5, 0.3, 0.2])
+    images = patterns[torch.arange(50) % 3][:, None, None].to(torch.uint8)
+    return model, ImageDataset(images, torch.zeros(50, dtype=torch.int64), 5, 1, "toy", "test")
+
+
+def _schedule(ranks: Ranks, folder: Path, steps_per_image: int = 7, mark: int = 0) -> Schedule:
+    # a model each: network calls are counted on it
+    model, dataset = _toy()
+    split = EvalSplit(dataset, batch_size=8, seed=3)
+    bound = VariationalBound(num_levels=5, steps_per_image=steps_per_image)
+    return Schedule(split, {"vlb": (bound, model)}, folder=folder, fingerprints={"vlb": {"mark": mark}}, ranks=ranks)
+
+
+@pytest.mark.parametrize("world", [2, 3, 7, 10])
+def test_any_number_of_processes_gives_the_same_values(tmp_path: Path, world: int):
+    (alone,) = _schedule(Ranks(), tmp_path / "alone").run().values()
+    # also where no process sees the files of another
+    ended = _Together(world).run(lambda ranks: _schedule(ranks, tmp_path / str(ranks.rank)).run())
+    assert all(ended[rank] == {} for rank in range(1, world))
+    together: Measurement = ended[0]["vlb"]
+    assert (together.per_image == alone.per_image).all()
+    assert together.report() == alone.report()
+    assert together.steps == alone.steps
+    # rank 0 keeps what the others measured, for its next run
+    kept = sorted(path.name for path in (tmp_path / "0" / "vlb").glob("*.batch"))
+    assert kept == [f"{k:06d}.batch" for k in range(7)]
+
+
+def test_processes_with_other_checkpoints_are_refused(tmp_path: Path):
+    ended = _Together(2).run(lambda ranks: _schedule(ranks, tmp_path / str(ranks.rank), mark=ranks.rank).run())
+    assert isinstance(ended[1], RankError) and "settings of vlb differ from those of rank 0" in str(ended[1])
+    assert isinstance(ended[0], AnotherRankError)
+
+
+def test_errors_are_told_apart(monkeypatch: pytest.MonkeyPatch):
+    def work(ranks: Ranks) -> None:
+        if ranks.rank in (1, 2):
+            raise ValueError("no")
+        ranks.wait_until(lambda: False)
+
+    ended = _Together(4).run(work)
+    kinds = [type(ended[rank]) for rank in range(4)]
+    assert kinds[0] is kinds[3] is AnotherRankError
+    assert sorted(kind.__name__ for kind in kinds[1:3]) == ["AnotherRankError", "RankError"]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [speaks(ended[rank]) for rank in range(4)] == [kind is RankError for kind in kinds]
+    assert not speaks(ValueError("before the processes are connected"))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert speaks(ValueError("before the processes are connected"))
+
+
+def test_an_error_of_all_is_rank_0s_to_tell():
+    def work(ranks: Ranks) -> None:
+        time.sleep(0.5 if ranks.first else 0)
+        raise ValueError("no")
+
+    ended = _Together(3).run(work)
+    assert [type(ended[rank]) for rank in range(3)] == [ValueError, AnotherRankError, AnotherRankError]
+
+
+def test_ctrl_c_in_one_process_stops_all():
+    def work(ranks: Ranks) -> None:
+        if ranks.rank == 1:
+            raise KeyboardInterrupt
+        ranks.wait_until(lambda: False)
+
+    ended = _Together(3).run(work)
+    assert all(isinstance(ended[rank], KeyboardInterrupt) for rank in range(3))
+
+
+def test_a_process_that_vanishes_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("evaluation.ranks._GRACE", 0.1)
+    # rank 1 never gives a sign of life: it was killed, or its machine is gone
+    ranks = Ranks(0, 2, HashStore(), silence=0.2)
+    with pytest.raises(RuntimeError, match="rank 1 has not been heard of for 0 s; look for what ended it"), ranks:
+        ranks.wait_until(lambda: False)
+
+
+def test_a_process_at_a_long_batch_is_not_taken_for_lost(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("evaluation.ranks._BEAT", 0.05)
+
+    def work(ranks: Ranks) -> bytes | None:
+        if ranks.rank == 1:
+            time.sleep(2)
+            ranks.post("result", b"done")
+            return None
+        ranks.wait_until(lambda: ranks.collect("result", keep=True) is not None)
+        return ranks.collect("result")
+
+    assert _Together(2, silence=0.5).run(work)[0] == b"done"
+
+
+def test_bytes_of_any_length_arrive():
+    port = int(_free_port())
+    server = TCPStore("127.0.0.1", port, 2, is_master=True, wait_for_workers=False)
+    client = TCPStore("127.0.0.1", port, 2, is_master=False)
+    one, two = Ranks(1, 2, client), Ranks(0, 2, server)
+    for data in (b"", b"\x00\xff" * 5, os.urandom(9 * 2**20 + 1)):
+        assert two.collect("x") is None
+        one.post("x", data)
+        # nothing says when a value has been sent
+        while (arrived := two.collect("x")) is None:
+            time.sleep(0.01)
+        assert arrived == data
+    assert two.collect("x") is None
+
+
+def test_one_process_needs_no_store(monkeypatch: pytest.MonkeyPatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    ranks = Ranks.from_environment()
+    assert ranks.first and ranks.world == 1
+    with ranks:
+        assert ranks.share("x", lambda: b"y") == b"y"
+        ranks.check()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Ranks.from_environment().world == 1

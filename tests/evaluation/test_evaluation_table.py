@@ -1,0 +1,183 @@
+"""What ``--mode eval`` prints and writes: both numbers side by side, the gap's sentence, every image's value."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from eval_runs import eval_command, results
+from PIL import Image
+
+import main
+from evaluation.measurement import Measurement
+from evaluation.table import gap_of, gap_sentence, table
+
+LN2 = math.log(2)
+
+
+def _measured(nfe: int, *terms: list[float]) -> Measurement:
+    """Images of two dimensions, given in bits/dim, in two batches."""
+    prior, diffusion, reconstruction = (2 * LN2 * np.asarray(term) for term in terms)
+    return Measurement(
+        [
+            {
+                "prior": prior[part],
+                "diffusion": diffusion[part],
+                "reconstruction": reconstruction[part],
+                "nfe": np.asarray(nfe - k),
+                "num_dims": np.asarray(2),
+            }
+            for k, part in enumerate((slice(0, 3), slice(3, 4)))
+        ]
+    )
+
+
+BOUND = _measured(101, [0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 2.0], [0.25, 0.5, 0.5, 0.75])
+FLOW = _measured(632, [2.5, 2.5, 2.5, 2.5], [-3.0, -2.0, -1.0, -2.0], [1.5, 1.5, 1.25, 1.5])
+
+# the standard errors: of 1, 2, 3, 2, of 0.25, 0.5, 0.5, 0.75, of 1.5, 1.5, 1.25, 1.5, and of the sums
+TABLE = """\
+toy test, 4 images, bits/dim
+                                      vlb                 ode
+L_T / prior               0.0000 ± 0.0000     2.5000 ± 0.0000
+sum of L_t / volume       2.0000 ± 0.4082    -2.0000 ± 0.4082
+L_0 / dequantization      0.5000 ± 0.1021     1.4375 ± 0.0625
+total                     2.5000 ± 0.4677     1.9375 ± 0.3590
+network calls                         101                 632"""
+
+ONE = """\
+toy
+                               vlb
+L_T                0.0000 ± 0.0000
+sum of L_t         2.0000 ± 0.4082
+L_0                0.5000 ± 0.1021
+total              2.5000 ± 0.4677
+network calls                  101"""
+
+
+def test_both_numbers_stand_in_one_table():
+    assert table({"vlb": BOUND, "ode": FLOW}, "toy test, 4 images, bits/dim") == TABLE
+    assert table({"vlb": BOUND}, "toy") == ONE
+    # a likelihood of a plugin has the terms' own names
+    assert "L_T / prior" in table({"vlb": BOUND, "mine": FLOW}, "toy")
+
+
+def test_the_gap_is_that_of_the_images_one_by_one():
+    found = gap_of({"ode": FLOW, "vlb_continuous": FLOW, "vlb": BOUND})
+    assert found is not None and found["of"] == ["vlb", "ode"]
+    differences = np.asarray([1.25 - 1.0, 2.5 - 2.0, 3.5 - 2.75, 2.75 - 2.0])
+    assert found["bits_per_dim"] == pytest.approx(differences.mean())
+    assert found["stderr"] == pytest.approx(differences.std(ddof=1) / 2)
+    limit = gap_of({"vlb_continuous": BOUND, "ode": FLOW})
+    assert limit == found | {"of": ["vlb_continuous", "ode"]}
+    assert gap_of({"vlb": BOUND}) is gap_of({"ode": FLOW}) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "stderr", "sentence"),
+    [
+        (
+            0.1234,
+            0.01,
+            "gap 0.1234 ± 0.0100 bits/dim: the flow explains the data better than the reverse chain, which pays for "
+            "its Gaussian steps and variance",
+        ),
+        (
+            -0.5,
+            0.2,
+            "gap -0.5000 ± 0.2000 bits/dim: the reverse chain explains the data better than the same network's flow, "
+            "which sums up its errors",
+        ),
+        (
+            0.5,
+            0.26,
+            "gap 0.5000 ± 0.2600 bits/dim: the reverse chain and the flow explain the data equally well, to within the "
+            "error",
+        ),
+        (0.5, math.nan, "gap 0.5000 bits/dim: a single image has no standard error, and so no verdict"),
+    ],
+)
+def test_the_gap_gets_a_sentence(mean: float, stderr: float, sentence: str):
+    gap = {"of": ["vlb", "ode"], "bits_per_dim": mean, "stderr": stderr}
+    assert gap_sentence(gap) == sentence
+    of_the_limit = gap_sentence(gap | {"of": ["vlb_continuous", "ode"]})
+    assert "chain" not in of_the_limit and ("the reverse SDE" in of_the_limit) == (not math.isnan(stderr))
+
+
+def test_the_report_the_arrays_and_the_table_agree(run_copy: Path, capsys: pytest.CaptureFixture[str]):
+    assert main.run(eval_command(run_copy)) == 0
+    said = capsys.readouterr()
+    files = results(run_copy)
+    report = json.loads(files["report.json"])
+    arrays = np.load(io.BytesIO(files["per_image.npz"]))
+    for name in ("vlb", "ode"):
+        ours, values = report[name], arrays[name]
+        assert values.dtype == np.float64 and values.shape == (6,)
+        assert ours["bits_per_dim"] == pytest.approx(values.mean(), rel=1e-12)
+        assert ours["stderr"] == pytest.approx(values.std(ddof=1) / math.sqrt(6), rel=1e-12)
+        parts = [arrays[f"{name}_{term}"] for term in ("prior", "diffusion", "reconstruction")]
+        np.testing.assert_allclose(sum(parts), values, rtol=1e-12)
+        for term, part in zip(("prior", "diffusion", "reconstruction"), parts, strict=True):
+            assert ours[term] == pytest.approx(part.mean(), rel=1e-9)
+            assert ours[f"{term}_stderr"] == pytest.approx(part.std(ddof=1) / math.sqrt(6), rel=1e-9)
+        assert f"{ours['bits_per_dim']:.4f} ± {ours['stderr']:.4f}" in said.out
+        assert f"{name} {ours['bits_per_dim']:.4f} ± {ours['stderr']:.4f}" in said.err  # where the progress bar ends
+        assert ours["seed"] == 0 and ours["batch_size"] == 2
+    difference = arrays["vlb"] - arrays["ode"]
+    assert report["gap"]["bits_per_dim"] == pytest.approx(difference.mean(), rel=1e-12)
+    assert report["gap"]["stderr"] == pytest.approx(difference.std(ddof=1) / math.sqrt(6), rel=1e-12)
+    assert said.out.splitlines()[-1] == gap_sentence(report["gap"])
+    assert report["ode"]["rtol"] == 0.5 and report["ode"]["clip_x0"] is False
+    assert report["vlb"]["variance"] == "small" and report["vlb"]["clip_x0"] is True
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--config.eval.vlb_variance=large", "--config.eval.vlb_num_steps=7"],
+        ["--config.eval.vlb_samples_per_image=2", "--config.eval.vlb_num_steps=50"],
+        ["--config.eval.clip_x0=false"],
+    ],
+)
+def test_the_curve_of_the_terms_is_there_for_every_chain(run_copy: Path, extra: list[str]):
+    assert main.run(eval_command(run_copy, "--config.eval.likelihoods=vlb", *extra)) == 0
+    files = results(run_copy)
+    curve = json.loads(files["report.json"])["vlb"]["terms"]
+    assert len(curve["t"]) == len(curve["bits_per_dim"]) == len(curve["stderr"]) > 0
+    assert curve["t"] == sorted(curve["t"]) and curve["t"][-1] <= 1
+    assert Image.open(io.BytesIO(files["bound_terms.png"])).size[0] > 300
+
+
+def test_nfe_is_the_most_of_any_batch():
+    assert BOUND.nfe == 101
+    assert BOUND.total.count == 4
+
+
+def test_means_of_a_step_are_those_of_its_draws():
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for size in (5, 3):
+        zeros = np.zeros(size)
+        batches.append(
+            {
+                "prior": zeros,
+                "diffusion": zeros,
+                "reconstruction": zeros,
+                "nfe": np.asarray(1),
+                "num_dims": np.asarray(3),
+                "step_index": torch.randint(4, (size, 6), generator=generator).numpy().astype(np.int32) * 2,
+                "step_nats": torch.rand(size, 6, generator=generator, dtype=torch.float64).numpy(),
+            }
+        )
+    index = np.concatenate([batch["step_index"].ravel() for batch in batches])
+    values = np.concatenate([batch["step_nats"].ravel() for batch in batches]) / (3 * LN2)
+    steps = Measurement(batches).steps
+    assert sorted(steps) == sorted(set(index.tolist()))
+    for k, mean in steps.items():
+        drawn = values[index == k]
+        assert mean.count == len(drawn)
+        assert mean.mean == pytest.approx(drawn.mean(), rel=1e-12)
+        assert mean.stderr == pytest.approx(drawn.std(ddof=1) / math.sqrt(len(drawn)), rel=1e-12)
