@@ -37,3 +37,13 @@ def start(*command: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors; a process that hangs is not left behind."""
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        # torchrun ends its own processes when it is told to
+        process.terminate()
+    return process.returncode, out, err

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from eval_runs import eval_command, results, start
+from eval_runs import eval_command, finish, results, start
 from torch.distributed import HashStore, TCPStore
 
 import main
@@ -36,8 +36,8 @@ def _torchrun(processes: int, *command: str, **environment: str) -> Any:
 
 def test_two_processes_give_the_report_of_one(run_copy: Path, undisturbed: dict[str, bytes]):
     process = _torchrun(2, *eval_command(run_copy))
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    code, out, err = finish(process)
+    assert code == 0, err
     assert out.count("digits test, 6 images, step 6, bits/dim") == 1 and out.count("gap ") == 1
     assert err.count("wrote ") == 1
     assert results(run_copy) == undisturbed
@@ -58,8 +58,8 @@ def test_three_processes_go_on_where_one_was_stopped_with_fewer_batches_than_pro
         patched.setattr(EvalSplit, "measure", measure)
         assert main.run(eval_command(run_copy)) == 130
     process = _torchrun(3, *eval_command(run_copy))
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    code, _, err = finish(process)
+    assert code == 0, err
     # two batches are left for three processes
     assert err.count("goes on: 2 of 3 batches of vlb and 1 of 3 batches of ode were measured before") == 1
     assert results(run_copy) == undisturbed
@@ -91,8 +91,9 @@ def test_an_error_on_one_rank_ends_all_with_one_line(run_copy: Path, tmp_path: P
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "WORLD_SIZE": "2", "FAILING": str(failing)}
     # without torchrun, which would kill the other: it must find out by itself
     ranks = [start("main.py", *command, **place, RANK=str(r), LOCAL_RANK=str(r)) for r in range(2)]
-    said = "".join(process.communicate(timeout=120)[1] for process in ranks)
-    assert [process.returncode for process in ranks] == [2, 2]
+    ended = [finish(process) for process in ranks]
+    assert [code for code, _, _ in ended] == [2, 2]
+    said = "".join(err for _, _, err in ended)
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert lines == ["error: it cannot" if failing == 0 else "error: rank 1: it cannot"]
     assert "Traceback" not in said
@@ -101,8 +102,8 @@ def test_an_error_on_one_rank_ends_all_with_one_line(run_copy: Path, tmp_path: P
 
 def test_what_all_processes_find_wrong_is_said_once(run_copy: Path):
     process = _torchrun(2, *eval_command(run_copy, "--config.eval.vlb_variance=tiny"))
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1  # torchrun's own
+    code, _, err = finish(process)
+    assert code == 1  # torchrun's own
     (line,) = (line for line in err.splitlines() if line.startswith("error: "))
     assert line.startswith("error: unknown variance 'tiny'")
 
@@ -127,7 +128,7 @@ class _Together:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
             assert not thread.is_alive()
         return self.ended
 
