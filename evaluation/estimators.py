@@ -33,10 +33,14 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
             num_steps=settings.vlb_num_steps or None,
             variance=settings.vlb_variance,
             steps_per_image=settings.vlb_samples_per_image or None,
+            step_sampling=settings.vlb_step_sampling,
         )
     if name == "vlb_continuous":
         return make_likelihood(
-            name, num_levels=dataset.num_levels, steps_per_image=settings.vlb_samples_per_image or 10
+            name,
+            num_levels=dataset.num_levels,
+            steps_per_image=settings.vlb_samples_per_image or 10,
+            step_sampling=settings.vlb_step_sampling,
         )
     if name == "ode":
         return make_likelihood(
@@ -97,4 +101,6 @@ def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Confi
     # absent from a plugin's estimators
     if hasattr(estimator, "steps_per_image"):
         common["samples_per_image"] = getattr(estimator, "steps_per_image", None)
+    if hasattr(estimator, "step_sampling"):
+        common["step_sampling"] = getattr(estimator, "step_sampling", None)
     return common

@@ -239,12 +239,12 @@ def check_learned_parts(config: Config) -> None:
             "eval.vlb_variance=learned needs a network with model.learned_variance, got one without; "
             "use small or large, or train one that learns it"
         )
-    if "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "variational":
-        if not config.model.dequantizer:
-            raise ValueError(
-                "eval.ode_dequantization=variational needs a model with model.dequantizer, got one without; "
-                "use decoder or uniform, or train with training.loss=dequantized"
-            )
+    variational = "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "variational"
+    if variational and not config.model.dequantizer:
+        raise ValueError(
+            "eval.ode_dequantization=variational needs a model with model.dequantizer, got one without; "
+            "use decoder or uniform, or train with training.loss=dequantized"
+        )
 
 
 def check_eval_names(config: Config) -> None:
