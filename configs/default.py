@@ -52,6 +52,7 @@ def _model() -> ConfigDict:
             "symmetric_downsample": False,  # as Improved DDPM
             "input_frequencies": (),  # n of sin(2^n pi x), cos(2^n pi x) appended to the input; (7, 8) as VDM
             "learned_variance": False,
+            "dequantizer": False,  # learn where on their bins grey levels go; with training.loss=dequantized
             "class_conditional": False,
         }
     )
@@ -63,7 +64,7 @@ def _training() -> ConfigDict:
             "num_steps": 100_000,
             "batch_size": 128,
             # ddpm: L_simple on the table; dsm: continuous time; auto: one of these by the SDE. The bound itself: vlb on
-            # the table, vlb_continuous; hybrid: L_simple, and the bound for the learned variance
+            # the table, vlb_continuous, dequantized; hybrid: L_simple, and the bound for the learned variance
             "loss": "auto",
             "weighting": "auto",  # eps, x0, v, edm or, with dsm, likelihood; auto: eps, of parameterization edm edm
             "time_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
@@ -119,7 +120,8 @@ def _eval() -> ConfigDict:
             "vlb_variance": "small",  # reverse variance: small, large or learned
             "vlb_num_steps": 0,  # 0: the SDE's table, or 1000
             "vlb_samples_per_image": 0,  # L_t evaluated per image, at random; 0: all of them (continuous: 10)
-            "ode_dequantization": "decoder",  # decoder or uniform
+            "vlb_step_sampling": "importance",  # or uniform, stratified, low_discrepancy: how those are drawn
+            "ode_dequantization": "decoder",  # decoder, uniform or, of a model that learned it, variational
             "ode_importance_samples": 1,  # a tighter bound with more; needs ode_divergence "exact"
             "ode_divergence": "rademacher",  # probes: rademacher or gaussian; or exact, for few dimensions
             "ode_num_probes": 1,

@@ -24,6 +24,7 @@ from training.workdir import check_for_use, save_npz, write_json
 from .estimators import build_estimators, seen_by, settings_of
 from .measurement import EvalSplit, Measurement
 from .partial import fingerprints
+from .pilot import fit_step_weights
 from .ranks import Ranks
 from .schedule import Schedule
 from .table import gap_of, gap_sentence, table, without_nan
@@ -64,9 +65,11 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             device=device,
         )
         model, step = _load_model(config, workdir, dataset, device, ranks)
+        seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
+        fit_step_weights(config, seen, device)
         schedule = Schedule(
             split,
-            {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()},
+            seen,
             folder=workdir / "eval" / "partial",
             fingerprints=fingerprints(config, model, step, split),
             ranks=ranks,

@@ -7,7 +7,7 @@ from typing import Any
 from data import ImageDataset
 from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
 from models import ClippedScoreModel, ScoreModel
-from training.build import check_learned_variance
+from training.build import check_learned_parts
 from training.config import Config
 
 
@@ -33,10 +33,14 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
             num_steps=settings.vlb_num_steps or None,
             variance=settings.vlb_variance,
             steps_per_image=settings.vlb_samples_per_image or None,
+            step_sampling=settings.vlb_step_sampling,
         )
     if name == "vlb_continuous":
         return make_likelihood(
-            name, num_levels=dataset.num_levels, steps_per_image=settings.vlb_samples_per_image or 10
+            name,
+            num_levels=dataset.num_levels,
+            steps_per_image=settings.vlb_samples_per_image or 10,
+            step_sampling=settings.vlb_step_sampling,
         )
     if name == "ode":
         return make_likelihood(
@@ -63,7 +67,7 @@ def build_estimators(config: Config, dataset: ImageDataset) -> dict[str, Likelih
     """
     if not config.eval.likelihoods:
         raise ValueError("config.eval.likelihoods is empty; set it to vlb,ode")
-    check_learned_variance(config)
+    check_learned_parts(config)
     return {name: build_estimator(name, config, dataset) for name in config.eval.likelihoods}
 
 
@@ -97,4 +101,6 @@ def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Confi
     # absent from a plugin's estimators
     if hasattr(estimator, "steps_per_image"):
         common["samples_per_image"] = getattr(estimator, "steps_per_image", None)
+    if hasattr(estimator, "step_sampling"):
+        common["step_sampling"] = getattr(estimator, "step_sampling", None)
     return common

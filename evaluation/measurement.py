@@ -108,6 +108,7 @@ class Measurement:
         terms: The same of each term.
         steps: The same of each L_t that was evaluated, by index, 0 nearest to the data.
         probe_variance: Of the mean over its probes, for each image, if it has several.
+        sampling_variance: Due to the steps that were drawn, for each image, if they were.
         nfe: Network calls for an image, at most.
     """
 
@@ -123,6 +124,10 @@ class Measurement:
         if "probe_nats" in batches[0] and batches[0]["probe_nats"].shape[1] > 1:
             probes = _joined(batches, "probe_nats", num_dims)
             self.probe_variance = _moments(probes.var(1, ddof=1) / probes.shape[1])
+        self.sampling_variance = RunningMean()
+        if "sampling_variance" in batches[0]:
+            nats = np.concatenate([values["sampling_variance"] for values in batches])
+            self.sampling_variance = _moments(nats / (num_dims * math.log(2)) ** 2)
 
     def report(self) -> dict[str, Any]:
         """What goes to ``eval/report.json``."""
@@ -132,6 +137,9 @@ class Measurement:
         if self.probe_variance.count:
             # the share of stderr that more probes would take away
             report["probe_stderr"] = math.sqrt(self.probe_variance.mean / self.probe_variance.count)
+        if self.sampling_variance.count:
+            # the share that more draws of t would take away
+            report["sampling_stderr"] = math.sqrt(self.sampling_variance.mean / self.sampling_variance.count)
         return report | {"nfe": self.nfe}
 
 

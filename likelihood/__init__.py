@@ -10,6 +10,7 @@ from .base import (
 from .continuous import ContinuousBound
 from .decoder import discretized_gaussian_log_prob, levels_of
 from .probability_flow import FlowLikelihood
+from .step_sampling import draw_steps, low_discrepancy_stderr
 from .units import RunningMean, mean_and_stderr, nats_to_bits_per_dim
 from .variational import VariationalBound, decoder_nats, prior_kl, step_kl
 
@@ -23,7 +24,9 @@ __all__ = [
     "available_likelihoods",
     "decoder_nats",
     "discretized_gaussian_log_prob",
+    "draw_steps",
     "levels_of",
+    "low_discrepancy_stderr",
     "make_likelihood",
     "mean_and_stderr",
     "nats_to_bits_per_dim",

@@ -26,8 +26,14 @@ class LikelihoodTerms:
         nfe: Network calls, counted at the network; a batch is one call.
         num_dims: Number of dimensions of one image.
         step_index: Which of the steps were evaluated, 0 nearest to the data, [B, K]; None where there are no steps.
-        step_nats: L_t of those steps in nats, float64 [B, K].
+        step_nats: L_t of those steps in nats, float64 [B, K]. Which images a step is drawn for does not depend on what
+            they show: its mean over those is unbiased as it is, however the steps were drawn.
+        step_scale: What each counts for: ``diffusion`` is the sum of step_scale times step_nats, float64 [B, K].
         probe_nats: ``diffusion`` by each probe of a randomized divergence, float64 [B, P]; None where it has none.
+        sampling_variance: Variance of ``diffusion`` for this image, over the draws of steps and of noise, in nats^2, or
+            an estimate that is too large rather than too small, float64 [B]; None where no steps are drawn, or only
+            one, which says nothing of it. sqrt(mean / B) is the part of the mean's standard error that more draws an
+            image would take away.
     """
 
     prior: Float[Tensor, " batch"]
@@ -38,6 +44,8 @@ class LikelihoodTerms:
     step_index: Int[Tensor, "batch evaluated"] | None = None
     step_nats: Float[Tensor, "batch evaluated"] | None = None
     probe_nats: Float[Tensor, "batch probes"] | None = None
+    step_scale: Float[Tensor, "batch evaluated"] | None = None
+    sampling_variance: Float[Tensor, " batch"] | None = None
 
     @property
     def total(self) -> Float[Tensor, " batch"]:

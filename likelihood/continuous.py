@@ -7,14 +7,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import ScoreModel, count_network_calls
-from sde_lib import SDE, NoiseStreams, derive_seed, expand_like
+from sde_lib import SDE, NoiseStreams, expand_like
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .decoder import levels_of
 from .dequantization import decoder_log_prob
+from .step_sampling import (
+    StepSampling,
+    check_step_sampling,
+    check_step_weights,
+    draw_steps,
+    sampling_variance,
+)
 from .variational import prior_kl
-
-_GOLDEN = 0.6180339887498949
 
 
 @register_likelihood("vlb_continuous")
@@ -24,27 +29,43 @@ class ContinuousBound(LikelihoodEstimator):
     (Kingma et al. 2021, Eq. 11 and 17, by log-SNR), from lambda at ``sde.t_max`` to lambda at ``t_end``: what the bound
     of ``VariationalBound`` falls to as T grows, with the small variance and the same for every SDE of the same ends.
 
-    The integral is estimated without bias from ``steps_per_image`` values of lambda an image, one a stratum. Within a
-    stratum, image k of a run takes the k-th point of a low-discrepancy sequence (Kingma et al. 2021, Appendix I.1, take
-    such points over a batch; here no image depends on its batch mates) with a random shift that the seed gives.
+    The integral is estimated without bias from ``steps_per_image`` values of lambda an image, drawn as by
+    ``VariationalBound``: by default one in each of K equal parts, where image k of a run takes the k-th point of a
+    low-discrepancy sequence (Kingma et al. 2021, Appendix I.1, take such points over a batch; here no image depends on
+    its batch mates) with a random shift for each part that the seed gives.
 
     Args:
         num_levels: Number of grey levels of the data: sets the bin width.
         steps_per_image: Values of lambda an image, at least 1.
         t_end: Time of the decoder, with noise there. None is the smallest time that networks know: 0 where
             sigma(0) > 0, else ``sde.t_min``.
+        step_sampling: "low_discrepancy", "stratified", "uniform" or "importance": see ``draw_steps``. The last has a
+            density of lambda that is constant on each of n cells of equal width, and nearly proportional there to the
+            root mean square of the integrand.
+        step_weights: For "importance", those of the n cells, that at ``sde.t_max`` first; None has them fitted by
+            ``fit_steps`` before the first use.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range or a name unknown.
     """
 
-    def __init__(self, *, num_levels: int, steps_per_image: int = 10, t_end: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_levels: int,
+        steps_per_image: int = 10,
+        t_end: float | None = None,
+        step_sampling: StepSampling = "low_discrepancy",
+        step_weights: Tensor | None = None,
+    ) -> None:
         levels_of(torch.zeros(0), num_levels)
         if isinstance(steps_per_image, bool) or not isinstance(steps_per_image, int) or steps_per_image < 1:
             raise ValueError(f"steps_per_image must be at least 1, a whole number, got {steps_per_image}; try 10")
         if t_end is not None and not 0 <= t_end < 1:
             raise ValueError(f"t_end must lie in [0, 1), got {t_end}; leave it out for the SDE's own")
         self.num_levels, self.steps_per_image, self.t_end = num_levels, steps_per_image, t_end
+        self.step_sampling: StepSampling = check_step_sampling(step_sampling, step_weights)
+        self.step_weights = None if step_weights is None else check_step_weights(step_weights)
 
     def ends(self, sde: SDE) -> Float[Tensor, "2"]:
         """The decoder's time and the prior's.
@@ -68,30 +89,70 @@ class ContinuousBound(LikelihoodEstimator):
         levels_of(x0, self.num_levels)
         sde, ends = model.sde, self.ends(model.sde)
         high, low = sde.log_snr(ends).tolist()
-        columns = []
         with torch.no_grad(), count_network_calls(model) as counter:
             t = ends[:1].to(x0.device).expand(len(x0))
             prediction = model(sde.perturb(x0, t, noise.normal_like(x0)), t, cond=cond)
             noise_ratio = float(sde.sigma(ends[:1]) / sde.alpha(ends[:1]))
             reconstruction = -decoder_log_prob(x0, prediction, noise_ratio, self.num_levels)
-            place = self._places(noise).to(x0.device)
-            for k in range(self.steps_per_image):
-                log_snr = low + (high - low) * (k + place) / self.steps_per_image
-                columns.append(self._integrand(model, x0, log_snr, cond, noise))
-        nats = (high - low) * torch.stack(columns, 1)
+            # without weights one cell is the whole range, and a draw's place in it is all there is
+            num_cells = 1 if self.step_weights is None else len(self.step_weights)
+            draws = draw_steps(
+                self.step_sampling,
+                noise,
+                num_steps=num_cells,
+                num_draws=self.steps_per_image,
+                step_weights=self.step_weights,
+            )
+            width = (high - low) / num_cells
+            log_snr = (low + width * (draws.index + draws.place)).to(x0.device)
+            values = [self._integrand(model, x0, column, cond, noise) for column in log_snr.unbind(1)]
+        shares = width * draws.scale.to(x0.device) * torch.stack(values, 1)
         return LikelihoodTerms(
             prior=prior_kl(x0, sde, float(ends[1])),
-            diffusion=nats.mean(1),
+            diffusion=shares.sum(1),
             reconstruction=reconstruction,
             nfe=counter.calls,
             num_dims=x0[0].numel(),
+            sampling_variance=sampling_variance(shares, independent=self.step_sampling == "uniform"),
         )
 
-    def _places(self, noise: NoiseStreams) -> Tensor:
-        """Where in its stratum each image looks, float64 [B]."""
-        shift = derive_seed(noise.seed, 0x6C616D62) / 2**63
-        index = torch.tensor([k % 2**52 for k in noise.indices], dtype=torch.float64)
-        return (shift + index * _GOLDEN) % 1.0
+    def fit_steps(
+        self,
+        model: ScoreModel,
+        x0: Float[Tensor, "batch *shape"],
+        *,
+        cond: Tensor | None = None,
+        noise: NoiseStreams | None = None,
+        num_knots: int = 24,
+    ) -> Float[Tensor, " cells"]:
+        """Set ``step_weights`` to the root mean square of the integrand, taken in the middle of cells of log-SNR.
+
+        See ``VariationalBound.fit_steps``: a few pilot images that are not measured.
+
+        Args:
+            model: The model.
+            x0: Pilot images, [P, ...].
+            cond: Their condition.
+            noise: One random stream a pilot image.
+            num_knots: Number of cells, and of network calls.
+
+        Returns:
+            The weights, float64 [num_knots].
+
+        Raises:
+            ValueError: If ``step_sampling`` is another than "importance".
+        """
+        if self.step_sampling != "importance":
+            raise ValueError(f"fit_steps is for step_sampling = 'importance', got {self.step_sampling!r}; leave it out")
+        noise = NoiseStreams.fresh(x0.shape[0]) if noise is None else noise
+        high, low = model.sde.log_snr(self.ends(model.sde)).tolist()
+        middles = low + (high - low) * (torch.arange(num_knots, dtype=torch.float64) + 0.5) / num_knots
+        with torch.no_grad():
+            values = [
+                self._integrand(model, x0, middle.expand(len(x0)).to(x0.device), cond, noise) for middle in middles
+            ]
+        self.step_weights = check_step_weights(torch.stack(values).square().mean(1).sqrt())
+        return self.step_weights
 
     def _integrand(
         self, model: ScoreModel, x0: Tensor, log_snr: Tensor, cond: Tensor | None, noise: NoiseStreams

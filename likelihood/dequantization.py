@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import Prediction
+from models import Dequantizer, Prediction, ScoreModel, place_on_bin
 from sde_lib import NoiseStreams, choices_message
 
 from .decoder import discretized_gaussian_log_prob
 
-Dequantization = Literal["decoder", "uniform", "none"]
+Dequantization = Literal["decoder", "uniform", "variational", "none"]
 
 
 def check_dequantization(kind: str, num_levels: int | None) -> None:
@@ -25,8 +25,8 @@ def check_dequantization(kind: str, num_levels: int | None) -> None:
     """
     if kind not in get_args(Dequantization):
         raise ValueError(choices_message("dequantization", kind, sorted(get_args(Dequantization))))
-    if kind == "uniform" and num_levels is None:
-        raise ValueError("dequantization 'uniform' needs num_levels, got None; pass the data's, or choose 'decoder'")
+    if kind in ("uniform", "variational") and num_levels is None:
+        raise ValueError(f"dequantization {kind!r} needs num_levels, got None; pass the data's, or choose 'decoder'")
     if kind == "none" and num_levels is not None:
         raise ValueError(
             f"dequantization 'none' measures a density, got {num_levels} levels; pass num_levels=None, or 'decoder'"
@@ -48,10 +48,38 @@ def place_uniform(
     Returns:
         y in float64, and D log(width), [B].
     """
-    width = 2 / (num_levels - 1)
-    u = noise.uniform(x0.shape[1:]).double().to(x0.device) - 0.5
-    log_width = math.log(width) * x0[0].numel()
-    return x0.double() + width * u, torch.full((len(x0),), log_width, dtype=torch.float64, device=x0.device)
+    y, log_width = place_on_bin(x0, noise.uniform(x0.shape[1:]).to(x0.device), num_levels)
+    return y, torch.full((len(x0),), log_width, dtype=torch.float64, device=x0.device)
+
+
+def place_variational(
+    x0: Float[Tensor, "batch *shape"], model: ScoreModel, num_levels: int, noise: NoiseStreams
+) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, " batch"]]:
+    """y = x0 + u with u on the bin by the model's own q(u | x0): log P(x0) >= E[log p(y) - log q(u | x0)].
+
+    (Ho et al. 2019, Section 3.1.)
+
+    Args:
+        x0: Data on the lattice, [B, ...].
+        model: A model that has a ``dequantizer``.
+        num_levels: Number of grey levels.
+        noise: One random stream a sample.
+
+    Returns:
+        y in float64, and -log q, [B].
+
+    Raises:
+        ValueError: If the model has none.
+    """
+    dequantizer = getattr(model, "dequantizer", None)
+    if not isinstance(dequantizer, Dequantizer):
+        raise ValueError(
+            "dequantization 'variational' needs a model that learned a dequantizer, got one without; "
+            "choose 'uniform' or 'decoder', or train with model.dequantizer"
+        )
+    u, log_q = dequantizer(x0, noise.normal_like(x0))
+    y, log_width = place_on_bin(x0, u, num_levels)
+    return y, log_width - log_q
 
 
 def place_noisy(

@@ -15,7 +15,14 @@ from sde_lib import ADAPTIVE, SDE, NoiseStreams, check_grid, choices_message, ex
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .decoder import levels_of
-from .dequantization import Dequantization, check_dequantization, decoder_log_prob, place_noisy, place_uniform
+from .dequantization import (
+    Dequantization,
+    check_dequantization,
+    decoder_log_prob,
+    place_noisy,
+    place_uniform,
+    place_variational,
+)
 
 Divergence = Literal["rademacher", "gaussian", "exact"]
 
@@ -81,6 +88,7 @@ class FlowLikelihood(LikelihoodEstimator):
       where r_0 is small beside the data's detail.
     - "uniform": y = x0 + u, u uniform on the bin; log P(x0) >= E log p(y) + D log(bin). It measures the flow's own
       output y at r_0, noise and all: for VE with a large sigma_min that costs bits.
+    - "variational": the same with u by the model's own q(u | x0), a ``Dequantizer`` that was trained beside it.
     - "none": the density of the flow's output at y = x0, for data without levels.
 
     The terms: ``prior`` is -log prior(x_T), ``diffusion`` the change of volume, ``reconstruction`` the dequantization.
@@ -231,9 +239,11 @@ class FlowLikelihood(LikelihoodEstimator):
         """y at the flow's beginning, float64, and what to add to log p(y), [B]."""
         if self.dequantization == "none":
             return x0.double(), torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-        if self.dequantization == "uniform":
+        if self.dequantization in ("uniform", "variational"):
             assert self.num_levels is not None
-            return place_uniform(x0, self.num_levels, noise)
+            if self.dequantization == "uniform":
+                return place_uniform(x0, self.num_levels, noise)
+            return place_variational(x0, model, self.num_levels, noise)
         y, minus_log_q = place_noisy(x0, point.noise_ratio, noise)
         t = torch.full((len(x0),), point.t, dtype=torch.float64, device=x0.device)
         x_t = (expand_like(model.sde.alpha(t), y) * y).to(x0.dtype)

@@ -19,6 +19,16 @@ from sde_lib import SDE, NoiseStreams, check_grid, expand_like, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .decoder import discretized_gaussian_log_prob, levels_of
+from .step_sampling import (
+    StepDraws,
+    StepSampling,
+    check_step_sampling,
+    check_step_weights,
+    draw_steps,
+    interpolate_step_weights,
+    pilot_steps,
+    sampling_variance,
+)
 
 
 def prior_kl(x0: Float[Tensor, "batch *shape"], sde: SDE, t: float = 1.0) -> Float[Tensor, " batch"]:
@@ -119,8 +129,15 @@ class VariationalBound(LikelihoodEstimator):
         num_steps: Number of steps n; None takes the SDE's table, or 1000.
         variance: "small", "large" or "learned".
         grid: Name of a time grid, or a falling tensor of times.
-        steps_per_image: None evaluates every L_t. K evaluates K of them per image, drawn by stratified sampling from
-            the image's own stream, and returns an unbiased estimate of the sum; L_0 and L_T are always evaluated.
+        steps_per_image: None evaluates every L_t. K evaluates K of them per image and returns an unbiased estimate of
+            the sum; L_0 and L_T are always evaluated. With K no less than the number of steps, all are.
+        step_sampling: How the K are drawn; no image's depend on its batch mates. "stratified": one in each of K equal
+            parts of the chain, from the image's own stream. "uniform": independently. "low_discrepancy": one in each
+            part, spread evenly over the images of a run by their numbers and the seed. "importance": so too, but with
+            probabilities p_t nearly proportional to sqrt(E[L_t^2]), and each L_t divided by K p_t (Nichol & Dhariwal
+            2021, Section 3.3): the best by far, as a few steps near the data are most of the sum. See ``draw_steps``.
+        step_weights: For "importance", what p_t is to be proportional to, one a step, that nearest to the data first;
+            None has them fitted by ``fit_steps`` before the first use.
 
     Raises:
         ValueError: If a number is out of range or a name unknown.
@@ -134,6 +151,8 @@ class VariationalBound(LikelihoodEstimator):
         variance: ReverseVariance = "small",
         grid: str | Tensor = "uniform",
         steps_per_image: int | None = None,
+        step_sampling: StepSampling = "stratified",
+        step_weights: Tensor | None = None,
     ) -> None:
         levels_of(torch.zeros(0), num_levels)
         if num_steps is not None and num_steps < 1:
@@ -149,6 +168,8 @@ class VariationalBound(LikelihoodEstimator):
                 f"the grid has {len(self.grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out"
             )
         self.steps_per_image = steps_per_image
+        self.step_sampling: StepSampling = check_step_sampling(step_sampling, step_weights)
+        self.step_weights = None if step_weights is None else check_step_weights(step_weights)
 
     def noisy_times(self, sde: SDE) -> Float[Tensor, " points"]:
         """Rising times t_1 < ... < t_n at which noise is left: decode from the first, prior at the last."""
@@ -168,31 +189,90 @@ class VariationalBound(LikelihoodEstimator):
         times = self.noisy_times(sde).to(x0.device)
         with torch.no_grad(), count_network_calls(model) as counter:
             reconstruction = self._reconstruction(model, x0, times, cond, noise)
-            index = self._choose_steps(len(times) - 1, noise, x0)
-            columns = []
-            for k in index.unbind(1):
-                s, t = times[k], times[k + 1]
-                x_t = sde.perturb(x0, t, noise.normal_like(x0))
-                columns.append(step_kl(self.variance, model(x_t, t, cond=cond), x0, sde, s, t))
-        nats = torch.stack(columns, 1) if columns else x0.new_zeros(x0.shape[0], 0, dtype=torch.float64)
-        scale = (len(times) - 1) / max(index.shape[1], 1)
+            draws = self._choose_steps(len(times) - 1, noise)
+            index, scale = draws.index.to(x0.device), draws.scale.to(x0.device)
+            nats = self._step_nats(model, x0, times, index, cond, noise)
+        # with every step evaluated there is nothing that more draws would take away
+        drawn = 0 < index.shape[1] < len(times) - 1
         return LikelihoodTerms(
             prior=prior_kl(x0, sde, float(times[-1])),
-            diffusion=scale * nats.sum(1),
+            diffusion=(scale * nats).sum(1),
             reconstruction=reconstruction,
             nfe=counter.calls,
             num_dims=x0[0].numel(),
             step_index=index,
             step_nats=nats,
+            step_scale=scale,
+            sampling_variance=sampling_variance(scale * nats, independent=self.step_sampling == "uniform")
+            if drawn
+            else None,
         )
 
-    def _choose_steps(self, num_steps: int, noise: NoiseStreams, x0: Tensor) -> Tensor:
-        """Indices of the steps to evaluate, [B, K]."""
+    def fit_steps(
+        self,
+        model: ScoreModel,
+        x0: Float[Tensor, "batch *shape"],
+        *,
+        cond: Tensor | None = None,
+        noise: NoiseStreams | None = None,
+        num_knots: int = 24,
+    ) -> Float[Tensor, " steps"]:
+        """Set ``step_weights`` to sqrt(E[L_t^2]) as a few pilot images have it.
+
+        Each is evaluated at ``num_knots`` steps, between which the logarithm is interpolated; 16 images are enough.
+        They must be others than those to be measured, such as the training split's: whatever the weights, the estimate
+        is unbiased so long as they do not depend on the images that it is made of.
+
+        Args:
+            model: The model.
+            x0: Pilot images, [P, ...].
+            cond: Their condition.
+            noise: One random stream a pilot image.
+            num_knots: Steps to evaluate, so many network calls.
+
+        Returns:
+            The weights, float64, one a step.
+
+        Raises:
+            ValueError: If ``step_sampling`` is another than "importance".
+        """
+        if self.step_sampling != "importance":
+            raise ValueError(f"fit_steps is for step_sampling = 'importance', got {self.step_sampling!r}; leave it out")
+        noise = NoiseStreams.fresh(x0.shape[0]) if noise is None else noise
+        times = self.noisy_times(model.sde).to(x0.device)
+        if len(times) < 3:
+            self.step_weights = torch.ones(len(times) - 1, dtype=torch.float64)
+            return self.step_weights
+        knots = pilot_steps(len(times) - 1, num_knots).to(x0.device)
+        with torch.no_grad():
+            nats = self._step_nats(model, x0, times, knots.expand(len(x0), -1), cond, noise)
+        self.step_weights = interpolate_step_weights(knots, nats, len(times) - 1)
+        return self.step_weights
+
+    def _choose_steps(self, num_steps: int, noise: NoiseStreams) -> StepDraws:
+        """The steps to evaluate, [B, K]."""
         if self.steps_per_image is None or self.steps_per_image >= num_steps:
-            return torch.arange(num_steps, device=x0.device).expand(x0.shape[0], -1)
-        strata = torch.arange(self.steps_per_image, dtype=torch.float64)
-        place = (noise.uniform((self.steps_per_image,)).double() + strata) / self.steps_per_image * num_steps
-        return place.long().clamp(max=num_steps - 1).to(x0.device)
+            index = torch.arange(num_steps).expand(len(noise), -1)
+            ones = torch.ones(index.shape, dtype=torch.float64)
+            return StepDraws(index=index, place=0 * ones, scale=ones)
+        return draw_steps(
+            self.step_sampling,
+            noise,
+            num_steps=num_steps,
+            num_draws=self.steps_per_image,
+            step_weights=self.step_weights,
+        )
+
+    def _step_nats(
+        self, model: ScoreModel, x0: Tensor, times: Tensor, index: Tensor, cond: Tensor | None, noise: NoiseStreams
+    ) -> Tensor:
+        """L_t of the steps [B, K] of each image, [B, K]."""
+        columns = []
+        for k in index.unbind(1):
+            s, t = times[k], times[k + 1]
+            x_t = model.sde.perturb(x0, t, noise.normal_like(x0))
+            columns.append(step_kl(self.variance, model(x_t, t, cond=cond), x0, model.sde, s, t))
+        return torch.stack(columns, 1) if columns else x0.new_zeros(x0.shape[0], 0, dtype=torch.float64)
 
     def _reconstruction(
         self, model: ScoreModel, x0: Tensor, times: Tensor, cond: Tensor | None, noise: NoiseStreams

@@ -1,5 +1,6 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
+from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .flow import FlowEquation, FlowPoint, check_ode_options, follow_flow
 from .guidance import ClippedScoreModel, ThresholdedScoreModel
@@ -22,6 +23,7 @@ from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_netwo
 __all__ = [
     "CallCounter",
     "ClippedScoreModel",
+    "Dequantizer",
     "DiscreteScoreModel",
     "EDMParameterization",
     "EpsParameterization",
@@ -45,6 +47,7 @@ __all__ = [
     "interpolate_log_var",
     "level_posterior_mean",
     "make_parameterization",
+    "place_on_bin",
     "register_parameterization",
     "reverse_log_var",
     "time_input",

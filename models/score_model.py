@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sde_lib import SDE, check_per_sample, expand_like
 
+from .dequantizer import Dequantizer
 from .parameterization import Parameterization
 from .prediction import Prediction
 
@@ -96,6 +97,7 @@ class NetworkScoreModel(ScoreModel):
         parameterization: What its output means.
         learned_variance: The last of the output's channels, as many as the data has, are the variance fraction in
             [-1, 1] (Nichol & Dhariwal 2021, Section 3.1).
+        dequantizer: How discrete data are lifted onto their bins where a density is asked for; None is uniformly.
 
     Example:
         >>> model = NetworkScoreModel(UNet(image_size=32), Tabulated.ddpm(), EpsParameterization())
@@ -103,12 +105,19 @@ class NetworkScoreModel(ScoreModel):
     """
 
     def __init__(
-        self, backbone: nn.Module, sde: SDE, parameterization: Parameterization, *, learned_variance: bool = False
+        self,
+        backbone: nn.Module,
+        sde: SDE,
+        parameterization: Parameterization,
+        *,
+        learned_variance: bool = False,
+        dequantizer: Dequantizer | None = None,
     ) -> None:
         super().__init__(sde)
         self.backbone = backbone
         self.parameterization = parameterization
         self.learned_variance = learned_variance
+        self.dequantizer = dequantizer
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
         """Scale the input, call the backbone and read its output."""

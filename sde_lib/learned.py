@@ -19,11 +19,20 @@ _UNIT_SHARE = 4.0  # the units' part of the slope over that of t itself, at the 
 class GradientSplit:
     """The per-sample losses that ``LearnedVP.split_gradients`` waits for.
 
-    Attributes:
-        loss: The loss of each sample, [B]; to be set before ``backward``.
+    Kept without its graph: that would hold this object by its hooks, and none of the two were ever freed.
     """
 
-    loss: Tensor | None = None
+    def __init__(self) -> None:
+        self._loss: Tensor | None = None
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The loss of each sample, [B], to be set before ``backward``; without a gradient when read."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Tensor) -> None:
+        self._loss = loss.detach()
 
     def scale(self, grad: Tensor) -> Tensor:
         """d mean(loss) turned into d mean(loss^2), for a gradient with respect to something of each sample, [B].
@@ -38,7 +47,7 @@ class GradientSplit:
                 f"split.loss must have the shape of the times, {list(grad.shape)}, got {list(self.loss.shape)}; "
                 "pass one loss and one time a sample"
             )
-        return 2 * self.loss.detach().to(grad) * grad
+        return 2 * self.loss.to(grad) * grad
 
 
 class LearnedVP(SDE, nn.Module):
@@ -132,8 +141,9 @@ class LearnedVP(SDE, nn.Module):
             >>> with sde.split_gradients() as split:
             ...     log_snr, rate = sde.log_snr_and_rate(t)
             ...     eps_hat = model(sde.perturb(x0, t, eps), t).eps
-            ...     split.loss = -0.5 * rate * (eps - eps_hat).square().flatten(1).sum(1)
-            >>> split.loss.mean().backward()
+            ...     loss = -0.5 * rate * (eps - eps_hat).square().flatten(1).sum(1)
+            ...     split.loss = loss
+            >>> loss.mean().backward()
         """
         split = GradientSplit()
         self._split = split

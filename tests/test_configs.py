@@ -22,7 +22,7 @@ CONFIGS = sorted(
 )
 SHAPES = {"digits": (1, 8, 8, 17), "mnist": (1, 28, 28, 256), "cifar10": (3, 32, 32, 256)}
 
-FOR_LIKELIHOOD = ("cifar10_improved", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
+FOR_LIKELIHOOD = ("cifar10_improved", "digits_dequantized", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
 
 
 def _images(config: ConfigDict) -> ImageDataset:
@@ -70,7 +70,9 @@ def test_config_is_the_family_that_its_folder_says(path: str):
     config = load_config(str(ROOT / path))
     sde = build_sde(config)
     family = path.split("/")[1]
-    assert config.sde.name in {"vp": ("ddpm", "improved_ddpm", "vp_learned"), "ve": "ve", "subvp": "subvp"}[family]
+    assert (
+        config.sde.name in {"vp": ("vp", "ddpm", "improved_ddpm", "vp_learned"), "ve": "ve", "subvp": "subvp"}[family]
+    )
     assert config.data.dataset == Path(path).stem.split("_")[0]
     build_sampler(config)
     grid = make_grid(config.sampling.grid, sde, config.sampling.num_steps)

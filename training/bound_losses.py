@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from likelihood import decoder_nats, discretized_gaussian_log_prob, levels_of, step_kl
-from models import NetworkScoreModel, Prediction, ReverseVariance, ScoreModel
+from likelihood import decoder_nats, discretized_gaussian_log_prob, levels_of, prior_kl, step_kl
+from models import NetworkScoreModel, Prediction, ReverseVariance, ScoreModel, place_on_bin
 from sde_lib import SDE, LearnedVP, expand_like
 
 from .losses import DenoisingScoreMatching, TableLoss, register_loss
@@ -163,8 +163,9 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
             error = model(sde.perturb(x0, t, eps), t, cond=cond).eps - eps
             rate = -sde.log_snr_and_rate(t)[1]
             scale = 0.5 * (sde.t_max - sde.t_min) / math.log(2) * rate
-            split.loss = scale * error.square().flatten(1).mean(1).double()
-        return split.loss + self._ends(sde, x0, eps)
+            diffusion = scale * error.square().flatten(1).mean(1).double()
+            split.loss = diffusion
+        return diffusion + self._ends(sde, x0, eps)
 
     def _ends(self, sde: SDE, x0: Tensor, eps: Tensor) -> Tensor:
         """L_0 + L_T, bits/dim, [B]."""
@@ -178,3 +179,38 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
         mean_sq = x0.double().square() * (log_snr[1] + log_var).exp()
         prior = 0.5 * (mean_sq + torch.expm1(log_var) - log_var)
         return (prior - log_prob).flatten(1).mean(1) / math.log(2)
+
+
+@register_loss("dequantized")
+class DequantizedLoss(DenoisingScoreMatching):
+    """A bound on -log P(x0) by way of the density of y = x0 + u on its bins, in bits/dim:
+
+        -log P(x0) <= E[ L_T(y) + 1/2 integral of |eps error|^2 over lambda + L_0(y) + log q(u | x0) ] - D log width,
+
+    where x_t = alpha y + sigma eps, and L_0 is that of the Gaussian decoder N(x_t / alpha, (sigma / alpha)^2) at t_min
+    (Song et al. 2021b, Section 5; Ho et al. 2019). The score of y and the model's ``Dequantizer`` are trained together;
+    without one, u is uniform.
+    """
+
+    def check(self, sde: SDE) -> None:
+        """Needs levels."""
+        if self.num_levels is None:
+            raise ValueError("loss 'dequantized' needs num_levels, got None; pass the data's")
+        levels_of(torch.zeros(0), self.num_levels)
+        self.weighting = "likelihood"
+
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The loss of each sample, [B]; see ``Loss``. u is drawn from PyTorch's global generator."""
+        assert self.num_levels is not None
+        sde = model.sde
+        dequantizer = model.dequantizer if isinstance(model, NetworkScoreModel) else None
+        z = torch.randn_like(x0)
+        u, log_q = dequantizer(x0, z) if dequantizer is not None else (torch.special.ndtr(z.double()), 0.0)
+        y, log_width = place_on_bin(x0, u, self.num_levels)
+        diffusion = super().__call__(model, y.to(x0.dtype), t, eps, cond=cond)
+        ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+        log_noise_ratio = -0.5 * float(sde.log_snr(ends[:1]))
+        decoder = 0.5 * eps.double().square().flatten(1).sum(1)
+        decoder = decoder + x0[0].numel() * (log_noise_ratio + 0.5 * math.log(2 * math.pi))
+        nats = prior_kl(y, sde, sde.t_max) + decoder + log_q - log_width
+        return diffusion + nats / (x0[0].numel() * math.log(2))

@@ -10,6 +10,7 @@ from data import ImageDataset, load_dataset
 from likelihood import available_likelihoods
 from models import (
     ClippedScoreModel,
+    Dequantizer,
     NetworkScoreModel,
     ScoreModel,
     ThresholdedScoreModel,
@@ -20,7 +21,7 @@ from models.backbones import UNet
 from samplers import Sampler, make_sampler
 from sde_lib import SDE, LearnedVP, choices_message, make_sde
 
-from .bound_losses import HybridLoss
+from .bound_losses import DequantizedLoss, HybridLoss
 from .config import Config, data_root, parse_options
 from .losses import Loss, make_loss
 
@@ -81,7 +82,14 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
             outputs_per_channel=parameterization.outputs_per_channel,
             num_classes=dataset.num_classes if model.class_conditional else None,
         )
-    return NetworkScoreModel(backbone, build_sde(config), parameterization, learned_variance=model.learned_variance)
+        dequantizer = Dequantizer(channels) if model.dequantizer else None
+    return NetworkScoreModel(
+        backbone,
+        build_sde(config),
+        parameterization,
+        learned_variance=model.learned_variance,
+        dequantizer=dequantizer,
+    )
 
 
 def build_sampler(config: Config) -> Sampler:
@@ -124,6 +132,8 @@ def build_loss(config: Config, sde: SDE, dataset: ImageDataset) -> Loss:
         raise ValueError(
             f"model.learned_variance needs a loss that trains it, got training.loss={training.loss}; use hybrid or vlb"
         )
+    if config.model.dequantizer and not isinstance(loss, DequantizedLoss):
+        raise ValueError(f"model.dequantizer needs training.loss=dequantized, got {training.loss}; set it")
     if isinstance(loss, HybridLoss) and not config.model.learned_variance:
         raise ValueError("training.loss=hybrid needs model.learned_variance; set it to True, or use training.loss=ddpm")
     if isinstance(sde, LearnedVP) and training.loss != "vlb_continuous":
@@ -218,8 +228,8 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
 
 
-def check_learned_variance(config: Config) -> None:
-    """Refuse to measure a learned variance of a model that has none, before anything is measured.
+def check_learned_parts(config: Config) -> None:
+    """Refuse to measure a learned variance or dequantization of a model that has none, before anything is measured.
 
     Raises:
         ValueError: In one line.
@@ -228,6 +238,12 @@ def check_learned_variance(config: Config) -> None:
         raise ValueError(
             "eval.vlb_variance=learned needs a network with model.learned_variance, got one without; "
             "use small or large, or train one that learns it"
+        )
+    variational = "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "variational"
+    if variational and not config.model.dequantizer:
+        raise ValueError(
+            "eval.ode_dequantization=variational needs a model with model.dequantizer, got one without; "
+            "use decoder or uniform, or train with training.loss=dequantized"
         )
 
 
@@ -241,6 +257,6 @@ def check_eval_names(config: Config) -> None:
         if name not in available_likelihoods():
             raise ValueError(choices_message("likelihood", name, available_likelihoods()))
     check_variance(config.eval.vlb_variance)
-    check_learned_variance(config)
+    check_learned_parts(config)
     if config.eval.split not in ("train", "test"):
         raise ValueError(choices_message("split", config.eval.split, ["test", "train"]))

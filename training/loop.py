@@ -86,7 +86,11 @@ class TrainingStep:
         model = state.model
         backbone = PrecisionBackbone(model.backbone, precision)
         self._model = NetworkScoreModel(
-            backbone, model.sde, model.parameterization, learned_variance=model.learned_variance
+            backbone,
+            model.sde,
+            model.parameterization,
+            learned_variance=model.learned_variance,
+            dequantizer=model.dequantizer,
         )
         self._model.train()
         self._parameters = list(model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, get_args
@@ -259,8 +260,8 @@ def make_loss(name: str, *, sde: SDE, parameterization: str, **kwargs: Any) -> L
     """Build a loss by name.
 
     Args:
-        name: "ddpm", "dsm", "hybrid", "vlb", "vlb_continuous", a registered name, or "auto": "ddpm" where the SDE has a
-            table, else "dsm".
+        name: "ddpm", "dsm", "hybrid", "vlb", "vlb_continuous", "dequantized", a registered name, or "auto": "ddpm"
+            where the SDE has a table, else "dsm".
         sde: The SDE, for "auto".
         parameterization: The model's, for the "auto" weighting: "edm" for "edm", else "eps".
         **kwargs: Options of the loss: ``weighting``, ``data_std``, ``time_sampling``, ``num_levels``.
@@ -268,6 +269,8 @@ def make_loss(name: str, *, sde: SDE, parameterization: str, **kwargs: Any) -> L
     Raises:
         ValueError: If a name is unknown or does not fit the SDE.
     """
+    # registers its losses; late, since they build on those here
+    importlib.import_module(".bound_losses", __package__)
     if name == "auto":
         name = "dsm" if sde.table_size is None else "ddpm"
     if kwargs.get("weighting") == "auto":

@@ -32,9 +32,15 @@ def _weights(model: NetworkScoreModel, ema: ExponentialMovingAverage) -> dict[st
     both = (("model.", model), ("ema.", ema.model))
     tensors = {f"{prefix}{name}": value for prefix, m in both for name, value in m.backbone.state_dict().items()}
     for prefix, m in both:
-        if isinstance(m.sde, nn.Module):
-            tensors |= {f"sde.{prefix}{name}": value for name, value in m.sde.state_dict().items()}
+        for part, module in _learned_parts(m):
+            tensors |= {f"{part}.{prefix}{name}": value for name, value in module.state_dict().items()}
     return tensors
+
+
+def _learned_parts(model: NetworkScoreModel) -> list[tuple[str, nn.Module]]:
+    """What a model learns besides its backbone, which most have nothing of."""
+    parts = (("sde", model.sde), ("dequantizer", model.dequantizer))
+    return [(name, part) for name, part in parts if isinstance(part, nn.Module)]
 
 
 @dataclass
@@ -124,9 +130,9 @@ class TrainingState:
 def _load_weights(model: NetworkScoreModel, tensors: dict[str, Tensor], prefix: str) -> None:
     state: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     model.backbone.load_state_dict(state)
-    if isinstance(model.sde, nn.Module):
-        prefix = f"sde.{prefix}"
-        model.sde.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    for part, module in _learned_parts(model):
+        start = f"{part}.{prefix}"
+        module.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
 
 
 def load_trained(

@@ -122,3 +122,60 @@ def quadrature_terms(alpha, sigma, pmf, variance):
 
 def entropy(pmf):
     return -(pmf * np.log(pmf)).sum()
+
+
+def terms_over_x_t(alpha, sigma, pmf):
+    """``quadrature_terms`` for all three variances, by sums over x_t rather than eps: quick for many levels too.
+
+    E[x0 | x_t] is a function of x_t alone, so that one grid of x_t serves every level. It turns within sigma / gap of a
+    standard deviation; as it is analytic, trapezoidal sums a fifth of that apart are exact to rounding.
+
+    Returns:
+        For each variance, mean and variance of every term over eps, each [n, K].
+    """
+    pmf, points = np.asarray(pmf), lattice(len(pmf))
+    gap, half = points[1] - points[0], 1 / (len(pmf) - 1)
+    found = {variance: ([], []) for variance in FRACTION}
+
+    def at(i):
+        """E[x0 | x_t] on the grid, [G, 1], and every level's weights there, [G, K]."""
+        spacing = sigma[i] * min(0.25, max(0.2 * sigma[i] / (alpha[i] * gap), 0.01))
+        reach = alpha[i] + 9 * sigma[i]
+        x_t = np.arange(-reach, reach + spacing, spacing)[:, None]
+        log_density = -0.5 * ((x_t - alpha[i] * points) / sigma[i]) ** 2
+        posterior = np.log(pmf) + log_density
+        posterior = np.exp(posterior - posterior.max(1, keepdims=True))
+        weight = np.exp(log_density)
+        return (posterior @ points / posterior.sum(1))[:, None], weight / weight.sum(0)
+
+    def collect(variance, term, weight):
+        mean = (weight * term).sum(0)
+        found[variance][0].append(mean)
+        found[variance][1].append((weight * (term - mean) ** 2).sum(0))
+
+    mean, weight = at(0)
+    large = sigma[0] ** 2
+    small = reverse_vars(alpha[0], sigma[0], alpha[1], sigma[1])[0] if len(alpha) > 1 else large
+    for variance in FRACTION:
+        # the published code decodes with the small variance where the chain has the large one
+        std = np.sqrt(mix("small" if variance == "large" else variance, small, large))
+        low = (np.where(points == -1, -np.inf, points - half) - mean) / std
+        high = (np.where(points == 1, np.inf, points + half) - mean) / std
+        mirror = low + high > 0
+        low, high = np.where(mirror, -high, low), np.where(mirror, -low, high)
+        collect(variance, -log_ndtr(high) - np.log1p(-np.exp(log_ndtr(low) - log_ndtr(high))), weight)
+    for i in range(len(alpha) - 1):
+        small, large = reverse_vars(alpha[i], sigma[i], alpha[i + 1], sigma[i + 1])
+        mean, weight = at(i + 1)
+        error_sq = (alpha[i] * large / sigma[i + 1] ** 2 * (points - mean)) ** 2
+        for variance in FRACTION:
+            var = mix(variance, small, large)
+            collect(variance, 0.5 * (np.log(var / small) + (small + error_sq) / var - 1), weight)
+    return {variance: (np.array(means), np.array(spread)) for variance, (means, spread) in found.items()}
+
+
+def coverage(totals, truth, stderrs=None):
+    """Share of repetitions [R, images] whose mean is within 1.96 standard errors of the truth."""
+    if stderrs is None:
+        stderrs = totals.std(1, ddof=1) / np.sqrt(totals.shape[1])
+    return float((np.abs(totals.mean(1) - truth) < 1.96 * stderrs).mean())

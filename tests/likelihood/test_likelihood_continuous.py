@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from likelihood import ContinuousBound, VariationalBound, make_likelihood, prior_kl
+from likelihood.dequantization import decoder_log_prob
+from likelihood.step_sampling import draw_points
 from models import DiscreteScoreModel
 from sde_lib import VE, VP, NoiseStreams, SubVP, Tabulated
 
@@ -41,31 +44,88 @@ def test_an_exact_denoiser_is_at_entropy_plus_prior(name, num_levels):
     assert stderr < 0.03 * truth
 
 
-def test_the_integral_is_entropy_to_four_digits():
-    """By quadrature over noise and lambda: 1e-4 bits."""
-    sde, num_levels = VP(), 17
+class Given(NoiseStreams):
+    """Streams that hand out the noise of a quadrature."""
+
+    def __init__(self, noise):
+        super().__init__(0, [])
+        self.noise = noise
+
+    def normal_like(self, x):
+        return self.noise
+
+
+def over_noise(function, x, probs, log_snr):
+    """sum_k p_k E over eps of function(x0, eps, lambda), as a trapezoidal sum.
+
+    In eps a denoiser turns within sigma / (alpha gap), so that sums half of that apart are exact to rounding.
+    """
+    ratio = math.exp(-0.5 * log_snr) / float(x[1, 0] - x[0, 0])
+    half = math.ceil(9 / min(0.4, max(0.5 * ratio, 0.06)))
+    eps = torch.linspace(-9, 9, 2 * half + 1, dtype=torch.float64)
+    weight = torch.exp(-0.5 * eps**2) / torch.exp(-0.5 * eps**2).sum()
+    total = 0.0
+    # a few levels at a time, for the memory's sake
+    for levels, shares in zip(x.split(17), probs.split(17), strict=True):
+        x0 = levels.repeat_interleave(len(eps), 0)
+        times = torch.full((len(x0),), log_snr, dtype=torch.float64)
+        values = function(x0, eps.repeat(len(levels))[:, None], times)
+        total += float(shares @ (values.reshape(len(levels), -1) @ weight))
+    return total
+
+
+def uncertainty(x, probs, log_snr):
+    """H(x0 | x_t) in nats, by Bayes' rule."""
+    ratio = math.exp(-0.5 * log_snr)
+
+    def surprise(x0, eps, _):
+        log_joint = probs.log() - 0.5 * ((x0 + ratio * eps - x[:, 0]) / ratio) ** 2
+        return torch.logsumexp(log_joint, 1) - log_joint.gather(1, (x0 == x[:, 0]).long().argmax(1, keepdim=True))[:, 0]
+
+    return over_noise(surprise, x, probs, log_snr)
+
+
+EXACT_CASES = [
+    *((name, sde, num_levels, None) for name, sde in SDES.items() for num_levels in (2, 17)),
+    # at t_min the noise is an eighth of the distance between 256 levels, which leaves the decoder 1e-3 bits
+    ("vp", VP(), 256, 1e-6),
+]
+
+
+@pytest.mark.parametrize(("name", "sde", "num_levels", "t_end"), EXACT_CASES)
+def test_the_bound_is_entropy_plus_prior_to_four_digits(name, sde, num_levels, t_end):
+    """By quadrature over noise and lambda of the estimator's own integrand and decoder."""
     model, x = one_pixel(sde, num_levels)
-    bound = ContinuousBound(num_levels=num_levels)
+    probs, bound = model.probs.double(), ContinuousBound(num_levels=num_levels, t_end=t_end)
     ends = bound.ends(sde)
     high, low = sde.log_snr(ends).tolist()
-    z = torch.linspace(-9, 9, 721, dtype=torch.float64)
-    density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
-    total = 0.0
-    num_points = 1500
-    for log_snr in torch.linspace(low, high, num_points, dtype=torch.float64):
-        x0 = x.repeat_interleave(len(z), 0)
-        # a stand-in for the streams: every noise of the quadrature
-        noise = z.repeat(num_levels)[:, None]
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    integral = 0.0
+    for node, weight in zip(nodes, weights, strict=True):
+        value = over_noise(
+            lambda x0, eps, log_snr: bound._integrand(model, x0, log_snr, None, Given(eps)),
+            x,
+            probs,
+            low + 0.5 * (high - low) * (node + 1),
+        )
+        integral += 0.5 * (high - low) * weight * value
+    # what is learned of x0 from x_T to x at t_end (Guo et al. 2005): exact for every SDE
+    assert integral == pytest.approx(uncertainty(x, probs, low) - uncertainty(x, probs, high), abs=1e-6)
 
-        class Fixed(NoiseStreams):
-            def normal_like(self, x, noise=noise):
-                return noise
+    def decode(x0, eps, _):
+        t = ends[:1].expand(len(x0))
+        ratio = float(sde.sigma(ends[:1]) / sde.alpha(ends[:1]))
+        return -decoder_log_prob(x0, model(sde.perturb(x0, t, eps), t), ratio, num_levels)
 
-        values = bound._integrand(model, x0, log_snr.expand(len(x0)), None, Fixed(0, []))
-        expected = (values.reshape(num_levels, -1) * density).sum(1)
-        total += float((model.probs.double() * expected).sum()) * (high - low) / (num_points - 1)
-    entropy = float(-(model.probs.double() * model.probs.double().log()).sum())
-    assert abs(total - entropy) / math.log(2) < 1e-4
+    entropy = float(-(probs * probs.log()).sum())
+    prior = float(probs @ prior_kl(x, sde, float(ends[1])))
+    total = prior + integral + over_noise(decode, x, probs, high)
+    # what x_T tells of x0 is in L_T and not in the integral: 1e-5 bits, but for a VE whose sigma_max is 20 alone
+    told = entropy - uncertainty(x, probs, low)
+    assert told / math.log(2) < (2e-3 if name == "ve" else 3e-5)
+    assert abs(total + told - entropy - prior) / math.log(2) < 1e-4
+    if name != "ve":
+        assert abs(total - entropy - prior) / math.log(2) < 1e-4
 
 
 def test_the_bound_on_a_grid_falls_towards_it():
@@ -95,9 +155,10 @@ def test_no_image_depends_on_its_batch_and_shifts_are_spread():
     whole = bound(model, x, noise=NoiseStreams(4, range(5))).total
     parts = torch.cat([bound(model, x[k : k + 1], noise=NoiseStreams(4, [k])).total for k in range(5)])
     assert torch.equal(whole, parts)
-    places = bound._places(NoiseStreams(4, range(1000))).sort().values
+    points = draw_points("low_discrepancy", NoiseStreams(4, range(1000)), 3)
     # the gaps of a golden-ratio sequence: near 1 / 1000 all of them, where those of random points reach ten times that
-    assert float((places[1:] - places[:-1]).max()) < 2.7e-3
+    assert float((3 * points).sort(0).values.diff(dim=0).max()) < 2.7e-3
+    assert torch.equal(points[[7, 2]], draw_points("low_discrepancy", NoiseStreams(4, [7, 2]), 3))
     assert bound(model, x, noise=NoiseStreams(4, range(5))).nfe == 4
 
 

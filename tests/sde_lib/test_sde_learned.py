@@ -1,7 +1,9 @@
 """The learned schedule: its formula in 50 digits, its gradients by differences, its types, its promises in training."""
 
 import copy
+import gc
 import math
+import weakref
 
 import mpmath
 import pytest
@@ -256,8 +258,9 @@ def test_split_gradients_are_those_of_the_mean_and_of_the_mean_square():
     mean = torch.autograd.grad(losses_of(sde, t, scale).mean(), follow_mean)
     square = torch.autograd.grad(losses_of(sde, t, scale).square().mean(), sde.inner_parameters())
     with sde.split_gradients() as split:
-        split.loss = losses_of(sde, t, scale)
-    (split.loss.mean() + 3 * sde.sigma(torch.ones(1)).sum()).backward()
+        losses = losses_of(sde, t, scale)
+        split.loss = losses
+    (losses.mean() + 3 * sde.sigma(torch.ones(1)).sum()).backward()
     sigma = sde.sigma(torch.ones(1))
     (of_the_end,) = torch.autograd.grad(3 * sigma.sum(), sde.gamma_max)
     for parameter, expected in zip(follow_mean, mean, strict=True):
@@ -286,8 +289,9 @@ def test_following_them_removes_the_variance_and_leaves_the_mean():
         optimizer.zero_grad()
         with sde.split_gradients() as split:
             log_snr, rate = sde.log_snr_and_rate(t)
-            split.loss = -0.5 * rate * error_of(log_snr)
-        split.loss.mean().backward()
+            loss = -0.5 * rate * error_of(log_snr)
+            split.loss = loss
+        loss.mean().backward()
         optimizer.step()
     after = mean_and_variance()
     assert after[0] == pytest.approx(before[0], rel=1e-4)
@@ -304,7 +308,20 @@ def test_split_gradients_refuse_what_they_cannot_split():
         log_snr = sde.log_snr(t)
         split.loss = log_snr.mean()
     with pytest.raises(RuntimeError, match=r"must have the shape of the times, \[4\], got \[\]"):
-        split.loss.backward()
+        log_snr.mean().backward()
+
+
+def test_a_step_leaves_nothing_in_memory():
+    """The graph holds the hooks, and they the split: were the loss kept with its graph, both would live for ever."""
+    sde, t = LearnedVP(), torch.rand(4, dtype=torch.float64)
+    with sde.split_gradients() as split:
+        loss = sde.log_snr_and_rate(t)[1]
+        split.loss = loss
+    loss.mean().backward()
+    gone = weakref.ref(split)
+    del split, loss
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize(

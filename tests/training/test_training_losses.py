@@ -127,7 +127,11 @@ def test_no_sample_of_the_loss_depends_on_its_batch_mates():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dpm", {}, "unknown loss 'dpm'; did you mean 'ddpm'? choices: ddpm, dsm, hybrid, vlb, vlb_continuous"),
+        (
+            "dpm",
+            {},
+            "unknown loss 'dpm'; did you mean 'ddpm'? choices: ddpm, dequantized, dsm, hybrid, vlb, vlb_continuous",
+        ),
         ("ddpm", {}, "loss 'ddpm' needs an SDE with a table"),
         (
             "dsm",

@@ -1,0 +1,17 @@
+"""Digits by the continuous VP-SDE, for the flow's exact likelihood: likelihood weighting, learned dequantization."""
+
+from ml_collections import ConfigDict
+
+from configs.default import get_default_config
+from configs.vp.digits import digits_network
+
+
+def get_config() -> ConfigDict:
+    """Song et al. 2021b on the network of ``digits.py``: likelihood weighting, times uniform in log-SNR."""
+    config = get_default_config()
+    config.sde = ConfigDict({"name": "vp", "beta_min": 0.1, "beta_max": 20.0})
+    digits_network(config)
+    config.model.dequantizer = True
+    config.training.update({"loss": "dequantized", "time_sampling": "importance"})
+    config.eval.update({"likelihoods": ("vlb", "ode"), "ode_dequantization": "variational"})
+    return config

@@ -1,0 +1,225 @@
+"""Which terms of a bound are evaluated, and what each counts for, so that their sum stays unbiased."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sde_lib import NoiseStreams, choices_message, derive_seed
+
+StepSampling = Literal["stratified", "uniform", "low_discrepancy", "importance"]
+
+UNIFORM_SHARE = 0.1
+_GOLDEN = 0.6180339887498949
+
+
+def check_step_sampling(name: str, step_weights: Tensor | None) -> StepSampling:
+    """The name of a scheme, checked, and that weights are given to importance sampling alone.
+
+    Args:
+        name: "stratified", "uniform", "low_discrepancy" or "importance".
+        step_weights: Magnitudes of the terms, or None.
+
+    Raises:
+        ValueError: If the name is unknown, or weights are given to another scheme.
+    """
+    if name not in get_args(StepSampling):
+        raise ValueError(choices_message("step sampling", name, sorted(get_args(StepSampling))))
+    if step_weights is not None and name != "importance":
+        raise ValueError(f"step_weights are for step_sampling = 'importance', got {name!r}; leave one of them out")
+    return name  # pyright: ignore[reportReturnType]
+
+
+def check_step_weights(step_weights: Tensor) -> Float[Tensor, " steps"]:
+    """Magnitudes of the terms as float64 on the CPU.
+
+    Raises:
+        ValueError: If they are not a vector of finite numbers, none below 0 and some above.
+    """
+    weights = torch.as_tensor(step_weights).detach().cpu().double()
+    if weights.ndim != 1 or not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not float(weights.sum()) > 0:
+        raise ValueError(
+            f"step_weights must be a vector of finite numbers, none below 0 and some above, got shape "
+            f"{list(weights.shape)}; take them from fit_steps"
+        )
+    return weights
+
+
+@dataclass(frozen=True)
+class StepDraws:
+    """K draws an image from n cells of equal size: the steps of a chain, or parts of a range of log-SNR.
+
+    Attributes:
+        index: Cell of each draw, [B, K].
+        place: Where in its cell, uniform in [0, 1), float64 [B, K].
+        scale: 1 / (K p(cell)), float64 [B, K]: sum_k scale_k f(cell_k) has the mean sum over cells of f.
+    """
+
+    index: Int[Tensor, "batch draws"]
+    place: Float[Tensor, "batch draws"]
+    scale: Float[Tensor, "batch draws"]
+
+
+def low_discrepancy_place(index: int) -> float:
+    """frac(k times the golden ratio): where image k of a run stands in a sequence that fills [0, 1) evenly."""
+    return (index % 2**52) * _GOLDEN % 1.0
+
+
+def draw_points(scheme: StepSampling, noise: NoiseStreams, num_points: int) -> Float[Tensor, "batch points"]:
+    """Points of [0, 1), each image's its own affair: no image's depend on its batch mates.
+
+    Args:
+        scheme: "uniform": K independent points from the image's stream. "stratified": one in each of K equal parts,
+            independent and uniform there, from the image's stream. "low_discrepancy" and "importance": one in each of K
+            equal parts, in part j at frac(shift_j + k times the golden ratio) for image k of the run (Kingma et al.
+            2021, Appendix I.1, spread such points over a batch), with shifts that come from the run's seed.
+        noise: The streams.
+        num_points: K.
+
+    Returns:
+        float64 [B, K]. A point taken at random of an image's K is uniform, in every scheme.
+    """
+    if scheme in ("low_discrepancy", "importance"):
+        # a shift for each part: with one for all, the errors of an image's parts would add up instead of averaging out
+        shifts = [derive_seed(noise.seed, 0x6C616D62, part) / 2**63 for part in range(num_points)]
+        sequence = torch.tensor([low_discrepancy_place(k) for k in noise.indices], dtype=torch.float64)
+        inside = (sequence[:, None] + torch.tensor(shifts, dtype=torch.float64)) % 1.0
+    else:
+        inside = noise.uniform((num_points,)).double()
+    if scheme == "uniform":
+        return inside
+    return (inside + torch.arange(num_points, dtype=torch.float64)) / num_points
+
+
+def draw_steps(
+    scheme: StepSampling, noise: NoiseStreams, *, num_steps: int, num_draws: int, step_weights: Tensor | None
+) -> StepDraws:
+    """Choose which of n steps to evaluate, with probabilities p and by ``draw_points`` through their inverse CDF.
+
+    p_i = 1 / n, or for "importance" (1 - a) w_i / sum w + a / n with a = ``UNIFORM_SHARE``, which bounds p_i from below
+    and so the estimate's variance, however wrong the weights are (Hesterberg 1995). Of independent draws those with
+    w_i = sqrt(E[L_i^2]) have the least variance (Nichol & Dhariwal 2021, Section 3.3). The weights are constants here,
+    not a running history of the terms being measured: nothing is biased by them, and no image depends on another.
+
+    Args:
+        scheme: See ``draw_points``.
+        noise: The streams.
+        num_steps: n.
+        num_draws: K.
+        step_weights: Magnitudes w of the terms, [n], for "importance".
+
+    Raises:
+        ValueError: If "importance" has no weights, or not n of them.
+    """
+    probs = torch.full((num_steps,), 1 / num_steps, dtype=torch.float64)
+    if scheme == "importance":
+        if step_weights is None:
+            raise ValueError(
+                "step_sampling 'importance' needs step_weights; call fit_steps on images that are not measured"
+            )
+        if len(step_weights) != num_steps:
+            raise ValueError(
+                f"step_weights must have {num_steps} entries, got {len(step_weights)}; fit them on this grid"
+            )
+        probs = (1 - UNIFORM_SHARE) * step_weights / step_weights.sum() + UNIFORM_SHARE * probs
+    points = draw_points(scheme, noise, num_draws)
+    cdf = probs.cumsum(0)
+    index = torch.searchsorted(cdf, points, right=True).clamp(max=num_steps - 1)
+    place = ((points - (cdf - probs)[index]) / probs[index]).clamp(0, 1 - 2.0**-50)
+    return StepDraws(index=index, place=place, scale=1 / (num_draws * probs[index]))
+
+
+def pilot_steps(num_steps: int, num_knots: int) -> Int[Tensor, " knots"]:
+    """At most ``num_knots`` of n steps to fit weights on, both ends among them.
+
+    Half are evenly spaced, half geometrically, since the terms change fastest near the data.
+    """
+    half = max(num_knots // 2, 2)
+    even = torch.linspace(0, num_steps - 1, half, dtype=torch.float64)
+    geometric = torch.logspace(0, 1, num_knots - half, base=float(num_steps), dtype=torch.float64) - 1
+    return torch.cat([even, geometric]).round().long().clamp(0, num_steps - 1).unique()
+
+
+def interpolate_step_weights(
+    knots: Int[Tensor, " knots"], nats: Float[Tensor, "images knots"], num_steps: int
+) -> Float[Tensor, " steps"]:
+    """sqrt(E[L_i^2]) of every step from pilot values at a few of them.
+
+    The logarithm of the root mean square over the pilot images is interpolated linearly in log(i + 1). A few images
+    suffice, as neighbouring steps have nearly equal terms.
+
+    Args:
+        knots: Steps that were evaluated, rising, [M].
+        nats: L_i of each pilot image, [P, M].
+        num_steps: n.
+
+    Returns:
+        float64 [n] on the CPU.
+    """
+    magnitude = nats.double().cpu().square().mean(0).sqrt().numpy()
+    # a term that is 0 in the pilot has no logarithm; the uniform share looks after it
+    log_magnitude = np.log(np.maximum(magnitude, max(1e-12 * magnitude.max(), 1e-300)))
+    at = np.log1p(knots.cpu().double().numpy())
+    return torch.from_numpy(np.exp(np.interp(np.log1p(np.arange(num_steps)), at, log_magnitude)))
+
+
+def sampling_variance(shares: Float[Tensor, "batch draws"], *, independent: bool) -> Float[Tensor, " batch"] | None:
+    """Variance of sum_k shares_k over the draws of steps and of noise, for each image on its own.
+
+    Independent draws ("uniform") have the unbiased K s^2. With one draw a part (all else) no unbiased estimate exists.
+    Pairs of neighbouring parts, and the last three where K is odd, are taken as if their draws were of one part
+    (Cochran 1977, Section 5A.12). The mean of that is the variance and what the parts' means differ by, squared: too
+    large, never too small, and by little where neighbouring parts have nearly equal means, as in importance sampling.
+
+    Args:
+        shares: What each draw adds to the sum, in the order of the parts, float64 [B, K].
+        independent: Whether the draws are independent and of one distribution.
+
+    Returns:
+        float64 [B], or None for K = 1, which says nothing of it.
+    """
+    num_draws = shares.shape[1]
+    if num_draws < 2:
+        return None
+    if independent:
+        return num_draws * shares.var(1)
+    paired = num_draws if num_draws % 2 == 0 else num_draws - 3
+    pairs = shares[:, :paired].unflatten(1, (paired // 2, 2))
+    variance = (pairs[..., 0] - pairs[..., 1]).square().sum(1)
+    return variance if paired == num_draws else variance + 3 * shares[:, paired:].var(1)
+
+
+def low_discrepancy_stderr(values: Float[Tensor, " batch"], indices: list[int] | range) -> float:
+    """Standard error of the mean of values whose steps were drawn by "low_discrepancy" or "importance".
+
+    s / sqrt(B) is too large for these, the former above all: part of the spread over images is due to the steps, and
+    cancels in their mean since the images share the steps evenly. In the order of the sequence neighbours have nearly
+    the same steps, so that
+
+        sqrt( sum_i (v_{i + 1} - v_i)^2 / (2 (B - 1) B) )
+
+    is left with the images' own spread and the noise (as for systematic samples, Wolter 2007, Section 8.2).
+
+    Args:
+        values: One value an image, [B].
+        indices: Number of each image within the run, as given to ``NoiseStreams``.
+
+    Returns:
+        The standard error; NaN below two values.
+
+    Raises:
+        ValueError: If there are not as many indices as values.
+    """
+    if len(values) != len(indices):
+        raise ValueError(f"indices must be {len(values)}, one a value, got {len(indices)}; pass those of NoiseStreams")
+    count = len(values)
+    if count < 2:
+        return float("nan")
+    order = torch.tensor([low_discrepancy_place(k) for k in indices], dtype=torch.float64).argsort()
+    differences = values.double().cpu()[order].diff()
+    return float((differences.square().sum() / (2 * (count - 1) * count)).sqrt())
