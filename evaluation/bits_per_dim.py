@@ -77,7 +77,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         try:
             measurements = schedule.run()
         except KeyboardInterrupt:
-            raise Interrupted(f"stopped with {schedule.progress()} kept; the same command goes on from there") from None
+            raise Interrupted(f"stopped with {schedule.kept()} kept; the same command goes on from there") from None
         if not ranks.first:
             return {}
         report = _write(config, workdir, estimators, measurements, model, split, step)

@@ -140,6 +140,10 @@ class PartialResults:
         listed = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
         return good, [f"in {self._folder} {listed} cannot be used; measured again"] if damaged else []
 
+    def count(self) -> int:
+        """The number of batches that are kept."""
+        return len(list(self._folder.glob("[0-9]*.batch")))
+
     def drop(self) -> None:
         """Delete all of it."""
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -91,10 +91,12 @@ class Schedule:
             return {}
         return {name: Measurement([known[k] for k in range(len(self._split))]) for name, known in self._known.items()}
 
-    def progress(self) -> str:
-        """How many batches are known, in words."""
-        counts = [f"{len(known)} of {len(self._split)} batches of {name}" for name, known in self._known.items()]
-        return " and ".join(counts)
+    def kept(self) -> str:
+        """How many batches are kept, by whatever process, in words."""
+        return self._counted({name: partial.count() for name, partial in self._partial.items()})
+
+    def _counted(self, counts: dict[str, int]) -> str:
+        return " and ".join(f"{count} of {len(self._split)} batches of {name}" for name, count in counts.items())
 
     def forget(self) -> None:
         """Delete what was kept."""
@@ -108,7 +110,8 @@ class Schedule:
             for note in notes:
                 say(note)
         if any(self._known.values()):
-            say(f"goes on: {self.progress()} were measured before")
+            counts = {name: len(known) for name, known in self._known.items()}
+            say(f"goes on: {self._counted(counts)} were measured before")
         todo = [(k, [name for name, known in self._known.items() if k not in known]) for k in range(len(self._split))]
         digests = {name: partial.digest for name, partial in self._partial.items()}
         return json.dumps({"digests": digests, "todo": [(k, names) for k, names in todo if names]}).encode()
