@@ -66,12 +66,12 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         )
         model, step = _load_model(config, workdir, dataset, device, ranks)
         seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
-        fit_step_weights(config, seen, device)
+        step_weights = fit_step_weights(config, seen, device, ranks)
         schedule = Schedule(
             split,
             seen,
             folder=workdir / "eval" / "partial",
-            fingerprints=fingerprints(config, model, step, split),
+            fingerprints=fingerprints(config, model, step, split, step_weights),
             ranks=ranks,
         )
         try:

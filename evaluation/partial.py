@@ -38,7 +38,9 @@ def _digest(*arrays: torch.Tensor) -> str:
     return total.hexdigest()
 
 
-def fingerprints(config: Config, model: ScoreModel, step: int, split: EvalSplit) -> dict[str, dict[str, Any]]:
+def fingerprints(
+    config: Config, model: ScoreModel, step: int, split: EvalSplit, step_weights: dict[str, list[float]] | None = None
+) -> dict[str, dict[str, Any]]:
     """All that the values of a batch depend on, for each of ``config.eval.likelihoods``.
 
     A setting of ``eval`` whose name begins with another likelihood's ("ode_rtol" for "vlb") is not in it.
@@ -48,6 +50,7 @@ def fingerprints(config: Config, model: ScoreModel, step: int, split: EvalSplit)
         model: The model that is measured.
         step: The training step of its weights.
         split: The images.
+        step_weights: What steps are drawn by, of the likelihoods that draw them so.
     """
     state = model.state_dict()
     common: dict[str, Any] = {"step": step, "weights": _digest(*(state[key] for key in sorted(state)))}
@@ -60,6 +63,9 @@ def fingerprints(config: Config, model: ScoreModel, step: int, split: EvalSplit)
     for name in config.eval.likelihoods:
         foreign = tuple(f"eval.{prefix}_" for prefix in prefixes - {name.split("_")[0]})
         ours = {key: value for key, value in settings.items() if not key.startswith(foreign)}
+        weights = (step_weights or {}).get(name)
+        if weights is not None:
+            ours["step_weights"] = _digest(torch.tensor(weights, dtype=torch.float64))
         # as JSON gives it back
         result[name] = json.loads(json.dumps(common | ours))
     return result

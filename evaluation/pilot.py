@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from data import ImageDataset, eval_batches, to_model_space
@@ -11,28 +13,54 @@ from sde_lib import NoiseStreams, derive_seed
 from training.build import build_dataset
 from training.config import Config
 
+from .ranks import Ranks
+
 NUM_PILOT_IMAGES = 16
 _PILOT = 0x70696C6F74
 
 
 def fit_step_weights(
-    config: Config, estimators: dict[str, tuple[LikelihoodEstimator, ScoreModel]], device: torch.device
-) -> None:
+    config: Config, estimators: dict[str, tuple[LikelihoodEstimator, ScoreModel]], device: torch.device, ranks: Ranks
+) -> dict[str, list[float]]:
     """Fit the weights of estimators that draw their steps by importance, on the first images of the other split.
 
-    A function of the model, the data and the seed: an interrupted or a distributed measurement fits the same ones.
+    Rank 0 fits them for all processes.
 
     Args:
         config: The config.
         estimators: The likelihoods by name, each with the model as it sees it.
         device: Where the models are.
+        ranks: The processes.
+
+    Returns:
+        The weights of those that have them, by name.
     """
+    drawn = {
+        name: estimator
+        for name, (estimator, _) in estimators.items()
+        if isinstance(estimator, (VariationalBound, ContinuousBound))
+        and estimator.step_sampling == "importance"
+        and estimator.steps_per_image is not None
+    }
+
+    def fit() -> bytes:
+        _fit(config, [(estimator, estimators[name][1]) for name, estimator in drawn.items()], device)
+        fitted = {name: estimator.step_weights for name, estimator in drawn.items()}
+        return json.dumps({name: weights.tolist() for name, weights in fitted.items() if weights is not None}).encode()
+
+    if not drawn:
+        return {}
+    weights: dict[str, list[float]] = json.loads(ranks.share("step weights", fit))
+    for name, estimator in drawn.items():
+        estimator.step_weights = torch.tensor(weights[name], dtype=torch.float64)
+    return weights
+
+
+def _fit(
+    config: Config, drawn: list[tuple[VariationalBound | ContinuousBound, ScoreModel]], device: torch.device
+) -> None:
     pilot: ImageDataset | None = None
-    for estimator, model in estimators.values():
-        if not isinstance(estimator, (VariationalBound, ContinuousBound)) or estimator.step_sampling != "importance":
-            continue
-        if estimator.steps_per_image is None:
-            continue
+    for estimator, model in drawn:
         pilot = pilot or build_dataset(config, "test" if config.eval.split == "train" else "train")
         count = min(NUM_PILOT_IMAGES, len(pilot))
         ((images, labels),) = eval_batches(pilot, batch_size=count, num_images=count)
