@@ -119,6 +119,7 @@ def _eval() -> ConfigDict:
             "clip_x0": True,  # measures the chain whose predicted x0 is clipped
             "vlb_variance": "small",  # reverse variance: small, large or learned
             "vlb_num_steps": 0,  # 0: the SDE's table, or 1000
+            "vlb_grid": "uniform",  # where those steps are: any time grid of the samplers
             "vlb_samples_per_image": 0,  # L_t evaluated per image, at random; 0: all of them (continuous: 10)
             "vlb_step_sampling": "importance",  # or uniform, stratified, low_discrepancy: how those are drawn
             "ode_dequantization": "decoder",  # decoder, uniform or, of a model that learned it, variational

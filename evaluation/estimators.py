@@ -32,6 +32,7 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
             num_levels=dataset.num_levels,
             num_steps=settings.vlb_num_steps or None,
             variance=settings.vlb_variance,
+            grid=settings.vlb_grid,
             steps_per_image=settings.vlb_samples_per_image or None,
             step_sampling=settings.vlb_step_sampling,
         )
@@ -97,6 +98,7 @@ def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Confi
     common["clip_x0"] = config.eval.clip_x0
     if isinstance(estimator, VariationalBound):
         common["variance"] = estimator.variance
+        common["grid"] = estimator.grid
         common["num_steps"] = len(estimator.noisy_times(model.sde))
     # absent from a plugin's estimators
     if hasattr(estimator, "steps_per_image"):

@@ -19,7 +19,7 @@ from models import (
 )
 from models.backbones import UNet
 from samplers import Sampler, make_sampler
-from sde_lib import SDE, LearnedVP, choices_message, make_sde
+from sde_lib import SDE, LearnedVP, available_grids, choices_message, make_sde
 
 from .bound_losses import DequantizedLoss, HybridLoss
 from .config import Config, data_root, parse_options
@@ -257,6 +257,8 @@ def check_eval_names(config: Config) -> None:
         if name not in available_likelihoods():
             raise ValueError(choices_message("likelihood", name, available_likelihoods()))
     check_variance(config.eval.vlb_variance)
+    if config.eval.vlb_grid not in available_grids():
+        raise ValueError(choices_message("grid", config.eval.vlb_grid, available_grids()))
     check_learned_parts(config)
     if config.eval.split not in ("train", "test"):
         raise ValueError(choices_message("split", config.eval.split, ["test", "train"]))
