@@ -126,7 +126,7 @@ def _eval() -> ConfigDict:
             "ode_importance_samples": 1,  # a tighter bound with more; needs ode_divergence "exact"
             "ode_divergence": "rademacher",  # probes: rademacher or gaussian; or exact, for few dimensions
             "ode_num_probes": 1,
-            "ode_solver": "dopri5",  # an adaptive one
+            "ode_solver": "adams",  # or another adaptive one
             "ode_rtol": 1e-5,
             "ode_atol": 1e-5,
             "ode_max_nfe": 10_000,

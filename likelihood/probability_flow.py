@@ -23,55 +23,9 @@ from .dequantization import (
     place_uniform,
     place_variational,
 )
+from .flow_steps import ADAMS, DivergenceSlope, follow_log_density
 
 Divergence = Literal["rademacher", "gaussian", "exact"]
-
-
-class DivergenceSlope:
-    """d/dr of (y, sum of div eps / sqrt(D)): drift and divergence from one network call.
-
-    With probes v of E v v^T = 1, div eps = E v . d(v . eps)/dy (Hutchinson 1990); the same probes all along the way, so
-    that the integral is one of a smooth function (Grathwohl et al. 2019). Over sqrt(D), the error norm of an adaptive
-    solver counts an error in nats a dimension as much as one in y.
-
-    Args:
-        equation: The flow.
-        shape: Shape of a sample.
-        probes: [P, B, ...], or None for the exact divergence, of D backward passes.
-    """
-
-    def __init__(self, equation: FlowEquation, shape: torch.Size, probes: Tensor | None) -> None:
-        self.equation, self.shape, self.probes = equation, shape, probes
-        self.num_dims = math.prod(shape)
-
-    def __call__(self, noise_ratio: Tensor, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
-        """The slope of a state [B, D + P]."""
-        equation = self.equation
-        y = state[:, : self.num_dims].reshape(-1, *self.shape)
-        equation.move_to(noise_ratio, y)
-        alpha = equation.model.sde.alpha(equation.t)
-        with torch.enable_grad():
-            x = (expand_like(alpha, y) * y).to(equation.dtype).detach().requires_grad_()
-            eps = equation.ask(x)
-            traces = self._exact(eps, x) if self.probes is None else self._probed(eps, x, self.probes)
-        traces = traces * (alpha / math.sqrt(self.num_dims))[:, None].to(traces)
-        return torch.cat([eps.detach().to(state.dtype).flatten(1), traces.to(state.dtype)], 1)
-
-    def _probed(self, eps: Tensor, x: Tensor, probes: Tensor) -> Tensor:
-        """v . d(v . eps)/dx for each probe, [B, P]."""
-        traces = []
-        for number, probe in enumerate(probes):
-            (product,) = torch.autograd.grad(eps, x, probe.to(eps), retain_graph=number < len(probes) - 1)
-            traces.append((product.double() * probe).flatten(1).sum(1))
-        return torch.stack(traces, 1)
-
-    def _exact(self, eps: Tensor, x: Tensor) -> Tensor:
-        """sum_i d eps_i / dx_i, [B, 1]."""
-        flat, trace = eps.flatten(1), torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for i in range(self.num_dims):
-            (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=i < self.num_dims - 1)
-            trace += row.flatten(1)[:, i].double()
-        return trace[:, None]
 
 
 @register_likelihood("ode")
@@ -100,7 +54,8 @@ class FlowLikelihood(LikelihoodEstimator):
             2016), if the divergence is exact. Noise in the exponent would make it too good: refused with probes.
         divergence: "rademacher" or "gaussian" probes, or "exact", of as many backward passes as dimensions.
         num_probes: Probes a sample; with two or more their spread says how much they are off.
-        solver: One of ``available_ode_solvers()``; see ``ProbabilityFlowSampler``.
+        solver: "adams", of one network call a step, whose error is counted in nats a dimension (``LogDensityFlow``); or
+            one of ``available_ode_solvers()``, whose error is that of the state: see ``ProbabilityFlowSampler``.
         rtol: Tolerated error of a step relative to the state, above 0; unused by grid solvers.
         atol: Tolerated error of a step on top, above 0; unused by grid solvers.
         max_nfe: Most network calls, at least 1; None is no limit.
@@ -121,7 +76,7 @@ class FlowLikelihood(LikelihoodEstimator):
         num_importance_samples: int = 1,
         divergence: Divergence = "rademacher",
         num_probes: int = 1,
-        solver: str = "dopri5",
+        solver: str = ADAMS,
         rtol: float = 1e-5,
         atol: float = 1e-5,
         max_nfe: int | None = 10_000,
@@ -143,8 +98,8 @@ class FlowLikelihood(LikelihoodEstimator):
                 f"{num_importance_samples} importance samples need divergence='exact', got {divergence!r}, whose noise "
                 "would make the bound too good; take 1"
             )
-        check_ode_options(solver, rtol=rtol, atol=atol, max_nfe=max_nfe)
-        self._adaptive = solver in ADAPTIVE
+        check_ode_options(solver, rtol=rtol, atol=atol, max_nfe=max_nfe, others=[ADAMS])
+        self._adaptive = solver in ADAPTIVE or solver == ADAMS
         if isinstance(grid, Tensor):
             grid = check_grid(grid)
         elif not self._adaptive and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1):
@@ -227,7 +182,10 @@ class FlowLikelihood(LikelihoodEstimator):
         for start, end in pairwise(points):
             equation = FlowEquation(model, cond, start, end, dtype=x0.dtype, counter=counter, max_nfe=self.max_nfe)
             slope = DivergenceSlope(equation, x0.shape[1:], probes)
-            state = follow_flow(equation, slope, state, solver=self.solver, rtol=self.rtol, atol=self.atol)
+            if self.solver == ADAMS:
+                state = follow_log_density(slope, state, rtol=self.rtol, atol=self.atol)
+            else:
+                state = follow_flow(equation, slope, state, solver=self.solver, rtol=self.rtol, atol=self.atol)
         alpha = float(sde.alpha(_one(points[-1].t)))
         x_T = alpha * state[:, :num_dims].reshape(x0.shape)
         volumes = -math.sqrt(num_dims) * state[:, num_dims:] - num_dims * math.log(alpha)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,14 +160,24 @@ def follow_flow(
         ) from error
 
 
-def check_ode_options(solver: str, *, rtol: float, atol: float, max_nfe: int | None) -> None:
+def check_ode_options(
+    solver: str, *, rtol: float, atol: float, max_nfe: int | None, others: Sequence[str] = ()
+) -> None:
     """Refuse a solver that is unknown or not installed, and numbers out of range.
+
+    Args:
+        solver: One of ``available_ode_solvers()``, or of ``others``.
+        rtol: Above 0 and finite.
+        atol: Above 0 and finite.
+        max_nfe: At least 1, or None.
+        others: Solvers of the caller's own.
 
     Raises:
         ValueError: In one line; an unknown solver lists the choices.
     """
-    if solver not in available_ode_solvers():
-        raise ValueError(choices_message("ODE solver", solver, available_ode_solvers()))
+    choices = sorted([*available_ode_solvers(), *others])
+    if solver not in choices:
+        raise ValueError(choices_message("ODE solver", solver, choices))
     check_installed(solver)
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not 0 < value < math.inf:

@@ -1,5 +1,6 @@
 """The mathematics of linear diffusions: SDEs, their tables, time grids and noise streams. No networks."""
 
+from .adams import solve_adams
 from .base import SDE
 from .catalog import available_sdes, make_sde, register_sde
 from .grids import available_grids, check_grid, make_grid, register_grid
@@ -49,4 +50,5 @@ __all__ = [
     "make_sde",
     "register_grid",
     "register_sde",
+    "solve_adams",
 ]
