@@ -85,8 +85,9 @@ def test_a_loss_reaches_network_and_schedule_and_the_average_follows_both():
     t = torch.rand(16, generator=generator, dtype=torch.float64)
     with model.sde.split_gradients() as split:
         error = (model(model.sde.perturb(x0, t, eps), t).eps - eps).double().square().sum(1)
-        split.loss = -0.5 * model.sde.log_snr_and_rate(t)[1] * error
-    split.loss.mean().backward()
+        loss = -0.5 * model.sde.log_snr_and_rate(t)[1] * error
+        split.loss = loss
+    loss.mean().backward()
     assert all(p.grad is not None and p.grad.dtype == p.dtype and (p.grad != 0).any() for p in model.parameters())
     torch.nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
