@@ -14,8 +14,8 @@ from models import (
     ScoreModel,
 )
 from sde_lib import SDE, VE, VP, LearnedVP, NoiseStreams, SubVP, Tabulated
-from training.bound_losses import HybridLoss, row_bits
-from training.losses import make_loss
+from training.bound_losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, row_bits
+from training.losses import Loss, make_loss
 
 LEVELS = 5
 TABLE = Tabulated.ddpm(num_steps=12, beta_start=0.01, beta_end=0.4)
@@ -220,6 +220,21 @@ def test_continuous_loss_trains_the_ends_by_itself_and_the_inside_by_its_square(
             assert float(parameter.grad[index]) == pytest.approx(slope, rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize("loss", [ContinuousBoundLoss, DequantizedLoss])
+def test_a_bound_built_by_itself_is_the_one_built_by_name(loss: type[Loss]):
+    model, x0, eps = _network(learned_variance=False, sde=VP()), _data(6), _noise(6)
+    t = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+    name = {ContinuousBoundLoss: "vlb_continuous", DequantizedLoss: "dequantized"}[loss]
+    values = []
+    for built in (
+        loss(num_levels=LEVELS),
+        make_loss(name, sde=VP(), parameterization="edm", weighting="auto", num_levels=LEVELS),
+    ):
+        torch.manual_seed(0)
+        values.append(built(model, x0, t, eps))
+    assert torch.equal(*values)
+
+
 def _ends_only(sde: SDE, model: NetworkScoreModel, x0: Tensor, eps: Tensor) -> Tensor:
     """L_0 + L_T: what a model without any error in eps pays."""
 
@@ -241,6 +256,10 @@ def _ends_only(sde: SDE, model: NetworkScoreModel, x0: Tensor, eps: Tensor) -> T
         ("dsm", VP(), {"time_sampling": "importance"}, "needs weighting 'likelihood'"),
         ("vlb_continuous", VP(), {}, "needs num_levels"),
         ("vlb_continuous", LearnedVP(), {"num_levels": 5, "time_sampling": "importance"}, "use 'low_discrepancy'"),
+        ("vlb_continuous", VP(), {"num_levels": 5, "weighting": "edm"}, "has its own weighting, got 'edm'"),
+        ("dequantized", VP(), {"num_levels": 5, "weighting": "eps"}, "has its own weighting, got 'eps'"),
+        ("vlb", TABLE, {"num_levels": 5, "weighting": "x0"}, "has its own weighting, got 'x0'"),
+        ("hybrid", TABLE, {"num_levels": 5, "weighting": "v"}, "has its own weighting, got 'v'"),
     ],
 )
 def test_refusals_of_the_bounds(name: str, sde: SDE, options: dict, message: str):
