@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -160,8 +161,8 @@ def _check_learned_schedule(config: Config, loss: Loss) -> None:
         )
 
 
-def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam or AdamW of ``config.optim``.
+def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Optimizer:
+    """Adam or AdamW of ``config.optim``; a noise schedule that is learned does not decay.
 
     Raises:
         ValueError: If the name is unknown or a number is out of range.
@@ -170,9 +171,18 @@ def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> tor
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if optim.name not in kinds:
         raise ValueError(choices_message("optimizer", optim.name, sorted(kinds)))
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if optim.weight_decay > 0 and isinstance(model.sde, torch.nn.Module):
+        # 0 is no neutral place for a log-SNR or the logarithm of a slope, as it is for a network's weights
+        schedule = list(model.sde.parameters())
+        of_schedule = {id(parameter) for parameter in schedule}
+        groups = [
+            {"params": [parameter for parameter in model.parameters() if id(parameter) not in of_schedule]},
+            {"params": schedule, "weight_decay": 0.0},
+        ]
     try:
         return kinds[optim.name](
-            parameters,
+            groups,
             lr=optim.learning_rate,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
