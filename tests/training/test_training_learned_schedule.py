@@ -6,8 +6,10 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from data import ImageDataset
+from data import ImageDataset, TrainBatches
+from sde_lib import LearnedVP
 from training.config import load_config
+from training.loop import TrainingStep
 from training.state import TrainingState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,3 +50,40 @@ def test_weight_decay_is_for_the_network_alone(name: str, tmp_path: Path):
     assert other.restore(tmp_path)
     assert all(torch.equal(value, after[key]) for key, value in other.model.state_dict().items())
     assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0.1, 0.0]
+
+
+def _gradients(grad_clip: float) -> tuple[dict[str, torch.Tensor], float]:
+    """Those that the optimizer is given in the first step, and the norm that is logged."""
+    config = _config()
+    state, dataset = _state(config)
+    do_step = TrainingStep(
+        state,
+        TrainBatches(dataset, batch_size=8, seed=0),
+        seed=0,
+        num_levels=LEVELS,
+        class_conditional=False,
+        precision=torch.float32,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        grad_clip=grad_clip,
+    )
+    _, norm = do_step()
+    gradients = {name: p.grad.double() for name, p in state.model.named_parameters() if p.grad is not None}
+    return gradients, float(norm)
+
+
+def test_the_gradient_of_the_variance_takes_nothing_from_that_of_the_loss():
+    """Each is clipped by its own norm."""
+    inside = {f"sde.{name}" for name, _ in LearnedVP().named_parameters() if not name.startswith("gamma")}
+    whole, norm = _gradients(0.0)
+    clipped, logged = _gradients(1.0)
+    assert len(inside) == 3 and inside < whole.keys() == clipped.keys()
+    norms = {}
+    for names in (inside, whole.keys() - inside):
+        of_names = float(torch.cat([whole[name].flatten() for name in names]).norm())
+        norms[len(names)] = of_names
+        for name in names:
+            torch.testing.assert_close(clipped[name], whole[name] / of_names, rtol=1e-4, atol=1e-9)
+    of_variance, of_loss = (norms[count] for count in sorted(norms))
+    assert of_variance > 5 * of_loss > 5
+    assert norm == pytest.approx(of_loss, rel=1e-5) and logged == pytest.approx(of_loss, rel=1e-5)
