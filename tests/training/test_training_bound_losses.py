@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from likelihood import ContinuousBound, VariationalBound, prior_kl, step_kl
+from likelihood import ContinuousBound, VariationalBound, discretized_gaussian_log_prob, prior_kl, step_kl
 from models import (
     DiscreteScoreModel,
     EpsParameterization,
@@ -72,6 +72,15 @@ def test_mean_of_l_vlb_over_all_rows_is_the_bound_less_its_prior(learned: bool):
     eps = _noise(count)
     prediction = model(TABLE.perturb(x0, t, eps), t)
     truth = step_kl(kind, prediction, x0, TABLE, t - 1 / 12, t) / (3 * math.log(2))
+    torch.testing.assert_close(loss(model, x0, t, eps), 12 * truth, rtol=1e-9, atol=1e-12)
+    # at the first row the small variance is that of the second, as in Ho et al.'s and Nichol & Dhariwal's code
+    t = torch.full((count,), 1 / 12, dtype=torch.float64)
+    prediction = model(TABLE.perturb(x0, t, eps), t)
+    fraction = 0.0 if prediction.variance_fraction is None else prediction.variance_fraction
+    small, large = TABLE.posterior_coefficients(t, 2 * t)[2].log()[0], 2 * TABLE.log_sigma(t)[0]
+    log_std = 0.5 * (fraction * large + (1 - fraction) * small)
+    log_prob = discretized_gaussian_log_prob(x0, prediction.x0, log_std, num_levels=LEVELS)
+    truth = -log_prob.flatten(1).mean(1) / math.log(2)
     torch.testing.assert_close(loss(model, x0, t, eps), 12 * truth, rtol=1e-9, atol=1e-12)
 
 
