@@ -71,7 +71,7 @@ def test_a_dequantizer_is_trained_averaged_saved_and_restored(tmp_path: Path):
     new = {name: value.clone() for name, value in state.model.dequantizer.state_dict().items()}
     do_step()
     do_step()
-    trained, averaged = (model.dequantizer.state_dict() for model in (state.model, state.ema.model))
+    trained, averaged = state.model.dequantizer.state_dict(), state.ema.model.dequantizer.state_dict()
     assert all(not torch.equal(trained[name], new[name]) for name in new)
     assert all(not torch.equal(trained[name], averaged[name]) for name in new)
     state.save(tmp_path, keep=1)
