@@ -131,8 +131,8 @@ class LearnedVP(SDE, nn.Module):
 
         The loss of a sample depends on the inner parameters through its own gamma(t_i) and gamma'(t_i) alone, where the
         gradient is multiplied by 2 loss_i on its way back (Kingma et al. 2021, Appendix I.2). What is not a term of the
-        sum over t, as L_0 and L_T, adds nothing there, since the ends are not theirs. In units of bits per dimension
-        the gradient of the square is of the size of the others, which a common limit on gradient norms needs.
+        sum over t, as L_0 and L_T, adds nothing there, since the ends are not theirs. The gradient of the square is
+        10 to 100 times as large as the others also in bits per dimension: a limit on gradient norms needs to be apart.
 
         Yields:
             Where to put the losses, [B], once they are known; the times that the schedule is asked for must be [B] too.

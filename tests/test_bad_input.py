@@ -53,6 +53,20 @@ BAD_INPUT = [
     (["--config.model.learned_variance=true"], "train", "model.learned_variance needs a loss that trains it"),
     (["--config.training.loss=hybrid"], "train", "training.loss=hybrid needs model.learned_variance"),
     (["--config.eval.vlb_variance=learned"], "train", "eval.vlb_variance=learned needs a network with"),
+    (
+        ["--config.model.parameterization=levels", "--config.training.loss=dequantized"],
+        "train",
+        "training.loss=dequantized needs a model of what lies between levels",
+    ),
+    (
+        [
+            "--config.model.parameterization=levels",
+            "--config.eval.ode_dequantization=uniform",
+            "--config.eval.likelihoods=ode",
+        ],
+        "train",
+        "eval.ode_dequantization=uniform needs a model of what lies between levels",
+    ),
     (["--config.training.time_sampling=best"], "train", "unknown time sampling 'best'"),
     (["--config.training.weighting=likelihood"], "train", "weighting 'likelihood' is one of continuous time"),
     (["--config.model.data_std=0"], "train", "data_std must be above 0"),
@@ -74,6 +88,25 @@ def test_bad_input_is_one_line_and_writes_nothing(
     before = snapshot(workdir)
     assert message in error(capsys, tiny_command(mode, workdir, *extra))
     assert snapshot(workdir) == before and (mode != "train" or not workdir.exists())
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("model.noise_input=auto", "moves t: the network must be told the noise level, got model.noise_input=auto"),
+        ("model.noise_input=t999", "moves t: the network must be told the noise level, got model.noise_input=t999"),
+        ("training.loss=dsm", "a learned noise schedule needs training.loss=vlb_continuous, got dsm"),
+        ("training.time_sampling=importance", "a learned schedule takes the place of time sampling 'importance'"),
+        ("model.dequantizer=true", "model.dequantizer needs training.loss=dequantized, got vlb_continuous"),
+    ],
+)
+def test_what_a_learned_schedule_cannot_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: str, message: str
+):
+    digits = ("--config.data.dataset=digits", "--config.model.attention_resolutions=4")
+    command = tiny_command("train", tmp_path / "new", *digits, f"--config.{extra}", config="vp/mnist_vdm")
+    assert message in error(capsys, command)
+    assert not (tmp_path / "new").exists()
 
 
 def test_unknown_config_file_and_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -59,6 +59,9 @@ def _variance_of(model: ScoreModel) -> ReverseVariance:
 
 
 class _TableBound(TableLoss):
+    # of the error in eps, where a bound has one: L_simple's
+    own_weighting = "eps"
+
     @property
     def trains_variance(self) -> bool:
         """True."""
@@ -144,6 +147,8 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
     which, since its mean does not depend on the inside, is that of its variance (Appendix I.2).
     """
 
+    own_weighting = "likelihood"
+
     def check(self, sde: SDE) -> None:
         """Needs levels; a learned schedule is itself the importance sampler."""
         if self.num_levels is None:
@@ -151,7 +156,6 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
         levels_of(torch.zeros(0), self.num_levels)
         if isinstance(sde, LearnedVP) and self.time_sampling == "importance":
             raise ValueError("a learned schedule takes the place of time sampling 'importance'; use 'low_discrepancy'")
-        self.weighting = "likelihood"
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
@@ -192,12 +196,13 @@ class DequantizedLoss(DenoisingScoreMatching):
     without one, u is uniform.
     """
 
+    own_weighting = "likelihood"
+
     def check(self, sde: SDE) -> None:
         """Needs levels."""
         if self.num_levels is None:
             raise ValueError("loss 'dequantized' needs num_levels, got None; pass the data's")
         levels_of(torch.zeros(0), self.num_levels)
-        self.weighting = "likelihood"
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``. u is drawn from PyTorch's global generator."""

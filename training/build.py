@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from models.backbones import UNet
 from samplers import Sampler, make_sampler
 from sde_lib import SDE, LearnedVP, available_grids, choices_message, make_sde
 
-from .bound_losses import DequantizedLoss, HybridLoss
+from .bound_losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss
 from .config import Config, data_root, parse_options
 from .losses import Loss, make_loss
 
@@ -136,13 +137,32 @@ def build_loss(config: Config, sde: SDE, dataset: ImageDataset) -> Loss:
         raise ValueError(f"model.dequantizer needs training.loss=dequantized, got {training.loss}; set it")
     if isinstance(loss, HybridLoss) and not config.model.learned_variance:
         raise ValueError("training.loss=hybrid needs model.learned_variance; set it to True, or use training.loss=ddpm")
-    if isinstance(sde, LearnedVP) and training.loss != "vlb_continuous":
-        raise ValueError(f"a learned noise schedule needs training.loss=vlb_continuous, got {training.loss}; set it")
+    if isinstance(loss, DequantizedLoss) and config.model.parameterization == "levels":
+        raise ValueError(
+            "training.loss=dequantized needs a model of what lies between levels, got model.parameterization=levels; "
+            "use eps, v or edm, or training.loss=vlb_continuous"
+        )
+    if isinstance(sde, LearnedVP):
+        _check_learned_schedule(config, loss)
     return loss
 
 
-def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam or AdamW of ``config.optim``.
+def _check_learned_schedule(config: Config, loss: Loss) -> None:
+    model = config.model
+    if not isinstance(loss, ContinuousBoundLoss):
+        raise ValueError(
+            f"a learned noise schedule needs training.loss=vlb_continuous, got {config.training.loss}; set it"
+        )
+    told_t = model.noise_input in ("index", "t999") or (model.noise_input == "auto" and model.parameterization != "edm")
+    if told_t:
+        raise ValueError(
+            "a learned noise schedule moves t: the network must be told the noise level, "
+            f"got model.noise_input={model.noise_input}; set log_snr"
+        )
+
+
+def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Optimizer:
+    """Adam or AdamW of ``config.optim``; a noise schedule that is learned does not decay.
 
     Raises:
         ValueError: If the name is unknown or a number is out of range.
@@ -151,9 +171,18 @@ def build_optimizer(config: Config, parameters: list[torch.nn.Parameter]) -> tor
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if optim.name not in kinds:
         raise ValueError(choices_message("optimizer", optim.name, sorted(kinds)))
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if optim.weight_decay > 0 and isinstance(model.sde, torch.nn.Module):
+        # 0 is no neutral place for a log-SNR or the logarithm of a slope, as it is for a network's weights
+        schedule = list(model.sde.parameters())
+        of_schedule = {id(parameter) for parameter in schedule}
+        groups = [
+            {"params": [parameter for parameter in model.parameters() if id(parameter) not in of_schedule]},
+            {"params": schedule, "weight_decay": 0.0},
+        ]
     try:
         return kinds[optim.name](
-            parameters,
+            groups,
             lr=optim.learning_rate,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
@@ -229,7 +258,7 @@ def check_config(config: Config) -> None:
 
 
 def check_learned_parts(config: Config) -> None:
-    """Refuse to measure a learned variance or dequantization of a model that has none, before anything is measured.
+    """Refuse to measure a learned variance or dequantization that the model does not have, before anything is measured.
 
     Raises:
         ValueError: In one line.
@@ -244,6 +273,12 @@ def check_learned_parts(config: Config) -> None:
         raise ValueError(
             "eval.ode_dequantization=variational needs a model with model.dequantizer, got one without; "
             "use decoder or uniform, or train with training.loss=dequantized"
+        )
+    uniform = "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "uniform"
+    if uniform and config.model.parameterization == "levels":
+        raise ValueError(
+            "eval.ode_dequantization=uniform needs a model of what lies between levels, "
+            "got model.parameterization=levels; use decoder"
         )
 
 

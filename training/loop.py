@@ -16,7 +16,7 @@ from torch import Tensor
 from data import ImageDataset, TrainBatches, to_model_space
 from models import ClippedScoreModel, NetworkScoreModel
 from samplers import DDIMSampler, StepState
-from sde_lib import NoiseStreams, derive_seed
+from sde_lib import LearnedVP, NoiseStreams, derive_seed
 
 from .build import build_dataset, build_sampler, check_config, check_eval_names, pick_device
 from .config import Config
@@ -64,7 +64,8 @@ class TrainingStep:
         precision: dtype of the network's arithmetic.
         learning_rate: After the warm-up.
         warmup_steps: Steps over which the learning rate rises.
-        grad_clip: Largest gradient norm; 0 for none.
+        grad_clip: Largest gradient norm; 0 for none. What lies inside a learned noise schedule, which follows the
+            variance of the loss and not the loss, has its own norm.
     """
 
     def __init__(
@@ -93,7 +94,10 @@ class TrainingStep:
             dequantizer=model.dequantizer,
         )
         self._model.train()
-        self._parameters = list(model.parameters())
+        # the gradient of a variance is far larger than that of the loss, which a norm of both would scale away
+        self._inner = model.sde.inner_parameters() if isinstance(model.sde, LearnedVP) else []
+        apart = {id(parameter) for parameter in self._inner}
+        self._parameters = [parameter for parameter in model.parameters() if id(parameter) not in apart]
         self._device = self._parameters[0].device
 
     def _draw(self, step: int) -> tuple[Tensor, TimeDraw, Tensor, Tensor | None]:
@@ -126,6 +130,7 @@ class TrainingStep:
         loss.backward()
         largest = self._grad_clip if self._grad_clip > 0 else float("inf")
         grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, largest)
+        torch.nn.utils.clip_grad_norm_(self._inner, largest)
         for group in state.optimizer.param_groups:
             group["lr"] = self._learning_rate * learning_rate_factor(step, self._warmup_steps)
         state.optimizer.step()

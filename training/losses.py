@@ -63,7 +63,12 @@ class Loss(ABC):
 
     Raises:
         ValueError: If an option is unknown.
+
+    Attributes:
+        own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
     """
+
+    own_weighting: Weighting | None = None
 
     def __init__(
         self,
@@ -78,7 +83,7 @@ class Loss(ABC):
         if not 0 < data_std < float("inf"):
             raise ValueError(f"data_std must be above 0, got {data_std}; pass the standard deviation of the data")
         check_time_sampling(time_sampling)
-        self.weighting, self.data_std = weighting, data_std
+        self.weighting, self.data_std = self.own_weighting or weighting, data_std
         self.time_sampling, self.num_levels = time_sampling, num_levels
 
     @property
@@ -273,8 +278,11 @@ def make_loss(name: str, *, sde: SDE, parameterization: str, **kwargs: Any) -> L
     importlib.import_module(".bound_losses", __package__)
     if name == "auto":
         name = "dsm" if sde.table_size is None else "ddpm"
-    if kwargs.get("weighting") == "auto":
+    asked = kwargs.get("weighting", "auto")
+    if asked == "auto" and "weighting" in kwargs:
         kwargs["weighting"] = "edm" if parameterization == "edm" else "eps"
     loss = _LOSSES.make(name, **kwargs)
+    if loss.own_weighting is not None and asked not in ("auto", loss.own_weighting):
+        raise ValueError(f"loss {name!r} has its own weighting, got {asked!r}; leave it at 'auto'")
     loss.check(sde)
     return loss

@@ -67,7 +67,7 @@ class TrainingState:
     def create(cls, config: Config, dataset: ImageDataset, device: torch.device) -> TrainingState:
         """A fresh state on a device."""
         model = build_model(config, dataset).to(device)
-        optimizer = build_optimizer(config, list(model.parameters()))
+        optimizer = build_optimizer(config, model)
         loss = build_loss(config, model.sde, dataset)
         return cls(model, ExponentialMovingAverage(model, config.training.ema_decay), optimizer, loss)
 

@@ -68,6 +68,21 @@ def test_gradient_is_the_derivative_of_the_posterior_mean():
     assert torch.autograd.gradcheck(level_posterior_mean, (logits, x, log_snr))
 
 
+def test_the_network_sees_an_input_of_power_one_also_under_large_noise():
+    t = torch.linspace(0.1, 1.0, 8, dtype=torch.float64)
+    parameterization, sde = LevelsParameterization(num_levels=3), VE(sigma_max=50.0)
+    seen: list[Tensor] = []
+
+    class Backbone(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            seen.append(x)
+            return torch.zeros(len(x), 3, 4, dtype=x.dtype)
+
+    x_t = torch.ones(8, 1, 4, dtype=torch.float64)
+    NetworkScoreModel(Backbone(), sde, parameterization)(x_t, t)
+    torch.testing.assert_close(seen[0][:, 0, 0], (1 + sde.sigma(t) ** 2) ** -0.5)
+
+
 def test_shapes_and_refusals():
     with pytest.raises(ValueError, match="num_levels must be at least 2"):
         make_parameterization("levels", num_levels=1)

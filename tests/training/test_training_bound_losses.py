@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from likelihood import ContinuousBound, VariationalBound, prior_kl, step_kl
+from likelihood import ContinuousBound, VariationalBound, discretized_gaussian_log_prob, prior_kl, step_kl
 from models import (
     DiscreteScoreModel,
     EpsParameterization,
@@ -14,8 +14,8 @@ from models import (
     ScoreModel,
 )
 from sde_lib import SDE, VE, VP, LearnedVP, NoiseStreams, SubVP, Tabulated
-from training.bound_losses import HybridLoss, row_bits
-from training.losses import make_loss
+from training.bound_losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, row_bits
+from training.losses import Loss, make_loss
 
 LEVELS = 5
 TABLE = Tabulated.ddpm(num_steps=12, beta_start=0.01, beta_end=0.4)
@@ -72,6 +72,15 @@ def test_mean_of_l_vlb_over_all_rows_is_the_bound_less_its_prior(learned: bool):
     eps = _noise(count)
     prediction = model(TABLE.perturb(x0, t, eps), t)
     truth = step_kl(kind, prediction, x0, TABLE, t - 1 / 12, t) / (3 * math.log(2))
+    torch.testing.assert_close(loss(model, x0, t, eps), 12 * truth, rtol=1e-9, atol=1e-12)
+    # at the first row the small variance is that of the second, as in Ho et al.'s and Nichol & Dhariwal's code
+    t = torch.full((count,), 1 / 12, dtype=torch.float64)
+    prediction = model(TABLE.perturb(x0, t, eps), t)
+    fraction = 0.0 if prediction.variance_fraction is None else prediction.variance_fraction
+    small, large = TABLE.posterior_coefficients(t, 2 * t)[2].log()[0], 2 * TABLE.log_sigma(t)[0]
+    log_std = 0.5 * (fraction * large + (1 - fraction) * small)
+    log_prob = discretized_gaussian_log_prob(x0, prediction.x0, log_std, num_levels=LEVELS)
+    truth = -log_prob.flatten(1).mean(1) / math.log(2)
     torch.testing.assert_close(loss(model, x0, t, eps), 12 * truth, rtol=1e-9, atol=1e-12)
 
 
@@ -220,6 +229,21 @@ def test_continuous_loss_trains_the_ends_by_itself_and_the_inside_by_its_square(
             assert float(parameter.grad[index]) == pytest.approx(slope, rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize("loss", [ContinuousBoundLoss, DequantizedLoss])
+def test_a_bound_built_by_itself_is_the_one_built_by_name(loss: type[Loss]):
+    model, x0, eps = _network(learned_variance=False, sde=VP()), _data(6), _noise(6)
+    t = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+    name = {ContinuousBoundLoss: "vlb_continuous", DequantizedLoss: "dequantized"}[loss]
+    values = []
+    for built in (
+        loss(num_levels=LEVELS),
+        make_loss(name, sde=VP(), parameterization="edm", weighting="auto", num_levels=LEVELS),
+    ):
+        torch.manual_seed(0)
+        values.append(built(model, x0, t, eps))
+    assert torch.equal(*values)
+
+
 def _ends_only(sde: SDE, model: NetworkScoreModel, x0: Tensor, eps: Tensor) -> Tensor:
     """L_0 + L_T: what a model without any error in eps pays."""
 
@@ -241,6 +265,10 @@ def _ends_only(sde: SDE, model: NetworkScoreModel, x0: Tensor, eps: Tensor) -> T
         ("dsm", VP(), {"time_sampling": "importance"}, "needs weighting 'likelihood'"),
         ("vlb_continuous", VP(), {}, "needs num_levels"),
         ("vlb_continuous", LearnedVP(), {"num_levels": 5, "time_sampling": "importance"}, "use 'low_discrepancy'"),
+        ("vlb_continuous", VP(), {"num_levels": 5, "weighting": "edm"}, "has its own weighting, got 'edm'"),
+        ("dequantized", VP(), {"num_levels": 5, "weighting": "eps"}, "has its own weighting, got 'eps'"),
+        ("vlb", TABLE, {"num_levels": 5, "weighting": "x0"}, "has its own weighting, got 'x0'"),
+        ("hybrid", TABLE, {"num_levels": 5, "weighting": "v"}, "has its own weighting, got 'v'"),
     ],
 )
 def test_refusals_of_the_bounds(name: str, sde: SDE, options: dict, message: str):

@@ -104,6 +104,29 @@ def test_loss_of_the_exact_score_is_the_bits_of_uniform_dequantization(sde: SDE)
     assert error < 0.02 and abs(float(values.mean()) - truth) < 4 * error
 
 
+def test_the_prior_term_is_that_of_the_dequantized_data():
+    """A short schedule leaves data at t_max: moving y by its place on the bin moves L_T by alpha^2 (y^2 - x0^2) / 2."""
+    sde, x0 = VP(beta_min=0.1, beta_max=0.5), _images()
+    loss = make_loss("dequantized", sde=sde, parameterization="eps", num_levels=LEVELS)
+    model, eps = _Gaussian(sde, None), torch.zeros_like(x0)
+    t = torch.full((LEVELS,), 0.5, dtype=torch.float64)
+    torch.manual_seed(0)
+    bits = loss(model, x0, t, eps)
+    torch.manual_seed(0)
+    u = torch.special.ndtr(torch.randn_like(x0).double())
+    y = x0 + 0.5 * (u - 0.5)
+    error = model(sde.perturb(y, t, eps), t).eps
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    rate = sde.diffusion_sq(t) / sde.sigma(t) ** 2
+    diffusion = 0.5 * (sde.t_max - sde.t_min) * rate * error.square().flatten(1).mean(1)
+    alpha_sq, var = sde.alpha(ends)[1] ** 2, sde.sigma(ends)[1] ** 2
+    prior = 0.5 * (alpha_sq * y.square().flatten(1).mean(1) + var - 1 - var.log())
+    decoder = -0.5 * sde.log_snr(ends)[0] + 0.5 * math.log(2 * math.pi)
+    truth = (diffusion + prior + decoder - math.log(0.5)) / math.log(2)
+    torch.testing.assert_close(bits, truth, rtol=1e-9, atol=1e-11)
+    assert float(alpha_sq) > 0.5
+
+
 def test_trained_beside_the_exact_score_it_closes_the_gap_to_the_mass_of_the_bin():
     sde = VP()
     torch.manual_seed(0)
