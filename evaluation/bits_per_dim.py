@@ -66,7 +66,10 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         )
         model, step = _load_model(config, workdir, dataset, device, ranks)
         seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
-        step_weights = fit_step_weights(config, seen, device, ranks)
+        try:
+            step_weights = fit_step_weights(config, seen, device, ranks)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped before the first batch; the same command begins again") from None
         schedule = Schedule(
             split,
             seen,

@@ -37,10 +37,8 @@ def fit_step_weights(
     """
     drawn = {
         name: estimator
-        for name, (estimator, _) in estimators.items()
-        if isinstance(estimator, (VariationalBound, ContinuousBound))
-        and estimator.step_sampling == "importance"
-        and estimator.steps_per_image is not None
+        for name, (estimator, model) in estimators.items()
+        if isinstance(estimator, (VariationalBound, ContinuousBound)) and _draws(estimator, model)
     }
 
     def fit() -> bytes:
@@ -54,6 +52,14 @@ def fit_step_weights(
     for name, estimator in drawn.items():
         estimator.step_weights = torch.tensor(weights[name], dtype=torch.float64)
     return weights
+
+
+def _draws(estimator: VariationalBound | ContinuousBound, model: ScoreModel) -> bool:
+    """Whether it draws its steps by importance; a chain with no more steps than draws takes them all."""
+    if estimator.step_sampling != "importance" or estimator.steps_per_image is None:
+        return False
+    every = isinstance(estimator, VariationalBound)
+    return not every or estimator.steps_per_image < len(estimator.noisy_times(model.sde)) - 1
 
 
 def _fit(

@@ -268,6 +268,9 @@ def test_ctrl_c_in_eval_says_what_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("models.backbones.UNet.forward", interrupt)
+    assert main.run(tiny_command("eval", run_copy, "--config.eval.vlb_samples_per_image=2")) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "stopped before the first batch; the same command begins again"
     assert main.run(tiny_command("eval", run_copy)) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "stopped with 0 of 3 batches of vlb kept; the same command goes on from there"
