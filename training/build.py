@@ -221,6 +221,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("training", "sample_every", 0, 10**12),
     ("training", "grad_clip", 0, math.inf),
     ("optim", "warmup_steps", 0, 10**12),
+    ("optim", "decay_steps", 0, 10**12),
     ("optim", "learning_rate", 1e-30, 1e3),
     ("model", "dropout", 0, 0.999),
     ("sampling", "num_steps", 1, _MOST),

@@ -64,6 +64,7 @@ class TrainingStep:
         precision: dtype of the network's arithmetic.
         learning_rate: After the warm-up.
         warmup_steps: Steps over which the learning rate rises.
+        decay_steps: Step at which it has fallen to 0; 0 keeps it.
         grad_clip: Largest gradient norm; 0 for none. What lies inside a learned noise schedule, which follows the
             variance of the loss and not the loss, has its own norm.
     """
@@ -80,9 +81,11 @@ class TrainingStep:
         learning_rate: float,
         warmup_steps: int,
         grad_clip: float,
+        decay_steps: int = 0,
     ) -> None:
         self._state, self._batches = state, batches
         self._seed, self._num_levels, self._class_conditional = seed, num_levels, class_conditional
+        self._decay_steps = decay_steps
         self._learning_rate, self._warmup_steps, self._grad_clip = learning_rate, warmup_steps, grad_clip
         model = state.model
         backbone = PrecisionBackbone(model.backbone, precision)
@@ -132,7 +135,9 @@ class TrainingStep:
         grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, largest)
         torch.nn.utils.clip_grad_norm_(self._inner, largest)
         for group in state.optimizer.param_groups:
-            group["lr"] = self._learning_rate * learning_rate_factor(step, self._warmup_steps)
+            group["lr"] = self._learning_rate * learning_rate_factor(
+                step, self._warmup_steps, decay_steps=self._decay_steps
+            )
         state.optimizer.step()
         state.ema.update(state.model)
         state.loss.observe(state.model.sde, times.t, losses)
@@ -197,6 +202,7 @@ def train(config: Config, workdir: Path) -> None:
         precision=precision,
         learning_rate=config.optim.learning_rate,
         warmup_steps=config.optim.warmup_steps,
+        decay_steps=config.optim.decay_steps,
         grad_clip=training.grad_clip,
     )
     check_for_training(workdir, config)

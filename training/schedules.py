@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 
 
-def learning_rate_factor(step: int, warmup_steps: int) -> float:
-    """min(1, (step + 1) / warmup_steps): the rate rises linearly and then stays.
+def learning_rate_factor(step: int, warmup_steps: int, *, decay_steps: int = 0) -> float:
+    """min(1, (step + 1) / warmup_steps), times (1 + cos(pi step / decay_steps)) / 2 if there is a decay.
 
     Args:
         step: Number of the step, from 0.
-        warmup_steps: Length of the warm-up; 0 for none.
+        warmup_steps: Steps over which the rate rises linearly; 0 for none.
+        decay_steps: Step at which the rate has fallen to 0 along half a cosine (Loshchilov & Hutter 2017, Eq. 5); 0 keeps
+            it.
     """
-    return 1.0 if warmup_steps <= 0 else min(1.0, (step + 1) / warmup_steps)
+    rise = 1.0 if warmup_steps <= 0 else min(1.0, (step + 1) / warmup_steps)
+    if decay_steps <= 0:
+        return rise
+    return rise * 0.5 * (1 + math.cos(math.pi * min(step / decay_steps, 1.0)))
 
 
 def ema_decay_at(num_updates: int, decay: float) -> float:

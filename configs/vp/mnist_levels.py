@@ -13,5 +13,6 @@ def get_config() -> ConfigDict:
     mnist_network(config)
     config.model.update({"parameterization": "levels", "noise_input": "log_snr"})
     config.training.update({"loss": "vlb_continuous", "time_sampling": "low_discrepancy", "num_steps": 8_000})
+    config.optim.decay_steps = 8_000
     config.eval.update({"likelihoods": ("vlb_continuous", "ode"), "vlb_samples_per_image": 20})
     return config

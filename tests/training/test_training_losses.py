@@ -151,6 +151,12 @@ def test_learning_rate_rises_linearly_and_stays():
     assert learning_rate_factor(0, 0) == 1.0
 
 
+def test_learning_rate_falls_along_half_a_cosine():
+    got = [learning_rate_factor(step, 2, decay_steps=8) for step in (0, 1, 2, 4, 6, 8, 100)]
+    truth = [0.5, 0.5 * (1 + math.cos(math.pi / 8)), 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0.0, 0.0]
+    assert got == pytest.approx(truth, abs=1e-15)
+
+
 def test_ema_decay_warms_up_to_its_value():
     assert ema_decay_at(0, 0.999) == 0.1
     assert ema_decay_at(90, 0.999) == 0.91
