@@ -11,8 +11,8 @@ def learning_rate_factor(step: int, warmup_steps: int, *, decay_steps: int = 0) 
     Args:
         step: Number of the step, from 0.
         warmup_steps: Steps over which the rate rises linearly; 0 for none.
-        decay_steps: Step at which the rate has fallen to 0 along half a cosine (Loshchilov & Hutter 2017, Eq. 5); 0 keeps
-            it.
+        decay_steps: Step at which the rate has fallen to 0 along half a cosine (Loshchilov & Hutter 2017, Eq. 5); 0
+            keeps it.
     """
     rise = 1.0 if warmup_steps <= 0 else min(1.0, (step + 1) / warmup_steps)
     if decay_steps <= 0:
