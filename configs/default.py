@@ -127,9 +127,11 @@ def _eval() -> ConfigDict:
             "ode_importance_samples": 1,  # a tighter bound with more; needs ode_divergence "exact"
             "ode_divergence": "rademacher",  # probes: rademacher or gaussian; or exact, for few dimensions
             "ode_num_probes": 1,
-            "ode_solver": "adams",  # or another adaptive one
+            "ode_solver": "adams",  # another adaptive one, or one of ode_num_steps steps on ode_grid: heun, rk4, ...
             "ode_rtol": 1e-5,
             "ode_atol": 1e-5,
+            "ode_num_steps": 0,  # of the latter
+            "ode_grid": "log_snr",
             "ode_max_nfe": 10_000,
             "ode_t_end": 0.0,  # where the flow begins; 0: the smallest time that networks know
         }

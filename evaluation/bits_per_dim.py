@@ -65,6 +65,8 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             device=device,
         )
         model, step = _load_model(config, workdir, dataset, device, ranks)
+        # now, since a grid or an end of it that does not fit the SDE is found here
+        settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
         seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
         try:
             step_weights = fit_step_weights(config, seen, device, ranks)
@@ -83,7 +85,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             raise Interrupted(f"stopped with {schedule.kept()} kept; the same command goes on from there") from None
         if not ranks.first:
             return {}
-        report = _write(config, workdir, estimators, measurements, model, split, step)
+        report = _write(settings, workdir, estimators, measurements, model, split, step)
         schedule.forget()
         return report
 
@@ -109,7 +111,7 @@ def _load_model(
 
 
 def _write(
-    config: Config,
+    settings: dict[str, dict[str, Any]],
     workdir: Path,
     estimators: dict[str, LikelihoodEstimator],
     measurements: dict[str, Measurement],
@@ -124,7 +126,7 @@ def _write(
     arrays: dict[str, np.ndarray] = {}
     for name, measurement in measurements.items():
         estimator = estimators[name]
-        report[name] = measurement.report() | settings_of(estimator, model, config)
+        report[name] = measurement.report() | settings[name]
         arrays[name] = measurement.per_image
         arrays |= {f"{name}_{term}": values for term, values in measurement.per_image_terms.items()}
         if isinstance(estimator, VariationalBound):

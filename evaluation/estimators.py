@@ -54,6 +54,8 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
             solver=settings.ode_solver,
             rtol=settings.ode_rtol,
             atol=settings.ode_atol,
+            num_steps=settings.ode_num_steps or None,
+            grid=settings.ode_grid,
             max_nfe=settings.ode_max_nfe or None,
             t_end=settings.ode_t_end or None,
         )
@@ -84,14 +86,17 @@ def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Confi
     """The settings that a number is of, for ``eval/report.json``."""
     common: dict[str, Any] = {"seed": config.seed, "batch_size": config.eval.batch_size}
     if isinstance(estimator, FlowLikelihood):
+        if estimator.adaptive:
+            solver_settings = {"rtol": estimator.rtol, "atol": estimator.atol}
+        else:
+            solver_settings = {"num_steps": estimator.num_steps, "grid": estimator.grid}
         return common | {
             "dequantization": estimator.dequantization,
             "importance_samples": estimator.num_importance_samples,
             "divergence": estimator.divergence,
             "num_probes": estimator.num_probes,
             "solver": estimator.solver,
-            "rtol": estimator.rtol,
-            "atol": estimator.atol,
+            **solver_settings,
             "t_end": float(estimator.noisy_times(model.sde)[0]),
             "clip_x0": False,
         }

@@ -31,16 +31,21 @@ class DivergenceSlope:
         self.equation, self.shape, self.probes = equation, shape, probes
         self.num_dims = math.prod(shape)
 
-    def __call__(self, noise_ratio: Tensor, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
-        """The slope of a state [B, D + P]."""
+    def __call__(
+        self, noise_ratio: Tensor, state: Float[Tensor, "batch state"], rows: Tensor | None = None
+    ) -> Float[Tensor, "batch state"]:
+        """The slope of a state [B, D + P] at r, [] or [B]; or of the samples ``rows``, [A], of the batch alone."""
         equation = self.equation
         y = state[:, : self.num_dims].reshape(-1, *self.shape)
         equation.move_to(noise_ratio, y)
         alpha = equation.model.sde.alpha(equation.t)
         with torch.enable_grad():
             x = (expand_like(alpha, y) * y).to(equation.dtype).detach().requires_grad_()
-            eps = equation.ask(x)
-            traces = self._exact(eps, x) if self.probes is None else self._probed(eps, x, self.probes)
+            eps = equation.ask(x, rows)
+            if self.probes is None:
+                traces = self._exact(eps, x)
+            else:
+                traces = self._probed(eps, x, self.probes if rows is None else self.probes[:, rows])
         traces = traces * (alpha / math.sqrt(self.num_dims))[:, None].to(traces)
         return torch.cat([eps.detach().to(state.dtype).flatten(1), traces.to(state.dtype)], 1)
 
@@ -79,29 +84,33 @@ class LogDensityFlow:
 
     def __init__(self, slope: DivergenceSlope, *, rtol: float, atol: float) -> None:
         self.flow, self.num_dims, self.rtol, self.atol = slope, slope.num_dims, rtol, atol
-        ends = (slope.equation.start.noise_ratio, slope.equation.end.noise_ratio)
-        # exp(log(r)) may miss r in the last digit
-        self._ends = {math.log(r): r for r in ends}
         self.score = torch.empty(0)
 
-    def slope(self, u: Tensor, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
-        """d/du of (x, l), [B, D + P]; keeps the score, [B, D], there."""
-        r = self._ends.get(float(u), math.exp(float(u)))
-        g = math.hypot(1.0, r)
+    def slope(
+        self, u: Float[Tensor, " batch"], state: Float[Tensor, "batch state"], rows: Tensor
+    ) -> Float[Tensor, "batch state"]:
+        """d/du of (x, l), [A, D + P], of the samples ``rows``; keeps their score, [A, D], there."""
+        r = u.exp()
+        for end in (self.flow.equation.start.noise_ratio, self.flow.equation.end.noise_ratio):
+            # exp(log(r)) may miss r in the last digit
+            r = torch.where(u == math.log(end), end, r)
+        of_r = r.to(state.device)[:, None]
+        g = (1 + of_r**2).sqrt()
         x = state[:, : self.num_dims]
-        rates = self.flow(torch.tensor(r, dtype=torch.float64), torch.cat([g * x, state[:, self.num_dims :]], 1))
+        rates = self.flow(r, torch.cat([g * x, state[:, self.num_dims :]], 1), rows)
         eps, traces = rates[:, : self.num_dims], rates[:, self.num_dims :]
-        self.score = eps * (-g / r)
-        return torch.cat([(r / g) * (eps - (r / g) * x), traces * (r / math.sqrt(self.num_dims)) - (r / g) ** 2], 1)
+        self.score = -g / of_r * eps
+        sigma = of_r / g
+        return torch.cat([sigma * (eps - sigma * x), of_r / math.sqrt(self.num_dims) * traces - sigma**2], 1)
 
-    def step_error(self, old: Tensor, new: Tensor, difference: Float[Tensor, "batch state"]) -> float:
-        """The worst sample's error in nats a dimension, over what is tolerated, whichever of these is larger:
+    def step_error(self, old: Tensor, new: Tensor, difference: Float[Tensor, "batch state"]) -> Float[Tensor, " batch"]:
+        """Each sample's error in nats a dimension, over what is tolerated, whichever of these is larger:
 
-        - |score . dx / D + dl|, what the error does to the log-likelihood;
+        - |score . dx / D + dl|, what the error does to the log-likelihood, of the worst probe;
         - the root mean square of dx over sqrt(D): what errors as large, but of random signs, would do.
 
         Args:
-            old: (x, l) before the step, [B, D + P].
+            old: (x, l) before the step, [A, D + P].
             new: After it.
             difference: (dx, dl).
         """
@@ -110,8 +119,8 @@ class LogDensityFlow:
         scatter = (difference / tolerated)[:, :num_dims].square().sum(1).sqrt() / num_dims
         moved = (self.score * difference[:, :num_dims]).mean(1, keepdim=True)
         nats = (moved + difference[:, num_dims:]).abs() / tolerated[:, num_dims:]
-        # max keeps NaN
-        return float(torch.cat([nats.flatten(), scatter]).max())
+        # the maximum keeps NaN
+        return torch.maximum(nats.amax(1), scatter)
 
 
 def follow_log_density(

@@ -99,10 +99,10 @@ class FlowLikelihood(LikelihoodEstimator):
                 "would make the bound too good; take 1"
             )
         check_ode_options(solver, rtol=rtol, atol=atol, max_nfe=max_nfe, others=[ADAMS])
-        self._adaptive = solver in ADAPTIVE or solver == ADAMS
+        self.adaptive = solver in ADAPTIVE or solver == ADAMS
         if isinstance(grid, Tensor):
             grid = check_grid(grid)
-        elif not self._adaptive and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1):
+        elif not self.adaptive and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1):
             raise ValueError(f"{solver} needs num_steps, at least 1, got {num_steps}; or take an adaptive solver")
         if t_end is not None and not 0 <= t_end < 1:
             raise ValueError(f"t_end must lie in [0, 1), got {t_end}; leave it out for the SDE's own")
@@ -117,7 +117,7 @@ class FlowLikelihood(LikelihoodEstimator):
         Raises:
             ValueError: If the ends do not fit the SDE.
         """
-        if isinstance(self.grid, Tensor) or not self._adaptive:
+        if isinstance(self.grid, Tensor) or not self.adaptive:
             times = self.grid if isinstance(self.grid, Tensor) else make_grid(self.grid, sde, self.num_steps or 1)
             times = times[torch.isfinite(sde.log_snr(times))].flip(0)
             if len(times) < 2:

@@ -92,9 +92,10 @@ class FlowEquation:
             )
         self.t = self._time_of(noise_ratio).to(y.device).expand(len(y))
 
-    def ask(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
-        """The model's eps at ``t``, checked."""
-        eps = self.model(x, self.t, cond=self.cond).eps
+    def ask(self, x: Float[Tensor, "batch *shape"], rows: Tensor | None = None) -> Float[Tensor, "batch *shape"]:
+        """The model's eps at ``t``, checked; of the samples ``rows`` of the condition's batch, if not of all."""
+        cond = self.cond if self.cond is None or rows is None else self.cond[rows]
+        eps = self.model(x, self.t, cond=cond).eps
         if not bool(torch.isfinite(eps.sum())):
             wrong = ~torch.isfinite(eps).unsqueeze(1).flatten(1).all(1)
             if bool(wrong.any()):

@@ -13,6 +13,12 @@ import main
 EARLY = [
     (["--config.eval.vlb_variance=learned"], "eval.vlb_variance=learned needs a network with model.learned_variance"),
     (["--config.eval.ode_solver=dopri"], "unknown ODE solver 'dopri'; did you mean 'dopri"),
+    (["--config.eval.ode_solver=heun"], "heun needs num_steps, at least 1, got None; or take an adaptive solver"),
+    (
+        ["--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=9", "--config.eval.ode_grid=od"],
+        "unknown grid 'od'",
+    ),
+    (["--config.eval.vlb_grid=unifrom"], "unknown grid 'unifrom'; did you mean 'uniform'?"),
     (["--config.eval.ode_divergence=exakt"], "unknown divergence 'exakt'; did you mean 'exact'?"),
     (["--config.eval.ode_importance_samples=5"], "5 importance samples need divergence='exact', got 'rademacher'"),
     (["--config.eval.ode_dequantization=none"], "dequantization 'none' measures a density, got 17 levels"),

@@ -181,3 +181,19 @@ def test_means_of_a_step_are_those_of_its_draws():
         assert mean.count == len(drawn)
         assert mean.mean == pytest.approx(drawn.mean(), rel=1e-12)
         assert mean.stderr == pytest.approx(drawn.std(ddof=1) / math.sqrt(len(drawn)), rel=1e-12)
+
+
+def test_a_grid_solver_by_name_agrees_with_the_adaptive_one(run_copy: Path):
+    few = ("--config.eval.likelihoods=ode", "--config.eval.num_images=8")
+    accurate = ["--config.eval.ode_rtol=1e-5", "--config.eval.ode_atol=1e-5"]
+    values, reports = [], []
+    for extra in (accurate, ["--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=60"]):
+        assert main.run(eval_command(run_copy, *few, *extra)) == 0
+        reports.append(json.loads((run_copy / "eval/report.json").read_text())["ode"])
+        values.append(np.load(run_copy / "eval/per_image.npz")["ode"])
+    # a network of six steps, which is not smooth in time
+    np.testing.assert_allclose(values[1], values[0], rtol=0, atol=1e-2)
+    assert reports[0]["rtol"] == 1e-5 and "num_steps" not in reports[0]
+    assert (reports[1]["num_steps"], reports[1]["grid"]) == (60, "log_snr") and "rtol" not in reports[1]
+    # 60 intervals, the last of them from the data to the first noise, and the decoder's call
+    assert reports[1]["nfe"] == 4 * 59 + 1

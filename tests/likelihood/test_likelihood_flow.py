@@ -208,12 +208,13 @@ def test_one_network_call_gives_drift_and_divergence():
     assert terms.nfe == model.calls > 10
 
 
-def test_the_same_images_in_other_batches_agree_to_the_tolerance():
-    model, x = gaussian(VP()), points(6)
+def test_the_same_images_in_other_batches_agree_to_rounding():
+    model, x = mixture(VP()), points(6)
     flow = FlowLikelihood(dequantization="decoder", rtol=1e-6, atol=1e-6)
     whole = flow(model, x, noise=NoiseStreams(3, range(6))).total
     parts = torch.cat([flow(model, x[i : i + 1], noise=NoiseStreams(3, [i])).total for i in range(6)])
-    assert torch.allclose(whole, parts, atol=2e-4)
+    # each image has steps of its own
+    assert torch.allclose(whole, parts, rtol=0, atol=1e-9)
 
 
 # bad input
