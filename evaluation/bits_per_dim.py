@@ -128,7 +128,8 @@ def _write(
         estimator = estimators[name]
         report[name] = measurement.report() | settings[name]
         arrays[name] = measurement.per_image
-        arrays |= {f"{name}_{term}": values for term, values in measurement.per_image_terms.items()}
+        parts = measurement.per_image_terms | measurement.per_image_steps
+        arrays |= {f"{name}_{part}": values for part, values in parts.items()}
         if isinstance(estimator, VariationalBound):
             curve = _bound_curve(estimator, model, measurement)
             report[name]["terms"] = curve

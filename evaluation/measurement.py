@@ -104,6 +104,9 @@ class Measurement:
     Attributes:
         per_image: Float64 [N], in the order of the split.
         per_image_terms: The three terms that add up to it, float64 [N] each.
+        per_image_steps: Of a bound on a grid, each L_t that was evaluated for an image, "step_bits_per_dim", float64
+            [N, K], its index, "step_index", int32 [N, K], 0 nearest to the data, and what it counts for, "step_scale",
+            float64 [N, K], if the estimator says so; else empty.
         total: Mean and standard error over the images.
         terms: The same of each term.
         steps: The same of each L_t that was evaluated, by index, 0 nearest to the data.
@@ -119,7 +122,15 @@ class Measurement:
         self.per_image_terms = {name: _joined(batches, name, num_dims) for name in TERMS}
         self.terms = {name: _moments(values) for name, values in self.per_image_terms.items()}
         self.nfe = max(int(values["nfe"]) for values in batches)
-        self.steps = _step_means(batches, num_dims) if "step_index" in batches[0] else {}
+        self.per_image_steps: Values = {}
+        self.steps: dict[int, RunningMean] = {}
+        if "step_index" in batches[0]:
+            index = np.concatenate([values["step_index"] for values in batches])
+            bits = _joined(batches, "step_nats", num_dims)
+            self.per_image_steps = {"step_index": index, "step_bits_per_dim": bits}
+            if "step_scale" in batches[0]:
+                self.per_image_steps["step_scale"] = np.concatenate([values["step_scale"] for values in batches])
+            self.steps = _step_means(index.ravel(), bits.ravel())
         self.probe_variance = RunningMean()
         if "probe_nats" in batches[0] and batches[0]["probe_nats"].shape[1] > 1:
             probes = _joined(batches, "probe_nats", num_dims)
@@ -148,11 +159,8 @@ def _joined(batches: Sequence[Values], name: str, num_dims: int) -> np.ndarray:
     return nats_to_bits_per_dim(torch.from_numpy(nats), num_dims).numpy()
 
 
-def _step_means(batches: Sequence[Values], num_dims: int) -> dict[int, RunningMean]:
+def _step_means(index: np.ndarray, values: np.ndarray) -> dict[int, RunningMean]:
     """Means of each L_t over the draws of it, summed in the order of the images."""
-    index = np.concatenate([values["step_index"].ravel() for values in batches])
-    nats = np.concatenate([values["step_nats"].ravel() for values in batches])
-    values = nats_to_bits_per_dim(torch.from_numpy(nats), num_dims).numpy()
     counts = np.bincount(index)
     means = np.bincount(index, values) / np.maximum(counts, 1)
     squares = np.bincount(index, np.square(values - means[index]))

@@ -148,6 +148,10 @@ def test_the_curve_of_the_terms_is_there_for_every_chain(run_copy: Path, extra: 
     curve = json.loads(files["report.json"])["vlb"]["terms"]
     assert len(curve["t"]) == len(curve["bits_per_dim"]) == len(curve["stderr"]) > 0
     assert curve["t"] == sorted(curve["t"]) and curve["t"][-1] <= 1
+    arrays = np.load(io.BytesIO(files["per_image.npz"]))
+    index, bits = arrays["vlb_step_index"], arrays["vlb_step_bits_per_dim"]
+    np.testing.assert_allclose((bits * arrays["vlb_step_scale"]).sum(1), arrays["vlb_diffusion"], rtol=1e-12)
+    np.testing.assert_allclose([bits[index == k].mean() for k in np.unique(index)], curve["bits_per_dim"], rtol=1e-12)
     assert Image.open(io.BytesIO(files["bound_terms.png"])).size[0] > 300
 
 
