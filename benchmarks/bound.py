@@ -136,8 +136,7 @@ def noise_of_full_sum(
     return float((torch.stack([run.bits_per_dim for run in runs]).var(0).mean() / len(x0)).sqrt())
 
 
-def main() -> None:
-    """Measure, print, write."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The bound from few terms beside the full sum.", allow_abbrev=False)
     parser.add_argument("--config", default="configs/vp/digits.py")
     parser.add_argument("--workdir", default="", help="its trained work directory; default: runs/<family>/<name>")
@@ -150,7 +149,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=120)
     parser.add_argument("--continuous-steps", type=int, default=100, help="of the continuous bound's own reference")
     parser.add_argument("--output", default=str(RESULT))
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    arguments = _arguments()
     config = load_config(arguments.config, [])
     dataset, device = build_dataset(config, "test"), pick_device(config)
     workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
