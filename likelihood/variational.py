@@ -281,6 +281,6 @@ class VariationalBound(LikelihoodEstimator):
         """L_0 = -log p(x0 | x_{t_1}), [B]."""
         first = times[0].expand(x0.shape[0])
         prediction = model(model.sde.perturb(x0, first, noise.normal_like(x0)), first, cond=cond)
-        # from t = 0 no step is left: the variance of the one before goes with its length, and the decoder's would vanish
+        # at t = 0 no step is left, and the variance of the one before vanishes with its length
         following = times[1].expand(x0.shape[0]) if len(times) > 1 and float(times[0]) > 0 else None
         return decoder_nats(self.variance, prediction, x0, model.sde, first, following, num_levels=self.num_levels)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from likelihood_oracles import (
-    EPS,
     EPS_WEIGHT,
     FRACTION,
     SDES,
