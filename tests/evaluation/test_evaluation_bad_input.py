@@ -76,14 +76,21 @@ def _write(folder: Path, split: str, *, shape: tuple[int, ...] = (8, 8, 8, 1), t
 
 
 def _npz_command(mode: str, folder: Path) -> list[str]:
-    data = ["--config.data.dataset=npz", f"--config.data.root={folder / 'data'}"]
+    # no attention: the network would take images of any size
+    data = [
+        "--config.model.attention_resolutions=()",
+        "--config.data.dataset=npz",
+        f"--config.data.root={folder / 'data'}",
+    ]
     return tiny_command(mode, folder / "run", "--config.eval.num_images=0", *data)
 
 
 BAD_DATA: list[tuple[str, dict[str, Any], str]] = [
     ("above its levels", {"top": 9}, "pixel values must be 0 .. 3, got 8; correct num_levels"),
-    ("other channels", {"shape": (8, 8, 8, 3)}, "is of another architecture"),
-    ("not square", {"shape": (8, 8, 6, 1)}, "the U-Net needs square images, got 8x6"),
+    ("other channels", {"shape": (8, 8, 8, 3)}, "was trained on images of image_shape [1, 8, 8], got [3, 8, 8] in npz"),
+    ("not square", {"shape": (8, 8, 6, 1)}, "was trained on images of image_shape [1, 8, 8], got [1, 8, 6] in npz"),
+    ("larger", {"shape": (8, 16, 16, 1)}, "was trained on images of image_shape [1, 8, 8], got [1, 16, 16] in npz"),
+    ("other levels", {"num_levels": 5}, "was trained on images of num_levels 4, got 5 in npz test"),
     ("fewer labels", {"labels": np.zeros(3, np.int64)}, "has 3 labels, expected 8"),
     ("one level", {"num_levels": 1}, "num_levels must be 2 .. 256, got 1"),
 ]
