@@ -18,6 +18,16 @@ EARLY = [
         ["--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=9", "--config.eval.ode_grid=od"],
         "unknown grid 'od'",
     ),
+    (["--config.eval.ode_num_steps=9"], "eval.ode_num_steps=9 is of a grid, but adams chooses its steps itself"),
+    (["--config.eval.ode_num_steps=-1"], "eval.ode_num_steps=-1 is of a grid"),
+    (
+        ["--config.eval.ode_t_end=0.1", "--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=9"],
+        "eval.ode_t_end=0.1 is of adaptive solvers, but rk4 begins at its grid's least time",
+    ),
+    (
+        ["--config.eval.ode_num_probes=3", "--config.eval.ode_divergence=exact"],
+        "eval.ode_num_probes=3 is of random probes, but eval.ode_divergence=exact takes none",
+    ),
     (["--config.eval.vlb_grid=unifrom"], "unknown grid 'unifrom'; did you mean 'uniform'?"),
     (["--config.eval.ode_divergence=exakt"], "unknown divergence 'exakt'; did you mean 'exact'?"),
     (["--config.eval.ode_importance_samples=5"], "5 importance samples need divergence='exact', got 'rademacher'"),
