@@ -45,11 +45,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         # imported late, so that --help and typos answer at once
         from evaluation.bits_per_dim import evaluate
+        from evaluation.ranks import check_alone
         from evaluation.sampling import sample
         from training.config import import_plugins, load_config
         from training.loop import train
         from training.workdir import default_workdir
 
+        check_alone(options.mode)
         modes = {"train": train, "eval": evaluate, "sample": sample}
         config = load_config(options.config, overrides)
         import_plugins(config.get("plugins", ()))

@@ -140,6 +140,9 @@ def _write(
         report["gap"] = gap
         print(gap_sentence(gap))
     sys.stdout.flush()
+    if not any(isinstance(estimator, VariationalBound) for estimator in estimators.values()):
+        # another measurement's
+        (folder / "bound_terms.png").unlink(missing_ok=True)
     save_npz(folder / "per_image.npz", arrays)
     write_json(folder / "report.json", without_nan(report))
     print(f"wrote {folder / 'report.json'}", file=sys.stderr)

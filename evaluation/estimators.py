@@ -44,7 +44,7 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
             step_sampling=settings.vlb_step_sampling,
         )
     if name == "ode":
-        return make_likelihood(
+        flow = make_likelihood(
             name,
             num_levels=dataset.num_levels,
             dequantization=settings.ode_dequantization,
@@ -59,7 +59,34 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
             max_nfe=settings.ode_max_nfe or None,
             t_end=settings.ode_t_end or None,
         )
+        _check_flow(flow, settings)
+        return flow
     return make_likelihood(name, num_levels=dataset.num_levels)
+
+
+def _check_flow(flow: LikelihoodEstimator, settings: Any) -> None:
+    """Refuse settings that the others leave without effect, so that nobody believes that a number is of them.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    solver = settings.ode_solver
+    adaptive = isinstance(flow, FlowLikelihood) and flow.adaptive
+    if adaptive and settings.ode_num_steps:
+        raise ValueError(
+            f"eval.ode_num_steps={settings.ode_num_steps} is of a grid, but {solver} chooses its steps itself; "
+            "set eval.ode_solver=heun, or leave it at 0"
+        )
+    if not adaptive and settings.ode_t_end:
+        raise ValueError(
+            f"eval.ode_t_end={settings.ode_t_end} is of adaptive solvers, but {solver} begins at its grid's least time "
+            "with noise; leave it at 0, or set eval.ode_grid and eval.ode_num_steps"
+        )
+    if settings.ode_divergence == "exact" and settings.ode_num_probes > 1:
+        raise ValueError(
+            f"eval.ode_num_probes={settings.ode_num_probes} is of random probes, but eval.ode_divergence=exact takes "
+            "none; leave it at 1, or set rademacher"
+        )
 
 
 def build_estimators(config: Config, dataset: ImageDataset) -> dict[str, LikelihoodEstimator]:

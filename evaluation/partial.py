@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import importlib.util
 import io
 import json
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ _FORMAT = 1
 _FINGERPRINT = "fingerprint.json"
 # neither changes a value: how far to go before giving up, and what else is measured; the images have a digest
 _FREE = ("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images")
+_PACKAGES = ("sde_lib", "models", "likelihood", "data", "evaluation")
 _FIXED = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.", "eval.")
 
 
@@ -35,6 +39,27 @@ def _digest(*arrays: torch.Tensor) -> str:
         array = array.detach().cpu().contiguous()
         total.update(f"{array.dtype} {list(array.shape)};".encode())
         total.update(array.flatten().view(torch.uint8).numpy().data if array.numel() else b"")
+    return total.hexdigest()
+
+
+def code_digest(packages: Sequence[str] = _PACKAGES, plugins: Sequence[str] = ()) -> str:
+    """Of the source of all that works out a value: names and contents of the files.
+
+    Args:
+        packages: Packages with all that is in them.
+        plugins: Modules or .py files, as in ``config.plugins``.
+    """
+    files = []
+    for name in packages:
+        for folder in importlib.import_module(name).__path__:
+            files += [(f"{name}/{path.relative_to(folder)}", path) for path in sorted(Path(folder).rglob("*.py"))]
+    for name in plugins:
+        found = None if Path(name).is_file() else importlib.util.find_spec(name)
+        path = Path(found.origin if found is not None and found.origin else name)
+        files += [(name, path)] if path.is_file() else []
+    total = hashlib.sha256()
+    for name, path in files:
+        total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
     return total.hexdigest()
 
 
@@ -58,6 +83,7 @@ def fingerprints(
     common |= {"num_images": split.num_images, "num_levels": split.dataset.num_levels, "seed": split.seed}
     settings = {k: v for k, v in flatten(config) if k.startswith(_FIXED) and k not in _FREE}
     common |= {"device": split.device.type, "torch": torch.__version__, "format": _FORMAT}
+    common["code"] = code_digest(plugins=config.plugins)
     prefixes = {name.split("_")[0] for name in available_likelihoods()}
     result = {}
     for name in config.eval.likelihoods:

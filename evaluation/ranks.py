@@ -37,6 +37,23 @@ def _place() -> tuple[int, int]:
     return (int(rank), int(world)) if rank.isdigit() and world.isdigit() else (0, 1)
 
 
+def check_alone(mode: str) -> None:
+    """Refuse what does not run distributed, which would be done once by each process, in the same files.
+
+    Args:
+        mode: What is to be done.
+
+    Raises:
+        ValueError: If this is one process of several.
+    """
+    world = _place()[1]
+    if world > 1 and mode != "eval":
+        raise ValueError(
+            f"--mode {mode} runs in one process as yet, got {world} by torchrun; only --mode eval runs distributed: "
+            f"start {mode} with python main.py"
+        )
+
+
 def speaks(error: BaseException) -> bool:
     """Whether this is the process that tells the user of an error: one does, however many there are."""
     if isinstance(error, (RankError, AnotherRankError)):

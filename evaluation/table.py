@@ -37,7 +37,7 @@ def table(measurements: dict[str, Measurement], title: str) -> str:
     lines = [title, " " * label + "".join(f"{name:>{_WIDTH}}" for name in measurements)]
 
     def line(row: str, cells: list[str]) -> None:
-        lines.append(f"{row:{label}}" + "".join(f"{cell:>{_WIDTH}}" for cell in cells))
+        lines.append(f"{row:{label}}" + "".join(f" {cell:>{_WIDTH - 1}}" for cell in cells))
 
     for row, term in zip(rows, TERMS, strict=True):
         line(row, [_plus_minus(m.terms[term].mean, m.terms[term].stderr) for m in measurements.values()])

@@ -119,10 +119,11 @@ class VariationalBound(LikelihoodEstimator):
 
     The chain steps from t_n down to the last time with noise, t_1, and is decoded from there: L_0 is the mass that a
     Gaussian around the predicted x0 has on the bin of the data (Ho et al. 2020, Eq. 13). For DDPM's own table this is
-    Ho et al.'s bound with n = T; for VE, whose noise at t = 0 is sigma_min, t_1 is 0. The decoder's variance is
-    that of Ho et al.'s and Nichol & Dhariwal's code: the small one would be zero there, so that of the step before is
-    taken (beta_tilde_2 for DDPM), for "large" too, since it gives the better L_0; "learned" lies between it and
-    sigma(t_1)^2 (beta_1). With a single step there is none before, and all take sigma(t_1)^2.
+    Ho et al.'s bound with n = T. The decoder's variance is that of Ho et al.'s and Nichol & Dhariwal's code: the small
+    one would be zero there, so that of the step before is taken (beta_tilde_2 for DDPM), for "large" too, since it
+    gives the better L_0; "learned" lies between it and sigma(t_1)^2 (beta_1). With a single step there is none before,
+    and all take sigma(t_1)^2. For VE, whose noise at t = 0 is sigma_min, t_1 is 0, and no step is left that a shorter
+    one could stand for: all take sigma_min^2, whatever n.
 
     Args:
         num_levels: Number of grey levels of the data: sets the bin width.
@@ -280,5 +281,6 @@ class VariationalBound(LikelihoodEstimator):
         """L_0 = -log p(x0 | x_{t_1}), [B]."""
         first = times[0].expand(x0.shape[0])
         prediction = model(model.sde.perturb(x0, first, noise.normal_like(x0)), first, cond=cond)
-        following = times[1].expand(x0.shape[0]) if len(times) > 1 else None
+        # at t = 0 no step is left, and the variance of the one before vanishes with its length
+        following = times[1].expand(x0.shape[0]) if len(times) > 1 and float(times[0]) > 0 else None
         return decoder_nats(self.variance, prediction, x0, model.sde, first, following, num_levels=self.num_levels)

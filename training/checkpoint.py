@@ -56,7 +56,7 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _folders(root: Path) -> list[Path]:
+def checkpoint_folders(root: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
     if not root.is_dir():
         return []
@@ -102,7 +102,7 @@ def save_checkpoint(root: Path, *, step: int, tensors: dict[str, Tensor], state:
         temporary.rename(final)
     _sync_folder(root)
     # what is newer than this step was passed over, or this step would not be run: it takes no good one's place
-    for old in [folder for folder in _folders(root) if folder <= final][max(keep, 1) :]:
+    for old in [folder for folder in checkpoint_folders(root) if folder <= final][max(keep, 1) :]:
         _drop(old)
     return final
 
@@ -190,7 +190,7 @@ def load_newest(
         ValueError: If there are checkpoints but none can be used.
     """
     notes: list[str] = []
-    for folder in _folders(root):
+    for folder in checkpoint_folders(root):
         try:
             checkpoint = _read(folder)
             found = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(("optim.", *ignored))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from models import NetworkScoreModel
 from .build import build_loss, build_model, build_optimizer
 from .checkpoint import (
     Checkpoint,
+    checkpoint_folders,
     flatten_optimizer,
     load_newest,
     optimizer_mismatch,
@@ -37,6 +39,27 @@ def _weights(model: NetworkScoreModel, ema: ExponentialMovingAverage) -> dict[st
     return tensors
 
 
+def describe(dataset: ImageDataset) -> dict[str, Any]:
+    """What a model was made for, as its checkpoints say: shape [C, H, W] and number of grey levels of the images."""
+    return {"image_shape": list(dataset.image_shape), "num_levels": dataset.num_levels}
+
+
+def _check_data(root: Path, dataset: ImageDataset) -> None:
+    """Refuse images that the newest checkpoint was not made for; it says so itself, unless it is an old one."""
+    ours, folders = describe(dataset), checkpoint_folders(root)
+    try:
+        theirs = json.loads((folders[0] / "state.json").read_bytes()).get("data") if folders else None
+    except (OSError, ValueError, AttributeError):
+        # damaged: that is for load_newest to say
+        return
+    if isinstance(theirs, dict) and theirs != ours:
+        shown = (f"{key} {theirs.get(key)}, got {value}" for key, value in ours.items() if theirs.get(key) != value)
+        raise ValueError(
+            f"{folders[0]} was trained on images of {'; '.join(shown)} in {dataset.name} {dataset.split}; "
+            "give both splits one shape and number of levels, or choose another --workdir"
+        )
+
+
 def _learned_parts(model: NetworkScoreModel) -> list[tuple[str, nn.Module]]:
     """What a model learns besides its backbone, which most have nothing of."""
     parts = (("sde", model.sde), ("dequantizer", model.dequantizer))
@@ -54,6 +77,7 @@ class TrainingState:
         loss: The loss, with what it remembers.
         step: Number of steps done.
         losses: Those since the last logged one, so that a resumed run logs the same means.
+        data: What the model is made for, see ``describe``.
     """
 
     model: NetworkScoreModel
@@ -62,6 +86,7 @@ class TrainingState:
     loss: Loss
     step: int = 0
     losses: list[Tensor] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def create(cls, config: Config, dataset: ImageDataset, device: torch.device) -> TrainingState:
@@ -69,7 +94,8 @@ class TrainingState:
         model = build_model(config, dataset).to(device)
         optimizer = build_optimizer(config, model)
         loss = build_loss(config, model.sde, dataset)
-        return cls(model, ExponentialMovingAverage(model, config.training.ema_decay), optimizer, loss)
+        ema = ExponentialMovingAverage(model, config.training.ema_decay)
+        return cls(model, ema, optimizer, loss, data=describe(dataset))
 
     def _expected(self) -> dict[str, Tensor]:
         """What a checkpoint holds besides the optimizer's state."""
@@ -99,6 +125,7 @@ class TrainingState:
         tensors, state = flatten_optimizer(self.optimizer)
         state["ema_updates"] = self.ema.num_updates
         state["losses"] = [float(loss) for loss in self.losses]
+        state["data"] = self.data
         tensors |= self._expected()
         return save_checkpoint(root, step=self.step, tensors=tensors, state=state, keep=keep)
 
@@ -150,8 +177,10 @@ def load_trained(
         The model in evaluation mode, and the step of the checkpoint.
 
     Raises:
-        ValueError: If there is no checkpoint, or none can be used.
+        ValueError: If there is no checkpoint, or none can be used, or the images are of another shape or have other
+            levels.
     """
+    _check_data(workdir / "checkpoints", dataset)
     model = build_model(config, dataset).to(device)
     ema = ExponentialMovingAverage(model, config.training.ema_decay)
     checkpoint = load_newest(workdir / "checkpoints", _weights(model, ema), ignored=("loss.",))

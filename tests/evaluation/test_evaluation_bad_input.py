@@ -18,6 +18,16 @@ EARLY = [
         ["--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=9", "--config.eval.ode_grid=od"],
         "unknown grid 'od'",
     ),
+    (["--config.eval.ode_num_steps=9"], "eval.ode_num_steps=9 is of a grid, but adams chooses its steps itself"),
+    (["--config.eval.ode_num_steps=-1"], "eval.ode_num_steps=-1 is of a grid"),
+    (
+        ["--config.eval.ode_t_end=0.1", "--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=9"],
+        "eval.ode_t_end=0.1 is of adaptive solvers, but rk4 begins at its grid's least time",
+    ),
+    (
+        ["--config.eval.ode_num_probes=3", "--config.eval.ode_divergence=exact"],
+        "eval.ode_num_probes=3 is of random probes, but eval.ode_divergence=exact takes none",
+    ),
     (["--config.eval.vlb_grid=unifrom"], "unknown grid 'unifrom'; did you mean 'uniform'?"),
     (["--config.eval.ode_divergence=exakt"], "unknown divergence 'exakt'; did you mean 'exact'?"),
     (["--config.eval.ode_importance_samples=5"], "5 importance samples need divergence='exact', got 'rademacher'"),
@@ -76,14 +86,21 @@ def _write(folder: Path, split: str, *, shape: tuple[int, ...] = (8, 8, 8, 1), t
 
 
 def _npz_command(mode: str, folder: Path) -> list[str]:
-    data = ["--config.data.dataset=npz", f"--config.data.root={folder / 'data'}"]
+    # no attention: the network would take images of any size
+    data = [
+        "--config.model.attention_resolutions=()",
+        "--config.data.dataset=npz",
+        f"--config.data.root={folder / 'data'}",
+    ]
     return tiny_command(mode, folder / "run", "--config.eval.num_images=0", *data)
 
 
 BAD_DATA: list[tuple[str, dict[str, Any], str]] = [
     ("above its levels", {"top": 9}, "pixel values must be 0 .. 3, got 8; correct num_levels"),
-    ("other channels", {"shape": (8, 8, 8, 3)}, "is of another architecture"),
-    ("not square", {"shape": (8, 8, 6, 1)}, "the U-Net needs square images, got 8x6"),
+    ("other channels", {"shape": (8, 8, 8, 3)}, "was trained on images of image_shape [1, 8, 8], got [3, 8, 8] in npz"),
+    ("not square", {"shape": (8, 8, 6, 1)}, "was trained on images of image_shape [1, 8, 8], got [1, 8, 6] in npz"),
+    ("larger", {"shape": (8, 16, 16, 1)}, "was trained on images of image_shape [1, 8, 8], got [1, 16, 16] in npz"),
+    ("other levels", {"num_levels": 5}, "was trained on images of num_levels 4, got 5 in npz test"),
     ("fewer labels", {"labels": np.zeros(3, np.int64)}, "has 3 labels, expected 8"),
     ("one level", {"num_levels": 1}, "num_levels must be 2 .. 256, got 1"),
 ]

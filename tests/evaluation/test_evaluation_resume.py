@@ -15,7 +15,7 @@ from tiny import error, tiny_command
 
 import main
 from evaluation.measurement import EvalSplit
-from evaluation.partial import PartialResults
+from evaluation.partial import PartialResults, code_digest
 
 UNITS = [(0, "vlb"), (0, "ode"), (1, "vlb"), (1, "ode"), (2, "vlb"), (2, "ode")]
 
@@ -198,6 +198,36 @@ def test_other_weights_of_the_same_step_start_anew(
     assert main.run(eval_command(interrupted)) == 0
     assert capsys.readouterr().err.count("holds another measurement (weights was ") == 2
     assert measured == UNITS
+
+
+def test_another_version_of_the_code_starts_anew(
+    interrupted: Path, measured: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    whole = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: whole(path) + (b"\n# mended" if path.name == "decoder.py" else b"")
+    )
+    assert main.run(eval_command(interrupted)) == 0
+    assert capsys.readouterr().err.count("holds another measurement (code was ") == 2
+    assert measured == UNITS
+
+
+def test_the_code_is_that_of_packages_and_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "counted_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    files = [tmp_path / "counted_package" / "__init__.py", tmp_path / "counted_package" / "a.py"]
+    files += [tmp_path / "plugin_file.py", tmp_path / "plugin_module.py"]
+    for path in files:
+        path.write_text("")
+    found = []
+    for path in [None, *files]:
+        if path is not None:
+            path.write_text("# changed")
+        found.append(code_digest(["counted_package"], [str(files[2]), "plugin_module"]))
+    files[1].rename(files[1].with_name("b.py"))
+    found.append(code_digest(["counted_package"], [str(files[2]), "plugin_module"]))
+    assert len(set(found)) == 6
+    assert found[-1] == code_digest(["counted_package"], [str(files[2]), "plugin_module"])
 
 
 def test_other_images_start_anew(

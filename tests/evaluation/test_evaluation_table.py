@@ -65,6 +65,12 @@ def test_both_numbers_stand_in_one_table():
     assert "L_T / prior" in table({"vlb": BOUND, "mine": FLOW}, "toy")
 
 
+def test_columns_stay_apart_however_large_their_numbers():
+    huge = _measured(7, [1e6, 2e6, 3e6, 4e6], [0.0] * 4, [0.0] * 4)
+    prior = table({"vlb": BOUND, "ode": huge}, "toy").splitlines()[2]
+    assert prior.split() == ["L_T", "/", "prior", "0.0000", "±", "0.0000", "2500000.0000", "±", "645497.2244"]
+
+
 def test_the_gap_is_that_of_the_images_one_by_one():
     found = gap_of({"ode": FLOW, "vlb_continuous": FLOW, "vlb": BOUND})
     assert found is not None and found["of"] == ["vlb", "ode"]
@@ -153,6 +159,13 @@ def test_the_curve_of_the_terms_is_there_for_every_chain(run_copy: Path, extra: 
     np.testing.assert_allclose((bits * arrays["vlb_step_scale"]).sum(1), arrays["vlb_diffusion"], rtol=1e-12)
     np.testing.assert_allclose([bits[index == k].mean() for k in np.unique(index)], curve["bits_per_dim"], rtol=1e-12)
     assert Image.open(io.BytesIO(files["bound_terms.png"])).size[0] > 300
+
+
+def test_a_measurement_without_a_bound_leaves_no_curve_of_another(run_copy: Path):
+    assert main.run(eval_command(run_copy, "--config.eval.likelihoods=vlb")) == 0
+    assert (run_copy / "eval" / "bound_terms.png").is_file()
+    assert main.run(eval_command(run_copy, "--config.eval.likelihoods=ode")) == 0
+    assert sorted(path.name for path in (run_copy / "eval").iterdir()) == ["per_image.npz", "report.json"]
 
 
 def test_nfe_is_the_most_of_any_batch():

@@ -6,20 +6,23 @@ import numpy as np
 import pytest
 import torch
 from likelihood_oracles import (
+    EPS_WEIGHT,
     FRACTION,
     SDES,
     Pixels,
     entropy,
     lattice,
+    posterior_means,
     quadrature_terms,
     random_pmf,
     rescaled_ddpm,
     terms_over_x_t,
 )
+from scipy.stats import norm
 from sklearn.datasets import load_digits
 
 from likelihood import VariationalBound, prior_kl
-from sde_lib import NoiseStreams, Tabulated
+from sde_lib import VE, NoiseStreams, Tabulated
 
 BITS = 1 / math.log(2)
 LIMIT = 0.5 * (1 - np.euler_gamma)
@@ -147,3 +150,22 @@ def test_gap_of_the_large_variance_on_the_linear_table():
     gaps = [(exact_totals(rescaled_ddpm(num_steps), pmf)["large"] - entropy(pmf)) * BITS for num_steps in (1000, 4000)]
     assert gaps == pytest.approx([0.4872, 0.3725], abs=1e-4)
     assert gaps[0] > gaps[1] > LIMIT * BITS
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_a_chain_that_ends_at_the_least_noise_of_ve_is_decoded_with_that_noise_however_short_its_steps(variance):
+    # sigma_min of two and a half bins: a decoder as narrow as the last step's posterior costs tens of bits, and the
+    # more of them the more steps there are
+    sde, pmf, levels = VE(sigma_min=0.02, sigma_max=100.0), np.full(256, 1 / 256), lattice(256)
+    mean, edges = posterior_means(1.0, 0.02, tuple(pmf)), (levels[1:] + levels[:-1]) / 2
+    low, high = np.r_[-np.inf, edges][:, None], np.r_[edges, np.inf][:, None]
+    mass = norm.cdf(high, mean, 0.02) - norm.cdf(low, mean, 0.02)
+    # what underflows has a weight of 1e-15
+    expected = float(pmf @ (-np.log(np.maximum(mass, 1e-300)) @ EPS_WEIGHT))
+    x0 = torch.from_numpy(np.repeat(levels, 8)[None])
+    for num_steps in (20, 80):
+        bound = VariationalBound(num_levels=256, num_steps=num_steps, variance=variance)
+        terms = bound(Pixels(sde, pmf), x0, noise=NoiseStreams(0, [0]))
+        assert float(terms.reconstruction) / 2048 == pytest.approx(expected, abs=0.07)
+    # at 8 bits it is tight, but for the steps
+    assert 8 - 0.15 < float(terms.total) / 2048 * BITS < 8.7
