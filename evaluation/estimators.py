@@ -70,17 +70,10 @@ def _check_flow(flow: LikelihoodEstimator, settings: Any) -> None:
     Raises:
         ValueError: Naming the first of them.
     """
-    solver = settings.ode_solver
-    adaptive = isinstance(flow, FlowLikelihood) and flow.adaptive
-    if adaptive and settings.ode_num_steps:
+    if isinstance(flow, FlowLikelihood) and flow.adaptive and settings.ode_num_steps:
         raise ValueError(
-            f"eval.ode_num_steps={settings.ode_num_steps} is of a grid, but {solver} chooses its steps itself; "
-            "set eval.ode_solver=heun, or leave it at 0"
-        )
-    if not adaptive and settings.ode_t_end:
-        raise ValueError(
-            f"eval.ode_t_end={settings.ode_t_end} is of adaptive solvers, but {solver} begins at its grid's least time "
-            "with noise; leave it at 0, or set eval.ode_grid and eval.ode_num_steps"
+            f"eval.ode_num_steps={settings.ode_num_steps} is of a grid, but {settings.ode_solver} chooses its "
+            "steps itself; set eval.ode_solver=heun, or leave it at 0"
         )
     if settings.ode_divergence == "exact" and settings.ode_num_probes > 1:
         raise ValueError(

@@ -80,6 +80,11 @@ class LikelihoodEstimator(ABC):
 
         Returns:
             The terms in nats per image.
+
+        Raises:
+            ValueError: If the data is off its levels or no batch of numbers, or its condition or noise has another
+                length.
+            FloatingPointError: If the model's answer is not finite; the message says at which t.
         """
 
 

@@ -10,10 +10,12 @@ from models import ScoreModel, count_network_calls
 from sde_lib import SDE, NoiseStreams, expand_like
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
+from .checks import check_batch, check_finite
 from .decoder import levels_of
 from .dequantization import decoder_log_prob
 from .step_sampling import (
     StepSampling,
+    check_num_knots,
     check_step_sampling,
     check_step_weights,
     draw_steps,
@@ -85,7 +87,7 @@ class ContinuousBound(LikelihoodEstimator):
         self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None
     ) -> LikelihoodTerms:
         """Evaluate the bound; see ``LikelihoodEstimator``."""
-        noise = NoiseStreams.fresh(x0.shape[0]) if noise is None else noise
+        noise = check_batch(x0, cond, noise)
         levels_of(x0, self.num_levels)
         sde, ends = model.sde, self.ends(model.sde)
         high, low = sde.log_snr(ends).tolist()
@@ -93,7 +95,7 @@ class ContinuousBound(LikelihoodEstimator):
             t = ends[:1].to(x0.device).expand(len(x0))
             prediction = model(sde.perturb(x0, t, noise.normal_like(x0)), t, cond=cond)
             noise_ratio = float(sde.sigma(ends[:1]) / sde.alpha(ends[:1]))
-            reconstruction = -decoder_log_prob(x0, prediction, noise_ratio, self.num_levels)
+            reconstruction = check_finite(-decoder_log_prob(x0, prediction, noise_ratio, self.num_levels), t)
             # without weights one cell is the whole range, and a draw's place in it is all there is
             num_cells = 1 if self.step_weights is None else len(self.step_weights)
             draws = draw_steps(
@@ -144,7 +146,8 @@ class ContinuousBound(LikelihoodEstimator):
         """
         if self.step_sampling != "importance":
             raise ValueError(f"fit_steps is for step_sampling = 'importance', got {self.step_sampling!r}; leave it out")
-        noise = NoiseStreams.fresh(x0.shape[0]) if noise is None else noise
+        check_num_knots(num_knots)
+        noise = check_batch(x0, cond, noise)
         high, low = model.sde.log_snr(self.ends(model.sde)).tolist()
         middles = low + (high - low) * (torch.arange(num_knots, dtype=torch.float64) + 0.5) / num_knots
         with torch.no_grad():
@@ -161,4 +164,4 @@ class ContinuousBound(LikelihoodEstimator):
         t = model.sde.time_from_log_snr(log_snr)
         prediction = model(model.sde.perturb(x0, t, noise.normal_like(x0)), t, cond=cond)
         error = x0.double() - prediction.x0.double()
-        return 0.5 * (expand_like((0.5 * log_snr).exp(), error) * error).square().flatten(1).sum(1)
+        return check_finite(0.5 * (expand_like((0.5 * log_snr).exp(), error) * error).square().flatten(1).sum(1), t)

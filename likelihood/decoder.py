@@ -18,10 +18,12 @@ def levels_of(x: Float[Tensor, "*shape"], num_levels: int) -> Float[Tensor, "*sh
         k as float64.
 
     Raises:
-        ValueError: If num_levels is below 2, or x is off the lattice by more than 1 % of a bin, or NaN.
+        ValueError: If num_levels is below 2 or not whole, or x is off the lattice by more than 1 % of a bin, or NaN.
     """
-    if num_levels < 2:
-        raise ValueError(f"num_levels must be at least 2, got {num_levels}; pass the data's number of grey levels")
+    if isinstance(num_levels, bool) or not isinstance(num_levels, int) or num_levels < 2:
+        raise ValueError(
+            f"num_levels must be at least 2, got {num_levels!r}; pass the data's whole number of grey levels"
+        )
     place = 0.5 * (x.double() + 1) * (num_levels - 1)
     level = place.round()
     # what must hold, rather than what must not: NaN fails every comparison

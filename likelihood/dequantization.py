@@ -69,13 +69,18 @@ def place_variational(
         y in float64, and -log q, [B].
 
     Raises:
-        ValueError: If the model has none.
+        ValueError: If the model has none, or one for data of another kind.
     """
     dequantizer = getattr(model, "dequantizer", None)
     if not isinstance(dequantizer, Dequantizer):
         raise ValueError(
             "dequantization 'variational' needs a model that learned a dequantizer, got one without; "
             "choose 'uniform' or 'decoder', or train with model.dequantizer"
+        )
+    if x0.ndim != 4 or x0.shape[1] != dequantizer.num_channels:
+        raise ValueError(
+            f"the dequantizer takes x0 of shape [B, {dequantizer.num_channels}, H, W], got {list(x0.shape)}; "
+            "choose 'uniform' or 'decoder'"
         )
     u, log_q = dequantizer(x0, noise.normal_like(x0))
     y, log_width = place_on_bin(x0, u, num_levels)

@@ -14,6 +14,7 @@ from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_o
 from sde_lib import ADAPTIVE, SDE, NoiseStreams, check_grid, choices_message, expand_like, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
+from .checks import check_batch, noisy_part
 from .decoder import levels_of
 from .dequantization import (
     Dequantization,
@@ -102,10 +103,19 @@ class FlowLikelihood(LikelihoodEstimator):
         self.adaptive = solver in ADAPTIVE or solver == ADAMS
         if isinstance(grid, Tensor):
             grid = check_grid(grid)
+            if num_steps not in (None, len(grid) - 1):
+                raise ValueError(
+                    f"the grid has {len(grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out"
+                )
         elif not self.adaptive and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1):
             raise ValueError(f"{solver} needs num_steps, at least 1, got {num_steps}; or take an adaptive solver")
         if t_end is not None and not 0 <= t_end < 1:
             raise ValueError(f"t_end must lie in [0, 1), got {t_end}; leave it out for the SDE's own")
+        if t_end is not None and (isinstance(grid, Tensor) or not self.adaptive):
+            raise ValueError(
+                f"t_end is for adaptive solvers without a grid of times, got t_end = {t_end} for {solver!r}, which "
+                "begins at the grid's last time; pass a tensor of times that ends there, or leave t_end out"
+            )
         self.num_levels, self.num_importance_samples = num_levels, num_importance_samples
         self.divergence, self.num_probes = divergence, num_probes
         self.solver, self.rtol, self.atol, self.max_nfe = solver, rtol, atol, max_nfe
@@ -119,7 +129,7 @@ class FlowLikelihood(LikelihoodEstimator):
         """
         if isinstance(self.grid, Tensor) or not self.adaptive:
             times = self.grid if isinstance(self.grid, Tensor) else make_grid(self.grid, sde, self.num_steps or 1)
-            times = times[torch.isfinite(sde.log_snr(times))].flip(0)
+            times = noisy_part(times, sde).flip(0)
             if len(times) < 2:
                 raise ValueError("the flow needs 2 times with noise, the grid has 1; take more steps")
             return times
@@ -139,11 +149,20 @@ class FlowLikelihood(LikelihoodEstimator):
         Raises:
             ValueError: If the data is off its levels, or the ends do not fit the SDE.
             FloatingPointError: If the model's answer is not finite; the message says at which t.
-            RuntimeError: If ``max_nfe`` is spent, or the tolerance is out of reach.
+            RuntimeError: If ``max_nfe`` is spent, the tolerance is out of reach, or no gradients can be had since it is
+                called in inference mode.
         """
-        noise = NoiseStreams.fresh(x0.shape[0]) if noise is None else noise
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "the divergence needs gradients, got inference mode; call it under torch.no_grad() instead"
+            )
+        noise = check_batch(x0, cond, noise)
         if self.num_levels is not None:
             levels_of(x0, self.num_levels)
+        elif not bool(torch.isfinite(x0).all()):
+            raise ValueError(
+                f"x0 must be finite, got {int((~torch.isfinite(x0)).sum())} numbers that are not; leave them out"
+            )
         times = self.noisy_times(model.sde)
         draws = []
         with torch.no_grad(), count_network_calls(model) as counter:

@@ -134,11 +134,22 @@ def draw_steps(
     return StepDraws(index=index, place=place, scale=1 / (num_draws * probs[index]))
 
 
+def check_num_knots(num_knots: int) -> None:
+    """Refuse too few places to fit weights at.
+
+    Raises:
+        ValueError: Below 2, or if not a whole number.
+    """
+    if isinstance(num_knots, bool) or not isinstance(num_knots, int) or num_knots < 2:
+        raise ValueError(f"num_knots must be at least 2, a whole number, got {num_knots!r}; 24 is usual")
+
+
 def pilot_steps(num_steps: int, num_knots: int) -> Int[Tensor, " knots"]:
     """At most ``num_knots`` of n steps to fit weights on, both ends among them.
 
     Half are evenly spaced, half geometrically, since the terms change fastest near the data.
     """
+    check_num_knots(num_knots)
     half = max(num_knots // 2, 2)
     even = torch.linspace(0, num_steps - 1, half, dtype=torch.float64)
     geometric = torch.logspace(0, 1, num_knots - half, base=float(num_steps), dtype=torch.float64) - 1

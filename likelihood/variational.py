@@ -18,6 +18,7 @@ from models import (
 from sde_lib import SDE, NoiseStreams, check_grid, expand_like, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
+from .checks import check_batch, check_finite, noisy_part
 from .decoder import discretized_gaussian_log_prob, levels_of
 from .step_sampling import (
     StepDraws,
@@ -156,10 +157,11 @@ class VariationalBound(LikelihoodEstimator):
         step_weights: Tensor | None = None,
     ) -> None:
         levels_of(torch.zeros(0), num_levels)
-        if num_steps is not None and num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}; leave it out for the table's own")
-        if steps_per_image is not None and steps_per_image < 1:
-            raise ValueError(f"steps_per_image must be at least 1, got {steps_per_image}; leave it out for all steps")
+        for name, value in (("num_steps", num_steps), ("steps_per_image", steps_per_image)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(
+                    f"{name} must be at least 1, a whole number, got {value!r}; leave it out for all steps"
+                )
         self.num_levels = num_levels
         self.num_steps = num_steps
         self.variance: ReverseVariance = check_variance(variance)
@@ -175,16 +177,16 @@ class VariationalBound(LikelihoodEstimator):
     def noisy_times(self, sde: SDE) -> Float[Tensor, " points"]:
         """Rising times t_1 < ... < t_n at which noise is left: decode from the first, prior at the last."""
         if isinstance(self.grid, Tensor):
-            times = self.grid.flip(0)
+            times = self.grid
         else:
-            times = make_grid(self.grid, sde, self.num_steps or sde.table_size or 1000).flip(0)
-        return times[torch.isfinite(sde.log_snr(times))]
+            times = make_grid(self.grid, sde, self.num_steps or sde.table_size or 1000)
+        return noisy_part(times, sde).flip(0)
 
     def __call__(
         self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None
     ) -> LikelihoodTerms:
         """Evaluate the bound; see ``LikelihoodEstimator``."""
-        noise = NoiseStreams.fresh(x0.shape[0]) if noise is None else noise
+        noise = check_batch(x0, cond, noise)
         levels_of(x0, self.num_levels)
         sde = model.sde
         times = self.noisy_times(sde).to(x0.device)
@@ -239,7 +241,7 @@ class VariationalBound(LikelihoodEstimator):
         """
         if self.step_sampling != "importance":
             raise ValueError(f"fit_steps is for step_sampling = 'importance', got {self.step_sampling!r}; leave it out")
-        noise = NoiseStreams.fresh(x0.shape[0]) if noise is None else noise
+        noise = check_batch(x0, cond, noise)
         times = self.noisy_times(model.sde).to(x0.device)
         if len(times) < 3:
             self.step_weights = torch.ones(len(times) - 1, dtype=torch.float64)
@@ -272,7 +274,7 @@ class VariationalBound(LikelihoodEstimator):
         for k in index.unbind(1):
             s, t = times[k], times[k + 1]
             x_t = model.sde.perturb(x0, t, noise.normal_like(x0))
-            columns.append(step_kl(self.variance, model(x_t, t, cond=cond), x0, model.sde, s, t))
+            columns.append(check_finite(step_kl(self.variance, model(x_t, t, cond=cond), x0, model.sde, s, t), t))
         return torch.stack(columns, 1) if columns else x0.new_zeros(x0.shape[0], 0, dtype=torch.float64)
 
     def _reconstruction(
@@ -283,4 +285,5 @@ class VariationalBound(LikelihoodEstimator):
         prediction = model(model.sde.perturb(x0, first, noise.normal_like(x0)), first, cond=cond)
         # at t = 0 no step is left, and the variance of the one before vanishes with its length
         following = times[1].expand(x0.shape[0]) if len(times) > 1 and float(times[0]) > 0 else None
-        return decoder_nats(self.variance, prediction, x0, model.sde, first, following, num_levels=self.num_levels)
+        nats = decoder_nats(self.variance, prediction, x0, model.sde, first, following, num_levels=self.num_levels)
+        return check_finite(nats, first)

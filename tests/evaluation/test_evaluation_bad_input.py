@@ -22,7 +22,7 @@ EARLY = [
     (["--config.eval.ode_num_steps=-1"], "eval.ode_num_steps=-1 is of a grid"),
     (
         ["--config.eval.ode_t_end=0.1", "--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=9"],
-        "eval.ode_t_end=0.1 is of adaptive solvers, but rk4 begins at its grid's least time",
+        "t_end is for adaptive solvers without a grid of times, got t_end = 0.1 for 'rk4'",
     ),
     (
         ["--config.eval.ode_num_probes=3", "--config.eval.ode_divergence=exact"],
