@@ -152,3 +152,30 @@ def test_no_step_is_a_sliver():
 def test_a_dead_end_is_named():
     with pytest.raises(NoProgressError, match="the steps became too small"):
         solve_adams(lambda u, y, rows: y / y.abs().clamp(max=0), start(), 0.0, 1.0, step_error=within(1e-6))
+
+
+def test_cubics_are_exact_once_there_are_three_slopes():
+    # the corrector is of order four; of the first steps, of lower order, are left 1e-4^3
+    found = solve_adams(
+        lambda u, y, rows: (4 * u**3 - 6 * u)[:, None].expand_as(y),
+        start(),
+        0.0,
+        2.0,
+        # a tenth of a thousandth of what is tolerated: steps grow as fast as they may
+        step_error=lambda old, new, difference: torch.full((len(old),), 1e-4, dtype=torch.float64),
+        first_step=1e-4,
+    )
+    torch.testing.assert_close(found, start() + 2.0**4 - 3 * 2.0**2, rtol=0, atol=1e-9)
+
+
+def test_a_step_whose_error_is_not_a_number_is_taken_again():
+    calls = []
+
+    def slope(u, y, rows):
+        calls.append(u)
+        return torch.where(torch.tensor(len(calls) in (3, 7)), math.nan, -y)
+
+    found = solve_adams(slope, start(), 0.0, 1.0, step_error=within(1e-8))
+    torch.testing.assert_close(found, start() * math.exp(-1), rtol=0, atol=1e-6)
+    # the same way again, shorter
+    assert bool((calls[7] < calls[6]).all())
