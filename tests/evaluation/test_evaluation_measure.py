@@ -94,6 +94,50 @@ def test_sampled_terms_are_filed_under_their_step():
     assert means.steps[3].stderr == pytest.approx(np.std([2, 4, 6, 4, 8, 12], ddof=1) / math.sqrt(6))
 
 
+def test_shares_of_the_standard_error_are_those_of_the_mean_over_images():
+    bits, num_dims = 3 * math.log(2), 3
+    probes = bits * torch.tensor([[1.0, 3.0], [2.0, 2.0], [0.0, 4.0], [5.0, 1.0]], dtype=torch.float64)
+    zeros, draws = torch.zeros(2).double(), bits**2 * torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    report = Measurement(
+        [
+            values_of(
+                LikelihoodTerms(
+                    prior=zeros,
+                    diffusion=probes[part].mean(1),
+                    reconstruction=zeros,
+                    nfe=2,
+                    num_dims=num_dims,
+                    probe_nats=probes[part],
+                    sampling_variance=draws[part],
+                )
+            )
+            for part in (slice(0, 2), slice(2, 4))
+        ]
+    ).report()
+    # a mean of two probes a and b has variance (a - b)^2 / 4, and that of 4 images a sixteenth of their sum
+    assert report["probe_stderr"] == pytest.approx(math.sqrt((1 + 0 + 4 + 4) / 16), rel=1e-12)
+    assert report["sampling_stderr"] == pytest.approx(math.sqrt((1 + 2 + 3 + 6) / 16), rel=1e-12)
+
+
+@pytest.mark.parametrize("class_conditional", [False, True])
+def test_labels_go_to_models_with_classes_alone(class_conditional: bool):
+    seen: list[Tensor | None] = []
+
+    class Recorder:
+        def __call__(self, model: object, x0: Tensor, *, cond: Tensor | None, noise: NoiseStreams) -> LikelihoodTerms:
+            seen.append(cond)
+            zeros = torch.zeros(len(x0)).double()
+            return LikelihoodTerms(prior=zeros, diffusion=zeros, reconstruction=zeros, nfe=1, num_dims=1)
+
+    images, labels = torch.zeros(5, 1, 1, 1, dtype=torch.uint8), torch.tensor([3, 1, 2, 0, 3])
+    dataset = ImageDataset(images, labels, 2, 4, "toy", "test")
+    measure(Recorder(), None, dataset, batch_size=2, class_conditional=class_conditional)  # type: ignore[arg-type]
+    if class_conditional:
+        assert [part.tolist() for part in seen if part is not None] == [[3, 1], [2, 0], [3]]
+    else:
+        assert seen == [None] * 3
+
+
 def test_unknown_standard_errors_are_null_in_json():
     value = without_nan({"a": math.nan, "b": [1.0, math.nan], "c": {"d": 2}})
     assert json.dumps(value) == '{"a": null, "b": [1.0, null], "c": {"d": 2}}'

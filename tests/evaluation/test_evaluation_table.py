@@ -161,6 +161,25 @@ def test_the_curve_of_the_terms_is_there_for_every_chain(run_copy: Path, extra: 
     assert Image.open(io.BytesIO(files["bound_terms.png"])).size[0] > 300
 
 
+def test_terms_stand_at_the_time_from_which_their_step_goes(run_copy: Path):
+    command = eval_command(run_copy, "--config.eval.likelihoods=vlb", "--config.eval.vlb_samples_per_image=0")
+    assert main.run(command) == 0
+    # four steps from 1 to 0, of which the last is L_0
+    curve = json.loads((run_copy / "eval" / "report.json").read_text())["vlb"]["terms"]
+    assert curve["t"] == pytest.approx([0.5, 0.75, 1.0])
+
+
+def test_settings_reach_the_estimator_that_they_are_of(run_copy: Path):
+    settings = {"ode_t_end": 0.25, "ode_num_probes": 3, "ode_divergence": "gaussian", "ode_dequantization": "uniform"}
+    settings |= {"vlb_variance": "large", "vlb_grid": "quadratic", "vlb_num_steps": 6, "vlb_step_sampling": "uniform"}
+    assert main.run(eval_command(run_copy, *(f"--config.eval.{key}={value}" for key, value in settings.items()))) == 0
+    report = json.loads((run_copy / "eval" / "report.json").read_text())
+    for key, value in settings.items():
+        likelihood, name = key.split("_", 1)
+        assert report[likelihood][name] == pytest.approx(value), key
+    assert report["ode"]["probe_stderr"] > 0
+
+
 def test_a_measurement_without_a_bound_leaves_no_curve_of_another(run_copy: Path):
     assert main.run(eval_command(run_copy, "--config.eval.likelihoods=vlb")) == 0
     assert (run_copy / "eval" / "bound_terms.png").is_file()

@@ -183,7 +183,16 @@ def _continuous(sde: SDE, model: ScoreModel, x0: Tensor, u: Tensor, eps: Tensor)
     return loss(model, x0, loss.draw(sde, u).t, eps)
 
 
-@pytest.mark.parametrize("sde", [VP(), VE(sigma_min=0.02, sigma_max=20.0), LearnedVP(log_snr_max=8.0)])
+# the last has a prior term that counts
+@pytest.mark.parametrize(
+    "sde",
+    [
+        VP(),
+        VE(sigma_min=0.02, sigma_max=20.0),
+        LearnedVP(log_snr_max=8.0),
+        LearnedVP(log_snr_max=8.0, log_snr_min=-1.0),
+    ],
+)
 def test_continuous_loss_of_the_exact_denoiser_is_entropy_and_prior(sde: SDE):
     """At equality the bound is the entropy of discrete data, and L_T; the decoder at t_min costs next to nothing."""
     probs = [0.1, 0.3, 0.05, 0.35, 0.2]
