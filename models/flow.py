@@ -88,7 +88,7 @@ class FlowEquation:
         if self.max_nfe is not None and self.counter.calls >= self.max_nfe:
             raise RuntimeError(
                 f"max_nfe = {self.max_nfe} network calls are spent at t = {self.where():.6g}, on the way to "
-                f"t = {self.end.t:.6g}; raise max_nfe, or rtol and atol"
+                f"t = {self.end.t:.6g}; raise max_nfe, or rtol and atol, or take fewer steps"
             )
         self.t = self._time_of(noise_ratio).to(y.device).expand(len(y))
 
