@@ -62,7 +62,7 @@ def check_finite(nats: Float[Tensor, " batch"], t: Float[Tensor, " batch"]) -> F
     return nats
 
 
-def noisy_part(grid: Float[Tensor, " points"], sde: SDE) -> Float[Tensor, " points"]:
+def noisy_part(grid: Float[Tensor, " points"], sde: SDE) -> Float[Tensor, " noisy_points"]:
     """The falling times of a grid at which noise is left, t = 0 of most SDEs being none.
 
     Args:

@@ -75,7 +75,7 @@ class ScoreModel(nn.Module, ABC):
         """
         check_per_sample("sigma", sigma, x.shape[0])
         ends = self.sde.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        low, high = (float(end) for end in ends)
+        low, high = ends.tolist()
         inside = (sigma >= low * (1 - 1e-6)) & (sigma <= high * (1 + 1e-6)) & (sigma > 0)
         if not bool(inside.all()):
             raise ValueError(

@@ -256,7 +256,7 @@ def test_eval_of_a_network_that_is_not_finite_is_refused(
     monkeypatch.setattr(
         "models.backbones.UNet.forward", lambda self, x, c_noise, cond=None: torch.full_like(x, float("nan"))
     )
-    assert "the network's output is not finite" in error(capsys, tiny_command("eval", run_copy))
+    assert "the model's answer is not finite at t = 0.25" in error(capsys, tiny_command("eval", run_copy))
     assert "stopped being finite" in error(capsys, tiny_command("sample", run_copy))
     assert snapshot(run_copy / "eval") == before
 
