@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-# Ctrl-C, as the shell reports it
-_INTERRUPTED = 130
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -26,7 +24,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 
 def _say(error: BaseException, line: str) -> None:
     """Print a line on standard error; of the processes of torchrun, one does."""
-    from evaluation.ranks import speaks
+    from training.ranks import speaks
 
     if speaks(error):
         print(line, file=sys.stderr)
@@ -39,19 +37,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments; None takes the process's own.
 
     Returns:
-        The exit code: 0 done, 2 it cannot work (one line says why), 130 stopped by Ctrl-C.
+        The exit code: 0 done, 2 it cannot work (one line says why); of a signal that stopped it, 128 more than its
+        number (Ctrl-C: 130).
     """
     options, overrides = _parse(arguments)
     try:
         # imported late, so that --help and typos answer at once
         from evaluation.bits_per_dim import evaluate
-        from evaluation.ranks import check_alone
         from evaluation.sampling import sample
         from training.config import import_plugins, load_config
         from training.loop import train
         from training.workdir import default_workdir
 
-        check_alone(options.mode)
         modes = {"train": train, "eval": evaluate, "sample": sample}
         config = load_config(options.config, overrides)
         import_plugins(config.get("plugins", ()))
@@ -59,7 +56,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         modes[options.mode](config, workdir)
     except KeyboardInterrupt as stopped:
         _say(stopped, str(stopped) or "stopped")
-        return _INTERRUPTED
+        return 128 + getattr(stopped, "signal_number", signal.SIGINT)
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         if os.environ.get("SDE_TRACEBACK"):
             raise

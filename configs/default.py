@@ -62,13 +62,19 @@ def _training() -> ConfigDict:
     return ConfigDict(
         {
             "num_steps": 100_000,
-            "batch_size": 128,
+            "batch_size": 128,  # of all processes together
             # ddpm: L_simple on the table; dsm: continuous time; auto: one of these by the SDE. The bound itself: vlb on
             # the table, vlb_continuous, dequantized; hybrid: L_simple, and the bound for the learned variance
             "loss": "auto",
             "weighting": "auto",  # eps, x0, v, edm or, with dsm, likelihood; auto: eps, of parameterization edm edm
             "time_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
-            "precision": "auto",  # fp32, or bf16 for the network alone; auto: bf16 on a GPU that has it
+            "precision": "auto",  # fp32, or bf16 for the network alone; auto: bf16 where the machine is good at it
+            "compile": "auto",  # on or off; auto: where there is a compiler, for runs that are worth its minute
+            "accumulation_steps": 1,  # a batch in this many parts a process, for less memory
+            "gradient_checkpointing": False,  # compute activations twice, for less memory
+            "sharding": "none",  # fsdp: split weights and the optimizer's state over the processes of torchrun
+            "explosion_factor": 1000.0,  # a loss above this many times its running mean is left out; 0: none is
+            "max_bad_steps": 10,  # steps in a row that may be left out; one more ends the run
             "ema_decay": 0.9999,
             "grad_clip": 1.0,  # largest gradient norm; 0: none
             "checkpoint_every": 5_000,
@@ -105,6 +111,8 @@ def _sampling() -> ConfigDict:
             "options": "",  # the sampler's own options, as in "eta=0.5"
             "clip_x0": True,  # clip the predicted x0 to the data's range
             "threshold_x0": 0.0,  # instead: bring this quantile of |x0| into that range; 0.995 is usual, 0: none
+            "precision": "auto",  # as in training
+            "compile": "auto",
         }
     )
 
@@ -117,6 +125,8 @@ def _eval() -> ConfigDict:
             "num_images": 0,  # 0: the whole split
             "batch_size": 128,
             "split": "test",
+            "precision": "fp32",  # as in training; a likelihood by a bf16 network is that of another model
+            "compile": "off",
             "clip_x0": True,  # measures the chain whose predicted x0 is clipped
             "vlb_variance": "small",  # reverse variance: small, large or learned
             "vlb_num_steps": 0,  # 0: the SDE's table, or 1000

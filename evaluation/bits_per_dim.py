@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from data import ImageDataset
 from likelihood import LikelihoodEstimator, VariationalBound
-from models import NetworkScoreModel, ScoreModel
-from training.build import build_dataset, check_config, pick_device
+from models import ScoreModel
+from training.build import build_dataset, pick_device
+from training.checks import check_config
 from training.config import Config
 from training.images import save_bound_curve
-from training.loop import Interrupted
+from training.memory import says_which_knobs
+from training.precision import fast_inference, forward_flops, pick_mode
+from training.ranks import Ranks, load_in_turn
 from training.state import load_trained
+from training.stopping import Interrupted
 from training.workdir import check_for_use, save_npz, write_json
 
 from .estimators import build_estimators, seen_by, settings_of
 from .measurement import EvalSplit, Measurement
 from .partial import fingerprints
 from .pilot import fit_step_weights
-from .ranks import Ranks
 from .schedule import Schedule
 from .table import gap_of, gap_sentence, table, without_nan
+
+_NUM_CALLS = 100  # of the network for an image, about, to judge whether compiling it is worth while
 
 
 def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -50,11 +51,14 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         RuntimeError: If a process of the job failed, or a solver gave up.
         Interrupted: After Ctrl-C.
     """
-    with Ranks.from_environment() as ranks:
+    with (
+        Ranks.from_environment() as ranks,
+        says_which_knobs("eval.batch_size", config.eval.batch_size),
+    ):
         check_config(config)
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
-        dataset = _load_dataset(config, ranks)
+        dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split))
         estimators = build_estimators(config, dataset)
         split = EvalSplit(
             dataset,
@@ -64,7 +68,15 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             class_conditional=config.model.class_conditional,
             device=device,
         )
-        model, step = _load_model(config, workdir, dataset, device, ranks)
+        trained, step = load_trained(config, workdir, dataset, device, quiet=not ranks.first)
+        mode = pick_mode(
+            config.eval.precision,
+            config.eval.compile,
+            device,
+            backbone=trained.backbone,
+            work=_NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape),
+        )
+        model = fast_inference(trained, mode)
         # now, since a grid or an end of it that does not fit the SDE is found here
         settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
         seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
@@ -76,7 +88,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             split,
             seen,
             folder=workdir / "eval" / "partial",
-            fingerprints=fingerprints(config, model, step, split, step_weights),
+            fingerprints=fingerprints(config, trained, step, split, step_weights, mode.recorded()),
             ranks=ranks,
         )
         try:
@@ -85,29 +97,10 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             raise Interrupted(f"stopped with {schedule.kept()} kept; the same command goes on from there") from None
         if not ranks.first:
             return {}
-        report = _write(settings, workdir, estimators, measurements, model, split, step)
+        head = {"step": step, "weights": "ema", "precision": mode.recorded()["precision"]}
+        report = _write(settings, workdir, estimators, measurements, model, split, head)
         schedule.forget()
         return report
-
-
-def _load_dataset(config: Config, ranks: Ranks) -> ImageDataset:
-    """The split; by rank 0 first, so that a download happens once."""
-    found: list[ImageDataset] = []
-
-    def load() -> bytes:
-        found.append(build_dataset(config, config.eval.split))
-        return b"loaded"
-
-    ranks.share("data", load)
-    return found[0] if found else build_dataset(config, config.eval.split)
-
-
-def _load_model(
-    config: Config, workdir: Path, dataset: ImageDataset, device: torch.device, ranks: Ranks
-) -> tuple[NetworkScoreModel, int]:
-    """The averaged model and its step; rank 0 alone says which checkpoints were passed over."""
-    with contextlib.nullcontext() if ranks.first else contextlib.redirect_stderr(io.StringIO()):
-        return load_trained(config, workdir, dataset, device)
 
 
 def _write(
@@ -117,12 +110,12 @@ def _write(
     measurements: dict[str, Measurement],
     model: ScoreModel,
     split: EvalSplit,
-    step: int,
+    head: dict[str, Any],
 ) -> dict[str, Any]:
     """Print the table; write the values of the images, the curve of L_t and, last, the report."""
     dataset, folder = split.dataset, workdir / "eval"
     report: dict[str, Any] = {"dataset": dataset.name, "split": dataset.split}
-    report |= {"num_images": split.num_images, "step": step, "weights": "ema"}
+    report |= {"num_images": split.num_images} | head
     arrays: dict[str, np.ndarray] = {}
     for name, measurement in measurements.items():
         estimator = estimators[name]
@@ -134,7 +127,9 @@ def _write(
             curve = _bound_curve(estimator, model, measurement)
             report[name]["terms"] = curve
             save_bound_curve(folder / "bound_terms.png", curve["t"], curve["bits_per_dim"], curve["stderr"])
-    print(table(measurements, f"{dataset.name} {dataset.split}, {split.num_images} images, step {step}, bits/dim"))
+    print(
+        table(measurements, f"{dataset.name} {dataset.split}, {split.num_images} images, step {head['step']}, bits/dim")
+    )
     gap = gap_of(measurements)
     if gap is not None:
         report["gap"] = gap

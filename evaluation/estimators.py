@@ -7,7 +7,7 @@ from typing import Any
 from data import ImageDataset
 from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
 from models import ClippedScoreModel, ScoreModel
-from training.build import check_learned_parts
+from training.checks import check_learned_parts
 from training.config import Config
 
 

@@ -28,7 +28,7 @@ _FORMAT = 1
 _FINGERPRINT = "fingerprint.json"
 # neither changes a value: how far to go before giving up, and what else is measured; the images have a digest
 _FREE = ("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images")
-_PACKAGES = ("sde_lib", "models", "likelihood", "data", "evaluation")
+_PACKAGES = ("sde_lib", "models", "likelihood", "data", "training", "evaluation")
 _FIXED = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.", "eval.")
 
 
@@ -64,7 +64,12 @@ def code_digest(packages: Sequence[str] = _PACKAGES, plugins: Sequence[str] = ()
 
 
 def fingerprints(
-    config: Config, model: ScoreModel, step: int, split: EvalSplit, step_weights: dict[str, list[float]] | None = None
+    config: Config,
+    model: ScoreModel,
+    step: int,
+    split: EvalSplit,
+    step_weights: dict[str, list[float]] | None = None,
+    network: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """All that the values of a batch depend on, for each of ``config.eval.likelihoods``.
 
@@ -76,6 +81,7 @@ def fingerprints(
         step: The training step of its weights.
         split: The images.
         step_weights: What steps are drawn by, of the likelihoods that draw them so.
+        network: In what precision the network computes, where the config leaves it to the machine.
     """
     state = model.state_dict()
     common: dict[str, Any] = {"step": step, "weights": _digest(*(state[key] for key in sorted(state)))}
@@ -83,6 +89,7 @@ def fingerprints(
     common |= {"num_images": split.num_images, "num_levels": split.dataset.num_levels, "seed": split.seed}
     settings = {k: v for k, v in flatten(config) if k.startswith(_FIXED) and k not in _FREE}
     common |= {"device": split.device.type, "torch": torch.__version__, "format": _FORMAT}
+    common["network"] = network or {}
     common["code"] = code_digest(plugins=config.plugins)
     prefixes = {name.split("_")[0] for name in available_likelihoods()}
     result = {}

@@ -12,8 +12,7 @@ from models import ScoreModel
 from sde_lib import NoiseStreams, derive_seed
 from training.build import build_dataset
 from training.config import Config
-
-from .ranks import Ranks
+from training.ranks import Ranks
 
 NUM_PILOT_IMAGES = 16
 _PILOT = 0x70696C6F74

@@ -12,10 +12,10 @@ from tqdm import tqdm
 from likelihood import LikelihoodEstimator, RunningMean
 from models import ScoreModel
 from training.logging import say
+from training.ranks import Ranks
 
 from .measurement import EvalSplit, Measurement, Values, bits_per_dim_of
 from .partial import PartialResults
-from .ranks import Ranks
 
 Measured = dict[str, tuple[LikelihoodEstimator, ScoreModel]]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 import main
 from training.build import build_dataset
 from training.config import load_config
-from training.loop import TrainingStep
+from training.step import StepResult, TrainingStep
 from training.state import TrainingState
 
 
@@ -26,8 +26,8 @@ def _stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Press Ctrl-C in that step."""
     whole_step = TrainingStep.__call__
 
-    def press(self: TrainingStep) -> tuple[Tensor, Tensor]:
-        result = whole_step(self)
+    def press(self: TrainingStep, **options: bool) -> StepResult:
+        result = whole_step(self, **options)
         if self._state.step == steps:
             signal.raise_signal(signal.SIGINT)
         return result
@@ -216,8 +216,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     monkeypatch.setattr(
         "training.losses.weighted_error", lambda *_, **__: torch.full((8,), float("nan")).requires_grad_()
     )
-    said = error(capsys, tiny_command("train", run_copy, "--config.training.num_steps=9"))
-    assert "the loss is nan at step 8" in said
+    few = ("--config.training.num_steps=9", "--config.training.max_bad_steps=2")
+    said = error(capsys, tiny_command("train", run_copy, *few))
+    assert "the loss is nan at step 9, as in the 2 steps before it, which were left out" in said
     assert max(p.name for p in (run_copy / "checkpoints").iterdir()) == "step_00000006"
 
 

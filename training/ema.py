@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models import NetworkScoreModel
 
@@ -31,8 +33,9 @@ class ExponentialMovingAverage:
     def update(self, model: NetworkScoreModel) -> None:
         """Take in the weights of ``model``; buffers are copied."""
         decay = ema_decay_at(self.num_updates, self.decay)
-        for ours, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-            ours.lerp_(theirs, 1 - decay)
-        for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            ours.copy_(theirs)
+        ours: list[Tensor] = list(self.model.parameters())
+        theirs: list[Tensor] = list(model.parameters())
+        get_ema_multi_avg_fn(decay)(ours, theirs, torch.tensor(self.num_updates))
+        for buffer, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(current)
         self.num_updates += 1

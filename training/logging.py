@@ -69,7 +69,7 @@ class TrainingLog:
         self._bar.update()
 
     def scalars(
-        self, step: int, *, loss: float, grad_norm: float, learning_rate: float, seconds_per_step: float
+        self, step: int, *, loss: float, grad_norm: float, learning_rate: float, seconds_per_step: float, skipped: int
     ) -> None:
         """Log the numbers of the steps since the last call."""
         images_per_second = self._batch_size / seconds_per_step
@@ -79,6 +79,7 @@ class TrainingLog:
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "images_per_second": images_per_second,
+            "skipped_steps": skipped,
         }
         self._records.append(record)
         self._file.write(json.dumps(record) + "\n")

@@ -24,9 +24,12 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import Config
+from .distributed import shard
 from .ema import ExponentialMovingAverage
+from .guard import StepGuard, guard_mismatch
 from .logging import say
 from .losses import Loss
+from .sharding import from_first, split_like, whole
 
 
 def _weights(model: NetworkScoreModel, ema: ExponentialMovingAverage) -> dict[str, Tensor]:
@@ -75,27 +78,49 @@ class TrainingState:
         ema: The average of its weights.
         optimizer: The optimizer of its weights.
         loss: The loss, with what it remembers.
+        guard: What keeps bad steps out, with what it remembers.
         step: Number of steps done.
         losses: Those since the last logged one, so that a resumed run logs the same means.
         data: What the model is made for, see ``describe``.
+        how: How the run computes, as JSON: precision, compilation and number of processes, on which the last digits
+            depend.
     """
 
     model: NetworkScoreModel
     ema: ExponentialMovingAverage
     optimizer: torch.optim.Optimizer
     loss: Loss
+    guard: StepGuard = field(default_factory=StepGuard)
     step: int = 0
-    losses: list[Tensor] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    how: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, config: Config, dataset: ImageDataset, device: torch.device) -> TrainingState:
-        """A fresh state on a device."""
+    def create(
+        cls, config: Config, dataset: ImageDataset, device: torch.device, *, sharded: bool = False
+    ) -> TrainingState:
+        """A fresh state on a device.
+
+        Args:
+            config: The config.
+            dataset: Images, for their shape and levels.
+            device: Where the model goes.
+            sharded: Split the network, its average and the optimizer's state over the processes.
+        """
         model = build_model(config, dataset).to(device)
+        if not sharded:
+            # here, since the optimizer's moments are laid out as the weights are; FSDP takes contiguous ones only
+            model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        ema = ExponentialMovingAverage(model, config.training.ema_decay)
+        if sharded:
+            for one in (model, ema.model):
+                shard(one.backbone, getattr(one.backbone, "stages", []))
         optimizer = build_optimizer(config, model)
         loss = build_loss(config, model.sde, dataset)
-        ema = ExponentialMovingAverage(model, config.training.ema_decay)
-        return cls(model, ema, optimizer, loss, data=describe(dataset))
+        training = config.training
+        guard = StepGuard(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
+        return cls(model, ema, optimizer, loss, guard, data=describe(dataset))
 
     def _expected(self) -> dict[str, Tensor]:
         """What a checkpoint holds besides the optimizer's state."""
@@ -109,28 +134,49 @@ class TrainingState:
         losses = checkpoint.state.get("losses", [])
         if not isinstance(losses, list) or not all(isinstance(loss, float) for loss in losses):
             return "its losses are not a list of numbers"
+        how = checkpoint.state.get("how", {})
+        if not isinstance(how, dict) or not all(isinstance(value, (str, bool, int)) for value in how.values()):
+            return "it does not say how it computes"
+        problem = guard_mismatch(checkpoint.state.get("guard"))
+        if problem is not None:
+            return problem
         return optimizer_mismatch(self.optimizer, checkpoint)
 
-    def save(self, root: Path, *, keep: int) -> Path:
+    def save(self, root: Path, *, keep: int, write: bool = True) -> None:
         """Write a checkpoint of this moment.
+
+        Args:
+            root: The folder of checkpoints.
+            keep: How many to keep.
+            write: Whether this is the process that writes; where tensors are split, the others help to collect them.
 
         Raises:
             FloatingPointError: If a weight is not finite; nothing is written then, so that good checkpoints stay.
         """
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+        expected = {name: whole(tensor) for name, tensor in self._expected().items()}
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in expected.values()):
             raise FloatingPointError(
                 f"a weight is not finite at step {self.step}, which is not saved; lower optim.learning_rate or "
                 "training.grad_clip, and go on from the last checkpoint if there is one"
             )
         tensors, state = flatten_optimizer(self.optimizer)
+        tensors = {name: whole(tensor) for name, tensor in tensors.items()} | expected
+        if not write:
+            return
         state["ema_updates"] = self.ema.num_updates
-        state["losses"] = [float(loss) for loss in self.losses]
+        state["losses"] = self.losses
         state["data"] = self.data
-        tensors |= self._expected()
-        return save_checkpoint(root, step=self.step, tensors=tensors, state=state, keep=keep)
+        state["guard"] = self.guard.state()
+        state["how"] = self.how
+        save_checkpoint(root, step=self.step, tensors=tensors, state=state, keep=keep)
 
-    def restore(self, root: Path) -> bool:
-        """Go to the newest good checkpoint, if there is any.
+    def restore(self, root: Path, *, rank: int = 0, world: int = 1) -> bool:
+        """Go to the newest good checkpoint, if there is any; one process reads it, for all.
+
+        Args:
+            root: The folder of checkpoints.
+            rank: Number of this process.
+            world: Number of processes.
 
         Returns:
             Whether there was one.
@@ -138,32 +184,41 @@ class TrainingState:
         Raises:
             ValueError: If there are checkpoints but none can be used.
         """
-        checkpoint = load_newest(root, self._expected(), self._mismatch)
+        checkpoint = load_newest(root, self._expected(), self._mismatch) if rank == 0 else None
+        if world > 1:
+            checkpoint = from_first(checkpoint)
         if checkpoint is None:
             return False
         for note in checkpoint.notes:
             say(note)
         _load_weights(self.model, checkpoint.tensors, "model.")
         _load_weights(self.ema.model, checkpoint.tensors, "ema.")
-        restore_optimizer(self.optimizer, checkpoint.tensors, checkpoint.state)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        tensors = dict(checkpoint.tensors)
+        for name in [name for name in tensors if name.startswith("optim.") and not name.endswith(".step")]:
+            tensors[name] = split_like(tensors[name], parameters[int(name.split(".")[1])])
+        restore_optimizer(self.optimizer, tensors, checkpoint.state)
         for name, tensor in self.loss.memory().items():
             tensor.copy_(checkpoint.tensors[f"loss.{name}"])
         self.ema.num_updates = int(checkpoint.state["ema_updates"])
         self.step = checkpoint.step
-        self.losses = [torch.tensor(loss, dtype=torch.float64) for loss in checkpoint.state.get("losses", [])]
+        self.losses = list(checkpoint.state.get("losses", []))
+        if checkpoint.state.get("guard") is not None:
+            self.guard.restore(checkpoint.state["guard"])
+        self.how = checkpoint.state.get("how") or {}
         return True
 
 
+@torch.no_grad()
 def _load_weights(model: NetworkScoreModel, tensors: dict[str, Tensor], prefix: str) -> None:
-    state: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    model.backbone.load_state_dict(state)
-    for part, module in _learned_parts(model):
-        start = f"{part}.{prefix}"
-        module.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
+    modules = [(prefix, model.backbone), *((f"{part}.{prefix}", module) for part, module in _learned_parts(model))]
+    for start, module in modules:
+        for name, target in module.state_dict().items():
+            target.copy_(split_like(tensors[f"{start}{name}"], target))
 
 
 def load_trained(
-    config: Config, workdir: Path, dataset: ImageDataset, device: torch.device
+    config: Config, workdir: Path, dataset: ImageDataset, device: torch.device, *, quiet: bool = False
 ) -> tuple[NetworkScoreModel, int]:
     """The averaged model of a work directory's newest good checkpoint.
 
@@ -172,6 +227,7 @@ def load_trained(
         workdir: The work directory.
         dataset: Any split of its data, for the shapes.
         device: Where the model goes.
+        quiet: Leave it to another process to say which checkpoints were passed over.
 
     Returns:
         The model in evaluation mode, and the step of the checkpoint.
@@ -186,7 +242,7 @@ def load_trained(
     checkpoint = load_newest(workdir / "checkpoints", _weights(model, ema), ignored=("loss.",))
     if checkpoint is None:
         raise ValueError(f"{workdir} has no checkpoint yet; run --mode train first")
-    for note in checkpoint.notes:
+    for note in () if quiet else checkpoint.notes:
         say(note)
     _load_weights(ema.model, checkpoint.tensors, "ema.")
     return ema.model, checkpoint.step

@@ -36,6 +36,7 @@ def digits_network(config: ConfigDict) -> None:
         {
             "num_steps": 1_000,
             "batch_size": 64,
+            "precision": "fp32",  # the same figures on every machine
             "ema_decay": 0.999,
             "checkpoint_every": 500,
             "log_every": 20,
@@ -43,5 +44,5 @@ def digits_network(config: ConfigDict) -> None:
         }
     )
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 100})
-    config.sampling.update({"num_samples": 64, "batch_size": 64})
+    config.sampling.update({"num_samples": 64, "batch_size": 64, "precision": "fp32"})
     config.eval.update({"batch_size": 120, "vlb_samples_per_image": 20})

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from data import ImageDataset, TrainBatches
 from sde_lib import LearnedVP
 from training.config import load_config
-from training.loop import TrainingStep
+from training.step import TrainingStep
 from training.state import TrainingState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def _gradients(grad_clip: float) -> tuple[dict[str, torch.Tensor], float]:
         warmup_steps=0,
         grad_clip=grad_clip,
     )
-    _, norm = do_step()
+    norm = do_step().grad_norm
     gradients = {name: p.grad.double() for name, p in state.model.named_parameters() if p.grad is not None}
     return gradients, float(norm)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -37,23 +37,6 @@ def _place() -> tuple[int, int]:
     return (int(rank), int(world)) if rank.isdigit() and world.isdigit() else (0, 1)
 
 
-def check_alone(mode: str) -> None:
-    """Refuse what does not run distributed, which would be done once by each process, in the same files.
-
-    Args:
-        mode: What is to be done.
-
-    Raises:
-        ValueError: If this is one process of several.
-    """
-    world = _place()[1]
-    if world > 1 and mode != "eval":
-        raise ValueError(
-            f"--mode {mode} runs in one process as yet, got {world} by torchrun; only --mode eval runs distributed: "
-            f"start {mode} with python main.py"
-        )
-
-
 def speaks(error: BaseException) -> bool:
     """Whether this is the process that tells the user of an error: one does, however many there are."""
     if isinstance(error, (RankError, AnotherRankError)):
@@ -78,7 +61,8 @@ class Ranks:
     """
 
     def __init__(self, rank: int = 0, world: int = 1, store: Store | None = None, *, silence: float = 120.0) -> None:
-        self.rank, self.world, self._store, self._silence = rank, world, store, silence
+        self.rank, self.world, self._silence = rank, world, silence
+        self.store = self._store = store
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, daemon=True)
         self._heard: dict[int, tuple[bytes, float]] = {}
@@ -269,3 +253,24 @@ class Ranks:
 
         self.wait_until(arrived)
         return found[0]
+
+
+T = TypeVar("T")
+
+
+def load_in_turn(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
+    """Load on every process; on rank 0 first, so that what is downloaded is so once.
+
+    Args:
+        ranks: The processes.
+        key: A name that is used once.
+        load: Loads.
+    """
+    found: list[T] = []
+
+    def first() -> bytes:
+        found.append(load())
+        return b"loaded"
+
+    ranks.share(key, first)
+    return found[0] if found else load()

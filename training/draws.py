@@ -1,0 +1,101 @@
+"""What a step is a function of besides the weights: its images, its uniform draws and its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from data import TrainBatches
+from sde_lib import derive_seed
+
+from .distributed import Share
+
+_TIME_STREAM, _NOISE_STREAM = 0, 1
+NETWORK_STREAM = 2
+_CHUNK = 256  # samples that share a generator of noise: a process makes no more of the others' than the rest of these
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random part of a step, on the CPU.
+
+    Attributes:
+        images: Of this process's samples, uint8 [b, C, H, W].
+        labels: Theirs, int64 [b].
+        uniform: For the times of the whole global batch, float64 [B]: some losses spread times over all of it.
+        eps: Standard normal noise of this process's samples, [b, C, H, W].
+    """
+
+    images: UInt8[Tensor, "part channels height width"]
+    labels: Int[Tensor, " part"]
+    uniform: Float[Tensor, " batch"]
+    eps: Float[Tensor, "part channels height width"]
+
+    def pinned(self) -> Draw:
+        """The same in memory from which a GPU copies while it computes."""
+        return Draw(self.images.pin_memory(), self.labels.pin_memory(), self.uniform, self.eps.pin_memory())
+
+
+def generator_of(seed: int, step: int, *stream: int) -> torch.Generator:
+    """The generator of a stream of a step."""
+    return torch.Generator().manual_seed(derive_seed(seed, step, *stream))
+
+
+def make_draw(batches: TrainBatches, seed: int, share: Share, step: int) -> Draw:
+    """The draw of a step: a function of (seed, step), of which each process takes its samples.
+
+    Args:
+        batches: Where images come from.
+        seed: Seed of the run.
+        share: Which samples are this process's.
+        step: Number of the step.
+    """
+    own = share.all
+    images, labels = batches.batch(step)
+    uniform = torch.rand(share.batch_size, generator=generator_of(seed, step, _TIME_STREAM), dtype=torch.float64)
+    pieces = []
+    for chunk in range(own.start // _CHUNK, (own.stop - 1) // _CHUNK + 1):
+        first = chunk * _CHUNK
+        size = min(_CHUNK, share.batch_size - first)
+        stream = (_NOISE_STREAM, chunk) if chunk else (_NOISE_STREAM,)
+        noise = torch.randn(size, *images.shape[1:], generator=generator_of(seed, step, *stream))
+        pieces.append(noise[max(own.start - first, 0) : own.stop - first])
+    return Draw(images[own], labels[own], uniform, torch.cat(pieces))
+
+
+class Draws:
+    """The draws of steps, one after the other; each may be made while the step before it is computed.
+
+    Args:
+        make: From the number of a step to its draw.
+        ahead: Make the next one in a thread of its own. That pays where a GPU computes; on a CPU it takes from the
+            network what it gives.
+        pin: Pin it, for copies to a GPU beside its work.
+    """
+
+    def __init__(self, make: Callable[[int], Draw], *, ahead: bool = False, pin: bool = False) -> None:
+        self._make, self._pin = make, pin
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="draws") if ahead else None
+        self._next: tuple[int, Future[Draw]] | None = None
+
+    def take(self, step: int) -> Draw:
+        """The draw of a step, whichever was asked for before."""
+        if self._pool is None:
+            return self._ready(step)
+        draw = self._next[1].result() if self._next is not None and self._next[0] == step else self._ready(step)
+        self._next = (step + 1, self._pool.submit(self._ready, step + 1))
+        return draw
+
+    def _ready(self, step: int) -> Draw:
+        draw = self._make(step)
+        return draw.pinned() if self._pin else draw
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,84 @@
+"""Steps that would spoil the weights are left out, and a run of them ends the training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_DECAY, _WARM_UP = 0.99, 50  # of the mean loss, and the steps before it is trusted
+
+
+class StepGuard:
+    """Says of each step whether it may change the weights.
+
+    A step is left out if its loss or gradient norm is not finite, or its loss exceeds ``explosion_factor`` times the
+    running mean of |loss| over the steps that were not left out (exponential, decay 0.99, once there are 50).
+
+    Args:
+        explosion_factor: That factor, above 1; 0 lets any finite loss pass.
+        max_bad_steps: Steps in a row that may be left out; one more ends the run.
+
+    Attributes:
+        skipped: Steps left out so far.
+    """
+
+    def __init__(self, *, explosion_factor: float = 1000.0, max_bad_steps: int = 10) -> None:
+        self.explosion_factor, self.max_bad_steps = explosion_factor, max_bad_steps
+        self.skipped = self._in_a_row = self._count = 0
+        self._mean = 0.0
+
+    def accepts(self, loss: float, grad_norm: float, step: int) -> bool:
+        """Whether the step may change the weights.
+
+        Args:
+            loss: Its mean loss.
+            grad_norm: The norm of its gradient, before clipping.
+            step: Its number, for the error.
+
+        Raises:
+            FloatingPointError: If it is one too many in a row.
+        """
+        reason = self._reason(loss, grad_norm)
+        if reason is None:
+            self._in_a_row, self._count = 0, self._count + 1
+            self._mean = _DECAY * self._mean + (1 - _DECAY) * abs(loss)
+            return True
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        if self._in_a_row > self.max_bad_steps:
+            raise FloatingPointError(
+                f"{reason} at step {step}, as in the {self._in_a_row - 1} steps before it, which were left out; lower "
+                "optim.learning_rate or training.grad_clip, and go on from the last checkpoint if there is one"
+            )
+        return False
+
+    def _reason(self, loss: float, grad_norm: float) -> str | None:
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(grad_norm):
+            return f"the gradient norm is {grad_norm}"
+        if self.explosion_factor > 0 and self._count >= _WARM_UP:
+            mean = self._mean / (1 - _DECAY**self._count)
+            if abs(loss) > self.explosion_factor * mean:
+                return f"the loss is {loss:g}, its running mean {mean:g}"
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row, "count": self._count, "mean": self._mean}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo ``state``."""
+        self.skipped, self._in_a_row = int(state["skipped"]), int(state["in_a_row"])
+        self._count, self._mean = int(state["count"]), float(state["mean"])
+
+
+def guard_mismatch(state: Any) -> str | None:
+    """What keeps ``StepGuard.restore`` from reading a checkpoint's entry, or None; old checkpoints have none."""
+    if state is None:
+        return None
+    names = ("skipped", "in_a_row", "count", "mean")
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(name), (int, float)) and math.isfinite(state[name]) and state[name] >= 0 for name in names
+    ):
+        return "its guard does not hold the counts of steps left out"
+    return None
