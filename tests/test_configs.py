@@ -11,8 +11,8 @@ from sde_lib import make_grid
 from training.build import build_model, build_sampler, build_sde
 from training.checks import check_config
 from training.config import load_config
-from training.step import TrainingStep
 from training.state import TrainingState
+from training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(

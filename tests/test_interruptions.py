@@ -13,13 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import ROOT, TINY, error, last_tensors, snapshot, tiny_command
-from torch import Tensor
 
 import main
 from training.build import build_dataset
 from training.config import load_config
-from training.step import StepResult, TrainingStep
 from training.state import TrainingState
+from training.step import StepResult, TrainingStep
 
 
 def _stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:

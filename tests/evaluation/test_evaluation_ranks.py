@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from eval_runs import eval_command, finish, results, start
-from tiny import error, snapshot, tiny_command
 from torch.distributed import HashStore, TCPStore
 
 import main
@@ -77,22 +76,6 @@ class Failing(VariationalBound):
             raise ValueError("it cannot")
         return super().__call__(model, x0, **others)
 """
-
-
-@pytest.mark.parametrize("mode", ["train", "sample"])
-def test_what_runs_in_one_process_is_refused_in_several(
-    run_copy: Path, mode: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    before = snapshot(run_copy)
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
-        monkeypatch.setenv(name, value)
-    said = error(capsys, tiny_command(mode, run_copy))
-    assert said.startswith(f"error: --mode {mode} runs in one process as yet, got 2 by torchrun; only --mode eval")
-    # the other ends as well, without a word
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert main.run(tiny_command(mode, run_copy)) == 2 and capsys.readouterr().err == ""
-    assert snapshot(run_copy) == before
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from data import ImageDataset, TrainBatches
 from sde_lib import LearnedVP
 from training.config import load_config
-from training.step import TrainingStep
 from training.state import TrainingState
+from training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = 17

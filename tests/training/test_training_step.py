@@ -10,9 +10,9 @@ from data import ImageDataset, TrainBatches
 from models import EpsParameterization, NetworkScoreModel, Prediction, ScoreModel
 from sde_lib import SDE, VP, LearnedVP, Tabulated
 from training.config import load_config
-from training.step import TrainingStep
 from training.losses import DDPMLoss, make_loss
 from training.state import TrainingState
+from training.step import TrainingStep
 from training.time_sampling import TimeDraw, spread
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,119 @@
+"""Bad steps change nothing, are counted, and end a run when there are too many in a row."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import error, last_tensors, tiny_command
+
+import main
+from training.guard import StepGuard, guard_mismatch
+from training.losses import DDPMLoss, register_loss
+
+NAN, INF = math.nan, math.inf
+
+
+def test_what_is_not_finite_is_left_out_and_counted():
+    guard = StepGuard(max_bad_steps=3)
+    said = [guard.accepts(*pair, step=1) for pair in [(1.0, 2.0), (NAN, 1.0), (1.0, NAN), (INF, INF), (1.0, 1.0)]]
+    assert said == [True, False, False, False, True] and guard.skipped == 3
+    # the count of those in a row began again
+    assert [guard.accepts(NAN, 1.0, step=1) for _ in range(3)] == [False] * 3
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 9, as in the 3 steps before it, which were"):
+        guard.accepts(NAN, 1.0, step=9)
+
+
+def test_none_is_left_out_where_none_may_be():
+    with pytest.raises(FloatingPointError, match="the gradient norm is inf at step 1, as in the 0 steps before it"):
+        StepGuard(max_bad_steps=0).accepts(1.0, INF, step=1)
+
+
+def test_a_loss_explodes_beyond_a_factor_of_its_running_mean():
+    """The mean of n equal losses is that loss, however early."""
+    guard = StepGuard(explosion_factor=100.0)
+    assert guard.accepts(1e9, 1.0, 1)  # there is no mean yet
+    guard = StepGuard(explosion_factor=100.0)
+    assert all(guard.accepts(2.0, 1.0, step) for step in range(50))
+    assert not guard.accepts(200.1, 1.0, 51) and not guard.accepts(-200.1, 1.0, 52)
+    assert guard.accepts(199.9, 1.0, 53)
+    # what was left out does not count: 50 losses of 2 and one of 199.9, by hand
+    weights = [0.99**k for k in range(50, -1, -1)]
+    mean = (2.0 * sum(weights[:-1]) + 199.9 * weights[-1]) / sum(weights)
+    assert guard.accepts(mean * 99.99, 1.0, 54)
+    assert StepGuard(explosion_factor=0.0).accepts(1e30, 1.0, 1)
+
+
+def test_a_guard_goes_on_where_it_was():
+    one, two = StepGuard(explosion_factor=10.0), StepGuard(explosion_factor=10.0)
+    for step in range(60):
+        one.accepts(NAN if step % 20 == 19 else 1.0 + step, 1.0, step)
+    state = json.loads(json.dumps(one.state()))
+    assert guard_mismatch(state) is None
+    two.restore(state)
+    for loss in (300.0, 1e3, 200.0, NAN, 400.0):
+        assert one.accepts(loss, 1.0, 61) == two.accepts(loss, 1.0, 61)
+    assert one.state() == two.state()
+
+
+@pytest.mark.parametrize("state", [[], {"skipped": 1}, {"skipped": 1, "in_a_row": 0, "count": 2, "mean": NAN}])
+def test_what_no_guard_wrote_is_named(state: object):
+    assert guard_mismatch(state) == "its guard does not hold the counts of steps left out"
+    assert guard_mismatch(None) is None
+
+
+@register_loss("sometimes_bad")
+class _SometimesBad(DDPMLoss):
+    """Spoils the third and the fourth step: once by its value, once by its gradient alone."""
+
+    calls = 0
+
+    def __call__(self, *arguments, **options):
+        _SometimesBad.calls += 1
+        values = super().__call__(*arguments, **options)
+        if _SometimesBad.calls == 3:
+            return values * math.nan
+        # sqrt has value 0 and slope infinity at 0
+        return values + (0.0 * values).sqrt() if _SometimesBad.calls == 4 else values
+
+
+def test_bad_steps_change_no_weight_and_are_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(_SometimesBad, "calls", 0)
+    command = tiny_command(
+        "train", tmp_path, "--config.training.loss=sometimes_bad", "--config.training.checkpoint_every=1",
+        "--config.training.keep_checkpoints=9", "--config.training.log_every=6",
+    )  # fmt: skip
+    assert main.run(command) == 0
+    said = capsys.readouterr().err
+    assert said.count("is left out") == 2
+    assert "step 3 is left out: loss nan" in said and "step 4 is left out: loss " in said
+    from safetensors.torch import load_file
+
+    steps = [load_file(tmp_path / f"checkpoints/step_{k:08d}/tensors.safetensors") for k in range(1, 7)]
+    for name in steps[0]:
+        if name != "loss.counts":
+            assert torch.equal(steps[1][name], steps[3][name]), name
+    assert any(not torch.equal(steps[3][name], steps[4][name]) for name in steps[0])
+    states = [json.loads((tmp_path / f"checkpoints/step_{k:08d}/state.json").read_text()) for k in range(1, 7)]
+    assert [state["guard"]["skipped"] for state in states] == [0, 0, 1, 2, 2, 2]
+    assert [state["ema_updates"] for state in states] == [1, 2, 2, 2, 3, 4]
+    (record,) = map(json.loads, (tmp_path / "logs/metrics.jsonl").read_text().splitlines())
+    # of the four good ones
+    assert record["skipped_steps"] == 2 and math.isfinite(record["loss"])
+    assert last_tensors(tmp_path).keys() == steps[5].keys()
+
+
+def test_too_many_bad_steps_keep_the_last_good_checkpoint(
+    run_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_())
+    many = ("--config.training.num_steps=100", "--config.training.max_bad_steps=4")
+    before = last_tensors(run_copy)
+    said = error(capsys, tiny_command("train", run_copy, *many))
+    assert "the loss is nan at step 11, as in the 4 steps before it" in said and "last checkpoint" in said
+    # checkpoints written while steps were left out hold the last good weights
+    after = last_tensors(run_copy)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
