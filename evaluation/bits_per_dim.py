@@ -51,11 +51,11 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         RuntimeError: If a process of the job failed, or a solver gave up.
         Interrupted: After Ctrl-C.
     """
+    check_config(config)
     with (
         Ranks.from_environment() as ranks,
         says_which_knobs("eval.batch_size", config.eval.batch_size),
     ):
-        check_config(config)
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
         dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split))

@@ -126,11 +126,11 @@ def sample(config: Config, workdir: Path) -> None:
         MemoryError: If the memory does not suffice.
         RuntimeError: If another process of the job failed.
     """
+    check_config(config)
     with (
         Ranks.from_environment() as ranks,
         says_which_knobs("sampling.batch_size", config.sampling.batch_size),
     ):
-        check_config(config)
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
         sampler = build_sampler(config)

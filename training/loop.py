@@ -71,10 +71,10 @@ def train(config: Config, workdir: Path) -> None:
         RuntimeError: If another process of the job is gone.
         Interrupted: After Ctrl-C, SIGTERM or SIGUSR1, with a checkpoint of that moment written.
     """
+    check_config(config)
+    check_eval_names(config)
+    build_sampler(config)
     with Ranks.from_environment() as ranks:
-        check_config(config)
-        check_eval_names(config)
-        build_sampler(config)
         device = ranks.device(pick_device(config))
         with (
             process_group(ranks, device),

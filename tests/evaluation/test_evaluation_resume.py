@@ -188,8 +188,8 @@ def test_other_weights_of_the_same_step_start_anew(
 
     whole = bits_per_dim.load_trained
 
-    def nudged(*arguments: object) -> object:
-        model, step = whole(*arguments)  # type: ignore[arg-type]
+    def nudged(*arguments: object, **options: object) -> object:
+        model, step = whole(*arguments, **options)  # type: ignore[arg-type]
         with torch.no_grad():
             next(model.parameters()).view(-1)[0] += 1e-6
         return model, step
