@@ -3,14 +3,17 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import error, last_tensors, tiny_command
+from torch import Tensor
 
 import main
 from training.guard import StepGuard, guard_mismatch
-from training.losses import DDPMLoss, register_loss
+from training.losses import DDPMLoss
 
 NAN, INF = math.nan, math.inf
 
@@ -63,35 +66,33 @@ def test_what_no_guard_wrote_is_named(state: object):
     assert guard_mismatch(None) is None
 
 
-@register_loss("sometimes_bad")
-class _SometimesBad(DDPMLoss):
-    """Spoils the third and the fourth step: once by its value, once by its gradient alone."""
+def _sometimes_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spoil the third and the fourth step: once by its value, once by its gradient alone."""
+    whole, calls = DDPMLoss.__call__, []
 
-    calls = 0
-
-    def __call__(self, *arguments, **options):
-        _SometimesBad.calls += 1
-        values = super().__call__(*arguments, **options)
-        if _SometimesBad.calls == 3:
+    def spoiled(self: DDPMLoss, *arguments: Any, **options: Any) -> Tensor:
+        calls.append(1)
+        values = whole(self, *arguments, **options)
+        if len(calls) == 3:
             return values * math.nan
         # sqrt has value 0 and slope infinity at 0
-        return values + (0.0 * values).sqrt() if _SometimesBad.calls == 4 else values
+        return values + (0.0 * values).sqrt() if len(calls) == 4 else values
+
+    monkeypatch.setattr(DDPMLoss, "__call__", spoiled)
 
 
 def test_bad_steps_change_no_weight_and_are_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(_SometimesBad, "calls", 0)
+    _sometimes_bad(monkeypatch)
     command = tiny_command(
-        "train", tmp_path, "--config.training.loss=sometimes_bad", "--config.training.checkpoint_every=1",
+        "train", tmp_path, "--config.training.checkpoint_every=1",
         "--config.training.keep_checkpoints=9", "--config.training.log_every=6",
     )  # fmt: skip
     assert main.run(command) == 0
     said = capsys.readouterr().err
     assert said.count("is left out") == 2
     assert "step 3 is left out: loss nan" in said and "step 4 is left out: loss " in said
-    from safetensors.torch import load_file
-
     steps = [load_file(tmp_path / f"checkpoints/step_{k:08d}/tensors.safetensors") for k in range(1, 7)]
     for name in steps[0]:
         if name != "loss.counts":
