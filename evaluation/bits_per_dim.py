@@ -17,6 +17,7 @@ from models import NetworkScoreModel, ScoreModel
 from training.build import build_dataset, check_config, pick_device
 from training.config import Config
 from training.images import save_bound_curve
+from training.lock import locked
 from training.loop import Interrupted
 from training.state import load_trained
 from training.workdir import check_for_use, save_npz, write_json
@@ -47,10 +48,10 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the config does not fit the work directory, or there is no good checkpoint.
         FloatingPointError: If a value is not finite.
-        RuntimeError: If a process of the job failed, or a solver gave up.
+        RuntimeError: If a process of the job failed, or a solver gave up, or another command measures there.
         Interrupted: After Ctrl-C.
     """
-    with Ranks.from_environment() as ranks:
+    with Ranks.from_environment() as ranks, contextlib.ExitStack() as held:
         check_config(config)
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
@@ -72,6 +73,8 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             step_weights = fit_step_weights(config, seen, device, ranks)
         except KeyboardInterrupt:
             raise Interrupted("stopped before the first batch; the same command begins again") from None
+        if ranks.first:
+            held.enter_context(locked(workdir, "eval"))
         schedule = Schedule(
             split,
             seen,

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data import ImageDataset
 from models import ScoreModel
 from samplers import Sampler, StepState
 from sde_lib import NoiseStreams
 from training.build import bound_x0, build_dataset, build_sampler, check_config, pick_device
 from training.config import Config
 from training.images import image_grid, save_png, to_uint8
+from training.lock import locked
 from training.state import load_trained
 from training.workdir import check_for_use, save_npz
 
@@ -75,6 +77,7 @@ def sample(config: Config, workdir: Path) -> None:
     Raises:
         ValueError: If the config does not fit the work directory, or there is no good checkpoint.
         FloatingPointError: If the sampler's state stops being finite.
+        RuntimeError: If another command samples there.
     """
     check_config(config)
     check_for_use(workdir, config)
@@ -82,6 +85,19 @@ def sample(config: Config, workdir: Path) -> None:
     sampler = build_sampler(config)
     dataset = build_dataset(config, "train")
     model, step = load_trained(config, workdir, dataset, device)
+    with locked(workdir, "sample"):
+        _sample(config, workdir, sampler, dataset, model, step, device)
+
+
+def _sample(
+    config: Config,
+    workdir: Path,
+    sampler: Sampler,
+    dataset: ImageDataset,
+    model: ScoreModel,
+    step: int,
+    device: torch.device,
+) -> None:
     settings = config.sampling
     x0, labels, nfe = draw(
         sampler,

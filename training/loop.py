@@ -21,6 +21,7 @@ from sde_lib import LearnedVP, NoiseStreams, derive_seed
 from .build import build_dataset, build_sampler, check_config, check_eval_names, pick_device
 from .config import Config
 from .images import to_uint8
+from .lock import locked
 from .logging import TrainingLog, say
 from .precision import PrecisionBackbone, pick_precision
 from .schedules import learning_rate_factor
@@ -206,6 +207,22 @@ def train(config: Config, workdir: Path) -> None:
         grad_clip=training.grad_clip,
     )
     check_for_training(workdir, config)
+    with locked(workdir, "train"):
+        # another process may have begun in the meantime
+        check_for_training(workdir, config)
+        _train_there(config, workdir, state, do_step, dataset, device, precision)
+
+
+def _train_there(
+    config: Config,
+    workdir: Path,
+    state: TrainingState,
+    do_step: TrainingStep,
+    dataset: ImageDataset,
+    device: torch.device,
+    precision: torch.dtype,
+) -> None:
+    training = config.training
     if state.restore(workdir / "checkpoints"):
         say(f"continues from step {state.step}")
     claim_for_training(workdir, config)
