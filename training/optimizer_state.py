@@ -59,15 +59,17 @@ def _groups_mismatch(ours: list[dict[str, Any]], theirs: Any) -> str | None:
     """What differs in the settings; those that only one of two versions of PyTorch has are left out."""
     if not isinstance(theirs, list) or len(theirs) != len(ours):
         return f"its optimizer has no {len(ours)} param_groups"
-    for one, other in zip(json.loads(json.dumps(ours)), theirs, strict=True):
+    for one, other in zip(ours, theirs, strict=True):
         if not isinstance(other, dict) or one["params"] != other.get("params") or "betas" not in other:
             return "its optimizer is another one (param_groups differ)"
         rate = other.get("lr")
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < math.inf:
             return f"its optimizer's lr is {one_line(repr(rate), 40)}, not a learning rate"
         for key in one.keys() & other.keys() - {"lr", *_IMPLEMENTATION}:
-            if type(one[key]) is not type(other[key]) or one[key] != other[key]:
-                return f"its optimizer's {key} is {one_line(repr(other[key]), 40)}, expected {one[key]}"
+            # as JSON has them: its lists are tuples here
+            expected, found = json.dumps(one[key]), json.dumps(other[key])
+            if expected != found:
+                return f"its optimizer's {key} is {one_line(found, 40)}, expected {expected}"
     return None
 
 
