@@ -1,8 +1,9 @@
-"""Starts runs of ``main.py`` by fork, from a process that has imported everything, and lets them die as they are told.
+"""Starts runs of ``main.py`` by fork, from a process that has imported everything, which die as they are told.
 
-A request is a line of JSON on standard input, an answer one on standard output. A run that is told to ``die_at`` n kills
-itself with SIGKILL at its n-th operation on files, counted from the first step, or while checkpoints are written only
-(``inside``): each opening, renaming, making and deleting, before and after each fsync, and in the middle of each write.
+A request is a line of JSON on standard input, an answer one on standard output. A run that is told to ``die_at`` n
+kills itself with SIGKILL at its n-th operation on files, counted from the first step, or while checkpoints are written
+only (``inside``): each opening, renaming, making and deleting, before and after each fsync, in the middle of each
+write.
 """
 
 import json
@@ -89,7 +90,9 @@ def _serve() -> None:
 
     import evaluation.bits_per_dim
     import evaluation.sampling
-    import training.loop  # noqa: F401
+    import training.loop
+
+    assert evaluation and training
 
     ready: dict[int, int] = {}
     for line in sys.stdin:

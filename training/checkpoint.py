@@ -116,7 +116,7 @@ def _newest_good(root: Path, step: int, tensors: dict[str, Tensor]) -> Path | No
         try:
             if step_of(folder) <= step and mismatch(expected, _weights(_read(folder).tensors)) is None:
                 return folder
-        except (OSError, ValueError):
+        except ValueError:
             continue
     return None
 
@@ -216,7 +216,7 @@ def load_newest(
             problem = problem or (check(checkpoint) if check is not None else None)
             if problem is None:
                 return replace(checkpoint, notes=tuple(notes.values()))
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             if not folder.exists():
                 continue
             problem = str(error)

@@ -62,15 +62,17 @@ def _promised(folder: Path) -> list[tuple[str, int, str]]:
 
 
 def _read_files(folder: Path) -> dict[str, bytes]:
-    """The files' bytes, which match their checksums, or raise ValueError or OSError with what is wrong."""
+    """The files' bytes, which match their checksums, or raise ValueError with what is wrong."""
     contents: dict[str, bytes] = {}
     try:
         for name, size, sha256 in _promised(folder):
             contents[name] = read_regular(folder / name, size=size)
             if hashlib.sha256(contents[name]).hexdigest() != sha256:
                 raise ValueError(f"{name} does not match its checksum (it is corrupt, or of another checkpoint)")
-    except FileNotFoundError as error:
-        raise ValueError(f"{Path(error.filename).name} is missing") from error
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        problem = "is missing" if missing else f"cannot be read ({error.strerror})"
+        raise ValueError(f"{Path(error.filename or folder).name} {problem}") from error
     return contents
 
 
@@ -79,7 +81,6 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         ValueError: With what is wrong with it.
-        OSError: If it cannot be read.
     """
     contents = _read_files(folder)
     try:
