@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -136,7 +137,9 @@ def _set_aside(folder: Path) -> Path:
     aside = folder.with_name(f"{_DROPPED}{folder.name}")
     _delete(aside)
     folder.rename(aside)
-    sync_folder(folder.parent)
+    # for a power cut only, and then its checksums tell; a full disk may refuse even this
+    with contextlib.suppress(OSError):
+        sync_folder(folder.parent)
     return aside
 
 
