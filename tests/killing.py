@@ -14,8 +14,8 @@ from tiny import ROOT
 class Killer:
     """Starts runs of ``main.py`` without waiting for imports; see ``kill_server``."""
 
-    def __init__(self, output: Path) -> None:
-        self._output = output
+    def __init__(self) -> None:
+        self.output = Path(os.devnull)
         self._server = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "kill_server.py")],
             cwd=ROOT,
@@ -36,7 +36,7 @@ class Killer:
     ) -> int:
         """Start a run; its process number."""
         environment = environment or {}
-        output = str(self._output)
+        output = str(self.output)
         return self._ask(
             "start", arguments=arguments, die_at=die_at, inside=inside, environment=environment, output=output
         )
@@ -55,7 +55,7 @@ class Killer:
 
     def said(self) -> str:
         """All that the runs printed."""
-        return self._output.read_text()
+        return self.output.read_text()
 
     def close(self) -> None:
         """End the server, which ends with its input."""

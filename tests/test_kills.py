@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,6 @@ SETTINGS = [
     "--config.training.log_every=3",
 ]
 FAR = "--config.training.num_steps=1000000"
-
-
-@pytest.fixture
-def killer(tmp_path: Path) -> Iterator[Killer]:
-    server = Killer(tmp_path / "output")
-    yield server
-    server.close()
 
 
 def _losses(workdir: Path) -> list[tuple[int, float]]:

@@ -25,7 +25,11 @@ def one_line(text: object, most: int = 300) -> str:
 
 def sync_folder(path: Path) -> None:
     """Make the names in a folder last through a power cut; nothing where the file system has no such thing."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        # one may write in a folder that one may not read
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,25 +50,23 @@ def test_a_second_command_is_refused_and_writes_nothing(
             assert main.run(tiny_command(mode, tmp_path / "link", "--config.training.num_steps=8")) == 0
 
 
-def test_a_killed_trainer_holds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    workdir, killer = tmp_path / "run", Killer(tmp_path / "output")
+def test_a_killed_trainer_holds_nothing(killer: Killer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    workdir = tmp_path / "run"
+    endless = ("--config.training.num_steps=1000000", "--config.training.checkpoint_every=2")
+    trainer = killer.start(tiny_command("train", workdir, *endless, "--config.training.keep_checkpoints=1"))
     try:
-        endless = ("--config.training.num_steps=1000000", "--config.training.checkpoint_every=2")
-        trainer = killer.start(tiny_command("train", workdir, *endless, "--config.training.keep_checkpoints=1"))
         assert killer.began(trainer)
         assert "another process is at --mode train" in error(capsys, tiny_command("train", workdir))
         while not list((workdir / "checkpoints").glob("step_*")):
-            pass
+            time.sleep(0.01)
         # beside a trainer that writes and deletes without pause
-        for _ in range(3):
-            assert main.run(tiny_command("eval", workdir)) == 0
-            assert main.run(tiny_command("sample", workdir)) == 0
+        for mode in ("eval", "sample", "eval"):
+            assert main.run(tiny_command(mode, workdir)) == 0
         assert "passed over" not in capsys.readouterr().err
-        os.kill(trainer, signal.SIGKILL)
-        assert killer.wait(trainer) == -signal.SIGKILL
     finally:
-        killer.close()
-    (newest,) = check_whole(workdir / "checkpoints")
+        os.kill(trainer, signal.SIGKILL)
+        assert killer.wait(trainer) == -signal.SIGKILL, killer.said()
+    newest = max(check_whole(workdir / "checkpoints"))
     assert main.run(tiny_command("train", workdir, f"--config.training.num_steps={newest + 1}")) == 0
 
 
