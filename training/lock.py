@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ def _acquire(path: Path) -> BaseFileLock:
     return lock
 
 
-@contextmanager
+def _ask_kernel(path: Path) -> None:
+    """Raise what it answers: filelock before version 4 takes any refusal for another process's lock."""
+    with contextlib.suppress(ImportError), path.open("rb") as file:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Be the only process that does one thing in a folder, while the ``with`` block runs.
 
@@ -51,12 +59,15 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     lock = None
     try:
         make_folder(folder)
-        lock = _acquire(folder / f".{what}.lock")
-    except Timeout:
-        raise LockedError(
-            f"another process is at --mode {what} in {folder}; wait for it to end or stop it, "
-            "or choose another --workdir"
-        ) from None
+        try:
+            lock = _acquire(folder / f".{what}.lock")
+        except Timeout:
+            with contextlib.suppress(BlockingIOError, PermissionError):
+                _ask_kernel(folder / f".{what}.lock")
+            raise LockedError(
+                f"another process is at --mode {what} in {folder}; wait for it to end or stop it, "
+                "or choose another --workdir"
+            ) from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _CANNOT_LOCK:
             reason = one_line(error.strerror or error)
