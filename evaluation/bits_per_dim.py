@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from training.build import build_dataset, pick_device
 from training.checks import check_config
 from training.config import Config
 from training.images import save_bound_curve
+from training.lock import locked
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
 from training.ranks import Ranks, load_in_turn
@@ -48,13 +50,14 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the config does not fit the work directory, or there is no good checkpoint.
         FloatingPointError: If a value is not finite.
-        RuntimeError: If a process of the job failed, or a solver gave up.
+        RuntimeError: If a process of the job failed, or a solver gave up, or another command measures there.
         Interrupted: After Ctrl-C.
     """
     check_config(config)
     with (
         Ranks.from_environment() as ranks,
         says_which_knobs("eval.batch_size", config.eval.batch_size),
+        contextlib.ExitStack() as held,
     ):
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
@@ -77,6 +80,8 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             work=_NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape),
         )
         model = fast_inference(trained, mode)
+        if ranks.first:
+            held.enter_context(locked(workdir, "eval"))
         # now, since a grid or an end of it that does not fit the SDE is found here
         settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
         seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from training.build import bound_x0, build_dataset, build_sampler, pick_device
 from training.checks import check_config
 from training.config import Config
 from training.images import image_grid, save_png, to_uint8
+from training.lock import locked
 from training.logging import say
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
@@ -124,12 +126,13 @@ def sample(config: Config, workdir: Path) -> None:
         ValueError: If the config does not fit the work directory, or there is no good checkpoint.
         FloatingPointError: If the sampler's state stops being finite.
         MemoryError: If the memory does not suffice.
-        RuntimeError: If another process of the job failed.
+        RuntimeError: If another process of the job failed, or another command samples there.
     """
     check_config(config)
     with (
         Ranks.from_environment() as ranks,
         says_which_knobs("sampling.batch_size", config.sampling.batch_size),
+        contextlib.ExitStack() as held,
     ):
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
@@ -146,6 +149,7 @@ def sample(config: Config, workdir: Path) -> None:
             work=settings.num_samples * settings.num_steps * forward_flops(trained.backbone, dataset.image_shape),
         )
         if ranks.first:
+            held.enter_context(locked(workdir, "sample"))
             for reason in mode.reasons:
                 say(reason)
         num_classes = dataset.num_classes if config.model.class_conditional else None

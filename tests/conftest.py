@@ -1,9 +1,11 @@
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from killing import Killer
 from tiny import tiny_command
 
 import main
@@ -31,3 +33,17 @@ def _fixed_seed() -> None:
 @pytest.fixture
 def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def _killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
+    server = Killer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def killer(_killer: Killer, tmp_path: Path) -> Killer:
+    """Starts whole runs that may be killed; what they print is this test's alone."""
+    _killer.output = tmp_path / "output"
+    return _killer

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,8 @@ class Communication:
         # no buffer changes while training; newer versions of PyTorch call the setting otherwise
         known = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(network, gradient_as_bucket_view=True, **{name: False})
+        quiet: dict[str, Any] = {name: False}
+        return DistributedDataParallel(network, gradient_as_bucket_view=True, **quiet)
 
     def without_sum(self, network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Leave the sum over processes to the last part of a step."""

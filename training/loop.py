@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 
@@ -19,6 +20,7 @@ from .checks import check_config, check_eval_names
 from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
 from .images import to_uint8
+from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
 from .precision import NetworkMode, forward_flops, pick_mode
@@ -99,12 +101,25 @@ def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device) ->
     )
     communication = Communication(share, device, sharding=training.sharding)
     dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train"))
-    batches = TrainBatches(
-        dataset, batch_size=training.batch_size, seed=config.seed, random_flip=config.data.random_flip
-    )
     state = TrainingState.create(config, dataset, device, sharded=communication.sharded)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
     check_for_training(workdir, config)
+    with locked(workdir, "train") if ranks.first else nullcontext():
+        # another process may have begun in the meantime
+        check_for_training(workdir, config)
+        _train_there(config, workdir, ranks, device, communication, dataset, state)
+
+
+def _train_there(
+    config: Config,
+    workdir: Path,
+    ranks: Ranks,
+    device: torch.device,
+    communication: Communication,
+    dataset: ImageDataset,
+    state: TrainingState,
+) -> None:
+    training, share = config.training, communication.share
     restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
     mode = _pick_mode(config, state, device, dataset, ranks)
     if ranks.first:
@@ -117,9 +132,10 @@ def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device) ->
         return
     if ranks.first:
         _introduce(state, dataset, device, mode, share)
+    flip = config.data.random_flip
     do_step = TrainingStep(
         state,
-        batches,
+        TrainBatches(dataset, batch_size=training.batch_size, seed=config.seed, random_flip=flip),
         seed=config.seed,
         num_levels=dataset.num_levels,
         class_conditional=config.model.class_conditional,

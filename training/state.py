@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,14 @@ from data import ImageDataset
 from models import NetworkScoreModel
 
 from .build import build_loss, build_model, build_optimizer
-from .checkpoint import (
-    Checkpoint,
-    checkpoint_folders,
-    flatten_optimizer,
-    load_newest,
-    optimizer_mismatch,
-    restore_optimizer,
-    save_checkpoint,
-)
+from .checkpoint import Checkpoint, checkpoint_folders, load_newest, peek_state, save_checkpoint
 from .config import Config
 from .distributed import shard
 from .ema import ExponentialMovingAverage
 from .guard import StepGuard, guard_mismatch
 from .logging import say
 from .losses import Loss
+from .optimizer_state import flatten_optimizer, optimizer_mismatch, restore_optimizer
 from .sharding import from_first, split_like, whole
 
 
@@ -50,11 +42,8 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
 def _check_data(root: Path, dataset: ImageDataset) -> None:
     """Refuse images that the newest checkpoint was not made for; it says so itself, unless it is an old one."""
     ours, folders = describe(dataset), checkpoint_folders(root)
-    try:
-        theirs = json.loads((folders[0] / "state.json").read_bytes()).get("data") if folders else None
-    except (OSError, ValueError, AttributeError):
-        # damaged: that is for load_newest to say
-        return
+    # one that is damaged is for load_newest to say
+    theirs = ((peek_state(folders[0]) if folders else None) or {}).get("data")
     if isinstance(theirs, dict) and theirs != ours:
         shown = (f"{key} {theirs.get(key)}, got {value}" for key, value in ours.items() if theirs.get(key) != value)
         raise ValueError(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .config import Config, flatten
+from .files import one_line, parse_json, read_regular, write_atomically
 
 # What may change between two commands on one work directory without making it another run.
 _FREE_IN_TRAINING = (
@@ -37,27 +36,6 @@ _FREE_IN_TRAINING = (
 )
 # What sampling and evaluation must agree on: the network, and the data it was made for.
 _FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.channels")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is complete or absent: temporary name, fsync, rename.
-
-    Args:
-        path: Where to; its folder is made if need be.
-        data: The bytes.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,15 +68,12 @@ def _read_saved(workdir: Path) -> dict[str, Any] | None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is not a folder; choose another --workdir")
     path = workdir / "config.json"
-    if not path.is_file():
-        return None
     try:
-        saved = json.loads(path.read_text())
-        if not isinstance(saved, dict):
-            raise ValueError("it holds no settings")
+        return parse_json(read_regular(path))
+    except FileNotFoundError:
+        return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
-    return saved
+        raise ValueError(f"{path} is damaged ({one_line(error)}); restore it, or choose another --workdir") from error
 
 
 def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]], keys: Sequence[str]) -> None:
@@ -135,7 +110,8 @@ def check_for_training(workdir: Path, config: Config) -> None:
 
 def claim_for_training(workdir: Path, config: Config) -> None:
     """Write the config into a work directory that ``check_for_training`` passed."""
-    write_json(workdir / "config.json", config.to_dict())
+    if _read_saved(workdir) != json.loads(json.dumps(config.to_dict())):
+        write_json(workdir / "config.json", config.to_dict())
 
 
 def check_for_use(workdir: Path, config: Config) -> None:

@@ -7,15 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.checkpoint import (
-    Checkpoint,
-    flatten_optimizer,
-    load_newest,
-    mismatch,
-    optimizer_mismatch,
-    restore_optimizer,
-    save_checkpoint,
-)
+from training.checkpoint import Checkpoint, load_newest, mismatch, save_checkpoint
+from training.optimizer_state import flatten_optimizer, optimizer_mismatch, restore_optimizer
 
 
 def _tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -29,9 +22,10 @@ def _save(root: Path, step: int, keep: int = 10) -> Path:
 
 def test_what_is_written_comes_back_to_the_bit(tmp_path: Path):
     special = {
-        "model.w": torch.tensor([float("nan"), -0.0, 1e-45]),
+        "loss.w": torch.tensor([float("nan"), -0.0, 1e-45]),
         "model.n": torch.tensor(7),
         "model.e": torch.empty(0),
+        "ema.z": torch.tensor([-0.0, 1e-45, 3.4e38]),
     }
     save_checkpoint(tmp_path, step=3, tensors=special, state={"a": [1, None]}, keep=1)
     found = load_newest(tmp_path, special)
@@ -109,7 +103,7 @@ def test_a_folder_that_lies_about_its_step_is_passed_over(tmp_path: Path):
     _save(tmp_path, 1)
     _save(tmp_path, 2).rename(tmp_path / "step_00000099")
     found = load_newest(tmp_path, _tensors())
-    assert found is not None and found.step == 1 and "it is of step 2" in found.notes[0]
+    assert found is not None and found.step == 1 and "it is of step 2 in state.json" in found.notes[0]
 
 
 def _damaged_optimizers(tensors: dict[str, Tensor], state: dict[str, Any]) -> dict[str, tuple[dict, dict]]:
@@ -159,7 +153,7 @@ def test_an_interrupted_write_leaves_the_older_checkpoint(tmp_path: Path, monkey
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.checkpoint.os.fsync", full_disk)
+    monkeypatch.setattr("training.files.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         _save(tmp_path, 2)
     monkeypatch.undo()

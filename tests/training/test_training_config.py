@@ -165,7 +165,7 @@ def test_atomic_write_leaves_the_old_file_on_failure(tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr("training.workdir.os.replace", fail)
+    monkeypatch.setattr("training.files.os.replace", fail)
     with pytest.raises(OSError, match="no"):
         write_atomically(target, b"new")
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
