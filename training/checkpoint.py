@@ -220,6 +220,9 @@ def load_newest(
             if not folder.exists():
                 continue
             problem = str(error)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+            # a forged state may hold what nobody thought of when it was checked
+            problem = f"its state cannot be read ({type(error).__name__}: {error})"
         notes[folder] = f"checkpoint {folder} is passed over: {one_line(problem)}"
     if notes:
         first = next(iter(notes.values())).split(": ", 1)[1]

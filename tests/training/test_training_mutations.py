@@ -406,6 +406,19 @@ def test_forged_content_is_refused_by_name(run: Run):
         run.restore()
 
 
+@pytest.mark.parametrize("surprise", [OverflowError, KeyError, TypeError, AttributeError, RecursionError])
+def test_a_check_that_did_not_expect_what_it_met_refuses_too(run: Run, surprise: type[Exception]):
+    def check(found: Checkpoint) -> str | None:
+        if found.step == 3:
+            raise surprise("int too large")
+        return None
+
+    expected = {name: tensor for name, tensor in run.tensors[3].items() if not name.startswith("optim.")}
+    found = load_newest(run.root, expected, check)
+    assert found is not None and found.step == 2 and run.is_original(found)
+    assert f"is passed over: its state cannot be read ({surprise.__name__}: " in found.notes[0]
+
+
 class _Bomb:
     """Makes a file when it is unpickled."""
 
