@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,76 @@ def test_settings_that_another_torch_version_has_keep_their_defaults():
     assert optimizer_mismatch(fresh, saved) is None
     restore_optimizer(fresh, saved.tensors, saved.state)
     assert fresh.param_groups[0]["lr"] == 0.5 and "of_the_future" not in fresh.param_groups[0]
+
+
+def test_each_file_is_on_the_disk_before_its_name_and_the_old_one_leaves_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What a power cut can leave follows from this order."""
+    _save(tmp_path, 1)
+    order: list[str] = []
+    sync, rename, remove = os.fsync, Path.rename, shutil.rmtree
+
+    def synced(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        order.append(f"sync {path.relative_to(tmp_path)} {path.stat().st_size if path.is_file() else 'names'}")
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        order.append(f"{path.name} -> {target.name}")
+        return rename(path, target)
+
+    def removed(path: Path, **options: bool) -> None:
+        order.append(f"delete {path.name}")
+        remove(path, **options)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    folder = _save(tmp_path, 2, keep=1)
+    whole = {path.name: path.stat().st_size for path in folder.iterdir()}
+    writing = ".writing_00000002"
+    assert order == [
+        f"sync {writing}/tensors.safetensors {whole['tensors.safetensors']}",
+        f"sync {writing}/state.json {whole['state.json']}",
+        f"sync {writing}/manifest.json {whole['manifest.json']}",
+        f"sync {writing} names",
+        f"{writing} -> step_00000002",
+        "sync . names",
+        "step_00000001 -> .dropped_step_00000001",
+        "sync . names",
+        "delete .dropped_step_00000001",
+    ]
+
+
+def test_damaged_older_checkpoints_do_not_count_as_kept(tmp_path: Path):
+    for step in (1, 2, 3):
+        _save(tmp_path, step)
+    (tmp_path / "step_00000002" / "tensors.safetensors").write_bytes(b"")
+    (tmp_path / "step_00000003" / "manifest.json").unlink()
+    _save(tmp_path, 4, keep=2)
+    # two that can be used; what lies between them is left to whoever wants to look at it
+    assert sorted(int(path.name[-1]) for path in tmp_path.iterdir()) == [1, 2, 3, 4]
+    _save(tmp_path, 5, keep=2)
+    assert sorted(int(path.name[-1]) for path in tmp_path.iterdir()) == [4, 5]
+
+
+def test_a_checkpoint_of_other_bits_takes_the_place_of_one_of_the_same_step(tmp_path: Path):
+    _save(tmp_path, 1)
+    save_checkpoint(tmp_path, step=1, tensors=_tensors(7), state={"note": 7}, keep=1)
+    found = load_newest(tmp_path, _tensors())
+    assert (
+        found is not None
+        and found.state == {"note": 7}
+        and [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    )
+
+
+def test_names_that_are_no_steps_are_not_looked_at(tmp_path: Path):
+    _save(tmp_path, 1)
+    for name in ("step_", "step_x", "step_²", "step_-2", "step_2.old", "step_1e9", "step_" + "9" * 200):
+        shutil.copytree(tmp_path / "step_00000001", tmp_path / name)
+    (tmp_path / "step_00000009").write_text("a file")
+    found = load_newest(tmp_path, _tensors())
+    assert found is not None and found.step == 1 and found.notes == ()
+    assert load_newest(tmp_path / "step_00000009", _tensors()) is None

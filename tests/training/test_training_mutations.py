@@ -475,3 +475,17 @@ def test_whole_commands_fall_back_or_refuse_in_one_line(
     for mode in ("train", "eval", "sample"):
         said = error(capsys, tiny_command(mode, run_copy))
         assert f"no checkpoint in {run_copy / 'checkpoints'} can be used: {name} " in said
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a loop of links", "emptied", "nested", "a list", "not UTF-8"])
+def test_a_damaged_config_of_a_run_is_one_line(run_copy: Path, kind: str, capsys: pytest.CaptureFixture[str]):
+    path = run_copy / "config.json"
+    contents = {"nested": NESTED, "a list": b"[1]", "not UTF-8": b"\xff{}"}
+    if kind in contents:
+        path.write_bytes(contents[kind])
+    else:
+        MUTATIONS[kind](path, random.Random(24))
+    for mode in ("train", "eval"):
+        said = error(capsys, tiny_command(mode, run_copy))
+        assert str(path) in said and len(said) < 500
+        assert kind == "a loop of links" or "config.json is damaged (" in said
