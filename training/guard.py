@@ -76,9 +76,8 @@ def guard_mismatch(state: Any) -> str | None:
     """What keeps ``StepGuard.restore`` from reading a checkpoint's entry, or None; old checkpoints have none."""
     if state is None:
         return None
-    names = ("skipped", "in_a_row", "count", "mean")
-    if not isinstance(state, dict) or not all(
-        isinstance(state.get(name), (int, float)) and math.isfinite(state[name]) and state[name] >= 0 for name in names
-    ):
-        return "its guard does not hold the counts of steps left out"
-    return None
+    counts = [state.get(name) for name in ("skipped", "in_a_row", "count")] if isinstance(state, dict) else [None]
+    whole = all(isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**53 for count in counts)
+    if whole and isinstance(state.get("mean"), float) and 0 <= state["mean"] < math.inf:
+        return None
+    return "its guard does not hold the counts of steps left out"

@@ -126,10 +126,14 @@ class TrainingState:
         how = checkpoint.state.get("how", {})
         if not isinstance(how, dict) or not all(isinstance(value, (str, bool, int)) for value in how.values()):
             return "it does not say how it computes"
-        problem = guard_mismatch(checkpoint.state.get("guard"))
+        guard = checkpoint.state.get("guard")
+        problem = guard_mismatch(guard)
         if problem is not None:
             return problem
-        return optimizer_mismatch(self.optimizer, checkpoint)
+        done = checkpoint.step - (guard["skipped"] if guard else 0)
+        if updates > done:
+            return f"its average was updated {updates} times in {done} steps"
+        return optimizer_mismatch(self.optimizer, checkpoint, updates=done)
 
     def save(self, root: Path, *, keep: int, write: bool = True) -> None:
         """Write a checkpoint of this moment.

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,6 @@ from tiny import last_tensors, tiny_command
 import main
 
 NO_DROPOUT = "--config.model.dropout=0.0"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Killer]:
-    server = Killer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def killer(server: Killer, tmp_path: Path) -> Killer:
-    server.output = tmp_path / "said.txt"
-    server.output.touch()
-    return server
 
 
 def _places(world: int) -> list[dict[str, str]]:

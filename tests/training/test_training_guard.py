@@ -118,3 +118,17 @@ def test_too_many_bad_steps_keep_the_last_good_checkpoint(
     # checkpoints written while steps were left out hold the last good weights
     after = last_tensors(run_copy)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_run_whose_every_step_was_left_out_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Its optimizer has no state yet."""
+    with monkeypatch.context() as patched:
+        patched.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_())
+        assert main.run(tiny_command("train", tmp_path, "--config.training.num_steps=3")) == 0
+    capsys.readouterr()
+    assert main.run(tiny_command("train", tmp_path)) == 0
+    assert "continues from step 3" in capsys.readouterr().err
+    state = json.loads((tmp_path / "checkpoints/step_00000006/state.json").read_text())
+    assert (state["guard"]["skipped"], state["ema_updates"]) == (3, 3)
