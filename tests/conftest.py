@@ -46,4 +46,5 @@ def _killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
 def killer(_killer: Killer, tmp_path: Path) -> Killer:
     """Starts whole runs that may be killed; what they print is this test's alone."""
     _killer.output = tmp_path / "output"
+    _killer.output.touch()
     return _killer
