@@ -13,7 +13,7 @@ from sde_lib import SDE, Registry, choices_message, expand_like
 
 PerSample = Float[Tensor, " batch"]
 Reading = tuple[Literal["eps", "x0", "v"], Tensor]
-TimeInput = Literal["auto", "index", "t999", "log_snr", "log_sigma", "edm"]
+TimeInput = Literal["auto", "index", "index1000", "t999", "log_snr", "log_sigma", "edm"]
 
 
 def _check_time_input(name: str) -> None:
@@ -25,9 +25,10 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
     """The number that the network's time embedding is given: the only place where time is rescaled.
 
     Args:
-        name: "index": row of the SDE's table, N t - 1, as DDPM; "t999": 999 t, as Song et al. 2021's continuous models;
-            "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al.
-            2021), whose learned schedule moves t; "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4
+        name: "index": row of the SDE's table, N t - 1, as DDPM; "index1000": that row times 1000 / N, as Improved DDPM
+            (Nichol & Dhariwal 2021) tells networks whatever N is; "t999": 999 t, as Song et al. 2021's continuous
+            models; "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et
+            al. 2021), whose learned schedule moves t; "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4
             (Karras et al. 2022); "auto": "index" where the SDE has a table, else "t999".
         sde: The SDE.
         t: Times, [B].
@@ -42,10 +43,11 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
     t = t.double()
     if name == "auto":
         name = "t999" if sde.table_size is None else "index"
-    if name == "index":
+    if name in ("index", "index1000"):
         if sde.table_size is None:
-            raise ValueError("time input 'index' needs an SDE with a table; use 't999', or an SDE such as 'ddpm'")
-        return sde.table_size * t - 1
+            raise ValueError(f"time input {name!r} needs an SDE with a table; use 't999', or an SDE such as 'ddpm'")
+        index = sde.table_size * t - 1
+        return index if name == "index" else index * (1000 / sde.table_size)
     if name == "t999":
         return 999 * t
     if name == "log_snr":

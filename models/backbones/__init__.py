@@ -1,5 +1,7 @@
 """Networks that map scaled noisy data, a noise label and perhaps a class to a raw prediction; nothing but torch."""
 
+from .adm import ADM
+from .classifier import EncoderClassifier
 from .embedding import ConditioningEmbedding, EmbeddingKind, FourierEmbedding, sinusoidal_embedding
 from .input_features import InputFourierFeatures
 from .layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
@@ -7,11 +9,13 @@ from .mlp import MLP
 from .unet import UNet
 
 __all__ = [
+    "ADM",
     "MLP",
     "AttentionBlock",
     "ConditioningEmbedding",
     "Downsample",
     "EmbeddingKind",
+    "EncoderClassifier",
     "FourierEmbedding",
     "InputFourierFeatures",
     "ResBlock",
