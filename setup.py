@@ -7,6 +7,7 @@ setup(
         "sde_lib",
         "models",
         "models.backbones",
+        "models.importers",
         "samplers",
         "likelihood",
         "data",
