@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
@@ -13,7 +14,7 @@ from sde_lib import SDE, Registry, choices_message, expand_like
 
 PerSample = Float[Tensor, " batch"]
 Reading = tuple[Literal["eps", "x0", "v"], Tensor]
-TimeInput = Literal["auto", "index", "t999", "log_snr", "log_sigma", "edm"]
+TimeInput = Literal["auto", "index", "reversed_index", "t999", "log_snr", "log_sigma", "log_half_sigma", "edm"]
 
 
 def _check_time_input(name: str) -> None:
@@ -25,9 +26,11 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
     """The number that the network's time embedding is given: the only place where time is rescaled.
 
     Args:
-        name: "index": row of the SDE's table, N t - 1, as DDPM; "t999": 999 t, as Song et al. 2021's continuous models;
+        name: "index": row of the SDE's table, N t - 1, as DDPM; "reversed_index": N - N t, 0 at the largest noise, as
+            Song et al. 2021's NCSN++ of discrete noise levels; "t999": 999 t, as Song et al. 2021's continuous models;
             "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al.
-            2021), whose learned schedule moves t; "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4
+            2021), whose learned schedule moves t; "log_sigma": ln sigma; "log_half_sigma": ln(sigma / 2), the ln sigma
+            of data in [0, 1] rather than [-1, 1], as Song et al. 2021's NCSN++; "edm": ln(sigma / alpha) / 4
             (Karras et al. 2022); "auto": "index" where the SDE has a table, else "t999".
         sde: The SDE.
         t: Times, [B].
@@ -36,16 +39,17 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         float64 [B].
 
     Raises:
-        ValueError: If the name is unknown, or "index" is asked of an SDE without a table.
+        ValueError: If the name is unknown, or an index is asked of an SDE without a table.
     """
     _check_time_input(name)
     t = t.double()
     if name == "auto":
         name = "t999" if sde.table_size is None else "index"
-    if name == "index":
+    if name in ("index", "reversed_index"):
         if sde.table_size is None:
-            raise ValueError("time input 'index' needs an SDE with a table; use 't999', or an SDE such as 'ddpm'")
-        return sde.table_size * t - 1
+            raise ValueError(f"time input {name!r} needs an SDE with a table; use 't999', or an SDE such as 'ddpm'")
+        row = sde.table_size * t
+        return row - 1 if name == "index" else sde.table_size - row
     if name == "t999":
         return 999 * t
     if name == "log_snr":
@@ -54,6 +58,8 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         return 999 * (high - sde.log_snr(t)) / (high - low)
     if name == "log_sigma":
         return sde.log_sigma(t)
+    if name == "log_half_sigma":
+        return sde.log_sigma(t) - math.log(2.0)
     return -0.125 * sde.log_snr(t)
 
 
