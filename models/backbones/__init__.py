@@ -1,19 +1,25 @@
 """Networks that map scaled noisy data, a noise label and perhaps a class to a raw prediction; nothing but torch."""
 
+from .adm import ADM
+from .classifier import EncoderClassifier
 from .embedding import ConditioningEmbedding, EmbeddingKind, FourierEmbedding, sinusoidal_embedding
 from .input_features import InputFourierFeatures
 from .layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
 from .mlp import MLP
+from .ncsnpp import NCSNpp
 from .unet import UNet
 
 __all__ = [
+    "ADM",
     "MLP",
     "AttentionBlock",
     "ConditioningEmbedding",
     "Downsample",
     "EmbeddingKind",
+    "EncoderClassifier",
     "FourierEmbedding",
     "InputFourierFeatures",
+    "NCSNpp",
     "ResBlock",
     "UNet",
     "Upsample",

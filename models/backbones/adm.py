@@ -1,0 +1,207 @@
+"""The ADM network of guided diffusion, and its relatives in Improved DDPM, EDM and diffusers."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .adm_levels import ADMBlocks, ADMLevel
+from .embedding import ConditioningEmbedding, EmbeddingKind
+from .layers import check_input, initialize
+
+Resampling = Literal["residual", "convolution"]
+
+
+def level_widths(channels: int, channel_mult: Sequence[float]) -> list[int]:
+    """Channels of each level, ``channels`` times each multiple; a multiple may be a fraction, as 0.5.
+
+    Raises:
+        ValueError: A level would have no or a broken number of channels.
+    """
+    widths = [channels * mult for mult in channel_mult]
+    if not widths or any(width < 1 or width != int(width) for width in widths):
+        raise ValueError(
+            f"channel_mult must give each level a whole number of channels, got {tuple(channel_mult)} times {channels}"
+        )
+    return [int(width) for width in widths]
+
+
+def level_resolutions(image_size: int, num_levels: int) -> list[int]:
+    """The resolution of each level, halved from one to the next.
+
+    Raises:
+        ValueError: ``image_size`` cannot be halved so often.
+    """
+    factor = 2 ** (num_levels - 1)
+    if image_size < 1 or image_size % factor:
+        raise ValueError(
+            f"image_size {image_size} cannot be halved {num_levels - 1} times; "
+            f"pad to {max(factor, -(-image_size // factor) * factor)} or give channel_mult fewer levels"
+        )
+    return [image_size // 2**i for i in range(num_levels)]
+
+
+class ADM(nn.Module):
+    """The network of Dhariwal and Nichol 2021, with what its relatives do otherwise as options.
+
+    Level ``i`` works at resolution ``image_size / 2^i`` with ``channels * channel_mult[i]`` channels; the first
+    convolution has those of level 0. The tensors have the names that they have in ``UNet``, with which this network
+    agrees where both can be set alike. A new network returns zeros, since its last layer starts at zero.
+
+    ======================================  ============================================================================
+    guided-diffusion, ImageNet 256          ``channels=256, channel_mult=(1, 1, 2, 2, 4, 4), head_channels=64,
+                                            attention_resolutions=(32, 16, 8), learned_variance=True, num_classes=1000``
+    improved-diffusion, ImageNet 64         ``channels=128, channel_mult=(1, 2, 3, 4), num_res_blocks=3, num_heads=4,
+                                            attention_resolutions=(16, 8), resampling="convolution"``
+    EDM's DhariwalUNet, ImageNet 64         ``channels=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3,
+                                            head_channels=64, floor_heads=True, norm_group_channels=4``
+    ======================================  ============================================================================
+
+    Args:
+        image_size: Height and width, ``H = W``, divisible by ``2^(levels - 1)``.
+        in_channels: Channels of the data, ``C``.
+        channels: Features of the noise embedding, and the width that ``channel_mult`` multiplies; even.
+        channel_mult: Width of each level over ``channels``, fractions allowed; one entry a level.
+        num_res_blocks: Residual blocks a level on the way down; one more on the way up.
+        attention_resolutions: Resolutions with attention after every residual block.
+        up_attention_resolutions: The same on the way up; those of the way down when None.
+        num_heads: Heads of every attention block; ignored when ``head_channels`` is given.
+        head_channels: Channels of one head.
+        floor_heads: Take ``channels // head_channels`` heads where the division has a remainder, and no attention at
+            all at a level that has fewer channels than one head, as EDM.
+        dropout: Probability inside the residual blocks, in [0, 1).
+        scale_shift_norm: Let the embedding scale and shift the second norm instead of adding before it.
+        resampling: "residual": residual blocks that average or repeat pixels; "convolution": as Ho et al.
+        symmetric_downsample: Pad every side before strided convolutions, as OpenAI, instead of right and below.
+        middle_attention: Have attention in the middle.
+        middle_attention_norm: Normalize before it.
+        learned_variance: Return ``2 C`` channels, the last ``C`` being the raw variance interpolation.
+        num_classes: Number of classes, or None for an unconditional network.
+        norm_eps: Epsilon of the group norms.
+        norm_groups: Groups of the norms.
+        norm_group_channels: Channels that a group has at least; there are fewer groups where needed, as EDM.
+        embedding: Embedding of the noise label: ``sin_first``, ``cos_first`` (OpenAI, EDM) or ``fourier``.
+        embedding_dim: Features of the noise embedding; ``channels`` when None.
+        outputs_per_channel: Outputs for each channel of the data.
+
+    Raises:
+        ValueError: A setting is impossible; the message names it and what would do.
+
+    Source: Dhariwal and Nichol 2021, Section 3; Nichol and Dhariwal 2021; Karras et al. 2022, Appendix F.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        in_channels: int = 3,
+        channels: int = 128,
+        channel_mult: Sequence[float] = (1, 2, 3, 4),
+        num_res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (32, 16, 8),
+        up_attention_resolutions: Sequence[int] | None = None,
+        num_heads: int = 1,
+        head_channels: int | None = None,
+        floor_heads: bool = False,
+        dropout: float = 0.0,
+        scale_shift_norm: bool = True,
+        resampling: Resampling = "residual",
+        symmetric_downsample: bool = True,
+        middle_attention: bool = True,
+        middle_attention_norm: bool = True,
+        learned_variance: bool = False,
+        num_classes: int | None = None,
+        norm_eps: float = 1e-5,
+        norm_groups: int = 32,
+        norm_group_channels: int = 1,
+        embedding: EmbeddingKind = "cos_first",
+        embedding_dim: int | None = None,
+        outputs_per_channel: int = 1,
+    ) -> None:
+        super().__init__()
+        widths = level_widths(channels, channel_mult)
+        resolutions = level_resolutions(image_size, len(widths))
+        if resampling not in ("residual", "convolution"):
+            raise ValueError(f"resampling must be 'residual' or 'convolution', got {resampling!r}; choose one")
+        self.image_size = image_size
+        self.in_channels = in_channels
+        self.num_res_blocks = num_res_blocks
+        self.out_channels = in_channels * (outputs_per_channel + learned_variance)
+        build = ADMBlocks(
+            embedding_dim=4 * channels,
+            dropout=dropout,
+            scale_shift_norm=scale_shift_norm,
+            num_heads=num_heads,
+            head_channels=head_channels,
+            floor_heads=floor_heads,
+            residual_resampling=resampling == "residual",
+            symmetric_downsample=symmetric_downsample,
+            norm_eps=norm_eps,
+            norm_groups=norm_groups,
+            norm_group_channels=norm_group_channels,
+        )
+        down_attends = [resolution in attention_resolutions for resolution in resolutions]
+        up_attends = down_attends
+        if up_attention_resolutions is not None:
+            up_attends = [resolution in up_attention_resolutions for resolution in resolutions]
+
+        self.embed = ConditioningEmbedding(
+            embedding_dim or channels, 4 * channels, num_classes=num_classes, kind=embedding
+        )
+        self.conv_in = initialize(nn.Conv2d(in_channels, widths[0], 3, padding=1))
+        self.down, skips = build.encoder(widths[0], widths, down_attends, num_res_blocks)
+        self.middle = build.middle(
+            widths[-1], attend=middle_attention, norm=None if middle_attention_norm else lambda _: nn.Identity()
+        )
+        width = widths[-1]
+        up: list[ADMLevel] = []
+        for i in reversed(range(len(widths))):
+            blocks = []
+            for _ in range(num_res_blocks + 1):
+                blocks.append(build.res_block(width + skips.pop(), widths[i]))
+                width = widths[i]
+            up.append(build.level(blocks, attend=up_attends[i], resample=build.up(width) if i else None))
+        self.up = nn.ModuleList(reversed(up))
+        self.norm_out = build.norm(width)
+        self.conv_out = initialize(nn.Conv2d(width, self.out_channels, 3, padding=1), zero=True)
+
+    @property
+    def stages(self) -> list[ADMLevel]:
+        """The levels in the order in which they are applied: down, middle, up."""
+        return [level for level in (*self.down, self.middle, *reversed(self.up)) if isinstance(level, ADMLevel)]
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed anew in the backward pass instead of remembered; see ``ADMLevel``."""
+        return self.middle.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        for level in self.stages:
+            level.gradient_checkpointing = on
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Apply the network.
+
+        Args:
+            x: Scaled noisy data, [B, C, H, W].
+            c_noise: Noise labels, [B], in any real dtype: the embedding is computed in float64.
+            cond: Class labels, int64 [B] in -1 .. num_classes - 1 (-1: no class), or None without classes.
+
+        Returns:
+            The prediction, [B, C, H, W], or [B, 2 C, H, W] with ``learned_variance``: the prediction, then the raw
+            variance interpolation. It has the dtype of ``x``, under autocast too.
+
+        Raises:
+            ValueError: A shape, dtype or label is not what the network was built for.
+        """
+        check_input(x, (self.in_channels, self.image_size, self.image_size), self.conv_in.weight)
+        embedding = self.embed(c_noise, cond, x.shape[0])
+        skips = [self.conv_in(x)]
+        for level in self.down:
+            skips += level(skips[-1], embedding)
+        hidden = self.middle(skips[-1], embedding)[-1]
+        for level in reversed(self.up):
+            hidden = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)])[-1]
+        return self.conv_out(F.silu(self.norm_out(hidden))).to(x.dtype)
