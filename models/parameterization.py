@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
@@ -13,7 +14,9 @@ from sde_lib import SDE, Registry, choices_message, expand_like
 
 PerSample = Float[Tensor, " batch"]
 Reading = tuple[Literal["eps", "x0", "v"], Tensor]
-TimeInput = Literal["auto", "index", "index1000", "t999", "log_snr", "log_sigma", "edm"]
+TimeInput = Literal[
+    "auto", "index", "index1000", "reversed_index", "t999", "log_snr", "log_sigma", "log_half_sigma", "edm"
+]
 
 
 def _check_time_input(name: str) -> None:
@@ -26,9 +29,11 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
 
     Args:
         name: "index": row of the SDE's table, N t - 1, as DDPM; "index1000": that row times 1000 / N, as Improved DDPM
-            (Nichol & Dhariwal 2021) tells networks whatever N is; "t999": 999 t, as Song et al. 2021's continuous
-            models; "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et
-            al. 2021), whose learned schedule moves t; "log_sigma": ln sigma, as NCSN++; "edm": ln(sigma / alpha) / 4
+            (Nichol & Dhariwal 2021) tells networks whatever N is; "reversed_index": N - N t, 0 at the largest noise, as
+            Song et al. 2021's NCSN++ of discrete noise levels; "t999": 999 t, as Song et al. 2021's continuous models;
+            "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al.
+            2021), whose learned schedule moves t; "log_sigma": ln sigma; "log_half_sigma": ln(sigma / 2), the ln sigma
+            of data in [0, 1] rather than [-1, 1], as Song et al. 2021's NCSN++; "edm": ln(sigma / alpha) / 4
             (Karras et al. 2022); "auto": "index" where the SDE has a table, else "t999".
         sde: The SDE.
         t: Times, [B].
@@ -37,17 +42,19 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         float64 [B].
 
     Raises:
-        ValueError: If the name is unknown, or "index" is asked of an SDE without a table.
+        ValueError: If the name is unknown, or an index is asked of an SDE without a table.
     """
     _check_time_input(name)
     t = t.double()
     if name == "auto":
         name = "t999" if sde.table_size is None else "index"
-    if name in ("index", "index1000"):
+    if name in ("index", "index1000", "reversed_index"):
         if sde.table_size is None:
             raise ValueError(f"time input {name!r} needs an SDE with a table; use 't999', or an SDE such as 'ddpm'")
-        index = sde.table_size * t - 1
-        return index if name == "index" else index * (1000 / sde.table_size)
+        row = sde.table_size * t
+        if name == "reversed_index":
+            return sde.table_size - row
+        return row - 1 if name == "index" else (row - 1) * (1000 / sde.table_size)
     if name == "t999":
         return 999 * t
     if name == "log_snr":
@@ -56,6 +63,8 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         return 999 * (high - sde.log_snr(t)) / (high - low)
     if name == "log_sigma":
         return sde.log_sigma(t)
+    if name == "log_half_sigma":
+        return sde.log_sigma(t) - math.log(2.0)
     return -0.125 * sde.log_snr(t)
 
 

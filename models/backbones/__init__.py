@@ -6,6 +6,7 @@ from .embedding import ConditioningEmbedding, EmbeddingKind, FourierEmbedding, s
 from .input_features import InputFourierFeatures
 from .layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
 from .mlp import MLP
+from .ncsnpp import NCSNpp
 from .unet import UNet
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "EncoderClassifier",
     "FourierEmbedding",
     "InputFourierFeatures",
+    "NCSNpp",
     "ResBlock",
     "UNet",
     "Upsample",

@@ -9,11 +9,11 @@ from torch import nn
 
 from sde_lib import choices_message, make_sde
 
-from ..backbones import ADM, UNet
+from ..backbones import ADM, NCSNpp, UNet
 from ..parameterization import TimeInput, make_parameterization
 from ..score_model import NetworkScoreModel
 
-_BACKBONES: dict[str, type[nn.Module]] = {"unet": UNet, "adm": ADM}
+_BACKBONES: dict[str, type[nn.Module]] = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp}
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ModelPlan:
     """A model, described by plain values.
 
     Attributes:
-        backbone: "unet" or "adm".
+        backbone: "unet", "adm" or "ncsnpp".
         network: Keyword arguments of the backbone.
         sde: The SDE's name, under ``name``, and its options; see ``sde_lib.make_sde``.
         parameterization: What the network predicts; see ``make_parameterization``.
@@ -34,7 +34,7 @@ class ModelPlan:
     parameterization: str = "eps"
     noise_input: TimeInput = "index"
 
-    def build_backbone(self) -> UNet | ADM:
+    def build_backbone(self) -> UNet | ADM | NCSNpp:
         """The network, with new weights.
 
         Raises:
@@ -43,7 +43,7 @@ class ModelPlan:
         if self.backbone not in _BACKBONES:
             raise ValueError(choices_message("backbone", self.backbone, sorted(_BACKBONES)))
         backbone = _BACKBONES[self.backbone](**self.network)
-        assert isinstance(backbone, UNet | ADM)
+        assert isinstance(backbone, UNet | ADM | NCSNpp)
         return backbone
 
     def build(self) -> NetworkScoreModel:
