@@ -20,11 +20,11 @@ def level_widths(channels: int, channel_mult: Sequence[float]) -> list[int]:
         ValueError: A level would have no or a broken number of channels.
     """
     widths = [channels * mult for mult in channel_mult]
-    if not widths or any(width < 1 or width != int(width) for width in widths):
+    if not widths or any(width < 1 or abs(width - round(width)) > 1e-6 for width in widths):
         raise ValueError(
             f"channel_mult must give each level a whole number of channels, got {tuple(channel_mult)} times {channels}"
         )
-    return [int(width) for width in widths]
+    return [round(width) for width in widths]
 
 
 def level_resolutions(image_size: int, num_levels: int) -> list[int]:

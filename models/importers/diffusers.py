@@ -59,8 +59,8 @@ def _check_index(folder: Path) -> None:
     parts = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
     if parts != {"unet", "scheduler"}:
         raise ValueError(
-            f"the pipeline of {folder} must consist of a unet and a scheduler, got {', '.join(sorted(parts)) or 'none'} "
-            f"({index.get('_class_name')}); it is not supported"
+            f"the pipeline of {folder} must consist of a unet and a scheduler, got {index.get('_class_name')} of "
+            f"{', '.join(sorted(parts)) or 'nothing'}; it is not supported"
         )
 
 
@@ -89,5 +89,7 @@ def _find(name: Path | str) -> Path:
                 return folder
     except Exception as error:  # its errors have no common base
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{name} is no folder, and cannot be fetched from the hub ({first}); check the name") from error
+        raise ValueError(
+            f"{name} is no folder, and cannot be fetched from the hub ({first}); check the name"
+        ) from error
     raise ValueError(f"{name} on the hub has no weights; {' or '.join(WEIGHTS)} must be there")

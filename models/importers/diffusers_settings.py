@@ -42,16 +42,19 @@ def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Mod
     settings = Settings(scheduler)
     kind = settings.choice("_class_name", "DDPMScheduler", SCHEDULERS)
     prediction = settings.choice("prediction_type", "epsilon", tuple(PREDICTIONS))
-    variance = settings.take("variance_type", "fixed_small") if kind.startswith("DDPM") else None
-    if variance == "learned" or (variance == "learned_range") != network["learned_variance"] and variance is not None:
-        raise ValueError(
-            f"the scheduler's variance_type={variance!r} does not fit a network of "
-            f"{2 if network['learned_variance'] else 1} outputs a channel; it must be "
-            f"{'learned_range' if network['learned_variance'] else 'a fixed one, such as fixed_small'}"
-        )
+    if kind.startswith("DDPM"):
+        _check_variance(str(settings.take("variance_type", "fixed_small")), learned=network["learned_variance"])
     sde = _plan_sde(settings)
     backbone, network = plan_network(network)
     return ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], noise_input="index")
+
+
+def _check_variance(variance_type: str, *, learned: bool) -> None:
+    if variance_type == "learned" or (variance_type == "learned_range") != learned:
+        raise ValueError(
+            f"the scheduler's variance_type={variance_type!r} contradicts {1 + learned} outputs a channel; "
+            f"it must be {'learned_range' if learned else 'a fixed one, such as fixed_small'}"
+        )
 
 
 def halves_are_swapped(unet: Mapping[str, Any]) -> bool:
@@ -131,7 +134,9 @@ def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], 
     up = settings.take("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])[::-1]
     attends = []
     kinds = set()
-    for name, types, table in (("downsample_type", down, _DOWN), ("upsample_type", up, _UP)):
+    # the lowest level has nothing that leads further down, and the highest nothing that leads further up
+    sides = (("downsample_type", down, _DOWN, down[:-1]), ("upsample_type", up, _UP, up[1:]))
+    for name, types, table, resampling in sides:
         fallback = settings.choice(name, "conv", ("conv", "resnet"))
         if len(types) != num_levels:
             raise ValueError(f"UNet2DModel must have a block type for each of {num_levels} levels, got {list(types)}")
@@ -139,7 +144,7 @@ def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], 
             if block_type not in table:
                 raise ValueError(choices_message("block type of UNet2DModel", block_type, sorted(table)))
         attends.append([table[block_type][0] for block_type in types])
-        kinds |= {table[block_type][1] or fallback for block_type in types[:-1]}
+        kinds |= {table[block_type][1] or fallback for block_type in resampling}
     if len(kinds) > 1:
         raise ValueError(
             f"UNet2DModel must resample alike at every level, by convolutions or by residual blocks, got {down} and "
@@ -159,9 +164,7 @@ def _plan_sde(settings: Settings) -> dict[str, Any]:
     trained = settings.take("trained_betas")
     if trained is not None:
         return {"name": "betas", "betas": _betas(trained, steps)}
-    schedule = settings.choice(
-        "beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
-    )
+    schedule = settings.choice("beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
     if schedule == "linear":
         return {"name": "ddpm", "num_steps": steps, "beta_start": start, "beta_end": end}
     if schedule == "squaredcos_cap_v2":
