@@ -22,6 +22,7 @@ register_sde("subvp")(SubVP)
 register_sde("ve")(VE)
 register_sde("ddpm")(Tabulated.ddpm)
 register_sde("improved_ddpm")(Tabulated.improved_ddpm)
+register_sde("betas")(Tabulated.from_betas)
 register_sde("ncsn")(Tabulated.ncsn)
 
 

@@ -19,15 +19,16 @@ from sde_lib import (
     make_sde,
 )
 
-NAMES = ["ddpm", "improved_ddpm", "ncsn", "subvp", "ve", "vp", "vp_cosine", "vp_learned"]
+NAMES = ["betas", "ddpm", "improved_ddpm", "ncsn", "subvp", "ve", "vp", "vp_cosine", "vp_learned"]
 
 
 def test_each_name_builds_its_sde():
     assert available_sdes() == NAMES
     kinds = {"subvp": SubVP, "ve": VE, "vp": VP, "vp_cosine": CosineVP, "vp_learned": LearnedVP}
     for name in NAMES:
-        assert type(make_sde(name)) is kinds.get(name, Tabulated)
-        assert isinstance(make_sde(name), SDE)
+        options = {"betas": [0.1, 0.2]} if name == "betas" else {}
+        assert type(make_sde(name, **options)) is kinds.get(name, Tabulated)
+        assert isinstance(make_sde(name, **options), SDE)
 
 
 def test_options_reach_the_sde():
@@ -36,6 +37,7 @@ def test_options_reach_the_sde():
     assert make_sde("vp", beta_min=1.0, beta_max=3.0).log_alpha(t).item() == pytest.approx(-1)
     assert make_sde("ddpm", num_steps=50).table_size == 50
     assert make_sde("ncsn", num_steps=7, sigma_max=9.0).prior_std == pytest.approx(9)
+    assert make_sde("betas", betas=[0.1, 0.2]).alpha(t).item() == pytest.approx((0.9 * 0.8) ** 0.5)
 
 
 def test_an_unknown_name_lists_the_choices():

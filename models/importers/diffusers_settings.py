@@ -1,0 +1,180 @@
+"""Settings of diffusers' ``UNet2DModel`` and of its schedulers, as their JSON files hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sde_lib import choices_message
+
+from .plan import ModelPlan, plan_network
+from .settings import Settings
+
+SCHEDULERS = ("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler")
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+
+# each block type: whether it attends, and by what it resamples; None is what downsample_type or upsample_type says
+_DOWN: dict[str, tuple[bool, str | None]] = {
+    "DownBlock2D": (False, "conv"),
+    "AttnDownBlock2D": (True, None),
+    "ResnetDownsampleBlock2D": (False, "resnet"),
+}
+_UP: dict[str, tuple[bool, str | None]] = {
+    "UpBlock2D": (False, "conv"),
+    "AttnUpBlock2D": (True, None),
+    "ResnetUpsampleBlock2D": (False, "resnet"),
+}
+
+
+def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> ModelPlan:
+    """What the settings of a pipeline say of the model.
+
+    Args:
+        unet: What ``unet/config.json`` holds; settings that are left out have ``UNet2DModel``'s defaults.
+        scheduler: What ``scheduler/scheduler_config.json`` holds.
+
+    Raises:
+        ValueError: In one line: a setting is unknown, impossible, or of a model that is not supported.
+    """
+    network = _plan_unet(Settings({name: value for name, value in unet.items() if not name.startswith("_")}))
+    settings = Settings(scheduler)
+    kind = settings.choice("_class_name", "DDPMScheduler", SCHEDULERS)
+    prediction = settings.choice("prediction_type", "epsilon", tuple(PREDICTIONS))
+    variance = settings.take("variance_type", "fixed_small") if kind.startswith("DDPM") else None
+    if variance == "learned" or (variance == "learned_range") != network["learned_variance"] and variance is not None:
+        raise ValueError(
+            f"the scheduler's variance_type={variance!r} does not fit a network of "
+            f"{2 if network['learned_variance'] else 1} outputs a channel; it must be "
+            f"{'learned_range' if network['learned_variance'] else 'a fixed one, such as fixed_small'}"
+        )
+    sde = _plan_sde(settings)
+    backbone, network = plan_network(network)
+    return ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], noise_input="index")
+
+
+def halves_are_swapped(unet: Mapping[str, Any]) -> bool:
+    """Whether the halves of the noise embedding are in the other order than ours with the same frequencies."""
+    return bool(unet.get("flip_sin_to_cos", True)) != (unet.get("freq_shift", 0) == 0)
+
+
+def _plan_unet(settings: Settings) -> dict[str, Any]:
+    in_channels = settings.integer("in_channels", 3)
+    out_channels = settings.integer("out_channels", 3)
+    if out_channels not in (in_channels, 2 * in_channels):
+        raise ValueError(
+            f"UNet2DModel must have as many out_channels as in_channels={in_channels}, or twice as many with a learned "
+            f"variance, got {out_channels}; only such models are supported"
+        )
+    widths = settings.integers("block_out_channels", (224, 448, 672, 896))
+    image_size = _image_size(settings)
+    scale_shift = settings.choice("resnet_time_scale_shift", "default", ("default", "scale_shift")) == "scale_shift"
+    groups = settings.integer("norm_num_groups", 32)
+    head_channels = settings.take("attention_head_dim", 8)
+    num_classes = settings.take("num_class_embeds")
+    attention_groups = settings.take("attn_norm_num_groups")
+    resampling, down, up = _plan_levels(settings, len(widths))
+    there = [image_size // 2**i for i in range(len(widths))]
+    settings.refuse_unless(
+        act_fn=("silu", "swish"),
+        attn_norm_num_groups=(None, groups),
+        center_input_sample=False,
+        class_embed_type=None,
+        freq_shift=(0, 1),
+        mid_block_scale_factor=1,
+        mid_block_type="UNetMidBlock2D",
+        time_embedding_dim=(None, 4 * widths[0]),
+        time_embedding_type="positional",
+    )
+    network = {
+        "image_size": image_size,
+        "in_channels": in_channels,
+        "channels": widths[0],
+        "channel_mult": tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
+        "num_res_blocks": settings.integer("layers_per_block", 2),
+        "attention_resolutions": tuple(size for size, attends in zip(there, down, strict=True) if attends),
+        "up_attention_resolutions": tuple(size for size, attends in zip(there, up, strict=True) if attends),
+        "num_heads": 1,
+        "head_channels": None if head_channels is None else settings.integer("attention_head_dim", 8),
+        "dropout": settings.number("dropout", 0.0),
+        "scale_shift_norm": scale_shift,
+        "resampling": resampling,
+        "symmetric_downsample": settings.integer("downsample_padding", 1) == 1,
+        "middle_attention": settings.flag("add_attention", True),
+        "middle_attention_norm": attention_groups is not None or not scale_shift,
+        "learned_variance": out_channels == 2 * in_channels,
+        "num_classes": None if num_classes is None else settings.integer("num_class_embeds"),
+        "norm_eps": settings.number("norm_eps", 1e-5),
+        "norm_groups": groups,
+        "embedding": "cos_first" if settings.integer("freq_shift", 0) == 0 else "sin_first",
+    }
+    if network["up_attention_resolutions"] == network["attention_resolutions"]:
+        network["up_attention_resolutions"] = None
+    settings.refuse_unless(downsample_padding=(0, 1))
+    settings.flag("flip_sin_to_cos", True)
+    settings.ignore(["num_train_timesteps"])  # of learned embeddings of time alone
+    settings.finish()
+    return network
+
+
+def _image_size(settings: Settings) -> int:
+    size = settings.take("sample_size")
+    if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
+        return int(size[0])
+    return settings.integer("sample_size")
+
+
+def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], list[bool]]:
+    """By what the levels resample, and which of them attend, down and up, from the highest resolution on."""
+    down = settings.take("down_block_types", ["DownBlock2D", *["AttnDownBlock2D"] * 3])
+    up = settings.take("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])[::-1]
+    attends = []
+    kinds = set()
+    for name, types, table in (("downsample_type", down, _DOWN), ("upsample_type", up, _UP)):
+        fallback = settings.choice(name, "conv", ("conv", "resnet"))
+        if len(types) != num_levels:
+            raise ValueError(f"UNet2DModel must have a block type for each of {num_levels} levels, got {list(types)}")
+        for block_type in types:
+            if block_type not in table:
+                raise ValueError(choices_message("block type of UNet2DModel", block_type, sorted(table)))
+        attends.append([table[block_type][0] for block_type in types])
+        kinds |= {table[block_type][1] or fallback for block_type in types[:-1]}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"UNet2DModel must resample alike at every level, by convolutions or by residual blocks, got {down} and "
+            f"{up[::-1]}; such a mixture is not supported"
+        )
+    return "residual" if kinds == {"resnet"} else "convolution", attends[0], attends[1]
+
+
+def _plan_sde(settings: Settings) -> dict[str, Any]:
+    if settings.flag("rescale_betas_zero_snr", False):
+        raise ValueError(
+            "the scheduler's rescale_betas_zero_snr=True leaves no signal at the last step, whose log-SNR is infinite; "
+            "such a model is not supported"
+        )
+    steps = settings.integer("num_train_timesteps", 1000)
+    start, end = settings.number("beta_start", 1e-4), settings.number("beta_end", 0.02)
+    trained = settings.take("trained_betas")
+    if trained is not None:
+        return {"name": "betas", "betas": _betas(trained, steps)}
+    schedule = settings.choice(
+        "beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+    )
+    if schedule == "linear":
+        return {"name": "ddpm", "num_steps": steps, "beta_start": start, "beta_end": end}
+    if schedule == "squaredcos_cap_v2":
+        return {"name": "improved_ddpm", "num_steps": steps}
+    if schedule == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+    else:
+        betas = torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
+    return {"name": "betas", "betas": betas.tolist()}
+
+
+def _betas(trained: Any, steps: int) -> list[float]:
+    if not isinstance(trained, Sequence) or len(trained) != steps:
+        length = len(trained) if isinstance(trained, Sequence) else "none"
+        raise ValueError(f"the scheduler's trained_betas must be num_train_timesteps={steps} numbers, got {length}")
+    return [float(beta) for beta in trained]
