@@ -187,12 +187,19 @@ class Settings:
         """Settings that say nothing of the model."""
         self._known.update(names)
 
+    def known(self) -> list[str]:
+        """Names that were asked for."""
+        return sorted(self._known)
+
+    def unknown(self) -> list[str]:
+        """Names that nobody took."""
+        return [name for name in self._values if name not in self._known]
+
     def finish(self) -> None:
         """Refuse what nobody took.
 
         Raises:
             ValueError: If there is such a setting; the known ones are listed.
         """
-        for name in self._values:
-            if name not in self._known:
-                raise ValueError(choices_message("setting of the config", name, sorted(self._known)))
+        for name in self.unknown():
+            raise ValueError(choices_message("setting of the config", name, self.known()))
