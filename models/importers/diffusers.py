@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbones import ADM, UNet
+from ..backbones import ADM, NCSNpp, UNet
 from ..score_model import NetworkScoreModel
 from .diffusers_names import diffusers_sources, with_new_names
+from .diffusers_ncsnpp import skip_block_sources
 from .diffusers_settings import halves_are_swapped, plan_diffusers
 from .renaming import load_renamed
 from .settings import read_json
@@ -48,8 +49,11 @@ def from_diffusers(name: Path | str) -> NetworkScoreModel:
     path, tensors = _read_weights(unet_folder)
     model = plan_diffusers(unet, scheduler).build()
     backbone = model.backbone
-    assert isinstance(backbone, UNet | ADM)
-    sources = diffusers_sources(backbone, halves_swapped=halves_are_swapped(unet))
+    if isinstance(backbone, NCSNpp):
+        sources = skip_block_sources(backbone)
+    else:
+        assert isinstance(backbone, UNet | ADM)
+        sources = diffusers_sources(backbone, halves_swapped=halves_are_swapped(unet))
     load_renamed(backbone, with_new_names(tensors), sources, path=path)
     return model
 

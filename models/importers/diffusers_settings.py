@@ -9,10 +9,14 @@ import torch
 
 from sde_lib import choices_message
 
+from .diffusers_ncsnpp import has_skip_blocks, plan_skip_blocks
 from .plan import ModelPlan, plan_network
 from .settings import Settings
 
-SCHEDULERS = ("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler")
+SCHEDULERS = (
+    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler",
+    "ScoreSdeVeScheduler",
+)  # fmt: skip
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 # each block type: whether it attends, and by what it resamples; None is what downsample_type or upsample_type says
@@ -38,15 +42,41 @@ def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Mod
     Raises:
         ValueError: In one line: a setting is unknown, impossible, or of a model that is not supported.
     """
-    network = _plan_unet(Settings({name: value for name, value in unet.items() if not name.startswith("_")}))
+    of_unet = Settings({name: value for name, value in unet.items() if not name.startswith("_")})
     settings = Settings(scheduler)
     kind = settings.choice("_class_name", "DDPMScheduler", SCHEDULERS)
+    embedding = of_unet.choice("time_embedding_type", "positional", ("positional", "fourier"))
+    expected = "fourier" if kind == "ScoreSdeVeScheduler" else "positional"
+    if embedding != expected:
+        raise ValueError(
+            f"a {kind} goes with time_embedding_type={expected} of UNet2DModel, got {embedding}; one of them is wrong"
+        )
+    if kind == "ScoreSdeVeScheduler":
+        return _plan_ve(of_unet, settings)
+    network = _plan_unet(of_unet)
     prediction = settings.choice("prediction_type", "epsilon", tuple(PREDICTIONS))
     if kind.startswith("DDPM"):
         _check_variance(str(settings.take("variance_type", "fixed_small")), learned=network["learned_variance"])
     sde = _plan_sde(settings)
     backbone, network = plan_network(network)
     return ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], noise_input="index")
+
+
+def _plan_ve(of_unet: Settings, scheduler: Settings) -> ModelPlan:
+    """Networks of the VE-SDE, which divide by sigma, and are told ln(sigma) of data in [0, 1], twice which is ours."""
+    if has_skip_blocks(of_unet):
+        backbone, network = "ncsnpp", plan_skip_blocks(of_unet, _image_size(of_unet))
+    else:
+        backbone, network = "adm", _plan_unet(of_unet)
+        network |= {"embedding": "fourier", "embedding_dim": 2 * network["channels"]}
+        if network["learned_variance"]:
+            raise ValueError("a ScoreSdeVeScheduler takes one output a channel, got two; such a model is not supported")
+    sde = {
+        "name": "ve",
+        "sigma_min": 2 * scheduler.number("sigma_min", 0.01),
+        "sigma_max": 2 * scheduler.number("sigma_max", 1348.0),
+    }
+    return ModelPlan(backbone, network, sde, parameterization="score", noise_input="log_half_sigma")
 
 
 def _check_variance(variance_type: str, *, learned: bool) -> None:
@@ -59,6 +89,8 @@ def _check_variance(variance_type: str, *, learned: bool) -> None:
 
 def halves_are_swapped(unet: Mapping[str, Any]) -> bool:
     """Whether the halves of the noise embedding are in the other order than ours with the same frequencies."""
+    if unet.get("time_embedding_type", "positional") != "positional":
+        return False
     return bool(unet.get("flip_sin_to_cos", True)) != (unet.get("freq_shift", 0) == 0)
 
 
@@ -77,18 +109,18 @@ def _plan_unet(settings: Settings) -> dict[str, Any]:
     head_channels = settings.take("attention_head_dim", 8)
     num_classes = settings.take("num_class_embeds")
     attention_groups = settings.take("attn_norm_num_groups")
+    of_ve = settings.take("time_embedding_type", "positional") == "fourier"
     resampling, down, up = _plan_levels(settings, len(widths))
     there = [image_size // 2**i for i in range(len(widths))]
     settings.refuse_unless(
         act_fn=("silu", "swish"),
         attn_norm_num_groups=(None, groups),
-        center_input_sample=False,
+        center_input_sample=of_ve,
         class_embed_type=None,
         freq_shift=(0, 1),
         mid_block_scale_factor=1,
         mid_block_type="UNetMidBlock2D",
         time_embedding_dim=(None, 4 * widths[0]),
-        time_embedding_type="positional",
     )
     network = {
         "image_size": image_size,
