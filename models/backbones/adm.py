@@ -42,6 +42,20 @@ def level_resolutions(image_size: int, num_levels: int) -> list[int]:
     return [image_size // 2**i for i in range(num_levels)]
 
 
+def check_attention_resolutions(wanted: Sequence[int], resolutions: Sequence[int]) -> None:
+    """Refuse attention at a resolution that no level has.
+
+    Raises:
+        ValueError: There is such a resolution.
+    """
+    unknown = [str(resolution) for resolution in wanted if resolution not in resolutions]
+    if unknown:
+        raise ValueError(
+            f"attention_resolutions must be among {', '.join(map(str, resolutions))}, got {', '.join(unknown)}; "
+            "pass () for attention in the middle only"
+        )
+
+
 class ADM(nn.Module):
     """The network of Dhariwal and Nichol 2021, with what its relatives do otherwise as options.
 
@@ -122,6 +136,9 @@ class ADM(nn.Module):
         super().__init__()
         widths = level_widths(channels, channel_mult)
         resolutions = level_resolutions(image_size, len(widths))
+        if num_res_blocks < 1:
+            raise ValueError(f"num_res_blocks must be at least 1, got {num_res_blocks}; raise it")
+        check_attention_resolutions((*attention_resolutions, *(up_attention_resolutions or ())), resolutions)
         if resampling not in ("residual", "convolution"):
             raise ValueError(f"resampling must be 'residual' or 'convolution', got {resampling!r}; choose one")
         self.image_size = image_size
