@@ -1,10 +1,10 @@
 """The ADM network and its classifier: beside other networks, in size, and what they promise."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from importer_references import Reference, count, randomize, worst_error
 from torch.nn import functional as F
 
 from models.backbones import ADM, EncoderClassifier, UNet
@@ -13,9 +13,6 @@ from models.backbones.classifier import AttentionPool
 from models.importers.edm_adm import adm_from_edm, edm_sources, plan_edm_adm
 from models.importers.renaming import renamed
 from models.importers.tensors import read_tensors
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "importers"))
-from importer_references import Reference, count, randomize, worst_error
 
 
 def small(**kwargs):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(os.environ.get("SDE_REFERENCE") or Path(__file__).resolve().parents[4] / "shared" / "reference")
+FOLDER = Path(os.environ.get("SDE_REFERENCE") or Path(__file__).resolve().parents[2] / "shared" / "reference")
 
 
 class Reference:
