@@ -89,5 +89,7 @@ def _find(name: Path | str) -> Path:
                 return folder
     except Exception as error:  # its errors have no common base
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{name} is no folder, and cannot be fetched from the hub ({first}); check the name") from error
+        raise ValueError(
+            f"{name} is no folder, and cannot be fetched from the hub ({first}); check the name"
+        ) from error
     raise ValueError(f"{name} on the hub has no weights; {' or '.join(WEIGHTS)} must be there")

@@ -159,9 +159,7 @@ def _plan_sde(settings: Settings) -> dict[str, Any]:
     trained = settings.take("trained_betas")
     if trained is not None:
         return {"name": "betas", "betas": _betas(trained, steps)}
-    schedule = settings.choice(
-        "beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
-    )
+    schedule = settings.choice("beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
     if schedule == "linear":
         return {"name": "ddpm", "num_steps": steps, "beta_start": start, "beta_end": end}
     if schedule == "squaredcos_cap_v2":
