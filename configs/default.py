@@ -36,7 +36,9 @@ def _model() -> ConfigDict:
     return ConfigDict(
         {
             "parameterization": "eps",  # eps, x0, v, score, edm or levels
-            "noise_input": "auto",  # what the network is told of t: auto, index, t999, log_snr, log_sigma or edm
+            # what the network is told of t: auto, index, index1000, reversed_index, t999, log_snr, log_sigma,
+            # log_half_sigma or edm
+            "noise_input": "auto",
             "data_std": 0.5,  # used by edm alone
             "channels": 128,
             "channel_mult": (1, 2, 2, 2),

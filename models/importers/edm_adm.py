@@ -77,6 +77,22 @@ def adm_from_edm(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, 
             than the settings say.
     """
     network = ADM(**plan_edm_adm(settings)).eval()
+    fill_adm(network, tensors, settings, path=path)
+    return network
+
+
+def fill_adm(network: ADM, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, path: Path) -> None:
+    """Load EDM's tensors into a network planned by ``plan_edm_adm``; see ``adm_from_edm``.
+
+    Args:
+        network: The network, changed in place.
+        tensors: The state dict.
+        settings: See ``plan_edm_adm``.
+        path: The file they are from, for messages.
+
+    Raises:
+        ValueError: In one line that lists tensors that are missing, unexpected, or of another shape or kind.
+    """
     left = strip_prefix(tensors, "model.")
     for name in [name for name in left if name.endswith("resample_filter")]:
         taps = left.pop(name)
@@ -94,7 +110,6 @@ def adm_from_edm(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, 
             "check augment_dim"
         )
     load_renamed(network, left, edm_sources(network), path=path)
-    return network
 
 
 def edm_sources(network: ADM) -> dict[str, Source]:

@@ -57,14 +57,6 @@ def _read_config(config: Config) -> Settings:
     return Settings({name: value for name, value in flat.items() if name.startswith(("data.", "model.", "training."))})
 
 
-def _agree(settings: Settings, name: str, found: Any, *, path: Path) -> None:
-    """Refuse a setting that contradicts what was found in the tensors."""
-    said = settings.take(name)
-    as_list = isinstance(found, tuple)
-    if said is not None and (tuple(settings.numbers(name, None)) if as_list else said) not in (found, str(found)):
-        raise ValueError(f"config's {name} is {said!r}, but checkpoint {path} has {found!r}; correct one of them")
-
-
 def _required(settings: Settings, name: str) -> None:
     if name not in settings:
         raise ValueError(f"config must say {name}, which the tensors do not; add it, as in {sorted(PUBLISHED)[0]}")
@@ -89,10 +81,10 @@ def _plan_network(settings: Settings, found: Structure, *, path: Path) -> dict[s
             f"data.image_size {image_size}; correct one of them"
         )
     mult = tuple(width // found.channels for width in found.widths)
-    _agree(settings, "data.num_channels", found.in_channels, path=path)
-    _agree(settings, "model.nf", found.channels, path=path)
-    _agree(settings, "model.ch_mult", mult, path=path)
-    _agree(settings, "model.num_res_blocks", found.num_res_blocks, path=path)
+    settings.agree("data.num_channels", found.in_channels, path=path)
+    settings.agree("model.nf", found.channels, path=path)
+    settings.agree("model.ch_mult", mult, path=path)
+    settings.agree("model.num_res_blocks", found.num_res_blocks, path=path)
     settings.refuse_unless(**{"model.conditional": True, "model.nonlinearity": "swish"})
     settings.refuse_unless(**{"model.normalization": "GroupNorm", "model.attention_type": "ddpm"})
     plan: dict[str, Any] = {
@@ -108,7 +100,7 @@ def _plan_network(settings: Settings, found: Structure, *, path: Path) -> dict[s
         "noise_features": found.noise_features,
     }
     if found.block == "ddpm":
-        _agree(settings, "model.resamp_with_conv", found.resample_conv, path=path)
+        settings.agree("model.resamp_with_conv", found.resample_conv, path=path)
         plan["resample_conv"] = found.resample_conv
     else:
         settings.ignore(["model.resamp_with_conv"])
@@ -121,10 +113,10 @@ def _plan_network(settings: Settings, found: Structure, *, path: Path) -> dict[s
     for name in ("model.fir", "model.skip_rescale"):
         _required(settings, name)
     skip = {"none": "none", "residual": "residual", "skip": "input_skip"}[found.input_pyramid]
-    _agree(settings, "model.progressive_input", skip, path=path)
-    _agree(settings, "model.progressive", "output_skip" if found.output_pyramid == "skip" else "none", path=path)
-    _agree(settings, "model.resblock_type", found.block, path=path)
-    _agree(settings, "model.embedding_type", "fourier" if found.embedding == "fourier" else "positional", path=path)
+    settings.agree("model.progressive_input", skip, path=path)
+    settings.agree("model.progressive", "output_skip" if found.output_pyramid == "skip" else "none", path=path)
+    settings.agree("model.resblock_type", found.block, path=path)
+    settings.agree("model.embedding_type", "fourier" if found.embedding == "fourier" else "positional", path=path)
     settings.refuse_unless(**{"model.progressive_combine": "sum", "model.conv_size": 3})
     kernel = settings.numbers("model.fir_kernel", (1, 3, 3, 1))
     return plan | {

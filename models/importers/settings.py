@@ -183,6 +183,25 @@ class Settings:
                     f"config's {name}={value!r} is a network that is not supported; only {name}={allowed[0]!r} is"
                 )
 
+    def agree(self, name: str, found: Any, *, path: Path) -> None:
+        """Refuse a setting that contradicts what a checkpoint says by itself.
+
+        Args:
+            name: The setting, which need not be there.
+            found: A number, word, truth value, or tuple of numbers, found in the checkpoint.
+            path: The checkpoint, for the message.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        said = self.take(name)
+        if said is None:
+            return
+        if (self.numbers(name, None) if isinstance(found, tuple) else str(said)) != (
+            found if isinstance(found, tuple) else str(found)
+        ):
+            raise ValueError(f"config's {name} is {said!r}, but checkpoint {path} has {found!r}; correct one of them")
+
     def ignore(self, names: Iterable[str]) -> None:
         """Settings that say nothing of the model."""
         self._known.update(names)

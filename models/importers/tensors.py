@@ -76,6 +76,15 @@ def read_checkpoint(path: Path) -> Any:
         raise ValueError(_why_refused(path, error)) from error
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a bare pickle of Python objects: by its name, or by how it begins."""
+    if path.suffix in (".pkl", ".pickle") or not path.is_file():
+        return path.is_file()
+    with path.open("rb") as file:
+        head = file.read(2)
+    return head[:1] == b"\x80" and head[1:] > b"\x02"  # torch.save writes zip archives, and once wrote protocol 2
+
+
 class _RefusedError(ValueError):
     """Already one line."""
 
@@ -83,7 +92,7 @@ class _RefusedError(ValueError):
 def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(2)
-    if head[:1] == b"\x80" and head[1:] > b"\x02":  # torch.save writes zip archives, and once wrote protocol 2
+    if is_pickle(path):
         raise _RefusedError(f"checkpoint {path} is a pickle of Python objects{_CONVERT}")
     if head not in (b"PK", b"\x80\x02"):
         raise _RefusedError(f"checkpoint {path} is no file of torch.save; fetch it again, or check its name")
