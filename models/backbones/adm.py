@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .adm_levels import ADMBlocks, ADMLevel
+from .checks import check_input
 from .embedding import ConditioningEmbedding, EmbeddingKind
-from .layers import check_input, initialize
+from .initialization import initialize
 
 Resampling = Literal["residual", "convolution"]
 

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from .adm import Resampling, check_attention_resolutions, level_resolutions, level_widths
 from .adm_levels import ADMBlocks
+from .checks import check_input
 from .embedding import ConditioningEmbedding
-from .layers import check_input, initialize
+from .initialization import initialize
 
 
 class AttentionPool(nn.Module):

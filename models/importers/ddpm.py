@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..backbones import UNet
-from ..backbones.layers import AttentionBlock, ResBlock
+from ..backbones import AttentionBlock, ResBlock, UNet
 from ..score_model import NetworkScoreModel
 from .plan import ModelPlan
 from .renaming import (

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..backbones import ADM, UNet
-from ..backbones.layers import AttentionBlock, ResBlock
+from ..backbones import ADM, AttentionBlock, ResBlock, UNet
 from .renaming import THIRDS, Layout, Source, blocks_of, rename_blocks, sources_of
 
 _LEAVES = {

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones import ADM
-from ..backbones.layers import AttentionBlock, ResBlock
+from ..backbones import ADM, AttentionBlock, ResBlock
 from .renaming import TRANSPOSED, Layout, Source, load_renamed, pointwise, rename_blocks, rows_by_head, sources_of
 from .settings import Settings
 from .tensors import strip_prefix

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sde_lib import make_sde
 
-from ..backbones import ADM, EncoderClassifier, UNet
-from ..backbones.layers import AttentionBlock, Downsample, ResBlock
+from ..backbones import ADM, AttentionBlock, Downsample, EncoderClassifier, ResBlock, UNet
 from ..noisy_classifier import NoisyClassifier
 from ..score_model import NetworkScoreModel
 from .guided_settings import Config, Project, plan_classifier, plan_guided

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..backbones import AttentionBlock, Downsample, ResBlock, Upsample
 from ..backbones.adm_levels import ResamplingBlock
-from ..backbones.layers import AttentionBlock, Downsample, ResBlock, Upsample
 from .tensors import list_problems, load_strictly
 
 Leaves = Mapping[type[nn.Module], Mapping[str, str]]

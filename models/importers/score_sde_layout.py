@@ -10,9 +10,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..backbones import NCSNpp
+from ..backbones import AttentionBlock, NCSNpp
 from ..backbones.fir import FIRConvDownsample
-from ..backbones.layers import AttentionBlock
 from ..backbones.ncsnpp_blocks import RescaledResBlock
 from ..backbones.ncsnpp_levels import InputResidual, InputSkip, OutputSkip
 from .renaming import SAME, THIRDS, TRANSPOSED, Layout, Source, thirds_of

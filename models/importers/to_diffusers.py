@@ -13,9 +13,8 @@ from torch import nn
 
 from sde_lib import SDE, Tabulated
 
-from ..backbones import ADM, UNet
+from ..backbones import ADM, AttentionBlock, Downsample, ResBlock, UNet
 from ..backbones.adm_levels import ResamplingBlock
-from ..backbones.layers import AttentionBlock, Downsample, ResBlock
 from ..score_model import NetworkScoreModel
 from .diffusers_names import diffusers_sources
 from .diffusers_settings import PREDICTIONS
