@@ -24,7 +24,7 @@ class Same(torch.nn.Module):
 
 B = 3
 for name in available_sdes():
-    sde = make_sde(name, **({"betas": [0.1, 0.2]} if name == "betas" else {}))
+    sde = make_sde(name, **({"betas": [0.01, 0.05, 0.1, 0.2, 0.3]} if name == "betas" else {}))
     for dtype in (torch.float32, torch.float64):
         x0, eps = torch.randn(2, B, 2, 3, 3).to(dtype)
         t = torch.tensor([0.3, 0.6, 0.9]).to(dtype)
