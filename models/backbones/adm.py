@@ -20,11 +20,11 @@ def level_widths(channels: int, channel_mult: Sequence[float]) -> list[int]:
         ValueError: A level would have no or a broken number of channels.
     """
     widths = [channels * mult for mult in channel_mult]
-    if not widths or any(width < 1 or width != int(width) for width in widths):
+    if not widths or any(width < 1 or abs(width - round(width)) > 1e-6 for width in widths):
         raise ValueError(
             f"channel_mult must give each level a whole number of channels, got {tuple(channel_mult)} times {channels}"
         )
-    return [int(width) for width in widths]
+    return [round(width) for width in widths]
 
 
 def level_resolutions(image_size: int, num_levels: int) -> list[int]:
@@ -40,6 +40,20 @@ def level_resolutions(image_size: int, num_levels: int) -> list[int]:
             f"pad to {max(factor, -(-image_size // factor) * factor)} or give channel_mult fewer levels"
         )
     return [image_size // 2**i for i in range(num_levels)]
+
+
+def check_attention_resolutions(wanted: Sequence[int], resolutions: Sequence[int]) -> None:
+    """Refuse attention at a resolution that no level has.
+
+    Raises:
+        ValueError: There is such a resolution.
+    """
+    unknown = [str(resolution) for resolution in wanted if resolution not in resolutions]
+    if unknown:
+        raise ValueError(
+            f"attention_resolutions must be among {', '.join(map(str, resolutions))}, got {', '.join(unknown)}; "
+            "pass () for attention in the middle only"
+        )
 
 
 class ADM(nn.Module):
@@ -122,6 +136,9 @@ class ADM(nn.Module):
         super().__init__()
         widths = level_widths(channels, channel_mult)
         resolutions = level_resolutions(image_size, len(widths))
+        if num_res_blocks < 1:
+            raise ValueError(f"num_res_blocks must be at least 1, got {num_res_blocks}; raise it")
+        check_attention_resolutions((*attention_resolutions, *(up_attention_resolutions or ())), resolutions)
         if resampling not in ("residual", "convolution"):
             raise ValueError(f"resampling must be 'residual' or 'convolution', got {resampling!r}; choose one")
         self.image_size = image_size

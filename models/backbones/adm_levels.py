@@ -185,7 +185,8 @@ class ADMBlocks:
     def norm(self, channels: int) -> nn.GroupNorm:
         """A group norm of that many channels."""
         eps, groups, least = self._norm
-        return group_norm(channels, eps, max_groups=max(1, min(groups, channels // least)))
+        most = groups if least == 1 else max(1, min(groups, channels // least))
+        return group_norm(channels, eps, max_groups=most)
 
     def attend(self, channels: int, *, norm: NormFactory | None = None) -> AttentionBlock | None:
         """An attention block of that many channels, or None where they do not make one head."""

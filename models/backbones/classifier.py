@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adm import Resampling, level_resolutions, level_widths
+from .adm import Resampling, check_attention_resolutions, level_resolutions, level_widths
 from .adm_levels import ADMBlocks
 from .embedding import ConditioningEmbedding
 from .layers import check_input, initialize
@@ -91,6 +91,9 @@ class EncoderClassifier(nn.Module):
         super().__init__()
         widths = level_widths(channels, channel_mult)
         resolutions = level_resolutions(image_size, len(widths))
+        if num_res_blocks < 1:
+            raise ValueError(f"num_res_blocks must be at least 1, got {num_res_blocks}; raise it")
+        check_attention_resolutions(attention_resolutions, resolutions)
         self.image_size = image_size
         self.in_channels = in_channels
         build = ADMBlocks(

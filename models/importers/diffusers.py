@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbones import ADM, UNet
+from ..backbones import ADM, NCSNpp, UNet
 from ..score_model import NetworkScoreModel
 from .diffusers_names import diffusers_sources, with_new_names
+from .diffusers_ncsnpp import skip_block_sources
 from .diffusers_settings import halves_are_swapped, plan_diffusers
 from .renaming import load_renamed
 from .settings import read_json
@@ -48,8 +49,11 @@ def from_diffusers(name: Path | str) -> NetworkScoreModel:
     path, tensors = _read_weights(unet_folder)
     model = plan_diffusers(unet, scheduler).build()
     backbone = model.backbone
-    assert isinstance(backbone, UNet | ADM)
-    sources = diffusers_sources(backbone, halves_swapped=halves_are_swapped(unet))
+    if isinstance(backbone, NCSNpp):
+        sources = skip_block_sources(backbone)
+    else:
+        assert isinstance(backbone, UNet | ADM)
+        sources = diffusers_sources(backbone, halves_swapped=halves_are_swapped(unet))
     load_renamed(backbone, with_new_names(tensors), sources, path=path)
     return model
 
@@ -59,8 +63,8 @@ def _check_index(folder: Path) -> None:
     parts = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
     if parts != {"unet", "scheduler"}:
         raise ValueError(
-            f"the pipeline of {folder} must consist of a unet and a scheduler, got {', '.join(sorted(parts)) or 'none'} "
-            f"({index.get('_class_name')}); it is not supported"
+            f"the pipeline of {folder} must consist of a unet and a scheduler, got {index.get('_class_name')} of "
+            f"{', '.join(sorted(parts)) or 'nothing'}; it is not supported"
         )
 
 

@@ -9,10 +9,14 @@ import torch
 
 from sde_lib import choices_message
 
+from .diffusers_ncsnpp import has_skip_blocks, plan_skip_blocks
 from .plan import ModelPlan, plan_network
 from .settings import Settings
 
-SCHEDULERS = ("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler")
+SCHEDULERS = (
+    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler",
+    "ScoreSdeVeScheduler",
+)  # fmt: skip
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 # each block type: whether it attends, and by what it resamples; None is what downsample_type or upsample_type says
@@ -38,24 +42,55 @@ def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Mod
     Raises:
         ValueError: In one line: a setting is unknown, impossible, or of a model that is not supported.
     """
-    network = _plan_unet(Settings({name: value for name, value in unet.items() if not name.startswith("_")}))
+    of_unet = Settings({name: value for name, value in unet.items() if not name.startswith("_")})
     settings = Settings(scheduler)
     kind = settings.choice("_class_name", "DDPMScheduler", SCHEDULERS)
-    prediction = settings.choice("prediction_type", "epsilon", tuple(PREDICTIONS))
-    variance = settings.take("variance_type", "fixed_small") if kind.startswith("DDPM") else None
-    if variance == "learned" or (variance == "learned_range") != network["learned_variance"] and variance is not None:
+    embedding = of_unet.choice("time_embedding_type", "positional", ("positional", "fourier"))
+    expected = "fourier" if kind == "ScoreSdeVeScheduler" else "positional"
+    if embedding != expected:
         raise ValueError(
-            f"the scheduler's variance_type={variance!r} does not fit a network of "
-            f"{2 if network['learned_variance'] else 1} outputs a channel; it must be "
-            f"{'learned_range' if network['learned_variance'] else 'a fixed one, such as fixed_small'}"
+            f"a {kind} goes with time_embedding_type={expected} of UNet2DModel, got {embedding}; one of them is wrong"
         )
+    if kind == "ScoreSdeVeScheduler":
+        return _plan_ve(of_unet, settings)
+    network = _plan_unet(of_unet)
+    prediction = settings.choice("prediction_type", "epsilon", tuple(PREDICTIONS))
+    if kind.startswith("DDPM"):
+        _check_variance(str(settings.take("variance_type", "fixed_small")), learned=network["learned_variance"])
     sde = _plan_sde(settings)
     backbone, network = plan_network(network)
     return ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], noise_input="index")
 
 
+def _plan_ve(of_unet: Settings, scheduler: Settings) -> ModelPlan:
+    """Networks of the VE-SDE, which divide by sigma, and are told ln(sigma) of data in [0, 1], twice which is ours."""
+    if has_skip_blocks(of_unet):
+        backbone, network = "ncsnpp", plan_skip_blocks(of_unet, _image_size(of_unet))
+    else:
+        backbone, network = "adm", _plan_unet(of_unet)
+        network |= {"embedding": "fourier", "embedding_dim": 2 * network["channels"]}
+        if network["learned_variance"]:
+            raise ValueError("a ScoreSdeVeScheduler takes one output a channel, got two; such a model is not supported")
+    sde = {
+        "name": "ve",
+        "sigma_min": 2 * scheduler.number("sigma_min", 0.01),
+        "sigma_max": 2 * scheduler.number("sigma_max", 1348.0),
+    }
+    return ModelPlan(backbone, network, sde, parameterization="score", noise_input="log_half_sigma")
+
+
+def _check_variance(variance_type: str, *, learned: bool) -> None:
+    if variance_type == "learned" or (variance_type == "learned_range") != learned:
+        raise ValueError(
+            f"the scheduler's variance_type={variance_type!r} contradicts {1 + learned} outputs a channel; "
+            f"it must be {'learned_range' if learned else 'a fixed one, such as fixed_small'}"
+        )
+
+
 def halves_are_swapped(unet: Mapping[str, Any]) -> bool:
     """Whether the halves of the noise embedding are in the other order than ours with the same frequencies."""
+    if unet.get("time_embedding_type", "positional") != "positional":
+        return False
     return bool(unet.get("flip_sin_to_cos", True)) != (unet.get("freq_shift", 0) == 0)
 
 
@@ -74,18 +109,18 @@ def _plan_unet(settings: Settings) -> dict[str, Any]:
     head_channels = settings.take("attention_head_dim", 8)
     num_classes = settings.take("num_class_embeds")
     attention_groups = settings.take("attn_norm_num_groups")
+    of_ve = settings.take("time_embedding_type", "positional") == "fourier"
     resampling, down, up = _plan_levels(settings, len(widths))
     there = [image_size // 2**i for i in range(len(widths))]
     settings.refuse_unless(
         act_fn=("silu", "swish"),
         attn_norm_num_groups=(None, groups),
-        center_input_sample=False,
+        center_input_sample=of_ve,
         class_embed_type=None,
         freq_shift=(0, 1),
         mid_block_scale_factor=1,
         mid_block_type="UNetMidBlock2D",
         time_embedding_dim=(None, 4 * widths[0]),
-        time_embedding_type="positional",
     )
     network = {
         "image_size": image_size,
@@ -131,7 +166,9 @@ def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], 
     up = settings.take("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])[::-1]
     attends = []
     kinds = set()
-    for name, types, table in (("downsample_type", down, _DOWN), ("upsample_type", up, _UP)):
+    # the lowest level has nothing that leads further down, and the highest nothing that leads further up
+    sides = (("downsample_type", down, _DOWN, down[:-1]), ("upsample_type", up, _UP, up[1:]))
+    for name, types, table, resampling in sides:
         fallback = settings.choice(name, "conv", ("conv", "resnet"))
         if len(types) != num_levels:
             raise ValueError(f"UNet2DModel must have a block type for each of {num_levels} levels, got {list(types)}")
@@ -139,7 +176,7 @@ def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], 
             if block_type not in table:
                 raise ValueError(choices_message("block type of UNet2DModel", block_type, sorted(table)))
         attends.append([table[block_type][0] for block_type in types])
-        kinds |= {table[block_type][1] or fallback for block_type in types[:-1]}
+        kinds |= {table[block_type][1] or fallback for block_type in resampling}
     if len(kinds) > 1:
         raise ValueError(
             f"UNet2DModel must resample alike at every level, by convolutions or by residual blocks, got {down} and "

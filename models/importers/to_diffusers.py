@@ -19,7 +19,7 @@ from ..backbones.layers import AttentionBlock, Downsample, ResBlock
 from ..score_model import NetworkScoreModel
 from .diffusers_names import diffusers_sources
 from .diffusers_settings import PREDICTIONS
-from .renaming import renamed
+from .renaming import blocks_of, renamed
 
 # the oldest version that reads all of what is written here
 _VERSION = "0.30.0"
@@ -52,7 +52,6 @@ def export_diffusers(model: NetworkScoreModel, folder: Path | str) -> None:
     tensors = renamed(backbone, diffusers_sources(backbone))
     for part in ("unet", "scheduler"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    # one entry of diffusers' own names for each, so that no other tensor can be there
     save_file(
         {name: tensor.cpu() for name, tensor in tensors.items()},
         folder / "unet" / "diffusion_pytorch_model.safetensors",
@@ -118,37 +117,33 @@ def _the_one(what: str, values: Iterable[Any]) -> Any:
     return found[0]
 
 
+def _levels(network: UNet | ADM, side: str) -> list[tuple[list[ResBlock], bool]]:
+    """Residual blocks of each level of one side, and whether it attends."""
+    blocks = dict(blocks_of(network))
+    levels = []
+    for i in range(len(network.down)):
+        here = [block for name, block in blocks.items() if name.startswith(f"{side}.{i}.blocks.")]
+        residual = [block for block in here if isinstance(block, ResBlock)]
+        levels.append((residual, f"{side}.{i}.attention.0" in blocks))
+    return levels
+
+
 def _unet_settings(network: UNet | ADM) -> dict[str, Any]:
-    kinds: dict[type[nn.Module], list[Any]] = {
-        kind: [module for module in network.modules() if isinstance(module, kind)]
-        for kind in (ResBlock, AttentionBlock, Downsample, ResamplingBlock, nn.GroupNorm)
-    }
-    down, up = [[*part] for part in (network.down, network.up)]
-    widths = [_the_one("width of a level", (block.conv1.out_channels for block in level.blocks)) for level in down]
-    features = network.embed.embedding_dim
-    if features != widths[0] or network.conv_in.out_channels != widths[0]:
-        raise ValueError(
-            f"UNet2DModel has as many noise features, and channels after the first convolution, as in its first level, "
-            f"{widths[0]}, got {features} and {network.conv_in.out_channels}; it has no export"
-        )
-    if network.embed.kind == "fourier":
-        raise ValueError("UNet2DModel divides by sigma after a Fourier embedding; such a network has no export")
-    if network.conv_in.in_channels != network.in_channels:
-        raise ValueError("UNet2DModel has no Fourier features of its input; such a network has no export")
-    if network.out_channels not in (network.in_channels, 2 * network.in_channels):
-        raise ValueError(
-            f"UNet2DModel must have once or twice {network.in_channels} outputs, got {network.out_channels}; "
-            "it has no export"
-        )
-    scale_shift = _the_one("way to add the embedding", (block.scale_shift for block in kinds[ResBlock]))
+    blocks = [block for _, block in blocks_of(network)]
+    residual = [block for block in blocks if isinstance(block, ResBlock)]
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    down, up = _levels(network, "down"), _levels(network, "up")
+    widths = [_the_one("width of a level", (block.conv1.out_channels for block in level)) for level, _ in down]
+    _check_ends(network, widths[0])
+    scale_shift = _the_one("way to add the embedding", (block.scale_shift for block in residual))
     middle = network.middle.attention
     middle_norm = middle is None or isinstance(middle.norm, nn.GroupNorm)
     if not middle_norm and not scale_shift:
         raise ValueError("UNet2DModel normalizes before the middle's attention; such a network has no export")
-    groups = _the_one("number of norm groups", (norm.num_groups for norm in kinds[nn.GroupNorm]))
-    residual = bool(kinds[ResamplingBlock])
-    padding = _the_one("padding", [down.symmetric for down in kinds[Downsample]]) if kinds[Downsample] else True
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
+    groups = _the_one("number of norm groups", (norm.num_groups for norm in norms))
+    by_blocks = any(isinstance(block, ResamplingBlock) for block in blocks)
+    paddings = [block.symmetric for block in blocks if isinstance(block, Downsample)]
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if by_blocks else ("DownBlock2D", "UpBlock2D")
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": _VERSION,
@@ -159,26 +154,44 @@ def _unet_settings(network: UNet | ADM) -> dict[str, Any]:
         "time_embedding_type": "positional",
         "freq_shift": 1 if network.embed.kind == "sin_first" else 0,
         "flip_sin_to_cos": network.embed.kind == "cos_first",
-        "down_block_types": ["AttnDownBlock2D" if len(level.attention) else plain[0] for level in down],
-        "up_block_types": ["AttnUpBlock2D" if len(level.attention) else plain[1] for level in reversed(up)],
+        "down_block_types": ["AttnDownBlock2D" if attends else plain[0] for _, attends in down],
+        "up_block_types": ["AttnUpBlock2D" if attends else plain[1] for _, attends in reversed(up)],
         "mid_block_type": "UNetMidBlock2D",
         "block_out_channels": widths,
-        "layers_per_block": _the_one("number of blocks", (len(level.blocks) for level in down)),
+        "layers_per_block": _the_one("number of blocks a level", (len(level) for level, _ in down)),
         "mid_block_scale_factor": 1,
-        "downsample_padding": 1 if padding else 0,
-        "downsample_type": "resnet" if residual else "conv",
-        "upsample_type": "resnet" if residual else "conv",
-        "dropout": _the_one("dropout", (block.dropout.p for block in kinds[ResBlock])),
+        "downsample_padding": int(_the_one("padding", paddings)) if paddings else 1,
+        "downsample_type": "resnet" if by_blocks else "conv",
+        "upsample_type": "resnet" if by_blocks else "conv",
+        "dropout": _the_one("dropout", (block.dropout.p for block in residual)),
         "act_fn": "silu",
-        "attention_head_dim": _head_channels(kinds[AttentionBlock]),
+        "attention_head_dim": _head_channels([block for block in blocks if isinstance(block, AttentionBlock)]),
         "norm_num_groups": groups,
         "attn_norm_num_groups": groups if middle_norm else None,
-        "norm_eps": _the_one("epsilon of norms", (norm.eps for norm in kinds[nn.GroupNorm])),
+        "norm_eps": _the_one("epsilon of norms", (norm.eps for norm in norms)),
         "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
         "add_attention": middle is not None,
         "class_embed_type": None,
         "num_class_embeds": network.embed.num_classes,
     }
+
+
+def _check_ends(network: UNet | ADM, width: int) -> None:
+    features = network.embed.embedding_dim
+    if features != width or network.conv_in.out_channels != width:
+        raise ValueError(
+            f"UNet2DModel has as many noise features, and channels after the first convolution, as in its first level, "
+            f"{width}, got {features} and {network.conv_in.out_channels}; such a network has no export"
+        )
+    if network.embed.kind == "fourier":
+        raise ValueError("UNet2DModel divides by sigma after a Fourier embedding; such a network has no export")
+    if network.conv_in.in_channels != network.in_channels:
+        raise ValueError("UNet2DModel has no Fourier features of its input; such a network has no export")
+    if network.out_channels not in (network.in_channels, 2 * network.in_channels):
+        raise ValueError(
+            f"diffusers' schedulers take one or two outputs a channel, got {network.out_channels} outputs for "
+            f"{network.in_channels} channels; such a network has no export"
+        )
 
 
 def _head_channels(attention: list[AttentionBlock]) -> int | None:
