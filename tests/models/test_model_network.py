@@ -154,7 +154,7 @@ def test_each_parameterization_tells_the_network_the_time_it_is_told_to(name):
 def test_names_and_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="unknown parameterization 'epz'; did you mean 'eps'\\? choices: edm, eps"):
         make_parameterization("epz")
-    choices = "choices: auto, edm, index, log_sigma, log_snr, t999"
+    choices = "choices: auto, edm, index, index1000, log_half_sigma, log_sigma, log_snr, reversed_index, t999"
     with pytest.raises(ValueError, match=f"unknown time input 'indx'; did you mean 'index'\\? {choices}"):
         time_input("indx", SubVP(), torch.ones(1))
     with pytest.raises(ValueError, match="unknown time input 'sigma'"):
