@@ -162,10 +162,10 @@ def _plan_time(
     takes_sigma = exploding and continuous
     name = settings.choice("model.name", "ncsnpp", ("ncsnpp", "ddpm"))
     if (found.embedding == "fourier") != takes_sigma and not (name == "ddpm" and not takes_sigma):
-        expected = "fourier" if takes_sigma else "positional"
+        expected = "Fourier" if takes_sigma else "positional"
         raise ValueError(
-            f"{'continuous' if continuous else 'discrete'} {sde} needs an {expected} embedding of the noise, but "
-            f"checkpoint {path} has a {'fourier' if found.embedding == 'fourier' else 'positional'} one; correct "
+            f"{'continuous' if continuous else 'discrete'} {sde} needs a {expected} embedding of the noise, but "
+            f"checkpoint {path} has a {'Fourier' if found.embedding == 'fourier' else 'positional'} one; correct "
             "training.sde or training.continuous"
         )
     beta_min, beta_max = settings.number("model.beta_min", 0.1), settings.number("model.beta_max", 20.0)

@@ -58,16 +58,19 @@ def read_checkpoint(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"checkpoint {path} is no file; pass the path of the project's checkpoint")
     try:
+        with path.open("rb") as file:
+            head = file.read(2)
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read ({error.strerror or _one_line(error)})") from error
+    try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
-        _check_kind(path)
+        _check_kind(path, head)
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong is raised, in one line
             return torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, _RefusedError):
         raise
-    except OSError as error:
-        raise ValueError(f"checkpoint {path} cannot be read ({error.strerror or _one_line(error)})") from error
     except SafetensorError as error:
         raise ValueError(
             f"checkpoint {path} is truncated or no safetensors file ({_one_line(error)}); fetch it again"
@@ -89,9 +92,7 @@ class _RefusedError(ValueError):
     """Already one line."""
 
 
-def _check_kind(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(2)
+def _check_kind(path: Path, head: bytes) -> None:
     if is_pickle(path):
         raise _RefusedError(f"checkpoint {path} is a pickle of Python objects{_CONVERT}")
     if head not in (b"PK", b"\x80\x02"):

@@ -126,6 +126,10 @@ def test_the_other_time_inputs():
     assert torch.equal(time_input("t999", sde, t), 999 * t)
     assert torch.equal(time_input("auto", sde, t), 999 * t)
     torch.testing.assert_close(time_input("log_sigma", sde, t), sde.sigma(t).log())
+    torch.testing.assert_close(time_input("log_half_sigma", sde, t), (sde.sigma(t) / 2).log())
+    table = Tabulated.ncsn(num_steps=5)
+    rows = torch.arange(1, 6, dtype=torch.float64) / 5
+    assert time_input("reversed_index", table, rows).tolist() == pytest.approx([4, 3, 2, 1, 0], abs=1e-12)
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     assert time_input("log_snr", sde, ends).tolist() == pytest.approx([0.0, 999.0], abs=1e-9)
     high, low = 2 * (sde.alpha(ends) / sde.sigma(ends)).log()
@@ -150,7 +154,7 @@ def test_each_parameterization_tells_the_network_the_time_it_is_told_to(name):
 def test_names_and_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="unknown parameterization 'epz'; did you mean 'eps'\\? choices: edm, eps"):
         make_parameterization("epz")
-    choices = "choices: auto, edm, index, log_sigma, log_snr, t999"
+    choices = "choices: auto, edm, index, index1000, log_half_sigma, log_sigma, log_snr, reversed_index, t999"
     with pytest.raises(ValueError, match=f"unknown time input 'indx'; did you mean 'index'\\? {choices}"):
         time_input("indx", SubVP(), torch.ones(1))
     with pytest.raises(ValueError, match="unknown time input 'sigma'"):
