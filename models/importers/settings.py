@@ -179,9 +179,7 @@ class Settings:
             allowed = only if isinstance(only, tuple) else (only,)
             value = self.take(name, allowed[0])
             if value not in allowed and str(value) not in [str(one) for one in allowed]:
-                raise ValueError(
-                    f"config's {name}={value!r} is a network that is not supported; only {name}={allowed[0]!r} is"
-                )
+                raise ValueError(f"config's {name}={value!r} is not supported; only {name}={allowed[0]!r} is")
 
     def agree(self, name: str, found: Any, *, path: Path) -> None:
         """Refuse a setting that contradicts what a checkpoint says by itself.

@@ -56,7 +56,7 @@ def test_edm_s_tensors_and_settings_must_fit():
     for wrong, message in (
         ({**settings, "augment_dim": 9}, "map_augment.weight is None, expected \\[64, 9\\]"),
         ({**settings, "label_dim": 3}, "map_label.weight is \\[256, 4\\], expected \\[256, 3\\]"),
-        ({**settings, "model_type": "SongUNet"}, "model_type='SongUNet' is a network that is not supported"),
+        ({**settings, "model_type": "SongUNet"}, "model_type='SongUNet' is not supported"),
         ({**settings, "img_size": 8}, "unknown setting of the config 'img_size'"),
     ):
         with pytest.raises(ValueError, match=message):

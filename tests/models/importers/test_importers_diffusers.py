@@ -9,7 +9,7 @@ import torch
 from importer_references import count, per_sample_error, randomize
 from safetensors.torch import load_file, save_file
 
-from models import Dequantizer, NetworkScoreModel, make_parameterization
+from models import Dequantizer, NetworkScoreModel, make_parameterization, reverse_log_var
 from models.backbones import ADM, MLP, NCSNpp, UNet
 from models.importers.diffusers import from_diffusers
 from models.importers.diffusers_settings import plan_diffusers
@@ -294,7 +294,7 @@ def test_scores_of_the_ve_sde_agree_with_diffusers(tmp_path, name):
     ("changes", "message"),
     [
         ({"block_out_channels": (64, 128)}, "widths that are multiples of the first and of 32, from 128 on"),
-        ({"attention_head_dim": 8}, "attention_head_dim=8 is a network that is not supported"),
+        ({"attention_head_dim": 8}, "attention_head_dim=8 is not supported"),
         ({"mid_block_scale_factor": 1}, "must have mid_block_scale_factor=sqrt\\(2\\), got 1"),
         ({"up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D")}, "must attend at the same levels down and up"),
         ({"up_block_types": ("UpBlock2D", "SkipUpBlock2D")}, "must have them at all of 2 levels"),
@@ -317,15 +317,15 @@ def test_other_networks_of_skips_are_refused_in_one_line(changes, message):
         ("unet/config.json", {"num_class_embeds": 3}, "1 missing \\(class_embedding.weight\\)"),
         ("unet/config.json", {"sample_size": None}, "config must say sample_size"),
         ("unet/config.json", {"sample_size": [16, 8]}, "sample_size must be a whole number, got \\[16, 8\\]"),
-        ("unet/config.json", {"act_fn": "relu"}, "act_fn='relu' is a network that is not supported"),
-        ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type='timestep' is a network that is not"),
-        ("unet/config.json", {"center_input_sample": True}, "center_input_sample=True is a network that is not"),
+        ("unet/config.json", {"act_fn": "relu"}, "act_fn='relu' is not supported"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type='timestep' is not"),
+        ("unet/config.json", {"center_input_sample": True}, "center_input_sample=True is not"),
         ("unet/config.json", {"time_embedding_type": "learned"}, "unknown time_embedding_type of the config 'learned'"),
         ("unet/config.json", {"time_embedding_type": "fourier"}, "DDPMScheduler goes with time_embedding_type=positi"),
         ("unet/config.json", {"out_channels": 4}, "as many out_channels as in_channels=3, or twice as many"),
         ("unet/config.json", {"out_channels": 6}, "variance_type='fixed_small' contradicts 2 outputs a channel"),
-        ("unet/config.json", {"mid_block_type": None}, "mid_block_type=None is a network that is not supported"),
-        ("unet/config.json", {"attn_norm_num_groups": 8}, "attn_norm_num_groups=8 is a network that is not supported"),
+        ("unet/config.json", {"mid_block_type": None}, "mid_block_type=None is not supported"),
+        ("unet/config.json", {"attn_norm_num_groups": 8}, "attn_norm_num_groups=8 is not supported"),
         ("unet/config.json", {"down_block_types": ["KDownBlock2D"] * 3}, "unknown block type of UNet2DModel 'KDown"),
         ("unet/config.json", {"down_block_types": ["DownBlock2D"]}, "a block type for each of 3 levels"),
         (
@@ -434,6 +434,39 @@ def test_ddim_samples_are_the_same_here_and_there(tmp_path):
     # and the whole of their pipeline, which clips
     images = pipeline(batch_size=2, num_inference_steps=5, output_type="np").images
     assert images.shape == (2, 8, 8, 1)
+
+
+def test_learned_variances_are_the_same_here_and_there(tmp_path):
+    model = digits_model(learned_variance=True)
+    export_diffusers(model, tmp_path)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    scheduler, x = pipeline.scheduler, torch.randn(2, 1, 8, 8)
+    for index in (1, 500, 999):
+        s, t = torch.full((2,), index / 1000).double(), torch.full((2,), (index + 1) / 1000).double()
+        with torch.no_grad():
+            ours = reverse_log_var("learned", model(x, t), model.sde, s, t)
+            v = pipeline.unet(x, index).sample[:, 1:]
+        theirs = scheduler._get_variance(index, predicted_variance=v)
+        # float32 tables there
+        torch.testing.assert_close(ours, theirs.double(), rtol=1e-3, atol=1e-3)
+
+
+class Trap:
+    """A pickle of this writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickle_with_code_is_refused_unread(tmp_path):
+    save(tmp_path, BASE, safe=False)
+    torch.save({"conv_in.weight": Trap(tmp_path / "ran")}, tmp_path / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match="refused unread") as error:
+        from_diffusers(tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
 
 
 def test_exported_files_hold_the_model_and_nothing_else(tmp_path):

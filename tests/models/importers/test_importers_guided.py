@@ -280,7 +280,7 @@ def test_damaged_files_and_code_are_refused_in_one_line(tmp_path):
         ({**SMALL, "use_scale_shift_norm": False}, "misshapen"),
         ({**SMALL, "out_channels": 4}, "out_channels must be 3, or 6 with a learned variance, got 4"),
         ({**SMALL, "learn_sigma": False}, "learn_sigma=False contradicts its out_channels=6"),
-        ({**SMALL, "num_heads_upsample": 3}, "num_heads_upsample=3 is a network that is not supported"),
+        ({**SMALL, "num_heads_upsample": 3}, "num_heads_upsample=3 is not supported"),
         ({**SMALL, "noise_schedule": "quadratic"}, "unknown noise_schedule of the config 'quadratic'"),
         ({**SMALL, "channel_mul": [1]}, "unknown setting of the config 'channel_mul'; did you mean 'channel_mult'"),
         ({**SMALL, "image_size": 9}, "image_size 9 cannot be halved 1 times"),
@@ -305,12 +305,23 @@ def test_classifier_files_and_models_are_not_taken_for_each_other(tmp_path):
     config |= {"attention_resolutions": [2], "num_head_channels": 16, "pool": "attention"}
     with pytest.raises(ValueError, match="unexpected"):
         from_guided_classifier(path, config)
-    with pytest.raises(ValueError, match="pool='spatial' is a network that is not supported; only pool='attention' is"):
+    with pytest.raises(ValueError, match="pool='spatial' is not supported; only pool='attention' is"):
         from_guided_classifier(path, {**config, "pool": "spatial"})
     network = randomize(EncoderClassifier(**plan_classifier(config).network))
     torch.save(renamed(network, guided_sources(network)), tmp_path / "classifier.pt")
     classifier = from_guided_classifier(tmp_path / "classifier.pt", config)
     x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
     assert torch.equal(classifier(x, t), network(x, 1000 * t - 1))
+    # the gradient beside a difference quotient
+    classifier.double()
+    x, direction, step = x.double(), torch.randn(3, 3, 8, 8).double(), 1e-5
+    label = torch.tensor([0, 4, 2])
+
+    def log_prob(at):
+        return torch.log_softmax(classifier(at, t), dim=1)[range(3), label].detach()
+
+    quotient = (log_prob(x + step * direction) - log_prob(x - step * direction)) / (2 * step)
+    slope = (classifier.grad_log_prob(x, t, label) * direction).sum((1, 2, 3))
+    torch.testing.assert_close(slope, quotient, rtol=1e-6, atol=1e-8)
     with pytest.raises(ValueError, match="missing"):
         from_guided_diffusion(tmp_path / "classifier.pt", SMALL)

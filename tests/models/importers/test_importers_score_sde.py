@@ -284,7 +284,7 @@ def test_published_configs_give_the_published_networks():
         ({"data__image_size": "big"}, "config's data.image_size must be a whole number, got 'big'"),
         ({"training__sde": "vpsd"}, "training.sde of the config .*vpsd.*vpsde"),
         ({"training__sde": "vesde"}, "continuous vesde needs a Fourier embedding of the noise, but"),
-        ({"model__conditional": False}, "config's model.conditional=False is a network that is not supported"),
+        ({"model__conditional": False}, "config's model.conditional=False is not supported"),
         ({"model__scale_by_sigma": True}, "config's model.scale_by_sigma must be False with vpsde"),
         ({"data__centered": False}, "config's data.centered must be True with vpsde"),
         ({"model__num_scales": 500}, "config says 500 noise levels from 0.01 to 50, but .* has 40 from 0.01 to 50"),
