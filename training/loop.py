@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -18,7 +19,7 @@ from sde_lib import NoiseStreams
 from .build import build_dataset, build_sampler, pick_device
 from .checks import check_config, check_eval_names
 from .config import Config
-from .distributed import Communication, Share, is_lost_peer, process_group
+from .distributed import Communication, Share, is_lost_peer, pick_together, process_group
 from .images import to_uint8
 from .lock import locked
 from .logging import TrainingLog, say
@@ -165,16 +166,12 @@ def _pick_mode(
     config: Config, state: TrainingState, device: torch.device, dataset: ImageDataset, ranks: Ranks
 ) -> NetworkMode:
     """How the network computes; of a run that goes on, as it began."""
-    training = config.training
+    training, backbone = config.training, state.model.backbone
     passes = 3 * training.batch_size * training.num_steps  # forward, and backward at twice its price
-    mode = pick_mode(
-        training.precision,
-        training.compile,
-        device,
-        backbone=state.model.backbone,
-        work=passes * forward_flops(state.model.backbone, dataset.image_shape),
-        recorded=state.how,
-    )
+    work = passes * forward_flops(backbone, dataset.image_shape)
+
+    pick = partial(pick_mode, training.precision, training.compile, device, backbone=backbone, work=work)
+    mode = pick_together(ranks, pick, state.how)
     how = mode.recorded() | {"processes": ranks.world, "accumulation_steps": training.accumulation_steps}
     if ranks.first:
         for key, value in how.items():
