@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import json
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -123,6 +125,10 @@ class Communication:
             dist.all_reduce(values)
         return values
 
+    def any(self, one: bool) -> bool:
+        """Whether it is so on some process; all of them must ask."""
+        return bool(self.add(torch.tensor(float(one), dtype=torch.float64, device=self.device)) > 0)
+
     def gather(self, values: Tensor) -> Tensor:
         """Per-sample values of all processes, in the order of the global batch, on each of them."""
         if self.share.world == 1:
@@ -175,6 +181,15 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     )
     try:
         yield
+    except BaseException as error:
+        ranks.announce(error)
+        # what its frames hold keeps connections open, by which the others would wait
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+        gc.collect()
+        raise
     finally:
         dist.destroy_process_group()
 
