@@ -2,8 +2,10 @@
 
 from .embedding import ConditioningEmbedding, EmbeddingKind, FourierEmbedding, sinusoidal_embedding
 from .input_features import InputFourierFeatures
-from .layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
+from .layers import AttentionBlock, ResBlock
 from .mlp import MLP
+from .normalization import GroupNorm, group_norm
+from .resampling import Downsample, Upsample
 from .unet import UNet
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "Downsample",
     "EmbeddingKind",
     "FourierEmbedding",
+    "GroupNorm",
     "InputFourierFeatures",
     "ResBlock",
     "UNet",
