@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from models import ScoreModel
 from training.build import build_dataset, pick_device
 from training.checks import check_config
 from training.config import Config
+from training.distributed import pick_together
 from training.images import save_bound_curve
 from training.lock import locked
 from training.memory import says_which_knobs
@@ -72,12 +74,10 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             device=device,
         )
         trained, step = load_trained(config, workdir, dataset, device, quiet=not ranks.first)
-        mode = pick_mode(
-            config.eval.precision,
-            config.eval.compile,
-            device,
-            backbone=trained.backbone,
-            work=_NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape),
+        work = _NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape)
+        precision, compiled = config.eval.precision, config.eval.compile
+        mode = pick_together(
+            ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
         )
         model = fast_inference(trained, mode)
         if ranks.first:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from sde_lib import NoiseStreams
 from training.build import bound_x0, build_dataset, build_sampler, pick_device
 from training.checks import check_config
 from training.config import Config
+from training.distributed import pick_together
 from training.images import image_grid, save_png, to_uint8
 from training.lock import locked
 from training.logging import say
@@ -141,12 +143,10 @@ def sample(config: Config, workdir: Path) -> None:
         dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train"))
         trained, step = load_trained(config, workdir, dataset, device, quiet=not ranks.first)
         settings = config.sampling
-        mode = pick_mode(
-            settings.precision,
-            settings.compile,
-            device,
-            backbone=trained.backbone,
-            work=settings.num_samples * settings.num_steps * forward_flops(trained.backbone, dataset.image_shape),
+        work = settings.num_samples * settings.num_steps * forward_flops(trained.backbone, dataset.image_shape)
+        precision, compiled = settings.precision, settings.compile
+        mode = pick_together(
+            ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
         )
         if ranks.first:
             held.enter_context(locked(workdir, "sample"))

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,42 @@ class Killer:
         self._server.stdin.close()
         self._server.wait(timeout=60)
         self._server.stdout.close()
+
+
+def places(world: int) -> list[dict[str, str]]:
+    """What torchrun tells each process."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
+def start_together(killer: Killer, command: list[str], world: int, **of_first: Any) -> list[int]:
+    """Start the processes of a job; their process numbers."""
+    return [
+        killer.start(command, environment=place, **(of_first if place["RANK"] == "0" else {}))
+        for place in places(world)
+    ]
+
+
+def run_together(killer: Killer, command: list[str], world: int, *, limit: float = 120.0) -> list[int]:
+    """Start a job and wait for its end; processes that wait for each other for so many seconds are killed."""
+    pids = start_together(killer, command, world)
+    left = set(pids)
+
+    def kill() -> None:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+
+    timer = threading.Timer(limit, kill)
+    timer.start()
+    codes = []
+    for pid in pids:
+        codes.append(killer.wait(pid))
+        left.discard(pid)
+    timer.cancel()
+    return codes
 
 
 def check_whole(root: Path) -> list[int]:

@@ -35,6 +35,11 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("eval", "vlb_num_steps", 0, _MOST),
     ("eval", "vlb_samples_per_image", 0, _MOST),
 )
+_CHOICES: tuple[tuple[str, str, list[str]], ...] = (
+    *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
+    *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
+    ("training", "sharding", ["none", "fsdp"]),
+)
 
 
 def check_config(config: Config) -> None:
@@ -54,6 +59,10 @@ def check_config(config: Config) -> None:
             raise ValueError(f"config.{section}.{key} must be at least {least}, got {value}; raise it")
         if value > most:
             raise ValueError(f"config.{section}.{key} must be at most {most}, got {value}; lower it")
+    for section, key, choices in _CHOICES:
+        value = config[section].get(key)
+        if value not in choices:
+            raise ValueError(choices_message(key, value, choices))
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
     if not 0 <= config.training.ema_decay < 1:

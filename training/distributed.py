@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator
+import json
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -17,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sde_lib import choices_message
 
+from .precision import NetworkMode
 from .ranks import Ranks
 
 SHARDINGS = ("none", "fsdp")
@@ -121,6 +125,10 @@ class Communication:
             dist.all_reduce(values)
         return values
 
+    def any(self, one: bool) -> bool:
+        """Whether it is so on some process; all of them must ask."""
+        return bool(self.add(torch.tensor(float(one), dtype=torch.float64, device=self.device)) > 0)
+
     def gather(self, values: Tensor) -> Tensor:
         """Per-sample values of all processes, in the order of the global batch, on each of them."""
         if self.share.world == 1:
@@ -173,8 +181,31 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     )
     try:
         yield
+    except BaseException as error:
+        ranks.announce(error)
+        # what its frames hold keeps connections open, by which the others would wait
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+        gc.collect()
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def pick_together(
+    ranks: Ranks, pick: Callable[..., NetworkMode], recorded: dict[str, Any] | None = None
+) -> NetworkMode:
+    """Rank 0's choice of how the network computes, for all processes, whatever their machines are good at.
+
+    Args:
+        ranks: The processes.
+        pick: ``pick_mode`` with all its arguments but ``recorded``.
+        recorded: How the run began, which rank 0 keeps to.
+    """
+    picked = ranks.share("mode", lambda: json.dumps(pick(recorded=recorded).recorded()).encode())
+    return pick(recorded=recorded if ranks.first else json.loads(picked))
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import torch
+from torch.distributed import is_torchelastic_launched
 
 from data import ImageDataset, TrainBatches
 from models import ClippedScoreModel
@@ -18,13 +20,13 @@ from sde_lib import NoiseStreams
 from .build import build_dataset, build_sampler, pick_device
 from .checks import check_config, check_eval_names
 from .config import Config
-from .distributed import Communication, Share, is_lost_peer, process_group
+from .distributed import Communication, Share, is_lost_peer, pick_together, process_group
 from .images import to_uint8
 from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
 from .precision import NetworkMode, forward_flops, pick_mode
-from .ranks import Ranks, load_in_turn
+from .ranks import LostRankError, Ranks, load_in_turn
 from .state import TrainingState
 from .step import TrainingStep
 from .stopping import Interrupted, StopRequest, stop_on_signals
@@ -36,12 +38,18 @@ class _PreviewStopped(Exception):  # noqa: N818
 
 
 def _log_preview(
-    config: Config, state: TrainingState, dataset: ImageDataset, log: TrainingLog | None, request: StopRequest
+    config: Config,
+    state: TrainingState,
+    dataset: ImageDataset,
+    log: TrainingLog | None,
+    request: StopRequest,
+    communication: Communication,
 ) -> None:
     """16 samples by 50 steps of DDIM, from the same noise every time; a request to stop does without them."""
 
     def stop(_: StepState) -> None:
-        if request and log is not None:
+        # of a sharded network no process can stop without the others
+        if communication.any(bool(request)) if communication.sharded else request:
             raise _PreviewStopped
 
     device = next(state.model.parameters()).device
@@ -70,7 +78,7 @@ def train(config: Config, workdir: Path) -> None:
         ValueError: If the config cannot work; nothing is written then.
         FloatingPointError: If too many losses in a row are not finite; the last checkpoint is kept.
         MemoryError: If the memory does not suffice.
-        RuntimeError: If another process of the job is gone.
+        LostRankError: If another process of the job is gone.
         Interrupted: After Ctrl-C, SIGTERM or SIGUSR1, with a checkpoint of that moment written.
     """
     check_config(config)
@@ -88,7 +96,7 @@ def train(config: Config, workdir: Path) -> None:
                 if not is_lost_peer(error):
                     raise
                 said = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
-                raise RuntimeError(
+                raise LostRankError(
                     f"another process of the job is gone ({said}); look for what ended it, then the same command goes "
                     "on from the newest checkpoint"
                 ) from error
@@ -148,7 +156,7 @@ def _train_there(
         compiled=mode.compiled,
         ahead=device.type == "cuda",
     )
-    with stop_on_signals(launched=ranks.world > 1) as request:
+    with stop_on_signals(launched=is_torchelastic_launched(), called_off=lambda: ranks.called_off) as request:
         try:
             do_step.prepare()
             if not ranks.first:
@@ -165,16 +173,12 @@ def _pick_mode(
     config: Config, state: TrainingState, device: torch.device, dataset: ImageDataset, ranks: Ranks
 ) -> NetworkMode:
     """How the network computes; of a run that goes on, as it began."""
-    training = config.training
+    training, backbone = config.training, state.model.backbone
     passes = 3 * training.batch_size * training.num_steps  # forward, and backward at twice its price
-    mode = pick_mode(
-        training.precision,
-        training.compile,
-        device,
-        backbone=state.model.backbone,
-        work=passes * forward_flops(state.model.backbone, dataset.image_shape),
-        recorded=state.how,
-    )
+    work = passes * forward_flops(backbone, dataset.image_shape)
+
+    pick = partial(pick_mode, training.precision, training.compile, device, backbone=backbone, work=work)
+    mode = pick_together(ranks, pick, state.how)
     how = mode.recorded() | {"processes": ranks.world, "accumulation_steps": training.accumulation_steps}
     if ranks.first:
         for key, value in how.items():
@@ -212,7 +216,7 @@ def _run(
     """The steps; ``log`` is None in processes other than the first, which write nothing."""
     training = config.training
     checkpoints = workdir / "checkpoints"
-    began, steps_timed, stop = time.perf_counter(), 0, bool(request)
+    began, steps_timed, stop = time.perf_counter(), 0, communication.any(bool(request))
     while state.step < training.num_steps and not stop:
         result = do_step(stop=bool(request))
         stop = result.stop or (communication.share.world == 1 and bool(request))
@@ -243,7 +247,7 @@ def _run(
                 log.learning_curve()
         # of a sharded network all processes are needed for a sample
         if training.sample_every and state.step % training.sample_every == 0 and (log or communication.sharded):
-            _log_preview(config, state, dataset, log, request)
+            _log_preview(config, state, dataset, log, request, communication)
         began += time.perf_counter() - paused
     if stop:
         state.save(checkpoints, keep=training.keep_checkpoints, write=log is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import sys
 import threading
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 _PIECE = 4 * 2**20  # bytes; a TCPStore refuses values above 8 MiB
 _POLL, _BEAT = 0.02, 2.0  # seconds
 _GRACE = 3.0  # seconds in which processes that fail alike leave the word to rank 0
-_FAILED, _INTERRUPTED = "failed", "interrupted"
+_FAILED, _INTERRUPTED, _REASON = "failed", "interrupted", "reason"
+# which main.py says in a line; others are a mistake in some code, of which the kind matters
+_EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError, KeyboardInterrupt)
 
 
 class RankError(RuntimeError):
@@ -29,6 +32,10 @@ class RankError(RuntimeError):
 
 class AnotherRankError(RuntimeError):
     """Another process failed; it says why, this one ends without a word."""
+
+
+class LostRankError(RuntimeError):
+    """Another process is gone, and this one does not know why."""
 
 
 def _place() -> tuple[int, int]:
@@ -58,6 +65,9 @@ class Ranks:
         world: Number of processes.
         store: What they share; None for one process alone.
         silence: Seconds without a sign of life after which a process counts as lost.
+
+    Attributes:
+        called_off: Whether the main thread was interrupted, as by Ctrl-C, because another process failed.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, store: Store | None = None, *, silence: float = 120.0) -> None:
@@ -66,7 +76,7 @@ class Ranks:
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, daemon=True)
         self._heard: dict[int, tuple[bytes, float]] = {}
-        self._in_main = self._called_off = False
+        self._in_main = self.called_off = False
 
     @classmethod
     def from_environment(cls) -> Ranks:
@@ -109,7 +119,10 @@ class Ranks:
             return
         self._ended.set()
         try:
-            if self._called_off and isinstance(error, KeyboardInterrupt) and not self._stopped_elsewhere():
+            if self.called_off and isinstance(error, LostRankError):
+                # its store may be gone too
+                raise AnotherRankError from error
+            if self.called_off and isinstance(error, KeyboardInterrupt) and not self._stopped_elsewhere():
                 raise AnotherRankError from error
             if error is not None and not isinstance(error, AnotherRankError):
                 self._fail(error)
@@ -120,8 +133,10 @@ class Ranks:
         """Tell the others; raise what this process is to say, if it was the first to fail."""
         assert self._store is not None
         stopped = isinstance(error, KeyboardInterrupt)
-        deadline = time.monotonic() + (0 if self.first or stopped else _GRACE)
         try:
+            # who knows the reason says it, and not who merely lost the connection to it
+            known = isinstance(error, LostRankError) and self._store.check([_REASON])
+            deadline = time.monotonic() + (2 * _GRACE if known else 0 if self.first or stopped else _GRACE)
             while time.monotonic() < deadline and not self._store.check([_FAILED]):
                 time.sleep(_POLL)
             ours = f"{self.rank} {_INTERRUPTED if stopped else ''}"
@@ -139,7 +154,19 @@ class Ranks:
         if not self.first:
             # off the line of rank 0's progress bar
             print(file=sys.stderr)
-            raise RankError(f"rank {self.rank}: {error}") from error
+            kind = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
+            raise RankError(f"rank {self.rank}: {kind}{error}") from error
+
+    def announce(self, error: BaseException) -> None:
+        """Let it be known that this process ends for a reason of its own, before its connections close.
+
+        The others, which see no more than that, then leave the word to it.
+        """
+        if self._store is not None and not isinstance(error, (AnotherRankError, LostRankError)):
+            with contextlib.suppress(RuntimeError):
+                self._store.set(_REASON, "1")
+                # an answer means that it has arrived
+                self._store.check([_REASON])
 
     def _leave(self) -> None:
         """Say goodbye; rank 0, with whom the store may end, waits a moment for the others' goodbye."""
@@ -164,10 +191,10 @@ class Ranks:
             count += 1
             try:
                 self._store.set(f"alive/{self.rank}", str(count))
-                self._called_off = self._in_main and self._store.check([_FAILED])
+                self.called_off = self._in_main and self._store.check([_FAILED])
             except RuntimeError:
                 return
-            if self._called_off and not self._ended.is_set():
+            if self.called_off and not self._ended.is_set():
                 _thread.interrupt_main()
                 return
 
@@ -181,7 +208,7 @@ class Ranks:
         Raises:
             AnotherRankError: If one of them failed.
             KeyboardInterrupt: If one of them was stopped by Ctrl-C.
-            RuntimeError: If one of them is lost.
+            LostRankError: If one of them is lost.
         """
         store = self._store
         if store is None:
@@ -197,7 +224,7 @@ class Ranks:
             if beat != before:
                 self._heard[other] = (beat, now)
             elif now - since > self._silence and not store.check([f"left/{other}"]):
-                raise RuntimeError(
+                raise LostRankError(
                     f"rank {other} has not been heard of for {now - since:.0f} s; "
                     "look for what ended it, then the same command goes on"
                 )

@@ -4,9 +4,11 @@ from .adm import ADM
 from .classifier import EncoderClassifier
 from .embedding import ConditioningEmbedding, EmbeddingKind, FourierEmbedding, sinusoidal_embedding
 from .input_features import InputFourierFeatures
-from .layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
+from .layers import AttentionBlock, ResBlock
 from .mlp import MLP
 from .ncsnpp import NCSNpp
+from .normalization import GroupNorm, group_norm
+from .resampling import Downsample, Upsample
 from .unet import UNet
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "EmbeddingKind",
     "EncoderClassifier",
     "FourierEmbedding",
+    "GroupNorm",
     "InputFourierFeatures",
     "NCSNpp",
     "ResBlock",

@@ -191,7 +191,7 @@ class ADM(nn.Module):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed anew in the backward pass instead of remembered; see ``ADMLevel``."""
+        """Whether blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
         return self.middle.gradient_checkpointing
 
     @gradient_checkpointing.setter

@@ -1,15 +1,16 @@
 """The resolutions of the ADM networks: residual blocks that resample, and what stands at one resolution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from .layers import AttentionBlock, Downsample, NormFactory, ResBlock, Upsample, group_norm
+from .layers import AttentionBlock, NormFactory, ResBlock
+from .normalization import group_norm
+from .resampling import Downsample, Upsample
+from .unet_levels import Level
 
 
 class ResamplingBlock(ResBlock):
@@ -63,7 +64,7 @@ class ResamplingBlock(ResBlock):
 Resample = ResamplingBlock | Downsample | Upsample
 
 
-class ADMLevel(nn.Module):
+class ADMLevel(Level):
     """One resolution: residual blocks, each followed by attention if any, then resampling if any.
 
     On the way up every block takes, next to the features, one result of the way down.
@@ -73,14 +74,8 @@ class ADMLevel(nn.Module):
         attention: As many attention blocks, or none.
         resample: What leads to the next resolution.
 
-    Attributes:
-        gradient_checkpointing: Keep only what goes in and out of a block for the backward pass, which computes the
-            block anew: about a third more work, for the memory of one block instead of all.
-
-    Source: Dhariwal and Nichol 2021, Section 3; Chen et al. 2016 for checkpointing.
+    Source: Dhariwal and Nichol 2021, Section 3.
     """
-
-    gradient_checkpointing = False
 
     def __init__(
         self, blocks: Sequence[ResBlock], attention: Sequence[AttentionBlock], resample: Resample | None
@@ -112,11 +107,6 @@ class ADMLevel(nn.Module):
         elif self.resample is not None:
             results.append(self.resample(x))
         return results
-
-    def _run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
 
 
 class ADMMiddle(ADMLevel):

@@ -1,66 +1,15 @@
-"""The layers of Ho et al.'s network and of its successors: residual and attention blocks, resampling."""
+"""The layers of Ho et al.'s network and of its successors: residual and attention blocks."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Weighted = TypeVar("Weighted", nn.Conv2d, nn.Linear)
+from .initialization import initialize
+from .normalization import group_norm
+
 NormFactory = Callable[[int], nn.Module]
-
-
-def group_norm(channels: int, eps: float = 1e-6, *, max_groups: int = 32) -> nn.GroupNorm:
-    """Group normalization with Ho et al.'s 32 groups, or a fitting number of groups for narrow networks.
-
-    Where 32 divides the channels there are 32 groups, always. Elsewhere it is the largest divisor of ``channels``
-    that leaves at least four channels a group (one group below eight channels), and at most 32.
-
-    A group of one channel cancels whatever is constant over that channel, an additive time embedding included: a
-    residual block of exactly 32 channels sees the time only with ``scale_shift`` or with fewer ``max_groups``.
-
-    Args:
-        channels: Number of channels.
-        eps: Added to the variance; 1e-6 in Ho et al.'s network, 1e-5 in Improved DDPM.
-        max_groups: Replaces the number 32 above.
-
-    Returns:
-        The layer, with unit gain and zero bias.
-
-    Raises:
-        ValueError: ``channels`` or ``max_groups`` is below 1.
-
-    Source: Wu and He 2018; Ho et al. 2020, Appendix B.
-    """
-    if channels < 1 or max_groups < 1:
-        raise ValueError(f"channels and groups must be at least 1, got {channels} channels and {max_groups} groups")
-    groups = max_groups
-    if channels % groups:
-        limit = max(1, min(max_groups, channels // 4))
-        groups = next(count for count in range(limit, 0, -1) if channels % count == 0)
-    return nn.GroupNorm(groups, channels, eps=eps)
-
-
-def initialize(layer: Weighted, *, zero: bool = False) -> Weighted:
-    """Initialise a layer as Ho et al.: weights uniform with variance 2 / (fan_in + fan_out), biases zero.
-
-    Args:
-        layer: A convolution or linear layer, changed in place.
-        zero: Make the weights zero as well, for the last layer of a residual branch (Ho et al.: scale 1e-10).
-
-    Returns:
-        The same layer.
-
-    Source: Ho et al. 2020, released code (``variance_scaling(1, "fan_avg", "uniform")``).
-    """
-    if zero:
-        nn.init.zeros_(layer.weight)
-    else:
-        nn.init.xavier_uniform_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 class ResBlock(nn.Module):
@@ -134,6 +83,9 @@ class AttentionBlock(nn.Module):
     The rows of ``qkv.weight`` are ordered [(q, k, v), head, channel]. ``proj`` starts at zero, so that the block
     starts as the identity.
 
+    Compiled for a CPU, bfloat16 goes through two products and a softmax between them, which for such numbers of pixels
+    is twice as fast as the fused kernel and whose memory, a number for each pair of pixels, is then of no account.
+
     PyTorch's fused kernels have first derivatives in reverse mode only. Forward mode (``torch.func.jvp``) and second
     derivatives need ``with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):`` around the call.
 
@@ -186,64 +138,26 @@ class AttentionBlock(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         qkv = self.qkv(tokens).view(batch, height * width, 3, self.num_heads, channels // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        if (
+            torch.compiler.is_compiling()
+            and x.device.type == "cpu"
+            and q.dtype == torch.bfloat16
+            and tokens.shape[1] <= 1024
+        ):
+            attended = _attend_by_products(q, k, v)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attended.transpose(1, 2).flatten(2)
         return x + self.proj(attended).transpose(1, 2).unflatten(2, (height, width))
 
 
-class Downsample(nn.Module):
-    """Halve the resolution by a 3x3 convolution of stride 2.
-
-    Ho et al.'s network, written in TensorFlow, pads "SAME": zeros below and to the right only, so that the kernel at
-    output (i, j) covers inputs 2i .. 2i + 2. PyTorch ports by OpenAI pad every side (``symmetric``): 2i - 1 .. 2i + 1.
-
-    Args:
-        channels: Number of channels, ``C``.
-        symmetric: Pad every side instead.
-
-    Source: Ho et al. 2020, Appendix B; Nichol and Dhariwal 2021, released code.
-    """
-
-    def __init__(self, channels: int, *, symmetric: bool = False) -> None:
-        super().__init__()
-        self.symmetric = symmetric
-        self.conv = initialize(nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to [B, C, H / 2, W / 2]."""
-        return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
+def _products_are_faster(q: Tensor) -> bool:
+    few = q.shape[-2] <= 1024
+    return torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16 and few
 
 
-class Upsample(nn.Module):
-    """Double the resolution: each pixel repeated 2x2, then a 3x3 convolution.
-
-    Args:
-        channels: Number of channels, ``C``.
-
-    Source: Ho et al. 2020, Appendix B.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = initialize(nn.Conv2d(channels, channels, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to [B, C, 2 H, 2 W]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def check_input(x: Tensor, expected: tuple[int, ...], weight: Tensor) -> None:
-    """Refuse a batch that a network cannot take, in one line.
-
-    Args:
-        x: The batch, [B, ...].
-        expected: Shape of one sample.
-        weight: A parameter of the network, for its dtype.
-
-    Raises:
-        ValueError: The shape of a sample, or outside autocast the dtype, is not the network's.
-    """
-    if x.ndim != len(expected) + 1 or tuple(x.shape[1:]) != expected:
-        shape = ", ".join(str(size) for size in expected)
-        raise ValueError(f"x must have shape [B, {shape}], got {list(x.shape)}; resize x or rebuild the network")
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(f"x must be {weight.dtype} like the network, got {x.dtype}; pass x.to({weight.dtype})")
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of [B, heads, N, d], with the softmax in float32 and its division left to the end."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    weights = torch.exp(scores.float() - scores.float().amax(-1, keepdim=True))
+    return ((weights.to(v.dtype) @ v).float() / weights.sum(-1, keepdim=True)).to(v.dtype)

@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import check_input
 from .embedding import ConditioningEmbedding, EmbeddingKind
-from .layers import check_input, initialize
+from .initialization import initialize
 
 
 class MLPBlock(nn.Module):

@@ -3,107 +3,17 @@
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import check_input
 from .embedding import ConditioningEmbedding, EmbeddingKind
+from .initialization import initialize
 from .input_features import InputFourierFeatures
-from .layers import AttentionBlock, Downsample, NormFactory, ResBlock, Upsample, check_input, group_norm, initialize
-
-
-class DownLevel(nn.Module):
-    """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any.
-
-    Args:
-        blocks: Residual blocks.
-        attention: As many attention blocks, or none.
-        resample: What leads to the next level.
-    """
-
-    def __init__(
-        self, blocks: Sequence[ResBlock], attention: Sequence[AttentionBlock], resample: Downsample | None
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attention = nn.ModuleList(attention)
-        self.resample = resample
-
-    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
-        """Apply the level.
-
-        Args:
-            x: Features, [B, C, H, W].
-            embedding: Activated embedding, [B, E].
-            skips: Every result is appended to it, for the way up.
-
-        Returns:
-            Features, [B, D, H, W], or [B, D, H / 2, W / 2] with resampling.
-        """
-        for i, block in enumerate(self.blocks):
-            x = block(x, embedding)
-            if self.attention:
-                x = self.attention[i](x)
-            skips.append(x)
-        if self.resample is not None:
-            x = self.resample(x)
-            skips.append(x)
-        return x
-
-
-class MiddleLevel(nn.Module):
-    """The lowest resolution: residual block, attention, residual block.
-
-    Args:
-        block1: First residual block.
-        attention: Attention block.
-        block2: Second residual block.
-    """
-
-    def __init__(self, block1: ResBlock, attention: AttentionBlock, block2: ResBlock) -> None:
-        super().__init__()
-        self.block1 = block1
-        self.attention = attention
-        self.block2 = block2
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map features [B, C, H, W] and an activated embedding [B, E] to features [B, C, H, W]."""
-        return self.block2(self.attention(self.block1(x, embedding)), embedding)
-
-
-class UpLevel(nn.Module):
-    """One resolution on the way up: every residual block takes the features and one result of the way down.
-
-    Args:
-        blocks: Residual blocks.
-        attention: As many attention blocks, or none.
-        resample: What leads to the level above.
-    """
-
-    def __init__(
-        self, blocks: Sequence[ResBlock], attention: Sequence[AttentionBlock], resample: Upsample | None
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attention = nn.ModuleList(attention)
-        self.resample = resample
-
-    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
-        """Apply the level.
-
-        Args:
-            x: Features, [B, C, H, W].
-            embedding: Activated embedding, [B, E].
-            skips: Results of the way down; one a block is taken from its end.
-
-        Returns:
-            Features, [B, D, H, W], or [B, D, 2 H, 2 W] with resampling.
-        """
-        for i, block in enumerate(self.blocks):
-            x = block(torch.cat((x, skips.pop()), dim=1), embedding)
-            if self.attention:
-                x = self.attention[i](x)
-        return x if self.resample is None else self.resample(x)
+from .layers import AttentionBlock, NormFactory, ResBlock
+from .normalization import group_norm
+from .resampling import Downsample, Upsample
+from .unet_levels import DownLevel, Level, MiddleLevel, UpLevel
 
 
 class UNet(nn.Module):
@@ -111,6 +21,7 @@ class UNet(nn.Module):
 
     Level ``i`` works at resolution ``image_size / 2^i`` with ``channels * channel_mult[i]`` channels;
     ``down[i]`` and ``up[i]`` are its two halves. A new network returns zeros, since its last layer starts at zero.
+    Set ``gradient_checkpointing`` to trade time for memory.
 
     For the CIFAR-10 network of Improved DDPM: ``num_res_blocks=3, attention_resolutions=(16, 8), num_heads=4,
     dropout=0.3, scale_shift_norm=True, learned_variance=True, norm_eps=1e-5, embedding="cos_first",
@@ -179,6 +90,7 @@ class UNet(nn.Module):
         resolutions = _resolutions(image_size, len(channel_mult))
         _check_attention_resolutions(attention_resolutions, resolutions)
         self.image_size = image_size
+        self.num_res_blocks = num_res_blocks
         self.in_channels = in_channels
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
 
@@ -220,6 +132,21 @@ class UNet(nn.Module):
         self.norm_out = norm(width)
         self.conv_out = initialize(nn.Conv2d(width, self.out_channels, 3, padding=1), zero=True)
 
+    @property
+    def stages(self) -> list[Level]:
+        """The levels in the order in which they are applied: down, middle, up."""
+        return [level for level in (*self.down, self.middle, *reversed(self.up)) if isinstance(level, Level)]
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
+        return self.middle.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        for level in self.stages:
+            level.gradient_checkpointing = on
+
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """Apply the network.
 
@@ -240,10 +167,10 @@ class UNet(nn.Module):
         hidden = self.conv_in(self.input_features(x).to(x.dtype))
         skips = [hidden]
         for level in self.down:
-            hidden = level(hidden, embedding, skips)
-        hidden = self.middle(hidden, embedding)
+            skips += level(skips[-1], embedding)
+        hidden = self.middle(skips[-1], embedding)
         for level in reversed(self.up):
-            hidden = level(hidden, embedding, skips)
+            hidden = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)])
         return self.conv_out(F.silu(self.norm_out(hidden))).to(x.dtype)
 
 

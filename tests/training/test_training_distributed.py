@@ -3,39 +3,18 @@
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from killing import Killer, check_whole
+from killing import Killer, check_whole, places, run_together, start_together
 from tiny import last_tensors, tiny_command
 
 import main
 
 NO_DROPOUT = "--config.model.dropout=0.0"
-
-
-def _places(world: int) -> list[dict[str, str]]:
-    """What torchrun tells each process."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-
-
-def _start(killer: Killer, command: list[str], world: int, **of_first: Any) -> list[int]:
-    return [
-        killer.start(command, environment=place, **(of_first if place["RANK"] == "0" else {}))
-        for place in _places(world)
-    ]
-
-
-def _together(killer: Killer, command: list[str], world: int) -> list[int]:
-    return [killer.wait(pid) for pid in _start(killer, command, world)]
 
 
 def _curve(workdir: Path) -> list[tuple[int, float, float]]:
@@ -68,7 +47,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_processes_have_the_loss_curve_of_one_with_the_same_global_batch(
     killer: Killer, alone: Path, tmp_path: Path, world: int
 ):
-    assert _together(killer, tiny_command("train", tmp_path, NO_DROPOUT), world) == [0] * world
+    assert run_together(killer, tiny_command("train", tmp_path, NO_DROPOUT), world) == [0] * world
     _assert_same_curve(tmp_path, alone)
     assert check_whole(tmp_path / "checkpoints") == [3, 6]
 
@@ -86,7 +65,7 @@ def test_what_is_learned_beside_the_network_is_averaged_too(killer: Killer, tmp_
     }[setting]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     assert killer.run(tiny_command("train", one, NO_DROPOUT, *extra, config=config)) == 0
-    assert _together(killer, tiny_command("train", two, NO_DROPOUT, *extra, config=config), 2) == [0, 0]
+    assert run_together(killer, tiny_command("train", two, NO_DROPOUT, *extra, config=config), 2) == [0, 0]
     _assert_same_curve(one, two)
     ours, theirs = last_tensors(one), last_tensors(two)
     names = [name for name in ours if name.startswith(("loss.", "sde.model."))]
@@ -98,7 +77,7 @@ def test_what_is_learned_beside_the_network_is_averaged_too(killer: Killer, tmp_
 def test_two_processes_are_one_with_two_parts_dropout_included(killer: Killer, tmp_path: Path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert killer.run(tiny_command("train", one, "--config.training.accumulation_steps=2")) == 0
-    assert _together(killer, tiny_command("train", two), 2) == [0, 0]
+    assert run_together(killer, tiny_command("train", two), 2) == [0, 0]
     _assert_same_curve(one, two)
 
 
@@ -112,9 +91,9 @@ def test_a_process_that_dies_ends_the_job_and_the_restart_gives_the_same_bits(
 ):
     command = tiny_command("train", tmp_path / "killed", "--config.training.num_steps=30")
     undisturbed = tiny_command("train", tmp_path / "whole", "--config.training.num_steps=30")
-    assert _together(killer, undisturbed, 2) == [0, 0]
+    assert run_together(killer, undisturbed, 2) == [0, 0]
     before = len(killer.said())
-    pids = _start(killer, command, 2)
+    pids = start_together(killer, command, 2)
     assert killer.began(pids[0])
     os.kill(pids[victim], signal.SIGKILL)
     codes = [killer.wait(pid) for pid in pids]
@@ -126,22 +105,22 @@ def test_a_process_that_dies_ends_the_job_and_the_restart_gives_the_same_bits(
     assert errors[0].startswith("error: rank 1: ") == (victim == 0)
     assert "the same command goes on" in errors[0]
     check_whole(tmp_path / "killed" / "checkpoints")
-    assert _together(killer, command, 2) == [0, 0]
+    assert run_together(killer, command, 2) == [0, 0]
     _assert_same_bits(tmp_path / "killed", tmp_path / "whole")
     # and the rest of the work, by two processes too
     evaluate = tiny_command("eval", tmp_path / "killed", "--config.eval.likelihoods=vlb,ode")
-    assert _together(killer, evaluate, 2) == [0, 0]
+    assert run_together(killer, evaluate, 2) == [0, 0]
     report = json.loads((tmp_path / "killed" / "eval" / "report.json").read_text())
     assert report["step"] == 30 and report["num_images"] == 10 and report["precision"] == "fp32"
 
 
 def test_the_first_process_may_die_while_it_writes(killer: Killer, tmp_path: Path):
     command = tiny_command("train", tmp_path / "killed", "--config.training.num_steps=9")
-    assert _together(killer, tiny_command("train", tmp_path / "whole", "--config.training.num_steps=9"), 2) == [0, 0]
-    codes = [killer.wait(pid) for pid in _start(killer, command, 2, die_at=12, inside=True)]
+    assert run_together(killer, tiny_command("train", tmp_path / "whole", "--config.training.num_steps=9"), 2) == [0, 0]
+    codes = [killer.wait(pid) for pid in start_together(killer, command, 2, die_at=12, inside=True)]
     assert codes == [-signal.SIGKILL, 2]
     check_whole(tmp_path / "killed" / "checkpoints")
-    assert _together(killer, command, 2) == [0, 0]
+    assert run_together(killer, command, 2) == [0, 0]
     _assert_same_bits(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -149,7 +128,7 @@ def test_the_first_process_may_die_while_it_writes(killer: Killer, tmp_path: Pat
 def test_a_signal_to_one_process_stops_all_after_the_same_step(killer: Killer, tmp_path: Path, number: signal.Signals):
     many = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=90000")
     before = len(killer.said())
-    pids = _start(killer, tiny_command("train", tmp_path, *many), 2)
+    pids = start_together(killer, tiny_command("train", tmp_path, *many), 2)
     assert killer.began(pids[0])
     os.kill(pids[1], number)
     codes = [killer.wait(pid) for pid in pids]
@@ -161,9 +140,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(killer: Killer, t
 def test_three_processes_go_on_to_the_same_bits(killer: Killer, tmp_path: Path):
     """Sums of three depend on their order, which the library chooses by what the first backward pass did."""
     whole, part = tmp_path / "whole", tmp_path / "part"
-    assert _together(killer, tiny_command("train", whole), 3) == [0, 0, 0]
-    assert _together(killer, tiny_command("train", part, "--config.training.num_steps=3"), 3) == [0, 0, 0]
-    assert _together(killer, tiny_command("train", part), 3) == [0, 0, 0]
+    assert run_together(killer, tiny_command("train", whole), 3) == [0, 0, 0]
+    assert run_together(killer, tiny_command("train", part, "--config.training.num_steps=3"), 3) == [0, 0, 0]
+    assert run_together(killer, tiny_command("train", part), 3) == [0, 0, 0]
     ours, theirs = last_tensors(whole), last_tensors(part)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
@@ -174,22 +153,22 @@ def test_sharded_training_is_the_same_training(killer: Killer, alone: Path, tmp_
     preview = "--config.training.sample_every=2"
     command = tiny_command("train", tmp_path / "whole", NO_DROPOUT, sharded, preview)
     before = len(killer.said())
-    assert _together(killer, command, 2) == [0, 0], _said_since(killer, before)
+    assert run_together(killer, command, 2) == [0, 0], _said_since(killer, before)
     _assert_same_curve(tmp_path / "whole", alone)
     # in parts: sharded, then sharded again to the same bits; one process, then sharded
     half = ("--config.training.num_steps=4",)
     part = tiny_command("train", tmp_path / "part", NO_DROPOUT, sharded)
-    assert _together(killer, [*part, *half], 2) == [0, 0]
+    assert run_together(killer, [*part, *half], 2) == [0, 0]
     tensors = last_tensors(tmp_path / "part")
     reference = last_tensors(alone)
     assert {name: value.shape for name, value in tensors.items()} == {n: v.shape for n, v in reference.items()}
-    assert _together(killer, part, 2) == [0, 0]
+    assert run_together(killer, part, 2) == [0, 0]
     ours, theirs = last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "part")
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert (tmp_path / "whole" / "samples" / "training_00000006.png").is_file()
     other = tiny_command("train", tmp_path / "other", NO_DROPOUT)
     assert killer.run([*other, *half]) == 0
-    assert _together(killer, [*other, sharded], 2) == [0, 0]
+    assert run_together(killer, [*other, sharded], 2) == [0, 0]
     _assert_same_curve(tmp_path / "other", alone)
 
 
@@ -199,14 +178,14 @@ def test_samples_do_not_depend_on_the_number_of_processes(killer: Killer, run_co
     alone = (run_copy / "samples" / "samples.npz").read_bytes()
     (run_copy / "samples" / "samples.npz").unlink()
     # four batches for three processes
-    assert _together(killer, command, 3) == [0, 0, 0]
+    assert run_together(killer, command, 3) == [0, 0, 0]
     assert (run_copy / "samples" / "samples.npz").read_bytes() == alone
 
 
 def test_what_all_processes_find_wrong_is_said_once(killer: Killer, tmp_path: Path):
     before = len(killer.said())
     command = tiny_command("train", tmp_path, "--config.training.batch_size=1")
-    assert _together(killer, command, 2) == [2, 2]
+    assert run_together(killer, command, 2) == [2, 2]
     said = _said_since(killer, before)
     assert said.count("error: ") == 1 and "a batch of 1 cannot be cut into 2 parts" in said
     assert not (tmp_path / "checkpoints").exists()
@@ -215,7 +194,7 @@ def test_what_all_processes_find_wrong_is_said_once(killer: Killer, tmp_path: Pa
 def test_another_number_of_processes_goes_on_and_says_that_bits_differ(killer: Killer, tmp_path: Path):
     assert killer.run(tiny_command("train", tmp_path, "--config.training.num_steps=3")) == 0
     before = len(killer.said())
-    assert _together(killer, tiny_command("train", tmp_path), 2) == [0, 0]
+    assert run_together(killer, tiny_command("train", tmp_path), 2) == [0, 0]
     said = _said_since(killer, before)
     assert said.count("processes was 1, is 2: the run goes on, but not to the same bits") == 1
 
@@ -227,7 +206,7 @@ def test_torchrun_ends_a_job_whose_process_dies_and_its_restart_resumes(tmp_path
 
     def torchrun(workdir: Path, *launcher: str) -> Any:
         command = tiny_command("train", workdir, "--config.training.num_steps=60")
-        flags = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master-port", _places(2)[0]["MASTER_PORT"])
+        flags = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master-port", places(2)[0]["MASTER_PORT"])
         return start(*flags, *launcher, str(plugin_main), *command)
 
     plugin_main = tmp_path / "dies_once.py"
