@@ -15,14 +15,14 @@ from models import ScoreModel
 from training.build import build_dataset, pick_device
 from training.checks import check_config
 from training.config import Config
-from training.distributed import pick_together
 from training.images import save_bound_curve
 from training.lock import locked
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
-from training.ranks import Ranks, load_in_turn
+from training.ranks import Ranks
 from training.state import load_trained
 from training.stopping import Interrupted
+from training.together import load_in_turn, pick_together
 from training.workdir import check_for_use, save_npz, write_json
 
 from .estimators import build_estimators, seen_by, settings_of

@@ -20,14 +20,14 @@ from sde_lib import NoiseStreams
 from training.build import bound_x0, build_dataset, build_sampler, pick_device
 from training.checks import check_config
 from training.config import Config
-from training.distributed import pick_together
 from training.images import image_grid, save_png, to_uint8
 from training.lock import locked
 from training.logging import say
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
-from training.ranks import Ranks, load_in_turn
+from training.ranks import Ranks
 from training.state import load_trained
+from training.together import load_in_turn, pick_together
 from training.workdir import check_for_use, save_npz
 
 

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
+
+from .stopping import Interrupted
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
@@ -124,7 +126,8 @@ class Ranks:
                 raise AnotherRankError from error
             if self.called_off and isinstance(error, KeyboardInterrupt) and not self._stopped_elsewhere():
                 raise AnotherRankError from error
-            if error is not None and not isinstance(error, AnotherRankError):
+            settled = isinstance(error, Interrupted) and error.together
+            if error is not None and not settled and not isinstance(error, AnotherRankError):
                 self._fail(error)
         finally:
             self._leave()
@@ -280,24 +283,3 @@ class Ranks:
 
         self.wait_until(arrived)
         return found[0]
-
-
-T = TypeVar("T")
-
-
-def load_in_turn(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
-    """Load on every process; on rank 0 first, so that what is downloaded is so once.
-
-    Args:
-        ranks: The processes.
-        key: A name that is used once.
-        load: Loads.
-    """
-    found: list[T] = []
-
-    def first() -> bytes:
-        found.append(load())
-        return b"loaded"
-
-    ranks.share(key, first)
-    return found[0] if found else load()

@@ -8,8 +8,8 @@ from killing import Killer, check_whole, run_together
 from tiny import tiny_command
 
 import main
-from training.stopping import stop_on_signals
 from training.step import StepResult, TrainingStep
+from training.stopping import stop_on_signals
 
 FSDP = "--config.training.sharding=fsdp"
 
