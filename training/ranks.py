@@ -177,6 +177,8 @@ class Ranks:
 
         The others, which see no more than that, then leave the word to it.
         """
+        # it need not be interrupted any more
+        self._ended.set()
         if self._store is not None and not isinstance(error, (AnotherRankError, LostRankError)):
             with contextlib.suppress(RuntimeError):
                 self._store.set(_REASON, "1")

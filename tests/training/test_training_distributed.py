@@ -172,6 +172,24 @@ def test_sharded_training_is_the_same_training(killer: Killer, alone: Path, tmp_
     _assert_same_curve(tmp_path / "other", alone)
 
 
+@pytest.mark.parametrize("config", ["vp/mnist_vdm", "vp/digits_dequantized"])
+def test_what_is_learned_beside_a_sharded_network_is_learned_too(killer: Killer, tmp_path: Path, config: str):
+    """A noise schedule and a dequantizer are not sharded; weights decay by another rule in each."""
+    extra = (NO_DROPOUT, "--config.data.dataset=digits", "--config.model.attention_resolutions=4",
+             "--config.optim.name=adamw", "--config.optim.weight_decay=0.1")  # fmt: skip
+    one, two = (tiny_command("train", tmp_path / name, *extra, config=config) for name in ("one", "two"))
+    assert killer.run(one) == 0
+    for steps in (4, 6):
+        sharded = ("--config.training.sharding=fsdp", f"--config.training.num_steps={steps}")
+        assert run_together(killer, [*two, *sharded], 2) == [0, 0], killer.said()
+    _assert_same_curve(tmp_path / "one", tmp_path / "two")
+    ours, theirs = last_tensors(tmp_path / "one"), last_tensors(tmp_path / "two")
+    names = [name for name in ours if name.startswith(("sde.", "dequantizer."))]
+    assert names and ours.keys() == theirs.keys()
+    for name in names:
+        torch.testing.assert_close(ours[name].double(), theirs[name].double(), rtol=1e-3, atol=1e-5)
+
+
 def test_samples_do_not_depend_on_the_number_of_processes(killer: Killer, run_copy: Path):
     command = tiny_command("sample", run_copy, "--config.sampling.num_samples=11")
     assert killer.run(command) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from killing import Killer, check_whole, run_together
 from tiny import tiny_command
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 import main
 from training.ranks import AnotherRankError, Ranks
