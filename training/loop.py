@@ -21,11 +21,12 @@ from .checks import check_config, check_eval_names
 from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
 from .images import to_uint8
+from .in_turn import load_in_turn
 from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
 from .precision import NetworkMode, forward_flops, pick_mode
-from .ranks import LostRankError, Ranks, load_in_turn
+from .ranks import LostRankError, Ranks
 from .state import TrainingState
 from .step import TrainingStep
 from .stopping import Interrupted, StopRequest, stop_on_signals

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -296,24 +296,3 @@ class Ranks:
 
         self.wait_until(arrived)
         return found[0]
-
-
-T = TypeVar("T")
-
-
-def load_in_turn(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
-    """Load on every process; on rank 0 first, so that what is downloaded is so once.
-
-    Args:
-        ranks: The processes.
-        key: A name that is used once.
-        load: Loads.
-    """
-    found: list[T] = []
-
-    def first() -> bytes:
-        found.append(load())
-        return b"loaded"
-
-    ranks.share(key, first)
-    return found[0] if found else load()
