@@ -22,6 +22,7 @@ from .checks import check_config, check_eval_names
 from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
 from .images import to_uint8
+from .in_turn import load_in_turn, pick_together
 from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
@@ -30,7 +31,6 @@ from .ranks import LostRankError, Ranks
 from .state import TrainingState
 from .step import TrainingStep
 from .stopping import Interrupted, StopRequest, stop_on_signals
-from .together import load_in_turn, pick_together
 from .workdir import check_for_training, claim_for_training
 
 
