@@ -15,13 +15,12 @@ from models import ScoreModel
 from training.build import build_dataset, pick_device
 from training.checks import check_config
 from training.config import Config
-from training.distributed import pick_together
 from training.images import save_bound_curve
+from training.in_turn import load_in_turn, load_same_trained, pick_together
 from training.lock import locked
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
-from training.ranks import Ranks, load_in_turn
-from training.state import load_trained
+from training.ranks import Ranks
 from training.stopping import Interrupted
 from training.workdir import check_for_use, save_npz, write_json
 
@@ -73,7 +72,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             class_conditional=config.model.class_conditional,
             device=device,
         )
-        trained, step = load_trained(config, workdir, dataset, device, quiet=not ranks.first)
+        trained, step = load_same_trained(ranks, config, workdir, dataset, device)
         work = _NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape)
         precision, compiled = config.eval.precision, config.eval.compile
         mode = pick_together(

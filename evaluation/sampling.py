@@ -20,14 +20,13 @@ from sde_lib import NoiseStreams
 from training.build import bound_x0, build_dataset, build_sampler, pick_device
 from training.checks import check_config
 from training.config import Config
-from training.distributed import pick_together
 from training.images import image_grid, save_png, to_uint8
+from training.in_turn import load_in_turn, load_same_trained, pick_together
 from training.lock import locked
 from training.logging import say
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
-from training.ranks import Ranks, load_in_turn
-from training.state import load_trained
+from training.ranks import Ranks
 from training.workdir import check_for_use, save_npz
 
 
@@ -141,7 +140,7 @@ def sample(config: Config, workdir: Path) -> None:
         sampler = build_sampler(config)
         # the split that is always there, for the shape of its images
         dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train"))
-        trained, step = load_trained(config, workdir, dataset, device, quiet=not ranks.first)
+        trained, step = load_same_trained(ranks, config, workdir, dataset, device)
         settings = config.sampling
         work = settings.num_samples * settings.num_steps * forward_flops(trained.backbone, dataset.image_shape)
         precision, compiled = settings.precision, settings.compile

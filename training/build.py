@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from data import ImageDataset, load_dataset
 from models import (
@@ -177,6 +178,10 @@ def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Opt
             {"params": [parameter for parameter in model.parameters() if id(parameter) not in of_schedule]},
             {"params": schedule, "weight_decay": 0.0},
         ]
+    # one pass over memory instead of one for each operation; what is learned beside a sharded network is not sharded,
+    # and the two kinds cannot be in one pass
+    mixed = len({isinstance(parameter, DTensor) for parameter in model.parameters()}) > 1
+    how: dict[str, Any] = {"foreach": False} if mixed else {"fused": True}
     try:
         return kinds[optim.name](
             groups,
@@ -184,8 +189,7 @@ def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Opt
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
             weight_decay=optim.weight_decay,
-            # one pass over memory instead of one for each operation
-            fused=True,
+            **how,
         )
     except ValueError as error:
         raise ValueError(f"config.optim cannot be used: {error}; the defaults are in configs/default.py") from error

@@ -187,6 +187,7 @@ def load_newest(
     check: Callable[[Checkpoint], str | None] | None = None,
     *,
     ignored: tuple[str, ...] = (),
+    step: int | None = None,
 ) -> Checkpoint | None:
     """Read the newest checkpoint that is whole and fits.
 
@@ -198,6 +199,7 @@ def load_newest(
             with "optim.", are left to ``check``. Weights, which is all but "loss.", must be finite.
         check: Says what else is wrong with a checkpoint, or None.
         ignored: Beginnings of names that need not be looked at.
+        step: The only one to look at; None for the newest.
 
     Returns:
         The checkpoint, with a note for each newer one that was passed over; None if there is none at all.
@@ -207,7 +209,9 @@ def load_newest(
     """
     notes: dict[Path, str] = {}
     # looked up anew each time, since a trainer may delete one while it is read, having written another
-    while folders := [folder for folder in checkpoint_folders(root) if folder not in notes]:
+    while folders := [
+        folder for folder in checkpoint_folders(root) if folder not in notes and step in (None, step_of(folder))
+    ]:
         folder = folders[0]
         try:
             checkpoint = _read(folder)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import inspect
 import itertools
-import json
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -20,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sde_lib import choices_message
 
-from .precision import NetworkMode
 from .ranks import Ranks
 
 SHARDINGS = ("none", "fsdp")
@@ -192,20 +190,6 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
-
-
-def pick_together(
-    ranks: Ranks, pick: Callable[..., NetworkMode], recorded: dict[str, Any] | None = None
-) -> NetworkMode:
-    """Rank 0's choice of how the network computes, for all processes, whatever their machines are good at.
-
-    Args:
-        ranks: The processes.
-        pick: ``pick_mode`` with all its arguments but ``recorded``.
-        recorded: How the run began, which rank 0 keeps to.
-    """
-    picked = ranks.share("mode", lambda: json.dumps(pick(recorded=recorded).recorded()).encode())
-    return pick(recorded=recorded if ranks.first else json.loads(picked))
 
 
 def is_lost_peer(error: BaseException) -> bool:

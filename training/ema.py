@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models import NetworkScoreModel
@@ -33,9 +34,13 @@ class ExponentialMovingAverage:
     def update(self, model: NetworkScoreModel) -> None:
         """Take in the weights of ``model``; buffers are copied."""
         decay = ema_decay_at(self.num_updates, self.decay)
-        ours: list[Tensor] = list(self.model.parameters())
-        theirs: list[Tensor] = list(model.parameters())
-        get_ema_multi_avg_fn(decay)(ours, theirs, torch.tensor(self.num_updates))
+        pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        # what is learned beside a sharded network is not sharded, and the two kinds cannot be in one call
+        for kind in (True, False):
+            ours: list[Tensor] = [mine for mine, _ in pairs if isinstance(mine, DTensor) == kind]
+            theirs: list[Tensor] = [other for mine, other in pairs if isinstance(mine, DTensor) == kind]
+            if ours:
+                get_ema_multi_avg_fn(decay)(ours, theirs, torch.tensor(self.num_updates))
         for buffer, current in zip(self.model.buffers(), model.buffers(), strict=True):
             buffer.copy_(current)
         self.num_updates += 1

@@ -20,13 +20,14 @@ from sde_lib import NoiseStreams
 from .build import build_dataset, build_sampler, pick_device
 from .checks import check_config, check_eval_names
 from .config import Config
-from .distributed import Communication, Share, is_lost_peer, pick_together, process_group
+from .distributed import Communication, Share, is_lost_peer, process_group
 from .images import to_uint8
+from .in_turn import load_in_turn, pick_together
 from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
 from .precision import NetworkMode, forward_flops, pick_mode
-from .ranks import LostRankError, Ranks, load_in_turn
+from .ranks import LostRankError, Ranks
 from .state import TrainingState
 from .step import TrainingStep
 from .stopping import Interrupted, StopRequest, stop_on_signals
@@ -257,4 +258,5 @@ def _run(
             f"stopped at step {state.step}, which is saved; the same command goes on from there",
             # of a request that another process heard, the signal is not known here
             request.signal_number or signal.SIGTERM,
+            together=True,
         )

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
+
+from .stopping import Interrupted
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _PIECE = 4 * 2**20  # bytes; a TCPStore refuses values above 8 MiB
 _POLL, _BEAT = 0.02, 2.0  # seconds
 _GRACE = 3.0  # seconds in which processes that fail alike leave the word to rank 0
+_WORD = 1.0  # seconds in which the one that has it writes a line
 _FAILED, _INTERRUPTED, _REASON = "failed", "interrupted", "reason"
 # which main.py says in a line; others are a mistake in some code, of which the kind matters
 _EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError, KeyboardInterrupt)
@@ -117,17 +120,32 @@ class Ranks:
     ) -> None:
         if self._store is None:
             return
-        self._ended.set()
+        try:
+            self._ended.set()
+            self._pulse.join()
+        except KeyboardInterrupt as late:
+            # on its way when the work had ended
+            error = error or late
+        silent = False
         try:
             if self.called_off and isinstance(error, LostRankError):
                 # its store may be gone too
                 raise AnotherRankError from error
             if self.called_off and isinstance(error, KeyboardInterrupt) and not self._stopped_elsewhere():
                 raise AnotherRankError from error
-            if error is not None and not isinstance(error, AnotherRankError):
+            if isinstance(error, AnotherRankError):
+                raise error
+            settled = isinstance(error, Interrupted) and error.together
+            if error is not None and not settled:
                 self._fail(error)
+        except AnotherRankError:
+            silent = True
+            raise
         finally:
             self._leave()
+            if silent:
+                # torchrun ends the others as soon as one has ended, and one of them is about to say why
+                time.sleep(_WORD)
 
     def _fail(self, error: BaseException) -> None:
         """Tell the others; raise what this process is to say, if it was the first to fail."""
@@ -162,6 +180,8 @@ class Ranks:
 
         The others, which see no more than that, then leave the word to it.
         """
+        # it need not be interrupted any more
+        self._ended.set()
         if self._store is not None and not isinstance(error, (AnotherRankError, LostRankError)):
             with contextlib.suppress(RuntimeError):
                 self._store.set(_REASON, "1")
@@ -171,7 +191,6 @@ class Ranks:
     def _leave(self) -> None:
         """Say goodbye; rank 0, with whom the store may end, waits a moment for the others' goodbye."""
         assert self._store is not None
-        self._pulse.join()
         try:
             self._store.set(f"left/{self.rank}", "1")
             # an answer means that all that was sent before has arrived
@@ -280,24 +299,3 @@ class Ranks:
 
         self.wait_until(arrived)
         return found[0]
-
-
-T = TypeVar("T")
-
-
-def load_in_turn(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
-    """Load on every process; on rank 0 first, so that what is downloaded is so once.
-
-    Args:
-        ranks: The processes.
-        key: A name that is used once.
-        load: Loads.
-    """
-    found: list[T] = []
-
-    def first() -> bytes:
-        found.append(load())
-        return b"loaded"
-
-    ranks.share(key, first)
-    return found[0] if found else load()

@@ -211,7 +211,7 @@ def _load_weights(model: NetworkScoreModel, tensors: dict[str, Tensor], prefix: 
 
 
 def load_trained(
-    config: Config, workdir: Path, dataset: ImageDataset, device: torch.device, *, quiet: bool = False
+    config: Config, workdir: Path, dataset: ImageDataset, device: torch.device, *, step: int | None = None
 ) -> tuple[NetworkScoreModel, int]:
     """The averaged model of a work directory's newest good checkpoint.
 
@@ -220,7 +220,7 @@ def load_trained(
         workdir: The work directory.
         dataset: Any split of its data, for the shapes.
         device: Where the model goes.
-        quiet: Leave it to another process to say which checkpoints were passed over.
+        step: The step of the checkpoint; None for the newest good one.
 
     Returns:
         The model in evaluation mode, and the step of the checkpoint.
@@ -232,10 +232,15 @@ def load_trained(
     _check_data(workdir / "checkpoints", dataset)
     model = build_model(config, dataset).to(device)
     ema = ExponentialMovingAverage(model, config.training.ema_decay)
-    checkpoint = load_newest(workdir / "checkpoints", _weights(model, ema), ignored=("loss.",))
+    checkpoint = load_newest(workdir / "checkpoints", _weights(model, ema), ignored=("loss.",), step=step)
+    if checkpoint is None and step is not None:
+        raise ValueError(
+            f"{workdir} has no checkpoint of step {step}, which rank 0 has loaded; give all processes the same "
+            "work directory, and if a trainer has deleted it, run this again"
+        )
     if checkpoint is None:
         raise ValueError(f"{workdir} has no checkpoint yet; run --mode train first")
-    for note in () if quiet else checkpoint.notes:
+    for note in checkpoint.notes:
         say(note)
     _load_weights(ema.model, checkpoint.tensors, "ema.")
     return ema.model, checkpoint.step

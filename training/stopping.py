@@ -20,11 +20,12 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         signal_number: The signal; shells report 128 more than it.
+        together: Whether all processes of a job stop with this one, of their own accord.
     """
 
-    def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
+    def __init__(self, message: str, signal_number: int = signal.SIGINT, *, together: bool = False) -> None:
         super().__init__(message)
-        self.signal_number = int(signal_number)
+        self.signal_number, self.together = int(signal_number), together
 
 
 class StopRequest:

@@ -61,6 +61,7 @@ class MLP(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.num_dims = num_dims
+        self.num_classes = num_classes
         features = max(4, hidden + hidden % 2) if embedding_dim is None else embedding_dim
         self.embed = ConditioningEmbedding(features, hidden, num_classes=num_classes, kind=embedding)
         self.linear_in = initialize(nn.Linear(num_dims, hidden))

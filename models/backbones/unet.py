@@ -91,6 +91,7 @@ class UNet(nn.Module):
         _check_attention_resolutions(attention_resolutions, resolutions)
         self.image_size = image_size
         self.num_res_blocks = num_res_blocks
+        self.num_classes = num_classes
         self.in_channels = in_channels
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
 

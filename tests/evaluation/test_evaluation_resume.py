@@ -186,7 +186,7 @@ def test_other_weights_of_the_same_step_start_anew(
 ):
     from evaluation import bits_per_dim
 
-    whole = bits_per_dim.load_trained
+    whole = bits_per_dim.load_same_trained
 
     def nudged(*arguments: object, **options: object) -> object:
         model, step = whole(*arguments, **options)  # type: ignore[arg-type]
@@ -194,7 +194,7 @@ def test_other_weights_of_the_same_step_start_anew(
             next(model.parameters()).view(-1)[0] += 1e-6
         return model, step
 
-    monkeypatch.setattr(bits_per_dim, "load_trained", nudged)
+    monkeypatch.setattr(bits_per_dim, "load_same_trained", nudged)
     assert main.run(eval_command(interrupted)) == 0
     assert capsys.readouterr().err.count("holds another measurement (weights was ") == 2
     assert measured == UNITS

@@ -172,6 +172,24 @@ def test_sharded_training_is_the_same_training(killer: Killer, alone: Path, tmp_
     _assert_same_curve(tmp_path / "other", alone)
 
 
+@pytest.mark.parametrize("config", ["vp/mnist_vdm", pytest.param("vp/digits_dequantized", marks=pytest.mark.slow)])
+def test_what_is_learned_beside_a_sharded_network_is_learned_too(killer: Killer, tmp_path: Path, config: str):
+    """A noise schedule and a dequantizer are not sharded."""
+    extra = (NO_DROPOUT, "--config.data.dataset=digits", "--config.model.attention_resolutions=4")
+    one, two = (tiny_command("train", tmp_path / name, *extra, config=config) for name in ("one", "two"))
+    # in two parts, since each process draws by itself where grey levels go on their bins
+    assert killer.run([*one, "--config.training.accumulation_steps=2"]) == 0
+    for steps in (4, 6):
+        sharded = ("--config.training.sharding=fsdp", f"--config.training.num_steps={steps}")
+        assert run_together(killer, [*two, *sharded], 2) == [0, 0], killer.said()
+    _assert_same_curve(tmp_path / "one", tmp_path / "two")
+    ours, theirs = last_tensors(tmp_path / "one"), last_tensors(tmp_path / "two")
+    names = [name for name in ours if name.startswith(("sde.", "dequantizer."))]
+    assert names and ours.keys() == theirs.keys()
+    for name in names:
+        torch.testing.assert_close(ours[name].double(), theirs[name].double(), rtol=1e-3, atol=1e-5)
+
+
 def test_samples_do_not_depend_on_the_number_of_processes(killer: Killer, run_copy: Path):
     command = tiny_command("sample", run_copy, "--config.sampling.num_samples=11")
     assert killer.run(command) == 0
@@ -180,6 +198,28 @@ def test_samples_do_not_depend_on_the_number_of_processes(killer: Killer, run_co
     # four batches for three processes
     assert run_together(killer, command, 3) == [0, 0, 0]
     assert (run_copy / "samples" / "samples.npz").read_bytes() == alone
+
+
+def test_all_processes_sample_from_the_checkpoint_that_the_first_one_found(
+    killer: Killer, run_copy: Path, tmp_path: Path
+):
+    """A trainer writes another one between the looks of two processes."""
+    (tmp_path / "late.py").write_text(
+        """
+import os, training.checkpoint
+whole = training.checkpoint.checkpoint_folders
+def checkpoint_folders(root):
+    return [folder for folder in whole(root) if os.environ["RANK"] != "0" or folder.name != "step_00000006"]
+training.checkpoint.checkpoint_folders = checkpoint_folders
+"""
+    )
+    command = tiny_command("sample", run_copy, "--config.sampling.num_samples=6")
+    assert run_together(killer, [*command, f"--config.plugins={tmp_path / 'late.py'}"], 2) == [0, 0], killer.said()
+    assert "6 samples of step 3 by" in killer.said()
+    together = (run_copy / "samples" / "samples.npz").read_bytes()
+    (run_copy / "checkpoints" / "step_00000006").rename(tmp_path / "later")
+    assert killer.run(command) == 0
+    assert (run_copy / "samples" / "samples.npz").read_bytes() == together
 
 
 def test_what_all_processes_find_wrong_is_said_once(killer: Killer, tmp_path: Path):

@@ -1,15 +1,18 @@
 """How a job of several processes ends when one of them cannot go on: at once, with its reason, in one line."""
 
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 from killing import Killer, check_whole, run_together
 from tiny import tiny_command
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 import main
-from training.stopping import stop_on_signals
+from training.ranks import AnotherRankError, Ranks
 from training.step import StepResult, TrainingStep
+from training.stopping import stop_on_signals
 
 FSDP = "--config.training.sharding=fsdp"
 
@@ -153,3 +156,38 @@ def test_a_job_that_is_called_off_does_not_speak_of_ctrl_c(capfd: pytest.Capture
         signal.raise_signal(signal.SIGINT)
         assert request
     assert capfd.readouterr().err == ""
+
+
+def test_who_has_the_word_ends_first(monkeypatch: pytest.MonkeyPatch):
+    """torchrun ends all others as soon as one has ended."""
+    store, ended = HashStore(), []
+
+    def one(ranks: Ranks) -> None:
+        try:
+            with ranks:
+                if ranks.first:
+                    raise ValueError("it cannot")
+                ranks.wait_until(lambda: False)
+        except (ValueError, AnotherRankError) as error:
+            ended.append(type(error))
+
+    threads = [threading.Thread(target=one, args=(Ranks(rank, 2, store),)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert ended == [ValueError, AnotherRankError]
+
+
+def test_an_interruption_by_a_failed_job_that_comes_late_is_not_a_ctrl_c():
+    class Pulse:
+        def join(self) -> None:
+            raise KeyboardInterrupt
+
+    store = HashStore()
+    store.set("failed", "0 ")
+    ranks = Ranks(1, 2, store)
+    with pytest.raises(AnotherRankError), ranks:
+        ranks._ended.set()
+        ranks._pulse.join()
+        ranks._pulse, ranks.called_off = Pulse(), True  # type: ignore[assignment]

@@ -190,3 +190,44 @@ def test_refusals():
         with pytest.raises(ValueError) as caught:
             call()
         assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("channels", [16, 24])
+def test_group_norm_from_channel_moments_is_group_norm(channels):
+    norm = randomize(group_norm(channels, 1e-3))
+    x = normals(3, channels, 4, 5) + 100.0 * torch.arange(channels, dtype=torch.float64)[:, None, None]
+    x[1] *= 1e-3  # so little contrast that the epsilon shows
+    compiled = torch.compile(norm, backend="eager", dynamic=False)
+    u = normals(3, channels, 4, 5, seed=3)
+    results = []
+    for normed in (normalize, lambda x, norm: compiled(x)):
+        y = x.clone().requires_grad_()
+        norm.zero_grad()
+        out = normed(y, norm)
+        (out * u).sum().backward()
+        results.append([out.detach(), y.grad, norm.weight.grad.clone(), norm.bias.grad.clone()])
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
+
+
+def test_group_norm_from_channel_moments_is_float32_for_bfloat16():
+    norm = randomize(group_norm(16)).float()
+    x = (100 + normals(2, 16, 4, 4)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = torch.compile(norm, backend="eager", dynamic=False)(x)
+    assert out.dtype == torch.bfloat16
+    assert (out.double() - normalize(x.double(), norm.double())).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_compiled_attention_in_bfloat16_is_attention(heads):
+    block = randomize(AttentionBlock(16, num_heads=heads)).float()
+    x = normals(2, 16, 5, 4).float()
+    truth = block.double()(x.double())
+    block.float()
+    compiled = torch.compile(block, backend="eager", dynamic=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, fused = compiled(x), block(x)
+    assert not torch.equal(ours, fused)
+    error, expected = (ours - truth).norm() / truth.norm(), (fused - truth).norm() / truth.norm()
+    assert error < max(2 * expected, 0.01)

@@ -139,6 +139,52 @@ def test_channels_last_gives_the_same_numbers_in_the_same_layout():
     assert all(layouts)
 
 
+def test_stages_are_the_levels_in_the_order_of_their_calls():
+    net, called = small(channel_mult=(1, 1, 2)), []
+    for stage in net.stages:
+        stage.register_forward_hook(lambda module, inputs, output: called.append(module))
+    net(*batch())
+    assert called == net.stages == [*net.down, net.middle, net.up[2], net.up[1], net.up[0]]
+    inside = sum(count(stage) for stage in net.stages)
+    assert inside + count(net.embed) + count(net.conv_in) + count(net.norm_out) + count(net.conv_out) == count(net)
+
+
+def saved_bytes(net, x, c_noise, cond):
+    """Memory of the activations that a forward pass keeps for the backward pass, and its output."""
+    kept, parameters = {}, {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = net(x, c_noise, cond)
+    return sum(kept.values()), out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_checkpointing_keeps_less_and_changes_no_bit(dtype):
+    net = small(num_classes=3, dropout=0.3, num_res_blocks=2).train()
+    assert not net.gradient_checkpointing
+    x, c_noise = batch()
+    cond = torch.tensor([0, 1, 2, -1])
+    memory, results = [], []
+    for on in (False, True):
+        net.gradient_checkpointing = on
+        net.zero_grad()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            kept, out = saved_bytes(net, x, c_noise, cond)
+        out.square().sum().backward()
+        memory.append(kept)
+        results.append([out, torch.get_rng_state(), *(parameter.grad.clone() for parameter in net.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert memory[1] < 0.35 * memory[0]
+    assert net.gradient_checkpointing and all(stage.gradient_checkpointing for stage in net.stages)
+
+
 def test_compiles_into_one_graph():
     net = small(num_classes=3)
     x, c_noise = batch()

@@ -1,0 +1,66 @@
+"""What the processes of a job settle before they work: rank 0 first, then the others alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from data import ImageDataset
+from models import NetworkScoreModel
+
+from .config import Config
+from .precision import NetworkMode
+from .ranks import Ranks
+from .state import load_trained
+
+T = TypeVar("T")
+
+
+def load_in_turn(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
+    """Load on every process; on rank 0 first, so that what is downloaded is so once.
+
+    Args:
+        ranks: The processes.
+        key: A name that is used once.
+        load: Loads.
+    """
+    found: list[T] = []
+
+    def first() -> bytes:
+        found.append(load())
+        return b"loaded"
+
+    ranks.share(key, first)
+    return found[0] if found else load()
+
+
+def load_same_trained(
+    ranks: Ranks, config: Config, workdir: Path, dataset: ImageDataset, device: torch.device
+) -> tuple[NetworkScoreModel, int]:
+    """``load_trained`` on every process, of the step that rank 0 finds: a trainer may write another in the meantime."""
+    found: list[tuple[NetworkScoreModel, int]] = []
+
+    def first() -> bytes:
+        found.append(load_trained(config, workdir, dataset, device))
+        return str(found[0][1]).encode()
+
+    step = int(ranks.share("checkpoint", first))
+    return found[0] if found else load_trained(config, workdir, dataset, device, step=step)
+
+
+def pick_together(
+    ranks: Ranks, pick: Callable[..., NetworkMode], recorded: dict[str, Any] | None = None
+) -> NetworkMode:
+    """Rank 0's choice of how the network computes, for all processes, whatever their machines are good at.
+
+    Args:
+        ranks: The processes.
+        pick: ``pick_mode`` with all its arguments but ``recorded``.
+        recorded: How the run began, which rank 0 keeps to.
+    """
+    picked = ranks.share("mode", lambda: json.dumps(pick(recorded=recorded).recorded()).encode())
+    return pick(recorded=recorded if ranks.first else json.loads(picked))
