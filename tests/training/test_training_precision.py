@@ -381,7 +381,7 @@ def test_a_copy_compiles_its_own_network(quick_compiler: pytest.MonkeyPatch):
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 def test_the_real_compiler_gives_the_same_numbers(dtype: torch.dtype):
     torch._dynamo.reset()
-    net = network(channels=64, channel_mult=(1, 2))
+    net = network(channels=32, channel_mult=(1,), attention_resolutions=())
     x, c_noise = batch()
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     wrapped = PrecisionBackbone(net, dtype, compiled=True)
@@ -391,7 +391,7 @@ def test_the_real_compiler_gives_the_same_numbers(dtype: torch.dtype):
     net.float().zero_grad()
     out = wrapped(x, c_noise)
     out.square().mean().backward()
-    assert float((out - truth).norm() / truth.norm()) < tolerance
+    assert float((out - truth).detach().norm() / truth.detach().norm()) < tolerance
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None
         assert float((parameter.grad - gradients[name]).norm()) < 5 * tolerance * float(gradients[name].norm()), name
