@@ -364,6 +364,23 @@ def test_inference_compiles_for_the_largest_batch_alone():
     assert gradient.shape == x.shape and len(fast._call._known) == 2
 
 
+def test_many_networks_are_compiled_each_for_itself(monkeypatch: pytest.MonkeyPatch):
+    torch._dynamo.reset()
+    made: list[Any] = []
+
+    def keep(graph: Any, _inputs: Any) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    x, c_noise = batch()
+    for count in range(1, 12):
+        net = Small()
+        with torch.no_grad():
+            assert torch.equal(InferenceBackbone(net, torch.float32, compiled=True)(x, c_noise), net(x, c_noise))
+        assert len(made) == count
+
+
 def test_a_copy_compiles_its_own_network(quick_compiler: pytest.MonkeyPatch):
     import copy
 
