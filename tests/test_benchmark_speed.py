@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import speed, unet_pair
+from benchmarks import operators, speed, unet_pair
 from benchmarks.unet_pair import Side, Workbench
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -87,10 +87,37 @@ def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         base = f"over {rows[0]['side']}"
         assert base not in rows[0] and all(row[base]["least"] > 0 for row in rows[1:])
         assert all(("share_of_peak" in row) == (task == "forward") for row in rows)
+        profiled = [row["side"] for row in rows if "profile" in row]
+        assert profiled == (["diffusers fp32", "ours bf16"] if task in speed.PROFILED else [])
     said = capsys.readouterr().out
     for title in ("forward, batch 2", "training step", "sampling, 2 steps of DDIM", "likelihood, 2 steps of Heun"):
         assert title in said
     assert said.count("diffusers fp32") > 6
+
+
+def test_the_profile_tells_kinds_of_work_apart():
+    a, image, weight = torch.randn(256, 256), torch.randn(4, 32, 32, 32), torch.randn(32, 32, 3, 3)
+
+    def work() -> None:
+        for _ in range(3):
+            torch.nn.functional.conv2d(image, weight)
+        torch.bmm(a[None], a[None])
+        torch.mm(a, a)
+        a.exp()
+
+    found = operators.shares(work, torch.device("cpu"))
+    assert sum(found.values()) == pytest.approx(1)
+    assert set(found) == {"convolutions", "attention", "linear layers", "norms, activations, additions, copies"}
+    kinds = {
+        "aten::convolution_backward": "convolutions, backward",
+        "mkldnn::_convolution_pointwise": "convolutions",
+        "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+        "mkldnn::_linear_pointwise": "linear layers",
+        "aten::addmm": "linear layers",
+        "aten::_fused_adamw_": "optimizer",
+        "aten::native_group_norm": "norms, activations, additions, copies",
+    }
+    assert {name: operators.kind_of(name) for name in kinds} == kinds
 
 
 def test_memory_is_that_of_a_process_of_its_own():
