@@ -25,6 +25,7 @@ import diffusers
 import torch
 from torch.nn import functional as F
 
+from benchmarks.operators import shares
 from benchmarks.unet_pair import SETTINGS, Side, Work, Workbench
 from training.precision import bf16_units, forward_flops
 from training.workdir import write_json
@@ -34,6 +35,7 @@ RESULT = ROOT / "benchmarks" / "results" / "speed.json"
 FP32, BF16 = torch.float32, torch.bfloat16
 THEIRS = (Side(False, FP32), Side(False, BF16))
 TASKS = ("forward", "training_step", "sampling", "likelihood")
+PROFILED = ("forward", "training_step")
 TITLES = {
     "forward": "forward",
     "training_step": "training step",
@@ -122,6 +124,8 @@ def measure(bench: Workbench, task: str, sides: tuple[Side, ...], rounds: int, p
             found.append(peak.flops_per_second(dtype))
         for label, function in work.items():
             seconds[label].append(timed(function, bench.device)[0])
+    profiled = (THEIRS[0].label, sides[-1].label) if sides and task in PROFILED else ()
+    profiles = {label: shares(work[label], bench.device) for label in profiled}
     flops = forward_flops(bench.ours, tuple(bench.x.shape[1:])) * bench.batch_size
     rows = []
     for label, taken in seconds.items():
@@ -137,6 +141,8 @@ def measure(bench: Workbench, task: str, sides: tuple[Side, ...], rounds: int, p
             own = peaks[BF16 if "bf16" in label else FP32]
             row["share_of_peak"] = spread([flops / a / b for a, b in zip(taken, own, strict=True)])
             row["peak_gflops"] = statistics.median(own) / 1e9
+        if label in profiles:
+            row["profile"] = profiles[label]
         rows.append(row)
     return rows
 
@@ -212,6 +218,10 @@ def show(task: str, rows: list[dict[str, Any]], arguments: argparse.Namespace) -
         line += f"{'':10s}" if share is None else f"{100 * share['median']:8.0f} %"
         memory = row.get("peak_memory_gib")
         print(line + ("" if memory is None else f"{memory:6.2f}"), flush=True)
+    for row in rows:
+        if "profile" in row:
+            listed = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in row["profile"].items())
+            print(f"  time of {row['side']}: {listed}", flush=True)
 
 
 def _ratio(of: dict[str, float]) -> str:
@@ -249,6 +259,9 @@ def main(arguments: list[str] | None = None) -> None:
         likelihood_steps=args.likelihood_steps,
     )
     sides = our_sides(compiled=not args.no_compile)
+    tasks = args.tasks.split(",")
+    if not set(tasks) <= set(TASKS):
+        raise SystemExit(f"--tasks must be some of {','.join(TASKS)}, got {args.tasks}")
     if args.memory_of:
         task, label = args.memory_of.split(":")
         work = works(bench, task, sides)[label]()
@@ -269,8 +282,10 @@ def main(arguments: list[str] | None = None) -> None:
         "tasks": {},
     }
     peak = Peak(device, channels=32, size=8) if args.quick else Peak(device)
-    for task in args.tasks.split(","):
-        rows = measure(bench, task, sides, args.rounds, peak)
+    for task in tasks:
+        # the longer ones vary less
+        rounds = args.rounds if task in ("forward", "training_step") else (args.rounds + 1) // 2
+        rows = measure(bench, task, sides, rounds, peak)
         if not args.no_memory:
             for row in rows:
                 row["peak_memory_gib"] = peak_memory(task, row["side"], args)

@@ -71,6 +71,11 @@ BAD_INPUT = [
     (["--config.training.weighting=likelihood"], "train", "weighting 'likelihood' is one of continuous time"),
     (["--config.model.data_std=0"], "train", "data_std must be above 0"),
     (["--config.model.dropout=1"], "train", "config.model.dropout must be at most 0.999"),
+    (
+        ["--config.training.explosion_factor=0.5"],
+        "train",
+        "config.training.explosion_factor must be 0 or above 1, got 0.5",
+    ),
     (["--config.training.grad_clip=nan"], "train", "config.training.grad_clip must be at least 0, got nan"),
     (["--config.optim.learning_rate=inf"], "train", "config.optim.learning_rate must be at most"),
     (["--config.optim.beta1=2"], "train", "config.optim cannot be used: Invalid beta parameter"),

@@ -197,6 +197,7 @@ class DequantizedLoss(DenoisingScoreMatching):
     """
 
     own_weighting = "likelihood"
+    wants_more_noise = True
 
     def check(self, sde: SDE) -> None:
         """Needs levels."""
@@ -204,12 +205,21 @@ class DequantizedLoss(DenoisingScoreMatching):
             raise ValueError("loss 'dequantized' needs num_levels, got None; pass the data's")
         levels_of(torch.zeros(0), self.num_levels)
 
-    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
-        """The loss of each sample, [B]; see ``Loss``. u is drawn from PyTorch's global generator."""
+    def __call__(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        *,
+        cond: Tensor | None = None,
+        more_noise: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each sample, [B]; see ``Loss``. u is made of ``more_noise``, or drawn where there is none."""
         assert self.num_levels is not None
         sde = model.sde
         dequantizer = model.dequantizer if isinstance(model, NetworkScoreModel) else None
-        z = torch.randn_like(x0)
+        z = torch.randn_like(x0) if more_noise is None else more_noise
         u, log_q = dequantizer(x0, z) if dequantizer is not None else (torch.special.ndtr(z.double()), 0.0)
         y, log_width = place_on_bin(x0, u, self.num_levels)
         diffusion = super().__call__(model, y.to(x0.dtype), t, eps, cond=cond)

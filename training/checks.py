@@ -63,6 +63,11 @@ def check_config(config: Config) -> None:
         value = config[section].get(key)
         if value not in choices:
             raise ValueError(choices_message(key, value, choices))
+    if 0 < config.training.explosion_factor <= 1:
+        raise ValueError(
+            f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
+            "loss would be left out; try 1000"
+        )
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
     if not 0 <= config.training.ema_decay < 1:

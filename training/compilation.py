@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -68,6 +69,20 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
+_numbers = itertools.count()
+
+
+def _function_of(network: nn.Module) -> Callable[..., Tensor]:
+    """The network as a function: torch.compile of the module would register its parameters a second time."""
+
+    def call(*inputs: Tensor | None) -> Tensor:
+        return network(*inputs)
+
+    # what was compiled is kept with the code object, eight times at most: every network has its own
+    call.__code__ = call.__code__.replace(co_name=f"network_{next(_numbers)}")
+    return call
+
+
 class CompiledCall:
     """Calls a network through ``torch.compile``; from the first failure on without, having said so in one line.
 
@@ -102,9 +117,7 @@ class CompiledCall:
 
     def _call(self, x: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
         if self._compiled is None:
-            network = self._network
-            # a function, not the module: torch.compile of that would register its parameters a second time
-            self._compiled = torch.compile(lambda *inputs: network(*inputs), dynamic=False)
+            self._compiled = torch.compile(_function_of(self._network), dynamic=False)
         with self._settings():
             return self._compiled(x, c_noise, cond)
 
@@ -125,7 +138,7 @@ class CompiledCall:
                     learned = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
                     wanted = [*learned, inputs] if inputs.requires_grad else learned
                     torch.autograd.grad(out.sum(), wanted, allow_unused=True)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:
                 # what the network itself refuses is for it to say, not the compiler's failure

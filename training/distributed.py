@@ -195,5 +195,6 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an error of a collective says that another process is gone."""
     return isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed"))
+        isinstance(error, dist.DistError)
+        or any(word in str(error) for word in ("gloo/transport", "NCCL error", "Connection closed by peer"))
     )

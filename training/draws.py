@@ -15,8 +15,7 @@ from sde_lib import derive_seed
 
 from .distributed import Share
 
-_TIME_STREAM, _NOISE_STREAM = 0, 1
-NETWORK_STREAM = 2
+_TIME_STREAM, _NOISE_STREAM, NETWORK_STREAM, _MORE_NOISE_STREAM = 0, 1, 2, 3
 _CHUNK = 256  # samples that share a generator of noise: a process makes no more of the others' than the rest of these
 
 
@@ -29,16 +28,19 @@ class Draw:
         labels: Theirs, int64 [b].
         uniform: For the times of the whole global batch, float64 [B]: some losses spread times over all of it.
         eps: Standard normal noise of this process's samples, [b, C, H, W].
+        more_noise: As much again, for losses that want it.
     """
 
     images: UInt8[Tensor, "part channels height width"]
     labels: Int[Tensor, " part"]
     uniform: Float[Tensor, " batch"]
     eps: Float[Tensor, "part channels height width"]
+    more_noise: Float[Tensor, "part channels height width"] | None = None
 
     def pinned(self) -> Draw:
         """The same in memory from which a GPU copies while it computes."""
-        return Draw(self.images.pin_memory(), self.labels.pin_memory(), self.uniform, self.eps.pin_memory())
+        more = None if self.more_noise is None else self.more_noise.pin_memory()
+        return Draw(self.images.pin_memory(), self.labels.pin_memory(), self.uniform, self.eps.pin_memory(), more)
 
 
 def generator_of(seed: int, step: int, *stream: int) -> torch.Generator:
@@ -46,7 +48,7 @@ def generator_of(seed: int, step: int, *stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, step, *stream))
 
 
-def make_draw(batches: TrainBatches, seed: int, share: Share, step: int) -> Draw:
+def make_draw(batches: TrainBatches, seed: int, share: Share, step: int, *, more_noise: bool = False) -> Draw:
     """The draw of a step: a function of (seed, step), of which each process takes its samples.
 
     Args:
@@ -54,18 +56,27 @@ def make_draw(batches: TrainBatches, seed: int, share: Share, step: int) -> Draw
         seed: Seed of the run.
         share: Which samples are this process's.
         step: Number of the step.
+        more_noise: Whether the loss wants a second draw of noise.
     """
     own = share.all
     images, labels = batches.batch(step)
     uniform = torch.rand(share.batch_size, generator=generator_of(seed, step, _TIME_STREAM), dtype=torch.float64)
-    pieces = []
+    shape = images.shape[1:]
+    eps = _noise(seed, step, _NOISE_STREAM, share, shape)
+    more = _noise(seed, step, _MORE_NOISE_STREAM, share, shape) if more_noise else None
+    return Draw(images[own], labels[own], uniform, eps, more)
+
+
+def _noise(seed: int, step: int, stream: int, share: Share, shape: torch.Size) -> Tensor:
+    """Standard normal noise of a process's samples, chunk by chunk."""
+    own, pieces = share.all, []
     for chunk in range(own.start // _CHUNK, (own.stop - 1) // _CHUNK + 1):
         first = chunk * _CHUNK
         size = min(_CHUNK, share.batch_size - first)
-        stream = (_NOISE_STREAM, chunk) if chunk else (_NOISE_STREAM,)
-        noise = torch.randn(size, *images.shape[1:], generator=generator_of(seed, step, *stream))
+        keys = (stream, chunk) if chunk else (stream,)
+        noise = torch.randn(size, *shape, generator=generator_of(seed, step, *keys))
         pieces.append(noise[max(own.start - first, 0) : own.stop - first])
-    return Draw(images[own], labels[own], uniform, torch.cat(pieces))
+    return torch.cat(pieces)
 
 
 class Draws:

@@ -26,7 +26,7 @@ from .in_turn import load_in_turn, pick_together
 from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
-from .precision import NetworkMode, forward_flops, pick_mode
+from .precision import NetworkMode, pick_mode
 from .ranks import LostRankError, Ranks
 from .state import TrainingState
 from .step import TrainingStep
@@ -130,7 +130,7 @@ def _train_there(
 ) -> None:
     training, share = config.training, communication.share
     restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
-    mode = _pick_mode(config, state, device, dataset, ranks)
+    mode = _pick_mode(config, state, device, ranks)
     if ranks.first:
         if restored:
             say(f"continues from step {state.step}")
@@ -170,13 +170,11 @@ def _train_there(
             do_step.close()
 
 
-def _pick_mode(
-    config: Config, state: TrainingState, device: torch.device, dataset: ImageDataset, ranks: Ranks
-) -> NetworkMode:
+def _pick_mode(config: Config, state: TrainingState, device: torch.device, ranks: Ranks) -> NetworkMode:
     """How the network computes; of a run that goes on, as it began."""
     training, backbone = config.training, state.model.backbone
     passes = 3 * training.batch_size * training.num_steps  # forward, and backward at twice its price
-    work = passes * forward_flops(backbone, dataset.image_shape)
+    work = passes * state.flops
 
     pick = partial(pick_mode, training.precision, training.compile, device, backbone=backbone, work=work)
     mode = pick_together(ranks, pick, state.how)

@@ -66,9 +66,12 @@ class Loss(ABC):
 
     Attributes:
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
+        wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
+            would depend on how a batch is cut into parts.
     """
 
     own_weighting: Weighting | None = None
+    wants_more_noise = False
 
     def __init__(
         self,

@@ -135,8 +135,7 @@ class Ranks:
                 raise AnotherRankError from error
             if isinstance(error, AnotherRankError):
                 raise error
-            settled = isinstance(error, Interrupted) and error.together
-            if error is not None and not settled:
+            if error is not None and not (isinstance(error, Interrupted) and error.together):
                 self._fail(error)
         except AnotherRankError:
             silent = True

@@ -21,6 +21,7 @@ from .guard import StepGuard, guard_mismatch
 from .logging import say
 from .losses import Loss
 from .optimizer_state import flatten_optimizer, optimizer_mismatch, restore_optimizer
+from .precision import forward_flops
 from .sharding import from_first, split_like, whole
 
 
@@ -73,6 +74,7 @@ class TrainingState:
         data: What the model is made for, see ``describe``.
         how: How the run computes, as JSON: precision, compilation and number of processes, on which the last digits
             depend.
+        flops: Floating-point operations of a forward pass over one image.
     """
 
     model: NetworkScoreModel
@@ -84,6 +86,7 @@ class TrainingState:
     losses: list[float] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     how: dict[str, Any] = field(default_factory=dict)
+    flops: float = 0.0
 
     @classmethod
     def create(
@@ -102,6 +105,7 @@ class TrainingState:
             # here, since the optimizer's moments are laid out as the weights are; FSDP takes contiguous ones only
             model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         ema = ExponentialMovingAverage(model, config.training.ema_decay)
+        flops = forward_flops(model.backbone, dataset.image_shape)
         if sharded:
             for one in (model, ema.model):
                 shard(one.backbone, getattr(one.backbone, "stages", []))
@@ -109,7 +113,7 @@ class TrainingState:
         loss = build_loss(config, model.sde, dataset)
         training = config.training
         guard = StepGuard(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
-        return cls(model, ema, optimizer, loss, guard, data=describe(dataset))
+        return cls(model, ema, optimizer, loss, guard, data=describe(dataset), flops=flops)
 
     def _expected(self) -> dict[str, Tensor]:
         """What a checkpoint holds besides the optimizer's state."""

@@ -100,7 +100,9 @@ class TrainingStep:
         of_network = {id(parameter) for parameter in model.backbone.parameters()}
         self._outside = [parameter for parameter in model.parameters() if id(parameter) not in of_network]
         self._draws = Draws(
-            lambda step: make_draw(batches, seed, share, step), ahead=ahead, pin=self._device.type == "cuda"
+            lambda step: make_draw(batches, seed, share, step, more_noise=state.loss.wants_more_noise),
+            ahead=ahead,
+            pin=self._device.type == "cuda",
         )
 
     def close(self) -> None:
@@ -138,7 +140,11 @@ class TrainingStep:
             stream = (NETWORK_STREAM, part.start) if part.start else (NETWORK_STREAM,)
             torch.manual_seed(derive_seed(self._seed, state.step, *stream))
             with self._communication.without_sum(self._network, last=part is parts[-1]):
-                values = state.loss(self._model, x0, t, draw.eps[local].to(device, non_blocking=True), cond=cond)
+                eps = draw.eps[local].to(device, non_blocking=True)
+                more: dict[str, Tensor] = {}
+                if draw.more_noise is not None:
+                    more["more_noise"] = draw.more_noise[local].to(device, non_blocking=True)
+                values = state.loss(self._model, x0, t, eps, cond=cond, **more)
                 loss = (weight * values).sum() / share.batch_size
                 # processes' gradients are averaged, not added
                 (loss * share.world).backward() if share.world > 1 else loss.backward()

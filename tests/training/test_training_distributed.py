@@ -58,7 +58,7 @@ def test_what_is_learned_beside_the_network_is_averaged_too(killer: Killer, tmp_
     extra, config = {
         "importance": (
             ("--config.sde.num_steps=4", "--config.training.loss=vlb", "--config.training.time_sampling=importance",
-             "--config.training.batch_size=24"),
+             "--config.training.batch_size=25"),
             "vp/digits",
         ),
         "vdm": (("--config.data.dataset=digits", "--config.model.attention_resolutions=4"), "vp/mnist_vdm"),

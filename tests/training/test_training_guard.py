@@ -58,6 +58,12 @@ def test_a_guard_goes_on_where_it_was():
     for loss in (300.0, 1e3, 200.0, NAN, 400.0):
         assert one.accepts(loss, 1.0, 61) == two.accepts(loss, 1.0, 61)
     assert one.state() == two.state()
+    # so that a run which is stopped after each bad step ends, too
+    assert not one.accepts(NAN, 1.0, 62) and one.state()["in_a_row"] == 1
+    last = StepGuard(explosion_factor=10.0, max_bad_steps=1)
+    last.restore(one.state())
+    with pytest.raises(FloatingPointError, match="as in the 1 steps before it"):
+        last.accepts(NAN, 1.0, 63)
 
 
 @pytest.mark.parametrize("state", [[], {"skipped": 1}, {"skipped": 1, "in_a_row": 0, "count": 2, "mean": NAN}])

@@ -87,3 +87,26 @@ def test_the_gradient_of_the_variance_takes_nothing_from_that_of_the_loss():
     of_variance, of_loss = (norms[count] for count in sorted(norms))
     assert of_variance > 5 * of_loss > 5
     assert norm == pytest.approx(of_loss, rel=1e-5) and logged == pytest.approx(of_loss, rel=1e-5)
+
+
+def test_a_gradient_of_the_schedule_that_is_not_finite_leaves_the_step_out():
+    """What lies inside the schedule has a norm of its own, which the guard is to see."""
+    config = _config()
+    state, dataset = _state(config)
+    schedule = state.model.sde
+    assert isinstance(schedule, LearnedVP)
+    schedule.inner_parameters()[0].register_hook(lambda gradient: gradient * float("nan"))
+    do_step = TrainingStep(
+        state,
+        TrainBatches(dataset, batch_size=8, seed=0),
+        seed=0,
+        num_levels=LEVELS,
+        class_conditional=False,
+        precision=torch.float32,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        grad_clip=1.0,
+    )
+    before = {key: value.clone() for key, value in state.model.state_dict().items()}
+    assert do_step().skipped
+    assert all(torch.equal(value, before[key]) for key, value in state.model.state_dict().items())

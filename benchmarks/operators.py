@@ -1,0 +1,49 @@
+"""Where the time of some work goes: shares by kind of operation."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.unet_pair import Work
+
+# the first that fits; what the compiler made has names of its own, or is part of the call of the compiled graph
+KINDS = (
+    ("convolutions, backward", r"convolution_backward|cudnn_convolution.*backward"),
+    ("convolutions", r"convolution|conv2d"),
+    ("attention", r"attention|bmm"),
+    ("linear layers", r"addmm|linear|::mm$"),
+    ("optimizer", r"_fused_adam|_foreach|optimizer|lerp"),
+    ("norms, activations, additions, copies", r""),
+)
+
+
+def kind_of(operator: str) -> str:
+    """The kind of an operator, by its name."""
+    return next(kind for kind, pattern in KINDS if re.search(pattern, operator, re.IGNORECASE))
+
+
+def shares(work: Work, device: torch.device, repeats: int = 2) -> dict[str, float]:
+    """Share of the time of each kind of operation, adding up to 1.
+
+    Args:
+        work: What is profiled, already warm.
+        device: Where it runs.
+        repeats: How often it is done.
+    """
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as found:
+        for _ in range(repeats):
+            work()
+    times = dict.fromkeys((kind for kind, _ in KINDS), 0.0)
+    for event in found.key_averages():
+        times[kind_of(event.key)] += _own_time(event, device)
+    total = sum(times.values())
+    return {kind: time / total for kind, time in times.items() if time > 0}
+
+
+def _own_time(event: Any, device: torch.device) -> float:
+    return event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
