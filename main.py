@@ -1,4 +1,4 @@
-"""Train, measure and sample: ``python main.py --config configs/vp/digits.py --mode train``."""
+"""Train, measure, sample, import, export: ``python main.py --config configs/vp/digits.py --mode train``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+_MODES = ("train", "eval", "sample", "import", "export")
+
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
@@ -17,8 +19,10 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="a config file, such as configs/vp/digits.py")
-    parser.add_argument("--mode", required=True, choices=("train", "eval", "sample"), help="what to do")
+    parser.add_argument("--mode", required=True, choices=_MODES, help="what to do")
     parser.add_argument("--workdir", default="", help="where the run lives; default: runs/<family>/<config name>")
+    for name, of in (("source", "import"), ("checkpoint", "import"), ("format", "export"), ("output", "export")):
+        parser.add_argument(f"--{name}", default="", help=f"of --mode {of}: see docs/checkpoints.md")
     return parser.parse_known_args(arguments)
 
 
@@ -45,15 +49,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # imported late, so that --help and typos answer at once
         from evaluation.bits_per_dim import evaluate
         from evaluation.sampling import sample
-        from training.config import import_plugins, load_config
+        from training.config import check_flags, import_plugins, load_config
+        from training.exporting import export_model
+        from training.importing import import_checkpoint
         from training.loop import train
+        from training.network import complete_config
         from training.workdir import default_workdir
 
-        modes = {"train": train, "eval": evaluate, "sample": sample}
+        check_flags(options.mode, vars(options))
         config = load_config(options.config, overrides)
         import_plugins(config.get("plugins", ()))
         workdir = Path(options.workdir) if options.workdir else default_workdir(options.config)
-        modes[options.mode](config, workdir)
+        if options.mode == "import":
+            import_checkpoint(config, workdir, source=options.source, checkpoint=options.checkpoint)
+            return 0
+        config = complete_config(config, workdir)
+        if options.mode == "export":
+            export_model(config, workdir, format=options.format, output=options.output)
+        else:
+            {"train": train, "eval": evaluate, "sample": sample}[options.mode](config, workdir)
     except KeyboardInterrupt as stopped:
         _say(stopped, str(stopped) or "stopped")
         return 128 + getattr(stopped, "signal_number", signal.SIGINT)

@@ -10,6 +10,7 @@ def get_default_config() -> ConfigDict:
     config.device = "auto"  # auto: a GPU if there is one
     config.plugins = ()  # modules or .py files to import, for their @register_... decorators
 
+    config.source = _source()
     config.data = _data()
     config.sde = ConfigDict({"name": "ddpm"})  # the other keys are that SDE's own options
     config.model = _model()
@@ -18,6 +19,21 @@ def get_default_config() -> ConfigDict:
     config.sampling = _sampling()
     config.eval = _eval()
     return config
+
+
+def _source() -> ConfigDict:
+    """Of --mode import: whose checkpoint it is, and what that file does not say itself."""
+    return ConfigDict(
+        {
+            "name": "",  # ddpm, diffusers, edm, guided_diffusion, improved_diffusion or score_sde; or --source
+            "checkpoint": "",  # its file, of diffusers a folder or a name on the hub; or --checkpoint
+            # that project's settings: a published name, flags as in its README, or the path of a JSON file, from here
+            # or from the checkpoint; what can be read off the checkpoint need not be said
+            "config": "",
+            "weights": "ema",  # score_sde alone: ema or raw
+            "preconditioning": "",  # edm alone: edm, vp or ve
+        }
+    )
 
 
 def _data() -> ConfigDict:
@@ -35,6 +51,10 @@ def _data() -> ConfigDict:
 def _model() -> ConfigDict:
     return ConfigDict(
         {
+            # unet, adm or ncsnpp; or checkpoint: network, SDE, parameterization and time input are those of what was
+            # imported into the work directory, and a config need not say them: where it does, they must agree
+            "backbone": "unet",
+            "network": ConfigDict(),  # the backbone's options that have no key here, by the names that it gives them
             "parameterization": "eps",  # eps, x0, v, score, edm or levels
             # what the network is told of t: auto, index, index1000, reversed_index, t999, log_snr, log_sigma,
             # log_half_sigma or edm

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from models import ScoreModel
 from samplers import Sampler, StepState
 from sde_lib import NoiseStreams
-from training.build import bound_x0, build_dataset, build_sampler, pick_device
+from training.build import bound_x0, build_sampler, pick_device
 from training.checks import check_config
 from training.config import Config
 from training.images import image_grid, save_png, to_uint8
@@ -27,6 +27,7 @@ from training.logging import say
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
 from training.ranks import Ranks
+from training.state import images_like_trained
 from training.workdir import check_for_use, save_npz
 
 
@@ -138,8 +139,7 @@ def sample(config: Config, workdir: Path) -> None:
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
         sampler = build_sampler(config)
-        # the split that is always there, for the shape of its images
-        dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train"))
+        dataset = load_in_turn(ranks, "data", lambda: images_like_trained(config, workdir))
         trained, step = load_same_trained(ranks, config, workdir, dataset, device)
         settings = config.sampling
         work = settings.num_samples * settings.num_steps * forward_flops(trained.backbone, dataset.image_shape)

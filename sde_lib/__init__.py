@@ -2,7 +2,7 @@
 
 from .adams import solve_adams
 from .base import SDE
-from .catalog import available_sdes, make_sde, register_sde
+from .catalog import available_sdes, make_sde, register_sde, sde_defaults
 from .grids import available_grids, check_grid, make_grid, register_grid
 from .learned import GradientSplit, LearnedVP
 from .noise import NoiseStreams, derive_seed
@@ -50,5 +50,6 @@ __all__ = [
     "make_sde",
     "register_grid",
     "register_sde",
+    "sde_defaults",
     "solve_adams",
 ]

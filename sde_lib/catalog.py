@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from .base import SDE
@@ -29,6 +30,16 @@ register_sde("ncsn")(Tabulated.ncsn)
 def available_sdes() -> list[str]:
     """Names that ``make_sde`` takes."""
     return _SDES.names()
+
+
+def sde_defaults(name: str) -> dict[str, Any]:
+    """The options of an SDE that have a default, with it.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    parameters = inspect.signature(_SDES.get(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def make_sde(name: str, **kwargs: Any) -> SDE:

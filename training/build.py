@@ -16,13 +16,13 @@ from models import (
     ThresholdedScoreModel,
     make_parameterization,
 )
-from models.backbones import UNet
 from samplers import Sampler, make_sampler
 from sde_lib import SDE, LearnedVP, choices_message, make_sde
 
 from .bound_losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss
 from .config import Config, data_root, parse_options
 from .losses import Loss, make_loss
+from .network import build_backbone
 
 
 def build_sde(config: Config) -> SDE:
@@ -51,7 +51,7 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
     """
     channels, height, width = dataset.image_shape
     if height != width:
-        raise ValueError(f"the U-Net needs square images, got {height}x{width}; use dataset 'folder' with image_size")
+        raise ValueError(f"networks need square images, got {height}x{width}; use dataset 'folder' with image_size")
     model = config.model
     parameterization = make_parameterization(
         model.parameterization,
@@ -61,26 +61,7 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        backbone = UNet(
-            image_size=height,
-            in_channels=channels,
-            channels=model.channels,
-            channel_mult=tuple(model.channel_mult),
-            num_res_blocks=model.num_res_blocks,
-            attention_resolutions=tuple(model.attention_resolutions),
-            num_heads=model.num_heads,
-            head_channels=model.head_channels or None,
-            dropout=model.dropout,
-            scale_shift_norm=model.scale_shift_norm,
-            learned_variance=model.learned_variance,
-            norm_eps=model.norm_eps,
-            norm_groups=model.norm_groups,
-            embedding=model.embedding,
-            symmetric_downsample=model.symmetric_downsample,
-            input_frequencies=tuple(model.input_frequencies),
-            outputs_per_channel=parameterization.outputs_per_channel,
-            num_classes=dataset.num_classes if model.class_conditional else None,
-        )
+        backbone = build_backbone(config, dataset, outputs_per_channel=parameterization.outputs_per_channel)
         dequantizer = Dequantizer(channels) if model.dequantizer else None
     return NetworkScoreModel(
         backbone,

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,25 @@ if TYPE_CHECKING:
     Config = Any
 else:
     Config = ConfigDict
+
+
+# flags of the command line that belong to one mode
+_FLAGS = {"source": "import", "checkpoint": "import", "format": "export", "output": "export"}
+
+
+def check_flags(mode: str, flags: Mapping[str, Any]) -> None:
+    """Refuse flags of another mode.
+
+    Args:
+        mode: The mode.
+        flags: Flags and their values, "" where not given.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    for name, of in _FLAGS.items():
+        if flags.get(name) and mode != of:
+            raise ValueError(f"--{name} is a flag of --mode {of}, got --mode {mode}; leave it out")
 
 
 def _import_file(path: Path, name: str) -> ModuleType:

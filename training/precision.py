@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import NetworkScoreModel
-from models.backbones import ConditioningEmbedding, Upsample
+from models.backbones import ConditioningEmbedding, NoiseLabelEmbedding, Upsample
 from sde_lib import choices_message
 
 from .compilation import CompiledCall, missing_compiler
@@ -26,7 +26,7 @@ _WORTH_COMPILING = {"cpu": 1e15, "cuda": 1e17}
 _WIDE_ENOUGH_FOR_BF16 = 128
 
 # they compute with their weights before autocast rounds: sums of taps, and features in the type of the weights
-_WIDE = (ConditioningEmbedding, Upsample)
+_WIDE = (ConditioningEmbedding, NoiseLabelEmbedding, Upsample)
 
 
 @dataclass(frozen=True)

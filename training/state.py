@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data import ImageDataset
+from data import ImageDataset, blank_dataset
 from models import NetworkScoreModel
 
-from .build import build_loss, build_model, build_optimizer
+from .build import build_dataset, build_loss, build_model, build_optimizer
 from .checkpoint import Checkpoint, checkpoint_folders, load_newest, peek_state, save_checkpoint
 from .config import Config
 from .distributed import shard
@@ -38,6 +38,32 @@ def _weights(model: NetworkScoreModel, ema: ExponentialMovingAverage) -> dict[st
 def describe(dataset: ImageDataset) -> dict[str, Any]:
     """What a model was made for, as its checkpoints say: shape [C, H, W] and number of grey levels of the images."""
     return {"image_shape": list(dataset.image_shape), "num_levels": dataset.num_levels}
+
+
+def images_like_trained(config: Config, workdir: Path) -> ImageDataset:
+    """Images of the shape that a work directory's model is of, for what needs no more of them.
+
+    Args:
+        config: The config.
+        workdir: The work directory.
+
+    Returns:
+        One black image, where config and checkpoint say what images there are, as of an imported model; else the data
+        set's train split, which is always there.
+    """
+    network = config.model.get("network", {})
+    folders = checkpoint_folders(workdir / "checkpoints")
+    said = ((peek_state(folders[0]) if folders else None) or {}).get("data")
+    num_levels = said.get("num_levels") if isinstance(said, dict) else None
+    if "image_size" not in network or not isinstance(num_levels, int) or not 2 <= num_levels <= 256:
+        return build_dataset(config, "train")
+    return blank_dataset(
+        config.data.dataset,
+        channels=network.in_channels,
+        image_size=network.image_size,
+        num_levels=num_levels,
+        num_classes=network.num_classes,
+    )
 
 
 def _check_data(root: Path, dataset: ImageDataset) -> None:

@@ -33,6 +33,8 @@ _FREE_IN_TRAINING = (
     "data.root",
     "device",
     "plugins",
+    # where the first weights came from: they are in the first checkpoint
+    "source.",
 )
 # What sampling and evaluation must agree on: the network, and the data it was made for.
 _FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.channels")
@@ -59,12 +61,17 @@ def default_workdir(config_path: str) -> Path:
 def _differences(config: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     ours, theirs = dict(flatten(config)), dict(flatten(saved))
     # a key that the saved config lacks is one that a later version added, with the old behaviour as its default; but
-    # an SDE's options are its own
-    keys = theirs.keys() | {key for key in ours if key.startswith("sde.")}
+    # an SDE's options, and a backbone's, are its own
+    keys = theirs.keys() | {key for key in ours if key.startswith(("sde.", "model.network."))}
     return {key: (ours.get(key), theirs.get(key)) for key in sorted(keys) if ours.get(key) != theirs.get(key)}
 
 
-def _read_saved(workdir: Path) -> dict[str, Any] | None:
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """The config that a work directory was begun with, as JSON has it; None if there is none.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is not a folder; choose another --workdir")
     path = workdir / "config.json"
@@ -77,7 +84,8 @@ def _read_saved(workdir: Path) -> dict[str, Any] | None:
 
 
 def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]], keys: Sequence[str]) -> None:
-    shown = "; ".join(f"{key} was {differences[key][1]!r}, is {differences[key][0]!r}" for key in keys[:3])
+    pairs = {key: [one_line(repr(value), 60) for value in differences[key]] for key in keys[:3]}
+    shown = "; ".join(f"{key} was {was}, is {now}" for key, (now, was) in pairs.items())
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     raise ValueError(f"{workdir} belongs to another config: {shown}{more}; set it back, or choose another --workdir")
 
@@ -94,7 +102,7 @@ def check_for_training(workdir: Path, config: Config) -> None:
     Raises:
         ValueError: If it holds a run of another config, or checkpoints without a config, or a file is in the way.
     """
-    saved = _read_saved(workdir)
+    saved = read_config(workdir)
     for name in ("checkpoints", "logs", "samples"):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise ValueError(f"{workdir / name} is not a folder; move it away, or choose another --workdir")
@@ -110,7 +118,7 @@ def check_for_training(workdir: Path, config: Config) -> None:
 
 def claim_for_training(workdir: Path, config: Config) -> None:
     """Write the config into a work directory that ``check_for_training`` passed."""
-    if _read_saved(workdir) != json.loads(json.dumps(config.to_dict())):
+    if read_config(workdir) != json.loads(json.dumps(config.to_dict())):
         write_json(workdir / "config.json", config.to_dict())
 
 
@@ -124,7 +132,7 @@ def check_for_use(workdir: Path, config: Config) -> None:
     Raises:
         ValueError: If it was not, or nothing was trained there.
     """
-    saved = _read_saved(workdir)
+    saved = read_config(workdir)
     if saved is None:
         raise ValueError(f"{workdir} holds no trained run; run --mode train first, or pass its --workdir")
     differences = _differences(config, saved)

@@ -7,6 +7,7 @@ from .input_features import InputFourierFeatures
 from .layers import AttentionBlock, ResBlock
 from .mlp import MLP
 from .ncsnpp import NCSNpp
+from .ncsnpp_blocks import NoiseLabelEmbedding
 from .normalization import GroupNorm, group_norm
 from .resampling import Downsample, Upsample
 from .unet import UNet
@@ -23,6 +24,7 @@ __all__ = [
     "GroupNorm",
     "InputFourierFeatures",
     "NCSNpp",
+    "NoiseLabelEmbedding",
     "ResBlock",
     "UNet",
     "Upsample",

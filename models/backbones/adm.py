@@ -145,6 +145,7 @@ class ADM(nn.Module):
         self.image_size = image_size
         self.in_channels = in_channels
         self.num_res_blocks = num_res_blocks
+        self.num_classes = num_classes
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
         build = ADMBlocks(
             embedding_dim=4 * channels,

@@ -121,6 +121,7 @@ class NCSNpp(nn.Module):
         _check_attention(attention_resolutions, resolutions)
         self.image_size, self.in_channels, self.num_res_blocks = image_size, in_channels, num_res_blocks
         self.block: Block = block
+        self.num_classes = num_classes
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
 
         def norm(width: int) -> nn.Module:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backbones import AttentionBlock, ResBlock, UNet
-from ..score_model import NetworkScoreModel
-from .plan import ModelPlan
+from .plan import ModelPlan, PlannedModel
 from .renaming import (
     THIRDS,
     Layout,
@@ -89,7 +88,7 @@ def ddpm_sources(network: UNet) -> dict[str, Source]:
     return sources_of(network, names, layouts)
 
 
-def from_ddpm(path: Path | str, config: Mapping[str, Any] | Path | str = "cifar10") -> NetworkScoreModel:
+def from_ddpm(path: Path | str, config: Mapping[str, Any] | Path | str = "cifar10") -> PlannedModel:
     """Read a network of Ho et al. 2020, as pesser/pytorch_diffusion converted the released TensorFlow weights.
 
     Args:

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ..backbones import ADM, NCSNpp, UNet
-from ..score_model import NetworkScoreModel
 from .diffusers_names import diffusers_sources, with_new_names
 from .diffusers_ncsnpp import skip_block_sources
 from .diffusers_settings import halves_are_swapped, plan_diffusers
+from .plan import PlannedModel
 from .renaming import load_renamed
 from .settings import read_json
 from .tensors import read_tensors
@@ -19,7 +19,7 @@ from .tensors import read_tensors
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
-def from_diffusers(name: Path | str) -> NetworkScoreModel:
+def from_diffusers(name: Path | str) -> PlannedModel:
     """Read a pipeline of ``UNet2DModel`` and a scheduler of betas, such as DDPM's or DDIM's.
 
     The JSON files and the tensors are read here: diffusers need not be installed. The table is that of the scheduler's

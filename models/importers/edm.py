@@ -12,10 +12,9 @@ from torch import Tensor
 from sde_lib import choices_message
 
 from ..backbones import ADM, NCSNpp
-from ..score_model import NetworkScoreModel
 from .edm_adm import fill_adm, plan_edm_adm
 from .edm_song import fill_song, plan_edm_song
-from .plan import ModelPlan
+from .plan import ModelPlan, PlannedModel
 from .settings import Settings
 from .tensors import is_pickle, read_tensors, strip_prefix
 
@@ -103,7 +102,7 @@ def _is_adm(tensors: Mapping[str, Tensor]) -> bool:
 
 def from_edm(
     path: Path | str, config: Config | None = None, *, preconditioning: Preconditioning | None = None
-) -> NetworkScoreModel:
+) -> PlannedModel:
     """Read a network of EDM, from a state dict.
 
     EDM publishes pickles that carry code, which are not read here; to convert one, where you trust it, run in a

@@ -12,8 +12,8 @@ from sde_lib import make_sde
 
 from ..backbones import ADM, AttentionBlock, Downsample, EncoderClassifier, ResBlock, UNet
 from ..noisy_classifier import NoisyClassifier
-from ..score_model import NetworkScoreModel
 from .guided_settings import Config, Project, plan_classifier, plan_guided
+from .plan import PlannedModel
 from .renaming import TRANSPOSED, Layout, Source, load_renamed, pointwise, rename_blocks, rows_by_head, sources_of
 from .settings import Settings
 from .tensors import read_tensors, strip_prefix
@@ -93,7 +93,7 @@ def guided_sources(network: UNet | ADM | EncoderClassifier, *, new_attention_ord
     return sources_of(network, names, layouts)
 
 
-def from_guided_diffusion(path: Path | str, config: Config, *, project: Project = "guided") -> NetworkScoreModel:
+def from_guided_diffusion(path: Path | str, config: Config, *, project: Project = "guided") -> PlannedModel:
     """Read a network of guided-diffusion (Dhariwal & Nichol 2021) or improved-diffusion (Nichol & Dhariwal 2021).
 
     Args:
@@ -124,7 +124,7 @@ def from_guided_diffusion(path: Path | str, config: Config, *, project: Project 
     return model
 
 
-def from_improved_diffusion(path: Path | str, config: Config) -> NetworkScoreModel:
+def from_improved_diffusion(path: Path | str, config: Config) -> PlannedModel:
     """Read a network of improved-diffusion: ``from_guided_diffusion`` with that project's defaults."""
     return from_guided_diffusion(path, config, project="improved")
 

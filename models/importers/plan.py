@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from sde_lib import choices_message, make_sde
 
 from ..backbones import ADM, NCSNpp, UNet
 from ..parameterization import TimeInput, make_parameterization
 from ..score_model import NetworkScoreModel
 
-_BACKBONES: dict[str, type[nn.Module]] = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp}
+BACKBONES: dict[str, type[UNet] | type[ADM] | type[NCSNpp]] = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp}
 
 
 @dataclass(frozen=True)
@@ -40,26 +38,38 @@ class ModelPlan:
         Raises:
             ValueError: In one line, if there can be no such network.
         """
-        if self.backbone not in _BACKBONES:
-            raise ValueError(choices_message("backbone", self.backbone, sorted(_BACKBONES)))
-        backbone = _BACKBONES[self.backbone](**self.network)
-        assert isinstance(backbone, UNet | ADM | NCSNpp)
-        return backbone
+        if self.backbone not in BACKBONES:
+            raise ValueError(choices_message("backbone", self.backbone, sorted(BACKBONES)))
+        return BACKBONES[self.backbone](**self.network)
 
-    def build(self) -> NetworkScoreModel:
+    def build(self) -> PlannedModel:
         """The model, with new weights and in evaluation mode.
 
         Raises:
             ValueError: In one line, if there can be no such model.
         """
-        options = {name: value for name, value in self.sde.items() if name != "name"}
-        model = NetworkScoreModel(
-            self.build_backbone(),
-            make_sde(self.sde["name"], **options),
-            make_parameterization(self.parameterization, noise_input=self.noise_input),
-            learned_variance=bool(self.network.get("learned_variance", False)),
+        return PlannedModel(self).eval()
+
+
+class PlannedModel(NetworkScoreModel):
+    """A network that knows by what plan it was built.
+
+    Args:
+        plan: The plan.
+
+    Raises:
+        ValueError: In one line, if there can be no such model.
+    """
+
+    def __init__(self, plan: ModelPlan) -> None:
+        options = {name: value for name, value in plan.sde.items() if name != "name"}
+        super().__init__(
+            plan.build_backbone(),
+            make_sde(plan.sde["name"], **options),
+            make_parameterization(plan.parameterization, noise_input=plan.noise_input),
+            learned_variance=bool(plan.network.get("learned_variance", False)),
         )
-        return model.eval()
+        self.plan = plan
 
 
 def plan_network(network: dict[str, Any]) -> tuple[str, dict[str, Any]]:

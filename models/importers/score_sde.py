@@ -14,8 +14,7 @@ from sde_lib import choices_message
 
 from ..backbones import NCSNpp
 from ..parameterization import TimeInput
-from ..score_model import NetworkScoreModel
-from .plan import ModelPlan
+from .plan import ModelPlan, PlannedModel
 from .renaming import load_renamed
 from .score_sde_configs import PUBLISHED
 from .score_sde_layout import Structure, find_structure, score_sde_sources
@@ -225,7 +224,7 @@ def _pick_weights(checkpoint: Any, weights: Weights, *, path: Path) -> dict[str,
     return raw | dict(zip(trained, shadow, strict=True))
 
 
-def from_score_sde(path: Path | str, config: Config, *, weights: Weights = "ema") -> NetworkScoreModel:
+def from_score_sde(path: Path | str, config: Config, *, weights: Weights = "ema") -> PlannedModel:
     """Read a network of score_sde_pytorch.
 
     The network's structure is read off its tensors, and its noise levels off the buffer ``sigmas``. They do not say

@@ -1,0 +1,198 @@
+"""A checkpoint of another project as a work directory: ``--mode import``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from data import ImageDataset, ImageKind, blank_dataset, image_kind
+from models.importers import (
+    PlannedModel,
+    from_ddpm,
+    from_diffusers,
+    from_edm,
+    from_guided_diffusion,
+    from_improved_diffusion,
+    from_score_sde,
+)
+from sde_lib import choices_message
+
+from .build import build_dataset, build_sampler
+from .checks import check_config, check_eval_names
+from .config import Config
+from .files import one_line
+from .lock import locked
+from .logging import say
+from .memory import says_which_knobs
+from .network import config_of_checkpoint
+from .state import TrainingState
+from .workdir import check_for_training, claim_for_training
+
+
+def _ddpm(checkpoint: str, config: str, _: Any) -> PlannedModel:
+    return from_ddpm(checkpoint, config or "cifar10")
+
+
+def _diffusers(checkpoint: str, config: str, _: Any) -> PlannedModel:
+    if config:
+        raise ValueError(
+            f"config.source.config={config!r} is of no use: diffusers' folders say all settings; leave it out"
+        )
+    return from_diffusers(checkpoint)
+
+
+def _edm(checkpoint: str, config: str, settings: Any) -> PlannedModel:
+    # whoever says neither has a checkpoint of EDM's own
+    kind = settings.preconditioning or (None if "class_name" in config or config.endswith(".json") else "edm")
+    return from_edm(checkpoint, config or None, preconditioning=kind)
+
+
+def _score_sde(checkpoint: str, config: str, settings: Any) -> PlannedModel:
+    return from_score_sde(checkpoint, config, weights=settings.weights)
+
+
+_SOURCES: dict[str, Callable[[str, str, Any], PlannedModel]] = {
+    "ddpm": _ddpm,
+    "diffusers": _diffusers,
+    "edm": _edm,
+    "guided_diffusion": lambda checkpoint, config, _: from_guided_diffusion(checkpoint, config),
+    "improved_diffusion": lambda checkpoint, config, _: from_improved_diffusion(checkpoint, config),
+    "score_sde": _score_sde,
+}
+
+
+def _one_of(flag: str, given: str, key: str, said: str) -> str:
+    """What a flag and a key of the config say, who must agree where both do."""
+    if given and said and given != said:
+        raise ValueError(f"--{flag}={given} contradicts config.source.{key}={said}; leave one of them out")
+    return given or said
+
+
+def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> PlannedModel:
+    """Read the checkpoint that ``config.source`` and the flags name.
+
+    Args:
+        config: The config.
+        source: --source, or "".
+        checkpoint: --checkpoint, or "": a file, or of diffusers a folder or a name on the hub. It may be another than
+            the config's.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: In one line: the source is unknown, or the checkpoint cannot be read, is of another project, or
+            contradicts its project's settings.
+    """
+    settings = config.source
+    source = _one_of("source", source, "name", settings.name)
+    if not source:
+        raise ValueError(f"--mode import needs --source; choices: {', '.join(sorted(_SOURCES))}")
+    if source not in _SOURCES:
+        raise ValueError(choices_message("source", source, sorted(_SOURCES)))
+    checkpoint = checkpoint or settings.checkpoint
+    if not checkpoint:
+        raise ValueError("--mode import needs --checkpoint, the file (of diffusers the folder, or its name on the hub)")
+    for key, default, owner in (("weights", "ema", "score_sde"), ("preconditioning", "", "edm")):
+        if source != owner and settings[key] != default:
+            raise ValueError(f"config.source.{key}={settings[key]} is for {owner} alone, got {source}; leave it out")
+    return _SOURCES[source](checkpoint, _settings_of(settings.config, checkpoint), settings)
+
+
+def _settings_of(text: str, checkpoint: str) -> str:
+    """``config.source.config``; a path that is not there, but beside the checkpoint, is that one."""
+    beside = Path(checkpoint).parent / text
+    if text and not text.lstrip().startswith("--") and not Path(text).exists() and beside.is_file():
+        return str(beside)
+    return text
+
+
+def _check_kind(config: Config, model: PlannedModel, checkpoint: str) -> ImageDataset:
+    """A blank in place of ``config.data``, whose images must be such as the checkpoint's."""
+    data, network = config.data, model.plan.network
+    channels, size, classes = network.get("in_channels", 3), network["image_size"], network.get("num_classes")
+    kind = image_kind(data.dataset, image_size=data.image_size or None, channels=data.channels or None)
+    if kind is None:
+        # a npz, or a plugin's
+        found = build_dataset(config, "train")
+        kind = ImageKind(found.image_shape[0], found.image_shape[1], found.num_levels, found.num_classes)
+    ours = {"channels": kind.channels, "image_size": kind.image_size, "classes": kind.num_classes}
+    theirs = {"channels": channels, "image_size": size, "classes": classes}
+    for name, value in ours.items():
+        if value is not None and theirs[name] is not None and value != theirs[name]:
+            raise ValueError(
+                f"checkpoint {checkpoint} is of images with {name} {theirs[name]}, got {value} by "
+                f"config.data.dataset={data.dataset}; set data.dataset, and of a folder data.image_size and channels"
+            )
+    return blank_dataset(
+        data.dataset, channels=channels, image_size=size, num_levels=kind.num_levels, num_classes=classes
+    )
+
+
+def _check_finite(model: PlannedModel, checkpoint: str) -> None:
+    for name, tensor in model.backbone.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"checkpoint {checkpoint} has weights that are not finite ({name}); fetch it again")
+
+
+def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkpoint: str = "") -> None:
+    """Write a work directory that begins with the weights of a published checkpoint.
+
+    The weights are step 0, as weights and as their average, with a fresh optimizer and average: ``--mode eval`` and
+    ``sample`` use them as they are, and ``--mode train`` goes on from them. The data set is not read, unless only
+    reading it says what images it holds. The config's "checkpoint" is replaced by what the checkpoint is, so that
+    ``config.json`` describes the model in full.
+
+    Args:
+        config: The config; ``source`` in it says what the checkpoint's file does not.
+        workdir: The work directory, which must hold no run.
+        source: One of ddpm, diffusers, edm, guided_diffusion, improved_diffusion and score_sde; "" is the config's.
+        checkpoint: The file; "" is the config's.
+
+    Raises:
+        ValueError: In one line, before anything is written.
+        RuntimeError: If another process trains, or imports, there.
+    """
+    if "source" not in config:
+        raise ValueError("the config has no section source; start from configs.default.get_default_config()")
+    _refuse_used(workdir)
+    model = read_source(config, source=source, checkpoint=checkpoint)
+    checkpoint = checkpoint or config.source.checkpoint
+    _check_finite(model, checkpoint)
+    whole = config_of_checkpoint(config, model, checkpoint)
+    check_config(whole)
+    check_eval_names(whole)
+    build_sampler(whole)
+    dataset = _check_kind(whole, model, checkpoint)
+    whole = _with_source(whole, source=source, checkpoint=checkpoint)
+    with says_which_knobs("model.channels", whole.model.get("channels", 0)):
+        state = TrainingState.create(whole, dataset, torch.device("cpu"))
+    weights = model.backbone.state_dict()
+    for one in (state.model, state.ema.model):
+        one.backbone.load_state_dict(weights)
+    check_for_training(workdir, whole)
+    with locked(workdir, "train"):
+        # another process may have begun in the meantime
+        _refuse_used(workdir)
+        claim_for_training(workdir, whole)
+        state.save(workdir / "checkpoints", keep=whole.training.keep_checkpoints)
+    size = sum(parameter.numel() for parameter in model.backbone.parameters())
+    say(
+        f"imported {one_line(checkpoint, 120)}: {model.plan.backbone} of {size:,} parameters, SDE "
+        f"{model.plan.sde['name']}, as step 0 of {workdir}"
+    )
+
+
+def _refuse_used(workdir: Path) -> None:
+    if any((workdir / "checkpoints").glob("step_*")):
+        raise ValueError(f"{workdir} holds a run already; choose another --workdir for what is imported")
+
+
+def _with_source(config: Config, *, source: str, checkpoint: str) -> Config:
+    """The config that says where its weights are from."""
+    whole = cast(Any, config.copy_and_resolve_references())
+    whole.source.update({"name": source or whole.source.name, "checkpoint": checkpoint})
+    return whole
