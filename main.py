@@ -47,27 +47,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parse(arguments)
     try:
         # imported late, so that --help and typos answer at once
-        from evaluation.bits_per_dim import evaluate
-        from evaluation.sampling import sample
+        from evaluation.commands import run_mode
         from training.config import check_flags, import_plugins, load_config
-        from training.exporting import export_model
-        from training.importing import import_checkpoint
-        from training.loop import train
-        from training.network import complete_config
         from training.workdir import default_workdir
 
         check_flags(options.mode, vars(options))
         config = load_config(options.config, overrides)
         import_plugins(config.get("plugins", ()))
         workdir = Path(options.workdir) if options.workdir else default_workdir(options.config)
-        if options.mode == "import":
-            import_checkpoint(config, workdir, source=options.source, checkpoint=options.checkpoint)
-            return 0
-        config = complete_config(config, workdir)
-        if options.mode == "export":
-            export_model(config, workdir, format=options.format, output=options.output)
-        else:
-            {"train": train, "eval": evaluate, "sample": sample}[options.mode](config, workdir)
+        run_mode(options.mode, config, workdir, vars(options))
     except KeyboardInterrupt as stopped:
         _say(stopped, str(stopped) or "stopped")
         return 128 + getattr(stopped, "signal_number", signal.SIGINT)

@@ -14,6 +14,7 @@ setup(
         "training",
         "evaluation",
         "configs",
+        "configs.pretrained",
         "configs.vp",
         "configs.ve",
         "configs.subvp",

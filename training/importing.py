@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -193,6 +193,6 @@ def _refuse_used(workdir: Path) -> None:
 
 def _with_source(config: Config, *, source: str, checkpoint: str) -> Config:
     """The config that says where its weights are from."""
-    whole = cast(Any, config.copy_and_resolve_references())
+    whole = config.copy_and_resolve_references()
     whole.source.update({"name": source or whole.source.name, "checkpoint": checkpoint})
     return whole

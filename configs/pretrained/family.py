@@ -1,0 +1,81 @@
+"""What the configs of published checkpoints share."""
+
+from ml_collections import ConfigDict
+
+from configs.default import get_default_config
+
+
+def pretrained(source: str, settings: str = "", *, cifar10: bool = False, image_size: int = 0) -> ConfigDict:
+    """A config that leaves network, SDE, parameterization and time input to the checkpoint.
+
+    Args:
+        source: Whose checkpoint it is.
+        settings: What that project's file does not say: see ``source.config``.
+        cifar10: The data are CIFAR-10; else they are a folder of images, resized to ``image_size``, whose first-level
+            folders are the classes, in the order of their names, where there are classes.
+        image_size: Height and width.
+    """
+    config = get_default_config()
+    config.source.update({"name": source, "config": settings})
+    config.model = ConfigDict({"backbone": "checkpoint"})
+    config.sde = ConfigDict()
+    if cifar10:
+        config.data.update({"dataset": "cifar10", "random_flip": True})
+    else:
+        config.data.update({"dataset": "folder", "image_size": image_size, "channels": 3, "random_flip": True})
+        config.sampling.update({"num_samples": 16, "batch_size": 16})
+    # the others' cost: of 1000 terms of the bound, 20 drawn by importance
+    config.eval.vlb_samples_per_image = 20
+    return config
+
+
+def openai(source: str, flags: str, *, cifar10: bool = False, image_size: int = 0) -> ConfigDict:
+    """Networks of OpenAI with a learned variance, sampled in 250 steps.
+
+    Args:
+        source: "improved_diffusion" or "guided_diffusion".
+        flags: As in the project's README.
+        cifar10: See ``pretrained``.
+        image_size: See ``pretrained``.
+    """
+    config = pretrained(source, flags, cifar10=cifar10, image_size=image_size)
+    config.data.random_flip = False
+    config.sampling.update({"sampler": "ancestral", "num_steps": 250, "options": "variance=learned"})
+    config.eval.vlb_variance = "learned"
+    config.training.loss = "hybrid"
+    config.optim.learning_rate = 1e-4
+    return config
+
+
+def score_sde(name: str, *, cifar10: bool = False, image_size: int = 0) -> ConfigDict:
+    """Networks of score_sde_pytorch, whose samplers leave the predicted x0 as it is.
+
+    Args:
+        name: The project's config file, without its ending.
+        cifar10: See ``pretrained``.
+        image_size: See ``pretrained``.
+    """
+    config = pretrained("score_sde", name, cifar10=cifar10, image_size=image_size)
+    config.sampling.clip_x0 = False
+    return config
+
+
+def predictor_corrector(config: ConfigDict, *, num_steps: int, snr: float) -> None:
+    """Sample as Song et al. 2021 do from the VE-SDE: reverse diffusion, and one Langevin step at every noise level."""
+    options = f"predictor=reverse_diffusion, corrector=langevin, snr={snr}"
+    config.sampling.update({"sampler": "predictor_corrector", "num_steps": num_steps, "options": options})
+
+
+def edm(flags: str, *, num_steps: int, cifar10: bool = False, image_size: int = 0) -> ConfigDict:
+    """EDM's own networks, sampled by Heun's method on their grid.
+
+    Args:
+        flags: Arguments of the preconditioner's constructor that the tensors do not say.
+        num_steps: As their ``--steps``, which counts the step from sigma_min to 0 that is the final denoising here.
+        cifar10: See ``pretrained``.
+        image_size: See ``pretrained``.
+    """
+    config = pretrained("edm", flags, cifar10=cifar10, image_size=image_size)
+    config.source.preconditioning = "edm"
+    config.sampling.update({"sampler": "heun", "grid": "karras", "num_steps": num_steps - 1, "clip_x0": False})
+    return config

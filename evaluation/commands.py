@@ -1,0 +1,40 @@
+"""What each ``--mode`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training.config import Config
+from training.exporting import export_model
+from training.importing import import_checkpoint
+from training.loop import train
+from training.network import complete_config
+
+from .bits_per_dim import evaluate
+from .sampling import sample
+
+
+def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any]) -> None:
+    """Do what a mode stands for.
+
+    A config that leaves the model to an imported checkpoint is completed here, once for all modes.
+
+    Args:
+        mode: train, eval, sample, import or export.
+        config: The config.
+        workdir: The work directory.
+        flags: ``source`` and ``checkpoint``, ``format`` and ``output``; "" where not given.
+
+    Raises:
+        ValueError: In one line, and the others' errors: see the functions themselves.
+    """
+    if mode == "import":
+        import_checkpoint(config, workdir, source=flags["source"], checkpoint=flags["checkpoint"])
+        return
+    config = complete_config(config, workdir)
+    if mode == "export":
+        export_model(config, workdir, format=flags["format"], output=flags["output"])
+        return
+    {"train": train, "eval": evaluate, "sample": sample}[mode](config, workdir)
