@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from sde_lib import VP
+
 FOLDER = Path(os.environ.get("SDE_REFERENCE") or Path(__file__).resolve().parents[2] / "shared" / "reference")
 
 
@@ -48,6 +50,27 @@ def worst_error(reference, compute, truth="y_out_f64"):
     """The error over all cases of ``compute(case)`` against one of their arrays."""
     with torch.no_grad():
         return max(per_sample_error(compute(case), case[truth].double()) for case in reference.cases())
+
+
+def score_sde_output(model, case, dtype):
+    """What score_sde_pytorch's network returns: of the VE networks, of data in [0, 1] and divided by sigma."""
+    x, t = case["x"].to(dtype), case["t"].double()
+    if model.sde.prior_std == 1:
+        return model.backbone(x, t)
+    return model.backbone(2 * x - 1, t.log()) / t.to(dtype)[:, None, None, None]
+
+
+def edm_denoised(model, case, dtype):
+    """EDM's D(x; sigma) with x = x0 + sigma n: x_t over alpha, where VP's sigma over alpha is sigma."""
+    x, sigma = case["x"].double(), case["t"].double()
+    if isinstance(model.sde, VP):
+        t = model.sde.time_from_log_snr(-2 * sigma.log())
+        x = x * (1 + sigma.square()).rsqrt()[:, None, None, None]
+    else:
+        t = model.sde.time_from_sigma(sigma)
+    told = model.parameterization.c_noise(model.sde, t)
+    torch.testing.assert_close(told, case["c_noise"], rtol=0, atol=1e-10)
+    return model(x.to(dtype), t, cond=case.get("y"))
 
 
 def randomize(network, seed=0):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from importer_references import Reference, count, per_sample_error, randomize, worst_error
 
-from models.backbones import UNet
 from models.importers.ddpm import ddpm_sources, from_ddpm, plan_ddpm
 from models.importers.renaming import renamed
 from sde_lib import Tabulated
@@ -18,19 +17,14 @@ def saved(folder):
     return network, folder / "model.ckpt"
 
 
-def test_outputs_are_those_of_the_project():
+def test_outputs_at_our_times_are_those_of_the_project():
     reference = Reference("pesser_ddpm")
     model = from_ddpm(reference.path, reference.config)
-    assert type(model.backbone) is UNet
-    assert sum(p.numel() for p in model.backbone.parameters()) == reference.settings["num_parameters"]
-    assert worst_error(reference, lambda c: model.backbone(c["x"], c["t"])) < 5e-5
 
     def through_the_model(case):
         return model(case["x"], (case["t"] + 1).double() / 1000).eps
 
     assert worst_error(reference, through_the_model) < 5e-5
-    double = model.double()
-    assert worst_error(reference, lambda c: double.backbone(c["x"].double(), c["t"])) < 1e-10
 
 
 def test_x0_is_that_of_ho_et_al_s_table():

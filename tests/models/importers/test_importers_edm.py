@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from importer_references import Reference, randomize, worst_error
+from importer_references import Reference, edm_denoised, randomize
 
 from models.backbones import NCSNpp
 from models.importers.edm import from_edm
@@ -27,35 +27,13 @@ def imported(name):
     return reference, from_edm(reference.path, config | extra)
 
 
-def denoised(model, case, dtype):
-    """D(x; sigma) with x = x0 + sigma n: x_t over alpha, where VP's sigma over alpha is sigma."""
-    x, sigma = case["x"].double(), case["t"].double()
-    if isinstance(model.sde, VP):
-        t = model.sde.time_from_log_snr(-2 * sigma.log())
-        x = x * (1 + sigma.square()).rsqrt()[:, None, None, None]
-    else:
-        t = model.sde.time_from_sigma(sigma)
-    told = model.parameterization.c_noise(model.sde, t)
-    torch.testing.assert_close(told, case["c_noise"], rtol=0, atol=1e-10)
-    return model(x.to(dtype), t, cond=case.get("y"))
-
-
-@pytest.mark.parametrize("name", [*SONG, "edm_adm_edm_cond"])
-def test_outputs_are_those_of_the_project(name):
-    reference, model = imported(name)
-    assert not model.training
-    assert worst_error(reference, lambda case: denoised(model, case, torch.float32).x0) < 5e-5
-    model.double()
-    assert worst_error(reference, lambda case: denoised(model, case, torch.float64).x0) < 1e-10
-
-
 @pytest.mark.parametrize("name", SONG)
 def test_scores_are_those_of_the_project(name):
     reference, model = imported(name)
     model.double()
 
     def score_of_x(case):
-        score = denoised(model, case, torch.float64).score
+        score = edm_denoised(model, case, torch.float64).score
         if isinstance(model.sde, VP):  # grad with respect to x = x_t / alpha
             score = score * (1 + case["t"].double().square()).rsqrt()[:, None, None, None]
         return score

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from importer_references import Reference, randomize, worst_error
+from importer_references import Reference, randomize, score_sde_output, worst_error
 from safetensors.torch import save_file
 
 from models.backbones import NCSNpp
@@ -29,27 +29,6 @@ VE_NETWORKS = ["scoresde_ncsnpp_ve_checkpoint", "scoresde_ncsnpp_ve_continuous",
 def imported(name, **kwargs):
     reference = Reference(name)
     return reference, from_score_sde(reference.path, reference.settings["config"], **kwargs)
-
-
-def theirs(model, case, dtype):
-    """What their network returns: of the VE networks, of data in [0, 1] and divided by sigma."""
-    x, t = case["x"].to(dtype), case["t"].double()
-    if model.sde.prior_std == 1:
-        return model.backbone(x, t)
-    return model.backbone(2 * x - 1, t.log()) / t.to(dtype)[:, None, None, None]
-
-
-@pytest.mark.parametrize("name", VP_NETWORKS + VE_NETWORKS)
-def test_outputs_are_those_of_the_project(name):
-    reference, model = imported(name)
-    embed = model.backbone.embed
-    frequencies = 0 if embed.fourier is None else embed.fourier.frequencies.numel()
-    # their frequencies are parameters
-    assert sum(p.numel() for p in model.parameters()) + frequencies == reference.settings["num_parameters"]
-    assert not model.training
-    assert worst_error(reference, lambda case: theirs(model, case, torch.float32)) < 5e-5
-    model.double()
-    assert worst_error(reference, lambda case: theirs(model, case, torch.float64)) < 1e-10
 
 
 @pytest.mark.parametrize("name", VP_NETWORKS)
@@ -88,8 +67,8 @@ def test_ve_scores_are_those_of_the_project_with_data_in_minus_one_to_one(name):
 def test_averaged_weights_by_default_and_the_others_when_asked_for():
     reference, model = imported("scoresde_ncsnpp_ve_checkpoint")
     _, raw = imported("scoresde_ncsnpp_ve_checkpoint", weights="raw")
-    assert worst_error(reference, lambda case: theirs(raw, case, torch.float32), "y_out_raw") < 5e-5
-    assert worst_error(reference, lambda case: theirs(model, case, torch.float32), "y_out_raw") > 0.1
+    assert worst_error(reference, lambda case: score_sde_output(raw, case, torch.float32), "y_out_raw") < 5e-5
+    assert worst_error(reference, lambda case: score_sde_output(model, case, torch.float32), "y_out_raw") > 0.1
     frequencies = [one.backbone.embed.fourier.frequencies for one in (model, raw)]
     assert torch.equal(*frequencies)
 
