@@ -1,0 +1,180 @@
+"""Small checkpoints as other projects write them, of images such as digits, and the commands that import them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from importer_references import randomize
+from tiny import ROOT
+
+from models import EpsParameterization, NetworkScoreModel
+from models.backbones import NCSNpp, UNet
+from models.importers import export_diffusers
+from models.importers.ddpm import ddpm_sources, plan_ddpm
+from models.importers.edm_song import song_sources
+from models.importers.guided import guided_sources
+from models.importers.guided_settings import plan_guided
+from models.importers.renaming import renamed
+from models.importers.score_sde_layout import score_sde_sources
+from sde_lib import Tabulated
+
+# The fewest images and steps that have every part.
+SECONDS = [
+    "--config.device=cpu",
+    "--config.data.dataset=digits",
+    "--config.data.image_size=0",
+    "--config.data.channels=0",
+    "--config.training.num_steps=2",
+    "--config.training.batch_size=4",
+    "--config.training.checkpoint_every=2",
+    "--config.training.log_every=1",
+    "--config.training.sample_every=0",
+    "--config.optim.warmup_steps=1",
+    "--config.sampling.num_steps=3",
+    "--config.sampling.num_samples=11",
+    "--config.sampling.batch_size=11",
+    "--config.eval.likelihoods=vlb,ode",
+    "--config.eval.num_images=2",
+    "--config.eval.batch_size=2",
+    "--config.eval.vlb_num_steps=4",
+    "--config.eval.vlb_samples_per_image=0",
+    "--config.eval.ode_rtol=0.5",
+    "--config.eval.ode_atol=0.5",
+]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint, the config that it is for, and what the project's settings are.
+
+    Attributes:
+        source: --source.
+        config: A config of configs/pretrained/.
+        checkpoint: The file or folder.
+        extra: Overrides.
+    """
+
+    source: str
+    config: str
+    checkpoint: Path
+    extra: tuple[str, ...] = ()
+
+    def command(self, mode: str, workdir: Path, *extra: str) -> list[str]:
+        config = f"--config={ROOT / 'configs' / 'pretrained' / self.config}.py"
+        flags = [f"--source={self.source}", f"--checkpoint={self.checkpoint}"] if mode == "import" else []
+        return [config, f"--mode={mode}", f"--workdir={workdir}", *flags, *SECONDS, *self.extra, *extra]
+
+
+def drawn(network):
+    """Random weights whose output is tame, so that samples do not grow without bounds."""
+    randomize(network)
+    network.conv_out.weight.data *= 0.1
+    return network
+
+
+DDPM = {
+    "resolution": 8, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4], "in_channels": 1,
+    "out_ch": 1, "dropout": 0.1, "num_diffusion_timesteps": 40, "beta_start": 1e-3, "beta_end": 0.3,
+}  # fmt: skip
+GUIDED = {
+    "image_size": 8, "in_channels": 1, "out_channels": 2, "model_channels": 32, "num_res_blocks": 1,
+    "attention_resolutions": [2], "channel_mult": [1, 2], "num_head_channels": 16, "num_classes": 10, "dropout": 0.1,
+    "resblock_updown": True, "use_scale_shift_norm": True, "steps": 40, "noise_schedule": "cosine",
+}  # fmt: skip
+IMPROVED = (
+    "--image_size 8 --in_channels 1 --num_channels 32 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 4 "
+    "--learn_sigma True --dropout 0.3 --diffusion_steps 40 --noise_schedule cosine"
+)
+SCORE_SDE = "--data.image_size 8 --model.name ncsnpp --model.fir {fir} --model.skip_rescale True --training.sde {sde} "
+SCORE_SDE += "--training.continuous True --model.dropout 0.1"
+NETWORK = {"image_size": 8, "in_channels": 1, "channels": 16, "channel_mult": (1, 2), "num_res_blocks": 1}
+NETWORK |= {"attention_resolutions": (4,)}
+
+
+def write_ddpm(folder: Path) -> Foreign:
+    network = drawn(plan_ddpm(DDPM).build_backbone())
+    torch.save(renamed(network, ddpm_sources(network)), folder / "model.ckpt")
+    # found beside the checkpoint
+    (folder / "settings_of_ddpm.json").write_text(json.dumps(DDPM))
+    return Foreign("ddpm", "ddpm_cifar10", folder / "model.ckpt", ("--config.source.config=settings_of_ddpm.json",))
+
+
+def write_diffusers(folder: Path) -> Foreign:
+    model = NetworkScoreModel(
+        drawn(UNet(**NETWORK, norm_groups=8, dropout=0.1)),
+        Tabulated.ddpm(num_steps=40, beta_start=1e-3, beta_end=0.3),
+        EpsParameterization(),
+    )
+    export_diffusers(model, folder / "pipeline")
+    return Foreign("diffusers", "diffusers_cifar10", folder / "pipeline")
+
+
+def write_edm(folder: Path) -> Foreign:
+    """DDPM++ with classes and labels of augmentation."""
+    network = drawn(NCSNpp(**NETWORK, fir_kernel=None, input_pyramid="none", num_classes=10, augment_dim=9))
+    tensors = {f"model.{name}": tensor for name, tensor in renamed(network, song_sources(network)).items()}
+    for name in [name for name in tensors if name.endswith(("_down.conv0.weight", "_up.conv0.weight"))]:
+        tensors[name.replace("weight", "resample_filter")] = torch.full((1, 1, 2, 2), 0.25)
+    torch.save(tensors, folder / "edm.pt")
+    return Foreign("edm", "edm_cifar10", folder / "edm.pt")
+
+
+def write_guided(folder: Path) -> Foreign:
+    """Classes, a learned variance, residual resampling."""
+    network = drawn(plan_guided(GUIDED).build_backbone())
+    torch.save(renamed(network, guided_sources(network)), folder / "guided.pt")
+    (folder / "guided.json").write_text(json.dumps(GUIDED))
+    extra = (f"--config.source.config={folder / 'guided.json'}",)
+    return Foreign("guided_diffusion", "guided_imagenet64", folder / "guided.pt", extra)
+
+
+def write_improved(folder: Path) -> Foreign:
+    network = drawn(plan_guided(IMPROVED, project="improved").build_backbone())
+    torch.save(renamed(network, guided_sources(network)), folder / "improved.pt")
+    extra = (f"--config.source.config={IMPROVED}",)
+    return Foreign("improved_diffusion", "improved_cifar10", folder / "improved.pt", extra)
+
+
+def _write_score_sde(folder: Path, family: str, network: NCSNpp, *, fir: bool) -> Foreign:
+    tensors = renamed(drawn(network), score_sde_sources(network))
+    trained = {name: tensor for name, tensor in tensors.items() if not name.endswith(".0.W")}
+    checkpoint = {
+        "optimizer": {"param_groups": [{"lr": np.float64(2e-4)}]},
+        "model": {f"module.{name}": tensor + 1 for name, tensor in trained.items()}
+        | {f"module.{name}": tensor for name, tensor in tensors.items() if name not in trained},
+        "ema": {"decay": 0.999, "num_updates": 7, "shadow_params": list(trained.values())},
+        "step": 7,
+    }
+    # the order in which the averages stand
+    checkpoint["model"] = {f"module.{name}": checkpoint["model"][f"module.{name}"] for name in tensors}
+    torch.save(checkpoint, folder / f"{family}.pth")
+    flags = SCORE_SDE.format(sde=f"{family}sde", fir=fir)
+    return Foreign(
+        "score_sde", f"score_sde_{family}_cifar10", folder / f"{family}.pth", (f"--config.source.config={flags}",)
+    )
+
+
+def write_vp(folder: Path) -> Foreign:
+    return _write_score_sde(folder, "vp", NCSNpp(**NETWORK, fir_kernel=None, input_pyramid="none"), fir=False)
+
+
+def write_subvp(folder: Path) -> Foreign:
+    return _write_score_sde(folder, "subvp", NCSNpp(**NETWORK), fir=True)
+
+
+def write_ve(folder: Path) -> Foreign:
+    return _write_score_sde(folder, "ve", NCSNpp(**NETWORK, embedding="fourier"), fir=True)
+
+
+WRITERS = {
+    "ddpm": write_ddpm,
+    "diffusers": write_diffusers,
+    "edm": write_edm,
+    "guided_diffusion": write_guided,
+    "improved_diffusion": write_improved,
+    "score_sde_vp": write_vp,
+    "score_sde_subvp": write_subvp,
+    "score_sde_ve": write_ve,
+}

@@ -1,0 +1,180 @@
+"""Checkpoints of every source, from import to samples, through the command line."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foreign_checkpoints import WRITERS, Foreign
+from safetensors.torch import load_file
+from tiny import ROOT, snapshot
+
+import main
+from evaluation.estimators import build_estimators, seen_by
+from evaluation.measurement import measure
+from evaluation.sampling import draw
+from models.importers import PlannedModel, from_diffusers
+from samplers import available_samplers
+from training.build import bound_x0, build_dataset, build_sampler
+from training.config import Config, load_config
+from training.images import to_uint8
+from training.importing import read_source
+from training.network import complete_config
+
+CONDITIONAL = ("edm", "guided_diffusion")
+EXPORTABLE = ("ddpm", "diffusers", "guided_diffusion")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An imported checkpoint: its command, its work directory, and the model as its importer gives it."""
+
+    foreign: Foreign
+    workdir: Path
+    model: PlannedModel
+    config: Config
+
+    def run(self, mode: str, *extra: str, workdir: Path | None = None) -> int:
+        return main.run(self.foreign.command(mode, workdir or self.workdir, *extra))
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
+    folder = tmp_path_factory.mktemp(request.param)
+    foreign = WRITERS[request.param](folder)
+    workdir = folder / "run"
+    command = foreign.command("import", workdir)
+    assert main.run(command) == 0
+    overrides = [word for word in command if word.startswith("--config.")]
+    config = load_config(str(ROOT / "configs" / "pretrained" / f"{foreign.config}.py"), overrides)
+    model = read_source(config, source=foreign.source, checkpoint=str(foreign.checkpoint))
+    return Imported(foreign, workdir, model, complete_config(config, workdir))
+
+
+def tensors_of(workdir: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(workdir / "checkpoints" / f"step_{step:08d}" / "tensors.safetensors")
+
+
+def test_the_work_directory_holds_the_weights_twice_and_the_model_s_description(imported: Imported):
+    assert [path.name for path in (imported.workdir / "checkpoints").iterdir()] == ["step_00000000"]
+    tensors, weights = tensors_of(imported.workdir, 0), imported.model.backbone.state_dict()
+    for prefix in ("model.", "ema."):
+        found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert not any(name.startswith("optim.") for name in tensors)
+    saved = json.loads((imported.workdir / "config.json").read_text())
+    plan = imported.model.plan
+    assert saved["model"]["backbone"] == plan.backbone and saved["sde"]["name"] == plan.sde["name"]
+    assert saved["source"]["checkpoint"] == str(imported.foreign.checkpoint)
+    assert saved["model"]["class_conditional"] == (plan.network.get("num_classes") is not None)
+
+
+def test_bits_per_dim_both_ways_are_those_of_the_model(imported: Imported):
+    assert imported.run("eval") == 0
+    report = json.loads((imported.workdir / "eval" / "report.json").read_text())
+    config = imported.config
+    dataset = build_dataset(config, "test")
+    assert (report["num_images"], report["step"], report["weights"]) == (2, 0, "ema")
+    for name, estimator in build_estimators(config, dataset).items():
+        expected = measure(
+            estimator,
+            seen_by(estimator, imported.model, clip_x0=config.eval.clip_x0),
+            dataset,
+            batch_size=2,
+            num_images=2,
+            seed=config.seed,
+            class_conditional=config.model.class_conditional,
+        )
+        assert report[name]["bits_per_dim"] == pytest.approx(expected.total.mean, rel=1e-3)
+    learned = imported.model.learned_variance
+    assert report["vlb"]["variance"] == "learned" if learned else report["vlb"]["variance"] in ("small", "large")
+
+
+def test_samples_are_those_of_the_model_with_classes_where_it_has_them(imported: Imported):
+    assert imported.run("sample") == 0
+    found = np.load(imported.workdir / "samples" / "samples.npz")
+    config, model = imported.config, imported.model
+    classes = model.plan.network.get("num_classes")
+    assert (imported.foreign.source in CONDITIONAL) == (classes == 10)
+    if classes:
+        assert found["arr_1"].tolist() == [*range(10), 0]
+    else:
+        assert found.files == ["arr_0"]
+    how: dict[str, Any] = {"sample_shape": (1, 8, 8), "num_samples": 11, "batch_size": 11, "seed": config.seed}
+    expected = to_uint8(draw(build_sampler(config), bound_x0(config, model), num_classes=classes, **how)[0], 17)
+    # another layout in memory may round otherwise, which moves a pixel by a level at most
+    difference = np.abs(found["arr_0"].astype(int) - expected.astype(int))
+    assert difference.max() <= 16 and (difference == 0).mean() > 0.98
+    assert found["arr_0"].std() > 0
+
+
+def test_no_data_set_is_needed_to_sample(imported: Imported, tmp_path: Path):
+    """The images that a network is of stand in its config: of a data set that is not there, samples can be drawn."""
+    if imported.foreign.source != "edm":
+        pytest.skip("one source stands for all")
+    work, data = tmp_path / "run", ["--config.data.dataset=folder", f"--config.data.root={tmp_path / 'nowhere'}"]
+    data += ["--config.data.image_size=8", "--config.data.channels=1"]
+    assert main.run(imported.foreign.command("import", work, *data)) == 0
+    assert main.run(imported.foreign.command("sample", work, *data)) == 0
+    one, other = (np.load(folder / "samples" / "samples.npz")["arr_1"] for folder in (work, imported.workdir))
+    np.testing.assert_array_equal(one, other)
+    assert main.run(imported.foreign.command("eval", work, *data)) == 2
+
+
+def test_every_sampler_runs_on_it(imported: Imported, tmp_path: Path):
+    workdir = Path(shutil.copytree(imported.workdir, tmp_path / "run"))
+    images = {}
+    extra = ["--config.sampling.options=", "--config.sampling.clip_x0=true", "--config.sampling.grid=uniform"]
+    extra += ["--config.sampling.num_samples=2"]
+    for name in available_samplers():
+        assert imported.run("sample", *extra, f"--config.sampling.sampler={name}", workdir=workdir) == 0
+        images[name] = np.load(workdir / "samples" / "samples.npz")["arr_0"]
+        assert images[name].shape == (2, 8, 8, 1)
+    assert (images["ancestral"] != images["ddim"]).any()
+
+
+def test_training_goes_on_from_the_weights(imported: Imported, tmp_path: Path):
+    workdir = Path(shutil.copytree(imported.workdir, tmp_path / "run"))
+    before = tensors_of(workdir, 0)
+    assert imported.run("train", workdir=workdir) == 0
+    after = tensors_of(workdir, 2)
+    assert {after[name].item() for name in after if name.endswith(".step")} == {2.0}
+    moved = {
+        prefix: max(float((after[name] - before[name]).abs().max()) for name in before if name.startswith(prefix))
+        for prefix in ("model.", "ema.")
+    }
+    # two steps of Adam, which moves no weight by more than about its learning rate
+    assert all(0 < distance < 0.01 for distance in moved.values()), moved
+    assert imported.run("eval", "--config.eval.likelihoods=vlb", workdir=workdir) == 0
+    assert json.loads((workdir / "eval" / "report.json").read_text())["step"] == 2
+    # dropout is the checkpoint's
+    dropout = imported.config.model.dropout
+    assert dropout == imported.model.plan.network["dropout"] > 0
+
+
+def test_export_where_diffusers_has_such_a_model(
+    imported: Imported, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+):
+    folder = tmp_path / "exported"
+    before = snapshot(imported.workdir)
+    code = imported.run("export", "--format=diffusers", f"--output={folder}")
+    assert snapshot(imported.workdir) == before
+    if imported.foreign.source not in EXPORTABLE:
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert code == 2 and len(lines) == 1 and "export" in lines[0]
+        assert not folder.exists() and not list(tmp_path.glob(".exported*"))
+        return
+    assert code == 0
+    again, model = from_diffusers(folder), imported.model
+    weights = model.backbone.state_dict()
+    found = again.backbone.state_dict()
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    assert again.learned_variance == model.learned_variance
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 1.0], dtype=torch.float64)
+    cond = torch.tensor([3, 7]) if imported.foreign.source in CONDITIONAL else None
+    torch.testing.assert_close(again(x, t, cond=cond).x0, model(x, t, cond=cond).x0, rtol=1e-6, atol=1e-6)
