@@ -203,7 +203,7 @@ def test_a_config_file_that_leaves_the_rest_to_the_checkpoint_may_say_some(
         workdir = tmp_path / str(code)
         command = ddpm.command("import", workdir)[1:]
         assert main.run([f"--config={path}", *command]) == code
-    line = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")][0]
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     assert "config.model.dropout is 0.2, but checkpoint" in line and "has 0.1; correct it, or leave it out" in line
     # and so afterwards
     command = ddpm.command("eval", tmp_path / "0")[1:]

@@ -10,6 +10,7 @@ import torch
 
 from data import ImageDataset, ImageKind, blank_dataset, image_kind
 from models.importers import (
+    ModelPlan,
     PlannedModel,
     from_ddpm,
     from_diffusers,
@@ -110,9 +111,21 @@ def _settings_of(text: str, checkpoint: str) -> str:
     return text
 
 
-def _check_kind(config: Config, model: PlannedModel, checkpoint: str) -> ImageDataset:
-    """A blank in place of ``config.data``, whose images must be such as the checkpoint's."""
-    data, network = config.data, model.plan.network
+def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageDataset:
+    """See that the images of ``config.data`` are such as a checkpoint's, without loading them if that can be.
+
+    Args:
+        config: The config.
+        plan: What the imported model is.
+        checkpoint: Its name, for the message.
+
+    Returns:
+        A blank in place of the data set.
+
+    Raises:
+        ValueError: If they have another size, or other numbers of channels or classes.
+    """
+    data, network = config.data, plan.network
     channels, size, classes = network.get("in_channels", 3), network["image_size"], network.get("num_classes")
     kind = image_kind(data.dataset, image_size=data.image_size or None, channels=data.channels or None)
     if kind is None:
@@ -162,11 +175,11 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     model = read_source(config, source=source, checkpoint=checkpoint)
     checkpoint = checkpoint or config.source.checkpoint
     _check_finite(model, checkpoint)
-    whole = config_of_checkpoint(config, model, checkpoint)
+    whole = config_of_checkpoint(config, model.plan, checkpoint)
     check_config(whole)
     check_eval_names(whole)
     build_sampler(whole)
-    dataset = _check_kind(whole, model, checkpoint)
+    dataset = check_images(whole, model.plan, checkpoint)
     whole = _with_source(whole, source=source, checkpoint=checkpoint)
     with says_which_knobs("model.channels", whole.model.get("channels", 0)):
         state = TrainingState.create(whole, dataset, torch.device("cpu"))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from data import ImageDataset
 from models.backbones import ADM, NCSNpp, UNet
-from models.importers import BACKBONES, ModelPlan, PlannedModel
+from models.importers import BACKBONES, ModelPlan
 from sde_lib import choices_message, sde_defaults
 
 from .config import Config, flatten
@@ -98,12 +98,12 @@ def sections_of(plan: ModelPlan) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, sde_defaults(plan.sde["name"]) | plan.sde
 
 
-def config_of_checkpoint(config: Config, model: PlannedModel, checkpoint: str) -> Config:
+def config_of_checkpoint(config: Config, plan: ModelPlan, checkpoint: str) -> Config:
     """The config of an imported model: the given one, with what it leaves to the checkpoint filled in.
 
     Args:
         config: The config. Where ``model.backbone`` is "checkpoint", it need not say anything of ``model`` and ``sde``.
-        model: The imported model.
+        plan: What the imported model is.
         checkpoint: Its name, for the message.
 
     Returns:
@@ -112,7 +112,7 @@ def config_of_checkpoint(config: Config, model: PlannedModel, checkpoint: str) -
     Raises:
         ValueError: If the config says otherwise than the checkpoint: key, the one's value and the other's.
     """
-    of_model, of_sde = sections_of(model.plan)
+    of_model, of_sde = sections_of(plan)
     leaves = config.model.get("backbone", "unet") == "checkpoint"
     said_model, said_sde = config.model.to_dict(), config.sde.to_dict()
     if leaves:
@@ -124,9 +124,8 @@ def config_of_checkpoint(config: Config, model: PlannedModel, checkpoint: str) -
         own["network"] = {k: v for k, v in options.items() if k not in _OF_DATA} | own.get("network", {})
         said_model, said_sde = own, sde_defaults(said_sde["name"]) | said_sde
     if said_model.get("noise_input") == "auto":
-        plan = model.plan
-        auto = "edm" if plan.parameterization == "edm" else "t999" if model.sde.table_size is None else "index"
-        said_model["noise_input"] = auto
+        auto = "t999" if plan.build_sde().table_size is None else "index"
+        said_model["noise_input"] = "edm" if plan.parameterization == "edm" else auto
     _refuse_differences("model.", said_model, of_model, checkpoint, leaves=leaves)
     _refuse_differences("sde.", said_sde, of_sde, checkpoint, leaves=leaves)
     if not leaves:

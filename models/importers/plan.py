@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sde_lib import choices_message, make_sde
+from sde_lib import SDE, choices_message, make_sde
 
 from ..backbones import ADM, NCSNpp, UNet
 from ..parameterization import TimeInput, make_parameterization
@@ -42,6 +42,14 @@ class ModelPlan:
             raise ValueError(choices_message("backbone", self.backbone, sorted(BACKBONES)))
         return BACKBONES[self.backbone](**self.network)
 
+    def build_sde(self) -> SDE:
+        """The SDE.
+
+        Raises:
+            ValueError: In one line, if there is no such SDE.
+        """
+        return make_sde(**self.sde)
+
     def build(self) -> PlannedModel:
         """The model, with new weights and in evaluation mode.
 
@@ -62,10 +70,9 @@ class PlannedModel(NetworkScoreModel):
     """
 
     def __init__(self, plan: ModelPlan) -> None:
-        options = {name: value for name, value in plan.sde.items() if name != "name"}
         super().__init__(
             plan.build_backbone(),
-            make_sde(plan.sde["name"], **options),
+            plan.build_sde(),
             make_parameterization(plan.parameterization, noise_input=plan.noise_input),
             learned_variance=bool(plan.network.get("learned_variance", False)),
         )

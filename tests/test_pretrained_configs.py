@@ -1,0 +1,226 @@
+"""Every published checkpoint has a config with which its network, of the published size, imports."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from importer_references import count
+
+from models.backbones import NCSNpp
+from models.importers import ModelPlan
+from models.importers.ddpm import plan_ddpm
+from models.importers.diffusers_settings import plan_diffusers
+from models.importers.edm import plan_edm
+from models.importers.edm_song import song_sources
+from models.importers.guided_settings import plan_guided
+from models.importers.renaming import renamed
+from models.importers.score_sde import plan_score_sde
+from models.importers.score_sde_configs import PUBLISHED
+from models.importers.score_sde_layout import score_sde_sources
+from samplers import GridSampler
+from sde_lib import make_grid
+from training.build import build_loss, build_sampler, build_sde
+from training.checks import check_config, check_eval_names
+from training.config import Config, load_config
+from training.importing import check_images
+from training.network import build_backbone, config_of_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "configs" / "pretrained"
+
+DDPMPP: dict[str, Any] = {"image_size": 32, "fir_kernel": None, "input_pyramid": "none"}
+NCSNPP = {"image_size": 32}
+FOURIER = {"embedding": "fourier"}
+SKIPS = {**FOURIER, "input_pyramid": "skip", "output_pyramid": "skip"}
+SIZE_256 = {"image_size": 256, "channel_mult": (1, 1, 2, 2, 2, 2, 2), "num_res_blocks": 2, **SKIPS}
+SIZE_1024 = {"image_size": 1024, "channels": 16, "channel_mult": (1, 2, 4, 8, 16, 32, 32, 32), "num_res_blocks": 1}
+SIZE_1024 |= SKIPS
+DDPM = {"image_size": 32, "num_res_blocks": 2, "block": "ddpm", "fir_kernel": None, "input_pyramid": "none"}
+DDPM |= {"rescale": False, "min_group_channels": 1}
+
+# config.json of pipelines on the hub, as far as they are not UNet2DModel's defaults
+HO: dict[str, Any] = {
+    "attention_head_dim": None, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6,
+    "layers_per_block": 2, "sample_size": 32, "block_out_channels": [128, 256, 256, 256],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+HO_256 = HO | {
+    "sample_size": 256, "block_out_channels": [128, 128, 256, 256, 512, 512],
+    "down_block_types": ["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "AttnUpBlock2D"] + ["UpBlock2D"] * 4,
+}  # fmt: skip
+
+
+def _diffusers_ve(size: int, widths: list[int], layers: int, attends: int) -> ModelPlan:
+    down = ["SkipDownBlock2D"] * len(widths)
+    down[attends] = "AttnSkipDownBlock2D"
+    up = ["SkipUpBlock2D"] * len(widths)
+    up[len(widths) - 1 - attends] = "AttnSkipUpBlock2D"
+    unet = {
+        "attention_head_dim": None, "center_input_sample": True, "norm_eps": 1e-6, "norm_num_groups": None,
+        "mid_block_scale_factor": 2**0.5, "time_embedding_type": "fourier", "sample_size": size,
+        "layers_per_block": layers, "block_out_channels": widths, "down_block_types": down, "up_block_types": up,
+    }  # fmt: skip
+    return plan_diffusers(unet, {"_class_name": "ScoreSdeVeScheduler", "sigma_max": 348.0})
+
+
+def _score_sde(config: Config, network: dict[str, Any]) -> ModelPlan:
+    with torch.device("meta"):
+        tensors = renamed(backbone := NCSNpp(**network), score_sde_sources(backbone))
+    return plan_score_sde(tensors, config.source.config, path=Path("published.pth"))
+
+
+def _edm(config: Config, network: dict[str, Any], taps: tuple[int, ...]) -> ModelPlan:
+    with torch.device("meta"):
+        tensors = renamed(backbone := NCSNpp(**network), song_sources(backbone))
+    fir = torch.tensor(taps, dtype=torch.float32) / sum(taps)
+    for name in [name for name in tensors if name.endswith(("_down.conv0.weight", "_up.conv0.weight"))]:
+        tensors[name.replace("weight", "resample_filter")] = torch.outer(fir, fir)[None, None]
+    return plan_edm(tensors, config.source.config, preconditioning=config.source.preconditioning, path=Path("edm.pt"))
+
+
+def _edm_imagenet(config: Config) -> ModelPlan:
+    # of this network the settings say all: any tensor of it tells it from the other kind
+    return plan_edm(
+        {"out_conv.weight": torch.zeros(1)}, config.source.config, preconditioning="edm", path=Path("edm.pt")
+    )
+
+
+def _vp_edm(**network: Any) -> dict[str, Any]:
+    return {"channels": 128, "fir_kernel": None, "input_pyramid": "none", **network}
+
+
+def _ve_edm(**network: Any) -> dict[str, Any]:
+    return {"channels": 128, "embedding": "fourier", **network}
+
+
+CIFAR10_EDM = {"image_size": 32, "channel_mult": (2, 2, 2), "augment_dim": 9}
+FACES_EDM = {"image_size": 64, "channel_mult": (1, 2, 2, 2), "augment_dim": 9}
+
+# (config, further overrides): the plan, and the published number of parameters: exact, or in millions where a paper or
+# a file's name rounds it; frequencies that a project counts as parameters included. None where none is published.
+CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
+    # Ho et al. 2020, Appendix B
+    ("ddpm_cifar10", ""): (lambda c: plan_ddpm(c.source.config), 35_746_307),
+    ("ddpm_lsun", ""): (lambda c: plan_ddpm(c.source.config), 114),
+    ("ddpm_lsun", "source.config=lsun_cat"): (lambda c: plan_ddpm(c.source.config), 114),
+    ("ddpm_lsun", "source.config=lsun_church"): (lambda c: plan_ddpm(c.source.config), 114),
+    ("diffusers_cifar10", ""): (lambda c: plan_diffusers(HO, {}), 35_746_307),
+    ("diffusers_256", ""): (lambda c: plan_diffusers(HO_256, {}), 114),
+    ("diffusers_ve_256", ""): (lambda c: _diffusers_ve(256, [128, 128, *[256] * 5], 2, 4), 65_574_549),
+    ("diffusers_ve_1024", ""): (lambda c: _diffusers_ve(1024, [16, 32, 64, 128, 256, *[512] * 3], 1, 6), None),
+    # Karras et al. 2022, Table 7
+    ("edm_cifar10", ""): (lambda c: _edm(c, _vp_edm(**CIFAR10_EDM, num_classes=10), (1, 1)), 56),
+    ("edm_cifar10", "source.checkpoint=uncond-ve"): (lambda c: _edm(c, _ve_edm(**CIFAR10_EDM), (1, 3, 3, 1)), 56),
+    ("edm_cifar10", "source.preconditioning=vp"): (lambda c: _edm(c, DDPMPP, (1, 1)), 61_804_419),
+    ("edm_cifar10", "source.preconditioning=ve"): (lambda c: _edm(c, NCSNPP | FOURIER, (1, 3, 3, 1)), None),
+    ("edm_ffhq", ""): (lambda c: _edm(c, _vp_edm(**FACES_EDM), (1, 1)), 62),
+    ("edm_ffhq", "source.checkpoint=uncond-ve"): (lambda c: _edm(c, _ve_edm(**FACES_EDM), (1, 3, 3, 1)), 63),
+    ("edm_afhqv2", ""): (lambda c: _edm(c, _vp_edm(**FACES_EDM), (1, 1)), 62),
+    ("edm_imagenet64", ""): (_edm_imagenet, 296),
+    # Dhariwal and Nichol 2021, Table 4 and the files themselves
+    ("guided_imagenet64", ""): (lambda c: plan_guided(c.source.config), 295_904_454),
+    ("guided_imagenet128", ""): (lambda c: plan_guided(c.source.config), 421_529_606),
+    ("guided_imagenet256", ""): (lambda c: plan_guided(c.source.config), 553_838_086),
+    ("guided_imagenet256_uncond", ""): (lambda c: plan_guided(c.source.config), 552_814_086),
+    ("guided_imagenet512", ""): (lambda c: plan_guided(c.source.config), 558_997_638),
+    ("guided_lsun", ""): (lambda c: plan_guided(c.source.config), 552_814_086),
+    ("guided_lsun_horse_nodropout", ""): (lambda c: plan_guided(c.source.config), 552_814_086),
+    # Nichol and Dhariwal 2021: of LSUN Ho et al.'s network, whose last convolution has three outputs more
+    ("improved_cifar10", ""): (lambda c: plan_guided(c.source.config, project="improved"), 52_546_438),
+    ("improved_imagenet64", ""): (lambda c: plan_guided(c.source.config, project="improved"), None),
+    ("improved_imagenet64_cond", ""): (lambda c: plan_guided(c.source.config, project="improved"), None),
+    ("improved_lsun_bedroom", ""): (
+        lambda c: plan_guided(c.source.config, project="improved"),
+        113_673_219 + 3 * (128 * 9 + 1),
+    ),
+    ("score_sde_ve_1024", ""): (lambda c: _score_sde(c, SIZE_1024), None),
+    ("score_sde_ve_1024", "source.config=ve/celebahq_ncsnpp_continuous"): (lambda c: _score_sde(c, SIZE_1024), None),
+}
+
+
+def _of_score_sde() -> None:
+    """All names of score_sde_pytorch, by the config that is theirs."""
+    for name in PUBLISHED:
+        family, rest = name.split("/", 1)
+        if not rest.startswith(("cifar10", "ddpm/")):
+            if PUBLISHED[name]["data.image_size"] == 256:
+                key = ("score_sde_ve_256", f"source.config={name}")
+                CHECKPOINTS[key] = (lambda c: _score_sde(c, SIZE_256), 65_574_549)
+            continue
+        config = f"score_sde_{family}_cifar10"
+        if family == "vp" and "continuous" not in name:
+            config += "_discrete"
+        network = DDPM if "ddpm/" in name else DDPMPP if "ddpmpp" in name else NCSNPP
+        deep = {"num_res_blocks": 8} if "deep" in name else {}
+        fourier = FOURIER if family == "ve" and "continuous" in name else {}
+        size = 35_218_947 if network is DDPM else 61_804_419 if network is DDPMPP and not deep else None
+        settings = {**network, **deep, **fourier}
+        CHECKPOINTS[config, f"source.config={name}"] = (lambda c, settings=settings: _score_sde(c, settings), size)
+
+
+_of_score_sde()
+NAMES = [f"{config} {override}".strip() for config, override in CHECKPOINTS]
+
+
+def _load(name: str, override: str = "") -> Config:
+    return load_config(str(FOLDER / f"{name}.py"), [f"--config.{override}"] if override else [])
+
+
+def test_every_config_is_of_a_checkpoint_here():
+    there = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "family"}
+    assert there == {config for config, _ in CHECKPOINTS}
+
+
+@pytest.mark.parametrize("key", CHECKPOINTS, ids=NAMES)
+def test_the_published_network_fits_its_config_and_has_the_published_size(key: tuple[str, str]):
+    config = _load(*key)
+    plan, published = CHECKPOINTS[key][0](config), CHECKPOINTS[key][1]
+    with torch.device("meta"):
+        backbone = plan.build_backbone()
+    size = count(plan.build_backbone)
+    fourier = getattr(backbone.embed, "fourier", None)
+    # these projects' frequencies are parameters
+    if fourier is not None and "edm" not in key[0]:
+        size += fourier.frequencies.numel()
+    if published is not None:
+        assert (size if published > 1000 else round(size / 1e6)) == published
+
+    whole = config_of_checkpoint(config, plan, "published.pt")
+    check_config(whole)
+    check_eval_names(whole)
+    images = check_images(whole, plan, "published.pt")
+    with torch.device("meta"):
+        again = build_backbone(whole, images, outputs_per_channel=1)
+    assert type(again) is type(backbone)
+    shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (again, backbone)]
+    assert shapes[0] == shapes[1]
+    assert whole.model.dropout == plan.network.get("dropout", 0.0)
+    assert whole.model.learned_variance == plan.network.get("learned_variance", False)
+    assert whole.model.class_conditional == (plan.network.get("num_classes") is not None)
+
+    sde = build_sde(whole)
+    build_loss(whole, sde, images)
+    sampler = build_sampler(whole)
+    assert isinstance(sampler, GridSampler)
+    assert len(make_grid(whole.sampling.grid, sde, whole.sampling.num_steps)) == whole.sampling.num_steps + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling"),
+    [
+        ("ddpm_cifar10", ("ancestral", 1000, "uniform", True)),
+        ("guided_imagenet256", ("ancestral", 250, "uniform", True)),
+        # 18 steps of theirs, 35 calls: 17 here and the final denoising
+        ("edm_cifar10", ("heun", 17, "karras", False)),
+        ("edm_ffhq", ("heun", 39, "karras", False)),
+        ("edm_imagenet64", ("heun", 255, "karras", False)),
+        ("score_sde_vp_cifar10", ("euler_maruyama", 1000, "uniform", False)),
+        ("score_sde_ve_cifar10", ("predictor_corrector", 1000, "uniform", False)),
+    ],
+)
+def test_samplers_are_the_published_ones(name: str, sampling: tuple[str, int, str, bool]):
+    said = _load(name).sampling
+    assert (said.sampler, said.num_steps, said.grid, said.clip_x0) == sampling
