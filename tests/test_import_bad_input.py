@@ -173,7 +173,7 @@ def test_a_config_that_contradicts_the_checkpoint_is_one_line(
     """A config with numbers of its own: each that differs is named, with its value and the checkpoint's."""
     assert main.run(tiny_command("export", run_copy, "--format=diffusers", f"--output={tmp_path / 'out'}")) == 0
     flags = ["--source=diffusers", f"--checkpoint={tmp_path / 'out'}"]
-    workdir = tmp_path / "run"
+    workdir = tmp_path / "new"
     for key, said, found in (
         ("model.channels", "32", "16"),
         ("model.channel_mult", "(1, 2)", "(1, 1)"),

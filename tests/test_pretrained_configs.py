@@ -53,15 +53,14 @@ HO_256 = HO | {
 }  # fmt: skip
 
 
-def _diffusers_ve(size: int, widths: list[int], layers: int, attends: int) -> ModelPlan:
-    down = ["SkipDownBlock2D"] * len(widths)
-    down[attends] = "AttnSkipDownBlock2D"
-    up = ["SkipUpBlock2D"] * len(widths)
-    up[len(widths) - 1 - attends] = "AttnSkipUpBlock2D"
+def _diffusers_ve() -> ModelPlan:
+    down = ["SkipDownBlock2D"] * 4 + ["AttnSkipDownBlock2D"] + ["SkipDownBlock2D"] * 2
+    up = ["SkipUpBlock2D"] * 2 + ["AttnSkipUpBlock2D"] + ["SkipUpBlock2D"] * 4
     unet = {
         "attention_head_dim": None, "center_input_sample": True, "norm_eps": 1e-6, "norm_num_groups": None,
-        "mid_block_scale_factor": 2**0.5, "time_embedding_type": "fourier", "sample_size": size,
-        "layers_per_block": layers, "block_out_channels": widths, "down_block_types": down, "up_block_types": up,
+        "mid_block_scale_factor": 2**0.5, "time_embedding_type": "fourier", "sample_size": 256,
+        "layers_per_block": 2, "block_out_channels": [128, 128, *[256] * 5], "down_block_types": down,
+        "up_block_types": up,
     }  # fmt: skip
     return plan_diffusers(unet, {"_class_name": "ScoreSdeVeScheduler", "sigma_max": 348.0})
 
@@ -109,16 +108,15 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
     ("ddpm_lsun", "source.config=lsun_church"): (lambda c: plan_ddpm(c.source.config), 114),
     ("diffusers_cifar10", ""): (lambda c: plan_diffusers(HO, {}), 35_746_307),
     ("diffusers_256", ""): (lambda c: plan_diffusers(HO_256, {}), 114),
-    ("diffusers_ve_256", ""): (lambda c: _diffusers_ve(256, [128, 128, *[256] * 5], 2, 4), 65_574_549),
-    ("diffusers_ve_1024", ""): (lambda c: _diffusers_ve(1024, [16, 32, 64, 128, 256, *[512] * 3], 1, 6), None),
-    # Karras et al. 2022, Table 7
-    ("edm_cifar10", ""): (lambda c: _edm(c, _vp_edm(**CIFAR10_EDM, num_classes=10), (1, 1)), 56),
-    ("edm_cifar10", "source.checkpoint=uncond-ve"): (lambda c: _edm(c, _ve_edm(**CIFAR10_EDM), (1, 3, 3, 1)), 56),
+    ("diffusers_ve_256", ""): (lambda c: _diffusers_ve(), 65_574_549),
+    # of these, known is that EDM's ADM is that of Dhariwal and Nichol 2021, and its baselines Song et al.'s networks
+    ("edm_cifar10", ""): (lambda c: _edm(c, _vp_edm(**CIFAR10_EDM, num_classes=10), (1, 1)), None),
+    ("edm_cifar10", "source.checkpoint=uncond-ve"): (lambda c: _edm(c, _ve_edm(**CIFAR10_EDM), (1, 3, 3, 1)), None),
     ("edm_cifar10", "source.preconditioning=vp"): (lambda c: _edm(c, DDPMPP, (1, 1)), 61_804_419),
     ("edm_cifar10", "source.preconditioning=ve"): (lambda c: _edm(c, NCSNPP | FOURIER, (1, 3, 3, 1)), None),
-    ("edm_ffhq", ""): (lambda c: _edm(c, _vp_edm(**FACES_EDM), (1, 1)), 62),
-    ("edm_ffhq", "source.checkpoint=uncond-ve"): (lambda c: _edm(c, _ve_edm(**FACES_EDM), (1, 3, 3, 1)), 63),
-    ("edm_afhqv2", ""): (lambda c: _edm(c, _vp_edm(**FACES_EDM), (1, 1)), 62),
+    ("edm_ffhq", ""): (lambda c: _edm(c, _vp_edm(**FACES_EDM), (1, 1)), None),
+    ("edm_ffhq", "source.checkpoint=uncond-ve"): (lambda c: _edm(c, _ve_edm(**FACES_EDM), (1, 3, 3, 1)), None),
+    ("edm_afhqv2", ""): (lambda c: _edm(c, _vp_edm(**FACES_EDM), (1, 1)), None),
     ("edm_imagenet64", ""): (_edm_imagenet, 296),
     # Dhariwal and Nichol 2021, Table 4 and the files themselves
     ("guided_imagenet64", ""): (lambda c: plan_guided(c.source.config), 295_904_454),

@@ -190,8 +190,9 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     with locked(workdir, "train"):
         # another process may have begun in the meantime
         _refuse_used(workdir)
-        claim_for_training(workdir, whole)
+        # in this order: nobody trains anew, unknowingly, where an import was interrupted
         state.save(workdir / "checkpoints", keep=whole.training.keep_checkpoints)
+        claim_for_training(workdir, whole)
     size = sum(parameter.numel() for parameter in model.backbone.parameters())
     say(
         f"imported {one_line(checkpoint, 120)}: {model.plan.backbone} of {size:,} parameters, SDE "

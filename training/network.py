@@ -179,7 +179,7 @@ def complete_config(config: Config, workdir: Path) -> Config:
     if "model" not in config or config.model.get("backbone", "unet") != "checkpoint":
         return config
     saved = read_config(workdir)
-    if saved is None:
+    if saved is None or not any((workdir / "checkpoints").glob("step_*")):
         raise ValueError(
             f"{workdir} holds no imported model, for which config.model.backbone=checkpoint stands; run --mode import "
             "first, or pass its --workdir"

@@ -58,8 +58,8 @@ NETWORKS = {
     "scoresde_ncsnpp_ve_skips": (NCSNpp, _score_sde, score_sde_output),
     "scoresde_ncsnpp_vp_continuous": (NCSNpp, _score_sde, score_sde_output),
 }
-# parameters of theirs that have no place here: EDM's ADM is without what maps augmentation labels, [embedding, labels]
-LEFT_OUT = {"edm_adm_edm_cond": 9 * 64}
+# parameters of theirs that have no place here: EDM's ADM is without what maps augmentation labels, [16, 9]
+LEFT_OUT = {"edm_adm_edm_cond": 16 * 9}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
