@@ -230,3 +230,19 @@ def test_a_data_set_of_other_images_is_refused_when_it_is_loaded(
     for mode in ("eval", "train"):
         line = error(capsys, guided.command(mode, workdir, *npz, bad))
         assert "7" in line if name == "num_classes" else "was trained on" in line or "the model has" in line
+
+
+@pytest.mark.parametrize("when", ["save_checkpoint", "claim_for_training"])
+def test_an_import_that_is_cut_short_leaves_nothing_to_train_anew_unknowingly(
+    ddpm: Foreign, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, when: str
+):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    workdir = tmp_path / "run"
+    module = "training.state" if when == "save_checkpoint" else "training.importing"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.{when}", full)
+        refused(capsys, ddpm.command("import", workdir), "no space left on device")
+    for mode in ("train", "eval", "sample"):
+        refused(capsys, ddpm.command(mode, workdir), "holds no imported model, for which")

@@ -17,6 +17,7 @@ from sde_lib import (
     available_sdes,
     choices_message,
     make_sde,
+    sde_defaults,
 )
 
 NAMES = ["betas", "ddpm", "improved_ddpm", "ncsn", "subvp", "ve", "vp", "vp_cosine", "vp_learned"]
@@ -29,6 +30,20 @@ def test_each_name_builds_its_sde():
         options = {"betas": [0.1, 0.2]} if name == "betas" else {}
         assert type(make_sde(name, **options)) is kinds.get(name, Tabulated)
         assert isinstance(make_sde(name, **options), SDE)
+
+
+def test_the_defaults_of_an_sde_are_what_it_is_without_options():
+    t = torch.tensor([0.01, 0.3, 1.0], dtype=torch.float64)
+    for name in NAMES:
+        defaults = sde_defaults(name)
+        if name == "betas":
+            assert defaults == {}
+            continue
+        assert defaults
+        torch.testing.assert_close(make_sde(name, **defaults).log_snr(t), make_sde(name).log_snr(t), rtol=0, atol=0)
+    assert sde_defaults("ddpm") == {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    with pytest.raises(ValueError, match="unknown SDE 'ddmp'"):
+        sde_defaults("ddmp")
 
 
 def test_options_reach_the_sde():

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from importer_references import randomize
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import NetworkScoreModel, make_parameterization
-from models.backbones import MLP, AttentionBlock, ResBlock, UNet
+from models.backbones import ADM, MLP, AttentionBlock, NCSNpp, ResBlock, UNet
 from sde_lib import Tabulated
 from training import compilation, precision
 from training.compilation import missing_compiler
@@ -325,6 +326,30 @@ def test_inference_in_bf16_is_autocast_bit_for_bit():
     layers = [part for block in blocks for part in block.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
     assert {layer.weight.dtype for layer in layers} == {BF16}
     assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+OTHERS = {
+    "adm": lambda: ADM(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3,
+                       attention_resolutions=(4,)),
+    "adm, fourier": lambda: ADM(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3,
+                                attention_resolutions=(4,), resampling="convolution", embedding="fourier"),
+    "ncsnpp": lambda: NCSNpp(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3,
+                             attention_resolutions=(4,), embedding="fourier"),
+    "ncsnpp, ddpm blocks": lambda: NCSNpp(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1,
+                                          num_classes=3, attention_resolutions=(4,), block="ddpm"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_inference_in_bf16_of_other_backbones_is_autocast_bit_for_bit(name: str):
+    net = randomize(OTHERS[name]())
+    # labels whose phases bf16 cannot hold, beside small ones
+    x, c_noise, cond = torch.randn(4, 3, 8, 8), torch.tensor([3.7, -4.6, 0.013, 500.0]), torch.tensor([0, 2, -1, 1])
+    with torch.no_grad():
+        expected = PrecisionBackbone(net, BF16)(x, c_noise, cond)
+        assert torch.equal(InferenceBackbone(net, BF16)(x, c_noise, cond), expected)
+        exact = net(x, c_noise, cond)
+    assert 0 < float((expected - exact).abs().max() / exact.abs().max()) < 0.1
 
 
 def test_inference_is_a_frozen_copy_that_still_has_gradients_of_its_input():
