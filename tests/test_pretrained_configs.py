@@ -19,10 +19,10 @@ from models.importers.score_sde import plan_score_sde
 from models.importers.score_sde_configs import PUBLISHED
 from models.importers.score_sde_layout import score_sde_sources
 from samplers import GridSampler
-from sde_lib import make_grid
+from sde_lib import make_grid, make_sde
 from training.build import build_loss, build_sampler, build_sde
 from training.checks import check_config, check_eval_names
-from training.config import Config, load_config
+from training.config import Config, load_config, parse_options
 from training.importing import check_images
 from training.network import build_backbone, config_of_checkpoint
 
@@ -222,3 +222,16 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
 def test_samplers_are_the_published_ones(name: str, sampling: tuple[str, int, str, bool]):
     said = _load(name).sampling
     assert (said.sampler, said.num_steps, said.grid, said.clip_x0) == sampling
+
+
+@pytest.mark.parametrize(("name", "num_steps"), [("edm_cifar10", 18), ("edm_ffhq", 40), ("edm_imagenet64", 256)])
+def test_edm_s_noise_levels_are_those_of_its_sampler(name: str, num_steps: int):
+    """sigma_i of Karras et al. 2022, Eq. 5; after the last they step to 0, which is the final denoising here."""
+    sampling, sde = _load(name).sampling, make_sde("ve", sigma_min=0.002, sigma_max=80.0)
+    ramp = torch.arange(num_steps, dtype=torch.float64) / (num_steps - 1)
+    expected = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    found = sde.sigma(make_grid(sampling.grid, sde, sampling.num_steps))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    churn = parse_options(sampling.options).get("churn", 0)
+    # what their sampler adds at each step: S_churn over its number of steps
+    assert churn / sampling.num_steps == pytest.approx((40 if name == "edm_imagenet64" else 0) / num_steps)

@@ -183,9 +183,12 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     whole = _with_source(whole, source=source, checkpoint=checkpoint)
     with says_which_knobs("model.channels", whole.model.get("channels", 0)):
         state = TrainingState.create(whole, dataset, torch.device("cpu"))
-    weights = model.backbone.state_dict()
     for one in (state.model, state.ema.model):
-        one.backbone.load_state_dict(weights)
+        one.backbone.load_state_dict(model.backbone.state_dict())
+    size = sum(parameter.numel() for parameter in model.backbone.parameters())
+    plan = model.plan
+    # gigabytes, of the largest
+    del model
     check_for_training(workdir, whole)
     with locked(workdir, "train"):
         # another process may have begun in the meantime
@@ -193,10 +196,9 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
         # in this order: nobody trains anew, unknowingly, where an import was interrupted
         state.save(workdir / "checkpoints", keep=whole.training.keep_checkpoints)
         claim_for_training(workdir, whole)
-    size = sum(parameter.numel() for parameter in model.backbone.parameters())
     say(
-        f"imported {one_line(checkpoint, 120)}: {model.plan.backbone} of {size:,} parameters, SDE "
-        f"{model.plan.sde['name']}, as step 0 of {workdir}"
+        f"imported {one_line(checkpoint, 120)}: {plan.backbone} of {size:,} parameters, SDE {plan.sde['name']}, as "
+        f"step 0 of {workdir}"
     )
 
 
