@@ -11,6 +11,7 @@ from training.exporting import export_model
 from training.importing import import_checkpoint
 from training.loop import train
 from training.network import complete_config
+from training.ranks import Ranks
 
 from .bits_per_dim import evaluate
 from .sampling import sample
@@ -30,6 +31,10 @@ def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any])
     Raises:
         ValueError: In one line, and the others' errors: see the functions themselves.
     """
+    if mode in ("import", "export"):
+        with Ranks.from_environment() as ranks:
+            if ranks.world > 1:
+                raise ValueError(f"--mode {mode} is for one process, got {ranks.world}; run it without torchrun")
     if mode == "import":
         import_checkpoint(config, workdir, source=flags["source"], checkpoint=flags["checkpoint"])
         return

@@ -44,8 +44,11 @@ class Imported:
 
 @pytest.fixture(scope="module", params=WRITERS)
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
-    folder = tmp_path_factory.mktemp(request.param)
-    foreign = WRITERS[request.param](folder)
+    return begin(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def begin(name: str, folder: Path) -> Imported:
+    foreign = WRITERS[name](folder)
     workdir = folder / "run"
     command = foreign.command("import", workdir)
     assert main.run(command) == 0
@@ -113,11 +116,11 @@ def test_samples_are_those_of_the_model_with_classes_where_it_has_them(imported:
     assert found["arr_0"].std() > 0
 
 
-def test_no_data_set_is_needed_to_sample(imported: Imported, tmp_path: Path):
+def test_no_data_set_is_needed_to_sample(tmp_path: Path):
     """The images that a network is of stand in its config: of a data set that is not there, samples can be drawn."""
-    if imported.foreign.source != "edm":
-        pytest.skip("one source stands for all")
-    work, data = tmp_path / "run", ["--config.data.dataset=folder", f"--config.data.root={tmp_path / 'nowhere'}"]
+    imported = begin("edm", tmp_path)
+    assert imported.run("sample") == 0
+    work, data = tmp_path / "other", ["--config.data.dataset=folder", f"--config.data.root={tmp_path / 'nowhere'}"]
     data += ["--config.data.image_size=8", "--config.data.channels=1"]
     assert main.run(imported.foreign.command("import", work, *data)) == 0
     assert main.run(imported.foreign.command("sample", work, *data)) == 0
@@ -155,6 +158,29 @@ def test_training_goes_on_from_the_weights(imported: Imported, tmp_path: Path):
     # dropout is the checkpoint's
     dropout = imported.config.model.dropout
     assert dropout == imported.model.plan.network["dropout"] > 0
+
+
+def test_how_it_is_trained_is_free_until_the_first_step_but_for_what_step_0_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    imported = begin("ddpm", tmp_path)
+    workdir = imported.workdir
+    saved = json.loads((workdir / "config.json").read_text())
+    for key, value, was in (("training.loss", "vlb", "'auto'"), ("optim.beta1", "0.5", "0.9")):
+        assert imported.run("train", f"--config.{key}={value}") == 2
+        assert f"belongs to another config: {key} was {was}" in capsys.readouterr().err
+    assert json.loads((workdir / "config.json").read_text()) == saved
+    free = ["--config.training.batch_size=5", "--config.optim.learning_rate=1e-5", "--config.training.ema_decay=0.5"]
+    assert imported.run("train", *free) == 0
+    now = json.loads((workdir / "config.json").read_text())
+    assert now["training"]["batch_size"] == 5 and now["source"] == saved["source"]
+    before, after = (tensors_of(workdir, step) for step in (0, 2))
+    moved = max(float((after[name] - before[name]).abs().max()) for name in before if name.startswith("model."))
+    assert 0 < moved < 4e-5  # two steps at the new rate
+    # and then it is a run as any
+    capsys.readouterr()
+    assert imported.run("train", *free[1:], "--config.training.num_steps=3") == 2
+    assert "training.batch_size was 5, is 4" in capsys.readouterr().err
 
 
 def test_export_where_diffusers_has_such_a_model(

@@ -155,8 +155,9 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     """Write a work directory that begins with the weights of a published checkpoint.
 
     The weights are step 0, as weights and as their average, with a fresh optimizer and average: ``--mode eval`` and
-    ``sample`` use them as they are, and ``--mode train`` goes on from them. The data set is not read, unless only
-    reading it says what images it holds. The config's "checkpoint" is replaced by what the checkpoint is, so that
+    ``sample`` use them as they are, and ``--mode train`` goes on from them, with other settings if asked to, but for
+    the loss and the optimizer's, which step 0 holds. The data set is not read, unless only reading it says what images
+    it holds. The config's "checkpoint" is replaced by what the checkpoint is, so that
     ``config.json`` describes the model in full.
 
     Args:
@@ -195,7 +196,7 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
         _refuse_used(workdir)
         # in this order: nobody trains anew, unknowingly, where an import was interrupted
         state.save(workdir / "checkpoints", keep=whole.training.keep_checkpoints)
-        claim_for_training(workdir, whole)
+        claim_for_training(workdir, whole, imported=True)
     say(
         f"imported {one_line(checkpoint, 120)}: {plan.backbone} of {size:,} parameters, SDE {plan.sde['name']}, as "
         f"step 0 of {workdir}"

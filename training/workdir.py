@@ -38,6 +38,17 @@ _FREE_IN_TRAINING = (
 )
 # What sampling and evaluation must agree on: the network, and the data it was made for.
 _FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.channels")
+# What else a checkpoint of step 0 holds: the loss's memory, and the optimizer's settings. All else of an imported run
+# is free until its first step is done.
+_IN_FIRST_CHECKPOINT = (
+    "training.loss",
+    "training.time_sampling",
+    "optim.name",
+    "optim.beta1",
+    "optim.beta2",
+    "optim.eps",
+    "optim.weight_decay",
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,10 +101,22 @@ def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]], keys: Sequen
     raise ValueError(f"{workdir} belongs to another config: {shown}{more}; set it back, or choose another --workdir")
 
 
+def _source_of(saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Where a run's first weights came from, if it was imported."""
+    source = (saved or {}).get("source")
+    return source if isinstance(source, dict) and source.get("name") else None
+
+
+def _is_as_imported(workdir: Path, saved: dict[str, Any]) -> bool:
+    found = [path.name for path in (workdir / "checkpoints").glob("step_*")]
+    return _source_of(saved) is not None and found == ["step_00000000"]
+
+
 def check_for_training(workdir: Path, config: Config) -> None:
     """Check that a work directory is free, or this config's; nothing is written.
 
-    A directory in which nothing was saved yet is free for any config.
+    A directory in which nothing was saved yet is free for any config, and one into which a checkpoint was imported for
+    any way of training it that its first checkpoint allows.
 
     Args:
         workdir: The directory; it need not exist.
@@ -111,15 +134,25 @@ def check_for_training(workdir: Path, config: Config) -> None:
         raise ValueError(f"{workdir} has checkpoints but no config.json; restore it, or choose another --workdir")
     if saved is not None and trained:
         differences = _differences(config, saved)
-        keys = [key for key in differences if not key.startswith(_FREE_IN_TRAINING)]
+        fixed = (*_FIXED_FOR_MODEL, *_IN_FIRST_CHECKPOINT) if _is_as_imported(workdir, saved) else ("",)
+        keys = [key for key in differences if key.startswith(fixed) and not key.startswith(_FREE_IN_TRAINING)]
         if keys:
             _refuse(workdir, differences, keys)
 
 
-def claim_for_training(workdir: Path, config: Config) -> None:
-    """Write the config into a work directory that ``check_for_training`` passed."""
-    if read_config(workdir) != json.loads(json.dumps(config.to_dict())):
-        write_json(workdir / "config.json", config.to_dict())
+def claim_for_training(workdir: Path, config: Config, *, imported: bool = False) -> None:
+    """Write the config into a work directory that ``check_for_training`` passed.
+
+    Args:
+        workdir: The directory.
+        config: The whole config.
+        imported: Whether its ``source`` is where the weights come from; else what the directory says of that stays.
+    """
+    saved = read_config(workdir)
+    source = None if imported else _source_of(saved)
+    whole = config.to_dict() | ({} if source is None else {"source": source})
+    if saved != json.loads(json.dumps(whole)):
+        write_json(workdir / "config.json", whole)
 
 
 def check_for_use(workdir: Path, config: Config) -> None:
