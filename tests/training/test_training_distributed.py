@@ -243,6 +243,7 @@ def test_another_number_of_processes_goes_on_and_says_that_bits_differ(killer: K
 @pytest.mark.slow
 def test_torchrun_ends_a_job_whose_process_dies_and_its_restart_resumes(tmp_path: Path):
     """The launcher itself: it starts the processes anew, and the run ends as one that nothing happened to."""
+
     def torchrun(workdir: Path, *launcher: str) -> Any:
         command = tiny_command("train", workdir, "--config.training.num_steps=60")
         flags = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master-port", places(2)[0]["MASTER_PORT"])
