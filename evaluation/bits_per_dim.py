@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,32 +63,30 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     ):
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
-        dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split))
-        estimators = build_estimators(config, dataset)
-        split = EvalSplit(
-            dataset,
-            batch_size=config.eval.batch_size,
-            num_images=config.eval.num_images,
-            seed=config.seed,
-            class_conditional=config.model.class_conditional,
-            device=device,
-        )
-        trained, step = load_same_trained(ranks, config, workdir, dataset, device)
-        work = _NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape)
-        precision, compiled = config.eval.precision, config.eval.compile
-        mode = pick_together(
-            ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
-        )
-        model = fast_inference(trained, mode)
-        if ranks.first:
-            held.enter_context(locked(workdir, "eval"))
-        # now, since a grid or an end of it that does not fit the SDE is found here
-        settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
-        seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
-        try:
+        with _interrupted(lambda: "stopped before the first batch; the same command begins again"):
+            dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split))
+            estimators = build_estimators(config, dataset)
+            split = EvalSplit(
+                dataset,
+                batch_size=config.eval.batch_size,
+                num_images=config.eval.num_images,
+                seed=config.seed,
+                class_conditional=config.model.class_conditional,
+                device=device,
+            )
+            trained, step = load_same_trained(ranks, config, workdir, dataset, device)
+            work = _NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape)
+            precision, compiled = config.eval.precision, config.eval.compile
+            mode = pick_together(
+                ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
+            )
+            model = fast_inference(trained, mode)
+            if ranks.first:
+                held.enter_context(locked(workdir, "eval"))
+            # now, since a grid or an end of it that does not fit the SDE is found here
+            settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
+            seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
             step_weights = fit_step_weights(config, seen, device, ranks)
-        except KeyboardInterrupt:
-            raise Interrupted("stopped before the first batch; the same command begins again") from None
         schedule = Schedule(
             split,
             seen,
@@ -95,16 +94,23 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             fingerprints=fingerprints(config, trained, step, split, step_weights, mode.recorded()),
             ranks=ranks,
         )
-        try:
+        with _interrupted(lambda: f"stopped with {schedule.kept()} kept; the same command goes on from there"):
             measurements = schedule.run()
-        except KeyboardInterrupt:
-            raise Interrupted(f"stopped with {schedule.kept()} kept; the same command goes on from there") from None
         if not ranks.first:
             return {}
         head = {"step": step, "weights": "ema", "precision": mode.recorded()["precision"]}
         report = _write(settings, workdir, estimators, measurements, model, split, head)
         schedule.forget()
         return report
+
+
+@contextlib.contextmanager
+def _interrupted(said: Callable[[], str]) -> Iterator[None]:
+    """Say what a Ctrl-C leaves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(said()) from None
 
 
 def _write(

@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
 
+from .rendezvous import find_store, place
 from .stopping import Interrupted
 
 if TYPE_CHECKING:
@@ -41,18 +41,12 @@ class LostRankError(RuntimeError):
     """Another process is gone, and this one does not know why."""
 
 
-def _place() -> tuple[int, int]:
-    """Rank and number of processes, as torchrun tells them; (0, 1) without it."""
-    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    return (int(rank), int(world)) if rank.isdigit() and world.isdigit() else (0, 1)
-
-
 def speaks(error: BaseException) -> bool:
     """Whether this is the process that tells the user of an error: one does, however many there are."""
     if isinstance(error, (RankError, AnotherRankError)):
         return isinstance(error, RankError)
     # what fails before the processes are connected fails alike on all of them
-    return _place()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+    return place()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 class Ranks:
@@ -83,19 +77,13 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """The job that torchrun's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe; one process without them.
+        """The job that torchrun's environment describes; one process without it.
 
         Raises:
             RuntimeError: If the processes do not find each other.
         """
-        rank, world = _place()
-        if world == 1:
-            return cls()
-        # builds of PyTorch without it measure in one process
-        from torch.distributed.rendezvous import rendezvous
-
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
-        return cls(rank, world, store)
+        rank, world = place()
+        return cls() if world == 1 else cls(rank, world, find_store())
 
     @property
     def first(self) -> bool:

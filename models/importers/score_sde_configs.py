@@ -10,7 +10,7 @@ def _published() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
 
     def add(name: str, sde: str, *, size: int = 32, continuous: bool = True, dropout: float = 0.1) -> None:
-        network = "ddpm" if "ddpm/" in name else "ncsnpp"
+        network = "ddpm" if "ddpm/" in name or "_ddpm_" in name else "ncsnpp"
         config = {"data.image_size": size, "training.sde": sde, "training.continuous": continuous}
         config |= {"model.name": network, "model.dropout": dropout}
         if network == "ncsnpp":
@@ -24,6 +24,8 @@ def _published() -> dict[str, dict[str, Any]]:
     for network in ("ddpmpp", "ncsnpp"):
         add(f"vp/cifar10_{network}", "vpsde", continuous=False)
     add("vp/ddpm/cifar10", "vpsde", continuous=False)
+    add("vp/ddpm/cifar10_continuous", "vpsde")
+    add("subvp/cifar10_ddpm_continuous", "subvpsde")
     add("ve/cifar10_ncsnpp", "vesde", continuous=False)
     for name, size, dropout in (
         ("cifar10_ncsnpp_continuous", 32, 0.1),

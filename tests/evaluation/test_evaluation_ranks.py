@@ -246,6 +246,24 @@ def test_bytes_of_any_length_arrive():
     assert two.collect("x") is None
 
 
+@pytest.mark.parametrize(("groups", "kept"), [("1", False), ("2", True)])
+def test_processes_started_anew_do_not_meet_what_others_left_in_the_launchers_store(
+    monkeypatch: pytest.MonkeyPatch, groups: str, kept: bool
+):
+    port = _free_port()
+    launcher = TCPStore("127.0.0.1", int(port), is_master=True, wait_for_workers=False)
+    place = {"RANK": "0", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": groups, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (place | {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    for attempt, expected in (("0", None), ("1", b"old" if kept else None)):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        ranks = Ranks.from_environment()
+        assert ranks.collect("said", keep=True) == expected
+        ranks.post("said", b"old")
+        assert ranks.collect("said", keep=True) == b"old"
+    assert launcher.num_keys() > 0
+
+
 def test_one_process_needs_no_store(monkeypatch: pytest.MonkeyPatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from eval_runs import finish, start
 from killing import Killer, check_whole, places, run_together, start_together
 from tiny import last_tensors, tiny_command
 
@@ -242,7 +243,6 @@ def test_another_number_of_processes_goes_on_and_says_that_bits_differ(killer: K
 @pytest.mark.slow
 def test_torchrun_ends_a_job_whose_process_dies_and_its_restart_resumes(tmp_path: Path):
     """The launcher itself: it starts the processes anew, and the run ends as one that nothing happened to."""
-    from eval_runs import finish, start
 
     def torchrun(workdir: Path, *launcher: str) -> Any:
         command = tiny_command("train", workdir, "--config.training.num_steps=60")
