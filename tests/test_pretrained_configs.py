@@ -151,7 +151,7 @@ def _of_score_sde() -> None:
         config = f"score_sde_{family}_cifar10"
         if family == "vp" and "continuous" not in name:
             config += "_discrete"
-        network = DDPM if "ddpm/" in name else DDPMPP if "ddpmpp" in name else NCSNPP
+        network = DDPM if "ddpm/" in name or "_ddpm_" in name else DDPMPP if "ddpmpp" in name else NCSNPP
         deep = {"num_res_blocks": 8} if "deep" in name else {}
         fourier = FOURIER if family == "ve" and "continuous" in name else {}
         size = 35_218_947 if network is DDPM else 61_804_419 if network is DDPMPP and not deep else None

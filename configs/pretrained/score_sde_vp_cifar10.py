@@ -1,4 +1,4 @@
-"""Song et al. 2021, CIFAR-10, continuous VP: vp/cifar10_{ddpmpp,ncsnpp}{,_deep}_continuous by source.config."""
+"""Song et al. 2021, CIFAR-10, continuous VP: vp/cifar10_{ddpmpp,ncsnpp}{,_deep}_continuous, vp/ddpm/..."""
 
 from ml_collections import ConfigDict
 
