@@ -216,6 +216,7 @@ def _run(
     training = config.training
     checkpoints = workdir / "checkpoints"
     began, steps_timed, stop = time.perf_counter(), 0, communication.any(bool(request))
+    due = False
     while state.step < training.num_steps and not stop:
         result = do_step(stop=bool(request))
         stop = result.stop or (communication.share.world == 1 and bool(request))
@@ -240,7 +241,10 @@ def _run(
             state.losses.clear()
             began, steps_timed = time.perf_counter(), 0
         paused = time.perf_counter()
-        if last or state.step % training.checkpoint_every == 0:
+        due = due or last or state.step % training.checkpoint_every == 0
+        # weights at which nothing can be computed would take a good checkpoint's place
+        if due and (last or not state.guard.doubtful):
+            due = False
             state.save(checkpoints, keep=training.keep_checkpoints, write=log is not None)
             if log is not None:
                 log.learning_curve()

@@ -12,6 +12,7 @@ import numpy as np
 
 from .config import Config, flatten
 from .files import one_line, parse_json, read_regular, write_atomically
+from .logging import say
 
 # What may change between two commands on one work directory without making it another run.
 _FREE_IN_TRAINING = (
@@ -34,6 +35,8 @@ _FREE_IN_TRAINING = (
     "device",
     "plugins",
 )
+# What a run that has gone astray goes on with from its last good checkpoint; that is said.
+_SAID_IN_TRAINING = ("optim.learning_rate", "training.grad_clip")
 # What sampling and evaluation must agree on: the network, and the data it was made for.
 _FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.channels")
 
@@ -103,14 +106,19 @@ def check_for_training(workdir: Path, config: Config) -> None:
         raise ValueError(f"{workdir} has checkpoints but no config.json; restore it, or choose another --workdir")
     if saved is not None and trained:
         differences = _differences(config, saved)
-        keys = [key for key in differences if not key.startswith(_FREE_IN_TRAINING)]
+        keys = [key for key in differences if not key.startswith((*_FREE_IN_TRAINING, *_SAID_IN_TRAINING))]
         if keys:
             _refuse(workdir, differences, keys)
 
 
 def claim_for_training(workdir: Path, config: Config) -> None:
     """Write the config into a work directory that ``check_for_training`` passed."""
-    if _read_saved(workdir) != json.loads(json.dumps(config.to_dict())):
+    saved = _read_saved(workdir)
+    if saved is not None and any((workdir / "checkpoints").glob("step_*")):
+        differences = _differences(config, saved)
+        for key in filter(differences.__contains__, _SAID_IN_TRAINING):
+            say(f"{key} was {differences[key][1]!r}, is {differences[key][0]!r} from here on")
+    if saved != json.loads(json.dumps(config.to_dict())):
         write_json(workdir / "config.json", config.to_dict())
 
 
