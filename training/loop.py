@@ -196,10 +196,8 @@ def _introduce(
     for reason in mode.reasons:
         say(reason)
     if share.world > 1 or share.accumulation_steps > 1:
-        say(
-            f"{share.world} processes, {share.accumulation_steps} accumulation steps: "
-            f"{share.parts[0].stop - share.parts[0].start} images at a time"
-        )
+        largest = max(part.stop - part.start for part in share.parts)
+        say(f"{share.world} processes, {share.accumulation_steps} accumulation steps: {largest} images at a time")
 
 
 def _run(
@@ -219,6 +217,9 @@ def _run(
     due = False
     while state.step < training.num_steps and not stop:
         result = do_step(stop=bool(request))
+        if state.how.get("compile") and not do_step.compiled:
+            # what failed for want of disk, say, may work at the next start, and end in other bits
+            state.how["compile"] = False
         stop = result.stop or (communication.share.world == 1 and bool(request))
         if not result.skipped:
             state.losses.append(result.loss)

@@ -21,7 +21,7 @@ _FREE_IN_TRAINING = (
     "training.keep_checkpoints",
     "training.log_every",
     "training.sample_every",
-    # the same training, but for rounding
+    # the same training, but for rounding and dropout's masks
     "training.precision",
     "training.compile",
     "training.accumulation_steps",
