@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import options
 from data import ImageDataset, TrainBatches, load_dataset, to_model_space
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
@@ -93,24 +94,32 @@ def compare(seeds: int, **options: Any) -> dict[str, Any]:
     }
 
 
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description="bfloat16 beside float32, over seeds.", allow_abbrev=False)
+    parser.add_argument("--seeds", type=options.whole(2), default=6, help="at least 2, for their spread")
+    parser.add_argument("--steps", type=options.whole(1), default=400)
+    parser.add_argument("--channels", type=options.whole(8), default=32)
+    parser.add_argument("--batch-size", type=options.whole(1), default=64)
+    parser.add_argument("--output", type=options.output, default=str(RESULT))
+    return parser.parse_args(arguments)
+
+
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description="bfloat16 beside float32, over seeds.", allow_abbrev=False)
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--channels", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--output", default=str(RESULT))
-    args = parser.parse_args()
-    options = {"num_steps": args.steps, "channels": args.channels, "batch_size": args.batch_size}
-    found = compare(args.seeds, **options)
+    args = parse()
+    settings = {"num_steps": args.steps, "channels": args.channels, "batch_size": args.batch_size}
+    try:
+        found = compare(args.seeds, **settings)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     for name, mean in found["means"].items():
         listed = " ".join(f"{loss:.5f}" for loss in found["losses"][name])
         print(f"{name}: {mean:.5f}, standard deviation over seeds {found['stds'][name]:.5f} ({listed})")
     print(
         f"bf16 - fp32 within a seed: {found['difference_mean']:+.5f}, standard deviation {found['difference_std']:.5f}"
     )
-    write_json(Path(args.output), {"seeds": args.seeds, **options, **found})
+    write_json(Path(args.output), {"seeds": args.seeds, **settings, **found})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import diffusers
 import torch
 from torch.nn import functional as F
 
+from benchmarks import options
 from benchmarks.operators import shares
 from benchmarks.unet_pair import SETTINGS, Side, Work, Workbench
 from training.precision import bf16_units, forward_flops
@@ -231,19 +232,25 @@ def _ratio(of: dict[str, float]) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description="The CIFAR-10 U-Net beside diffusers'.", allow_abbrev=False)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--tasks", default=",".join(TASKS), help="some of them, separated by commas")
-    parser.add_argument("--sampling-steps", type=int, default=20)
-    parser.add_argument("--likelihood-steps", type=int, default=2)
+    parser.add_argument("--batch-size", type=options.whole(1), default=16)
+    parser.add_argument("--rounds", type=options.whole(1), default=7)
+    parser.add_argument("--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=options.whole(1, 4096), default=torch.get_num_threads())
+    parser.add_argument("--tasks", type=options.some_of(TASKS), default=list(TASKS), help="separated by commas")
+    parser.add_argument("--sampling-steps", type=options.whole(1, 1000), default=20)
+    parser.add_argument("--likelihood-steps", type=options.whole(1), default=2)
     parser.add_argument("--no-compile", action="store_true", help="ours without torch.compile")
     parser.add_argument("--no-memory", action="store_true", help="without the processes that peak memory takes")
     parser.add_argument("--quick", action="store_true", help="a tiny network, to see that all of it works")
-    parser.add_argument("--output", default=str(RESULT))
+    parser.add_argument(
+        "--output", type=options.output, help="default: benchmarks/results/speed.json; of a trial: none"
+    )
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    # figures that others are told of are not replaced by a trial
+    if args.output is None and not args.quick and set(args.tasks) == set(TASKS):
+        args.output = str(RESULT)
+    return args
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -259,9 +266,6 @@ def main(arguments: list[str] | None = None) -> None:
         likelihood_steps=args.likelihood_steps,
     )
     sides = our_sides(compiled=not args.no_compile)
-    tasks = args.tasks.split(",")
-    if not set(tasks) <= set(TASKS):
-        raise SystemExit(f"--tasks must be some of {','.join(TASKS)}, got {args.tasks}")
     if args.memory_of:
         task, label = args.memory_of.split(":")
         work = works(bench, task, sides)[label]()
@@ -282,7 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
         "tasks": {},
     }
     peak = Peak(device, channels=32, size=8) if args.quick else Peak(device)
-    for task in tasks:
+    for task in args.tasks:
         # the longer ones vary less
         rounds = args.rounds if task in ("forward", "training_step") else (args.rounds + 1) // 2
         rows = measure(bench, task, sides, rounds, peak)
@@ -291,7 +295,8 @@ def main(arguments: list[str] | None = None) -> None:
                 row["peak_memory_gib"] = peak_memory(task, row["side"], args)
         report["tasks"][task] = rows
         show(task, rows, args)
-    write_json(Path(args.output), report)
+    if args.output is not None:
+        write_json(Path(args.output), report)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from training.config import Config
 from training.images import save_bound_curve
 from training.in_turn import load_in_turn, load_same_trained, pick_together
 from training.lock import locked
+from training.logging import say
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
 from training.ranks import Ranks
@@ -83,6 +84,8 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             model = fast_inference(trained, mode)
             if ranks.first:
                 held.enter_context(locked(workdir, "eval"))
+                for reason in mode.reasons:
+                    say(reason)
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
             seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import operators, speed, unet_pair
+from benchmarks import operators, precision, speed, unet_pair
 from benchmarks.unet_pair import Side, Workbench
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -127,3 +127,42 @@ def test_memory_is_that_of_a_process_of_its_own():
     assert memory is not None and 0.1 < memory < speed.own_peak_memory(torch.device("cpu")) + 1
     assert filled.sum() > 0
     assert speed.peak_memory("forward", "no such side", arguments) is None
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--batch-size=0", "argument --batch-size: must be a whole number from 1 to 1000000, got '0'"),
+        ("--rounds=x", "argument --rounds: must be a whole number from 1 to 1000000, got 'x'"),
+        ("--threads=0", "argument --threads: must be a whole number from 1 to 4096, got '0'"),
+        ("--sampling-steps=1001", "argument --sampling-steps: must be a whole number from 1 to 1000, got '1001'"),
+        ("--likelihood-steps=0", "argument --likelihood-steps: must be a whole number from 1 to 1000000, got '0'"),
+        ("--tasks=forward,", f"argument --tasks: must be some of {','.join(speed.TASKS)}, got 'forward,'"),
+        ("--device=meta", "argument --device: 'meta' cannot be used (it does not do float64); use cpu or cuda"),
+        ("--output=/dev/null/x.json", "argument --output: '/dev/null/x.json' cannot be written ("),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_measured(
+    option: str, said: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        speed.main([option])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_trial_does_not_replace_the_figures(tmp_path: Path):
+    assert speed.parse([]).output == str(speed.RESULT)
+    assert speed.parse(["--tasks=" + ",".join(speed.TASKS)]).output == str(speed.RESULT)
+    assert speed.parse(["--quick"]).output is None and speed.parse(["--tasks=forward"]).output is None
+    named = tmp_path / "new" / "speed.json"
+    assert speed.parse(["--quick", f"--output={named}"]).output == str(named)
+    assert not named.exists()
+    named.write_text("{}")
+    assert speed.parse([f"--output={named}"]).output == str(named) and named.read_text() == "{}"
+
+
+def test_a_spread_takes_two_seeds(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        precision.parse(["--seeds=1"])
+    assert "must be a whole number from 2" in capsys.readouterr().err.splitlines()[-1]

@@ -19,6 +19,7 @@ import main
 from evaluation.sampling import draw
 from models import ClippedScoreModel, ThresholdedScoreModel
 from training.build import build_dataset, build_sampler
+from training.compilation import missing_compiler
 from training.config import load_config
 from training.images import to_uint8
 from training.state import load_trained
@@ -191,3 +192,17 @@ def test_folder_of_images_trains_measures_and_samples(tmp_path: Path):
 def test_help_comes_without_importing_torch():
     code = "import sys, main\ntry: main.run(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("mode", "section"), [("eval", "eval"), ("sample", "sampling")])
+def test_a_command_says_how_its_network_computes(
+    run_copy: Path, mode: str, section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    missing_compiler.cache_clear()
+    asked = (f"--config.{section}.precision=bf16", f"--config.{section}.compile=on")
+    assert main.run(tiny_command(mode, run_copy, *asked)) == 0
+    missing_compiler.cache_clear()
+    said = capsys.readouterr().err
+    assert "bf16: as asked" in said
+    assert "not compiled: there is no C++ compiler no-such-compiler; install one or set CXX" in said

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .logging import say
+from .rendezvous import place
 
 # what inductor's kernels for a CPU include, and how they are linked
 _PROBE = "#include <Python.h>\n#ifdef _OPENMP\n#include <omp.h>\n#endif\nint probe() { return Py_IsInitialized(); }\n"
@@ -100,7 +101,7 @@ class CompiledCall:
         self._network, self._frozen = network, frozen
         self._compiled: Callable[..., Tensor] | None = None
         self._known: set[Any] = set()
-        self.failed = False
+        self.failed = self._told = False
 
     def __call__(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """``network(x, c_noise, cond)``."""
@@ -129,6 +130,9 @@ class CompiledCall:
         return config.patch(freezing=True)
 
     def _try(self, x: Tensor, c_noise: Tensor, cond: Tensor | None) -> None:
+        if not self._told and place()[0] == 0:
+            say("compiling the network, which may take minutes")
+        self._told = True
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             try:

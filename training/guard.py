@@ -27,6 +27,11 @@ class StepGuard:
         self.skipped = self._in_a_row = self._count = 0
         self._mean = 0.0
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last step was left out: the weights may be the reason."""
+        return self._in_a_row > 0
+
     def accepts(self, loss: float, grad_norm: float, step: int) -> bool:
         """Whether the step may change the weights.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data import to_levels
 
-from .workdir import write_atomically
+from .files import write_atomically
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure

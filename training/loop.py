@@ -196,10 +196,8 @@ def _introduce(
     for reason in mode.reasons:
         say(reason)
     if share.world > 1 or share.accumulation_steps > 1:
-        say(
-            f"{share.world} processes, {share.accumulation_steps} accumulation steps: "
-            f"{share.parts[0].stop - share.parts[0].start} images at a time"
-        )
+        largest = max(part.stop - part.start for part in share.parts)
+        say(f"{share.world} processes, {share.accumulation_steps} accumulation steps: {largest} images at a time")
 
 
 def _run(
@@ -216,8 +214,12 @@ def _run(
     training = config.training
     checkpoints = workdir / "checkpoints"
     began, steps_timed, stop = time.perf_counter(), 0, communication.any(bool(request))
+    due = False
     while state.step < training.num_steps and not stop:
         result = do_step(stop=bool(request))
+        if state.how.get("compile") and not do_step.compiled:
+            # what failed for want of disk, say, may work at the next start, and end in other bits
+            state.how["compile"] = False
         stop = result.stop or (communication.share.world == 1 and bool(request))
         if not result.skipped:
             state.losses.append(result.loss)
@@ -240,7 +242,10 @@ def _run(
             state.losses.clear()
             began, steps_timed = time.perf_counter(), 0
         paused = time.perf_counter()
-        if last or state.step % training.checkpoint_every == 0:
+        due = due or last or state.step % training.checkpoint_every == 0
+        # weights at which nothing can be computed would take a good checkpoint's place
+        if due and (last or not state.guard.doubtful):
+            due = False
             state.save(checkpoints, keep=training.keep_checkpoints, write=log is not None)
             if log is not None:
                 log.learning_curve()

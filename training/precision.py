@@ -185,6 +185,11 @@ class PrecisionBackbone(nn.Module):
         # a copy compiles its own network: the function holds the one that it was made for
         return self.__dict__ | {"_call": None}
 
+    @property
+    def compiles(self) -> bool:
+        """Whether it is compiled, and that has not failed."""
+        return self.compiled and not (self._call is not None and self._call.failed)
+
     def _network(self, x: Tensor) -> nn.Module | CompiledCall:
         if not self.compiled:
             return self.inner

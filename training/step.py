@@ -84,7 +84,8 @@ class TrainingStep:
         self._device = next(model.parameters()).device
         self._communication = communication or Communication(Share(batches.batch_size), self._device)
         share = self._communication.share
-        self._network = self._communication.wrap(PrecisionBackbone(model.backbone, precision, compiled=compiled))
+        self._backbone = PrecisionBackbone(model.backbone, precision, compiled=compiled)
+        self._network = self._communication.wrap(self._backbone)
         self._model = NetworkScoreModel(
             self._network,
             model.sde,
@@ -104,6 +105,11 @@ class TrainingStep:
             ahead=ahead,
             pin=self._device.type == "cuda",
         )
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the network is compiled, and that has not failed."""
+        return self._backbone.compiles
 
     def close(self) -> None:
         """End the thread that draws, if there is one."""

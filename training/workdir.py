@@ -12,6 +12,7 @@ import numpy as np
 
 from .config import Config, flatten
 from .files import one_line, parse_json, read_regular, write_atomically
+from .logging import say
 
 # What may change between two commands on one work directory without making it another run.
 _FREE_IN_TRAINING = (
@@ -20,7 +21,7 @@ _FREE_IN_TRAINING = (
     "training.keep_checkpoints",
     "training.log_every",
     "training.sample_every",
-    # the same training, but for rounding
+    # the same training, but for rounding and dropout's masks
     "training.precision",
     "training.compile",
     "training.accumulation_steps",
@@ -36,6 +37,8 @@ _FREE_IN_TRAINING = (
     # where the first weights came from: they are in the first checkpoint
     "source.",
 )
+# What a run that has gone astray goes on with from its last good checkpoint; that is said.
+_SAID_IN_TRAINING = ("optim.learning_rate", "training.grad_clip")
 # What sampling and evaluation must agree on: the network, and the data it was made for.
 _FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.channels")
 # What else a checkpoint of step 0 holds: the loss's memory, and the optimizer's settings. All else of an imported run
@@ -135,7 +138,8 @@ def check_for_training(workdir: Path, config: Config) -> None:
     if saved is not None and trained:
         differences = _differences(config, saved)
         fixed = (*_FIXED_FOR_MODEL, *_IN_FIRST_CHECKPOINT) if _is_as_imported(workdir, saved) else ("",)
-        keys = [key for key in differences if key.startswith(fixed) and not key.startswith(_FREE_IN_TRAINING)]
+        free = (*_FREE_IN_TRAINING, *_SAID_IN_TRAINING)
+        keys = [key for key in differences if key.startswith(fixed) and not key.startswith(free)]
         if keys:
             _refuse(workdir, differences, keys)
 
@@ -149,6 +153,10 @@ def claim_for_training(workdir: Path, config: Config, *, imported: bool = False)
         imported: Whether its ``source`` is where the weights come from; else what the directory says of that stays.
     """
     saved = read_config(workdir)
+    if saved is not None and any((workdir / "checkpoints").glob("step_*")) and not _is_as_imported(workdir, saved):
+        differences = _differences(config, saved)
+        for key in filter(differences.__contains__, _SAID_IN_TRAINING):
+            say(f"{key} was {differences[key][1]!r}, is {differences[key][0]!r} from here on")
     source = None if imported else _source_of(saved)
     whole = config.to_dict() | ({} if source is None else {"source": source})
     if saved != json.loads(json.dumps(whole)):

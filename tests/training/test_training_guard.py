@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny import error, last_tensors, tiny_command
 from torch import Tensor
 
 import main
+from models import NetworkScoreModel
 from training.guard import StepGuard, guard_mismatch
 from training.losses import DDPMLoss
 
@@ -72,25 +72,26 @@ def test_what_no_guard_wrote_is_named(state: object):
     assert guard_mismatch(None) is None
 
 
-def _sometimes_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spoil the third and the fourth step: once by its value, once by its gradient alone."""
-    whole, calls = DDPMLoss.__call__, []
+def _sometimes_bad(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
+    """Spoil the third and the fourth step, once by its value, once by its gradient alone; every step's weights."""
+    whole, weights = DDPMLoss.__call__, []
 
-    def spoiled(self: DDPMLoss, *arguments: Any, **options: Any) -> Tensor:
-        calls.append(1)
-        values = whole(self, *arguments, **options)
-        if len(calls) == 3:
+    def spoiled(self: DDPMLoss, model: NetworkScoreModel, *arguments: Any, **options: Any) -> Tensor:
+        weights.append([parameter.detach().clone() for parameter in model.parameters()])
+        values = whole(self, model, *arguments, **options)
+        if len(weights) == 3:
             return values * math.nan
         # sqrt has value 0 and slope infinity at 0
-        return values + (0.0 * values).sqrt() if len(calls) == 4 else values
+        return values + (0.0 * values).sqrt() if len(weights) == 4 else values
 
     monkeypatch.setattr(DDPMLoss, "__call__", spoiled)
+    return weights
 
 
 def test_bad_steps_change_no_weight_and_are_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    _sometimes_bad(monkeypatch)
+    weights = _sometimes_bad(monkeypatch)
     command = tiny_command(
         "train", tmp_path, "--config.training.checkpoint_every=1",
         "--config.training.keep_checkpoints=9", "--config.training.log_every=6",
@@ -99,31 +100,52 @@ def test_bad_steps_change_no_weight_and_are_passed_over(
     said = capsys.readouterr().err
     assert said.count("is left out") == 2
     assert "step 3 is left out: loss nan" in said and "step 4 is left out: loss " in said
-    steps = [load_file(tmp_path / f"checkpoints/step_{k:08d}/tensors.safetensors") for k in range(1, 7)]
-    for name in steps[0]:
-        if name != "loss.counts":
-            assert torch.equal(steps[1][name], steps[3][name]), name
-    assert any(not torch.equal(steps[3][name], steps[4][name]) for name in steps[0])
-    states = [json.loads((tmp_path / f"checkpoints/step_{k:08d}/state.json").read_text()) for k in range(1, 7)]
-    assert [state["guard"]["skipped"] for state in states] == [0, 0, 1, 2, 2, 2]
-    assert [state["ema_updates"] for state in states] == [1, 2, 2, 2, 3, 4]
+    for kept in weights[3:5]:
+        assert all(torch.equal(one, other) for one, other in zip(weights[2], kept, strict=True))
+    assert any(not torch.equal(one, other) for one, other in zip(weights[4], weights[5], strict=True))
+    # none of a step that was left out
+    saved = sorted((tmp_path / "checkpoints").glob("step_*"))
+    assert [int(folder.name[5:]) for folder in saved] == [1, 2, 5, 6]
+    states = [json.loads((folder / "state.json").read_text()) for folder in saved]
+    assert [state["guard"]["skipped"] for state in states] == [0, 0, 2, 2]
+    assert [state["ema_updates"] for state in states] == [1, 2, 3, 4]
     (record,) = map(json.loads, (tmp_path / "logs/metrics.jsonl").read_text().splitlines())
     # of the four good ones
     assert record["skipped_steps"] == 2 and math.isfinite(record["loss"])
-    assert last_tensors(tmp_path).keys() == steps[5].keys()
+
+
+def test_a_checkpoint_that_fell_on_a_bad_step_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _sometimes_bad(monkeypatch)
+    assert main.run(tiny_command("train", tmp_path)) == 0
+    assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["step_00000005", "step_00000006"]
 
 
 def test_too_many_bad_steps_keep_the_last_good_checkpoint(
     run_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_())
-    many = ("--config.training.num_steps=100", "--config.training.max_bad_steps=4")
+    many = (
+        "--config.training.num_steps=100", "--config.training.max_bad_steps=4", "--config.training.log_every=1",
+        "--config.training.checkpoint_every=1", "--config.training.keep_checkpoints=1",
+    )  # fmt: skip
     before = last_tensors(run_copy)
-    said = error(capsys, tiny_command("train", run_copy, *many))
+    with monkeypatch.context() as patched:
+        patched.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_())
+        said = error(capsys, tiny_command("train", run_copy, *many))
     assert "the loss is nan at step 11, as in the 4 steps before it" in said and "last checkpoint" in said
-    # checkpoints written while steps were left out hold the last good weights
+    # no weights at which the loss is nan have taken its place
     after = last_tensors(run_copy)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    newest = max((run_copy / "checkpoints").glob("step_*"))
+    assert json.loads((newest / "state.json").read_text())["guard"]["in_a_row"] == 0
+    # and what the line says can be done
+    slower = ("--config.optim.learning_rate=1e-4", "--config.training.grad_clip=0.5", "--config.training.num_steps=8")
+    assert main.run(tiny_command("train", run_copy, *many, *slower)) == 0
+    went_on = capsys.readouterr().err
+    assert "continues from step 6" in went_on
+    assert "optim.learning_rate was 0.001, is 0.0001 from here on" in went_on
+    assert "training.grad_clip was 1.0, is 0.5 from here on" in went_on
+    record = json.loads((run_copy / "logs/metrics.jsonl").read_text().splitlines()[-1])
+    assert record["step"] == 8 and record["learning_rate"] == pytest.approx(1e-4)
 
 
 def test_a_run_whose_every_step_was_left_out_goes_on(

@@ -1,14 +1,18 @@
 """How the network computes: what is picked and why, what bf16 may touch, and what happens where compilation fails."""
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from importer_references import randomize
+from tiny import tiny_command
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import main
 from models import NetworkScoreModel, make_parameterization
 from models.backbones import ADM, MLP, AttentionBlock, NCSNpp, ResBlock, UNet
 from sde_lib import Tabulated
@@ -298,8 +302,26 @@ def test_failing_compilation_goes_on_without_in_the_same_bits(half: str, monkeyp
             backbone(x, c_noise).square().mean().backward()
         results.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert len(said) == 1 and said[0].startswith("compilation failed, goes on without: ")
-    assert "no space left" in said[0] and "\n" not in said[0]
+    assert said[0] == "compiling the network, which may take minutes" and len(said) == 2
+    assert said[1].startswith("compilation failed, goes on without: ")
+    assert "no space left" in said[1] and "\n" not in said[1]
+
+
+def test_a_run_whose_compilation_failed_goes_on_without_at_its_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    torch._dynamo.reset()
+    command = tiny_command("train", tmp_path, "--config.training.compile=on", "--config.training.precision=fp32")
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "compile", partial(torch.compile, backend=_failing("forward")))
+        patched.setattr(precision, "missing_compiler", lambda _: None)
+        assert main.run([*command, "--config.training.num_steps=2"]) == 0
+    assert "compilation failed, goes on without" in capsys.readouterr().err
+    state = json.loads((tmp_path / "checkpoints/step_00000002/state.json").read_text())
+    assert state["how"]["compile"] is False
+    automatic = [part.replace("compile=on", "compile=auto") for part in command]
+    assert main.run([*automatic, "--config.training.num_steps=3"]) == 0
+    assert "not compiled: as the run began" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("quick_compiler")
@@ -311,7 +333,8 @@ def test_what_the_network_refuses_is_not_taken_for_a_failure(monkeypatch: pytest
     with pytest.raises(ValueError, match=r"x must have 3 channels, got 1"):
         wrapped(x[:, :1], c_noise)
     wrapped(x, c_noise)
-    assert said == [] and wrapped._call is not None and not wrapped._call.failed
+    assert said == ["compiling the network, which may take minutes"]
+    assert wrapped._call is not None and not wrapped._call.failed
 
 
 def test_inference_in_bf16_is_autocast_bit_for_bit():
