@@ -53,16 +53,21 @@ HO_256 = HO | {
 }  # fmt: skip
 
 
-def _diffusers_ve() -> ModelPlan:
-    down = ["SkipDownBlock2D"] * 4 + ["AttnSkipDownBlock2D"] + ["SkipDownBlock2D"] * 2
-    up = ["SkipUpBlock2D"] * 2 + ["AttnSkipUpBlock2D"] + ["SkipUpBlock2D"] * 4
+def _diffusers_ve(sigma_max: float, **network: Any) -> ModelPlan:
+    """NCSN++ of the hub, which attends where its levels are of 16x16 pixels."""
+    levels = len(network["block_out_channels"])
+    attends = [network["sample_size"] >> i == 16 for i in range(levels)]
     unet = {
         "attention_head_dim": None, "center_input_sample": True, "norm_eps": 1e-6, "norm_num_groups": None,
-        "mid_block_scale_factor": 2**0.5, "time_embedding_type": "fourier", "sample_size": 256,
-        "layers_per_block": 2, "block_out_channels": [128, 128, *[256] * 5], "down_block_types": down,
-        "up_block_types": up,
+        "mid_block_scale_factor": 1.41421356237, "time_embedding_type": "fourier", **network,
+        "down_block_types": ["AttnSkipDownBlock2D" if one else "SkipDownBlock2D" for one in attends],
+        "up_block_types": ["AttnSkipUpBlock2D" if one else "SkipUpBlock2D" for one in reversed(attends)],
     }  # fmt: skip
-    return plan_diffusers(unet, {"_class_name": "ScoreSdeVeScheduler", "sigma_max": 348.0})
+    return plan_diffusers(unet, {"_class_name": "ScoreSdeVeScheduler", "sigma_max": sigma_max})
+
+
+VE_256 = {"sample_size": 256, "layers_per_block": 2, "block_out_channels": [128, 128, *[256] * 5]}
+VE_1024 = {"sample_size": 1024, "layers_per_block": 1, "block_out_channels": [16, 32, 64, 128, 256, 512, 512, 512]}
 
 
 def _score_sde(config: Config, network: dict[str, Any]) -> ModelPlan:
@@ -108,7 +113,9 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
     ("ddpm_lsun", "source.config=lsun_church"): (lambda c: plan_ddpm(c.source.config), 114),
     ("diffusers_cifar10", ""): (lambda c: plan_diffusers(HO, {}), 35_746_307),
     ("diffusers_256", ""): (lambda c: plan_diffusers(HO_256, {}), 114),
-    ("diffusers_ve_256", ""): (lambda c: _diffusers_ve(), 65_574_549),
+    ("diffusers_ve_256", ""): (lambda c: _diffusers_ve(348.0, **VE_256), 65_574_549),
+    # as diffusers itself counts
+    ("diffusers_ve_1024", ""): (lambda c: _diffusers_ve(1348.0, **VE_1024), 105_785_896),
     # of these, known is that EDM's ADM is that of Dhariwal and Nichol 2021, and its baselines Song et al.'s networks
     ("edm_cifar10", ""): (lambda c: _edm(c, _vp_edm(**CIFAR10_EDM, num_classes=10), (1, 1)), None),
     ("edm_cifar10", "source.checkpoint=uncond-ve"): (lambda c: _edm(c, _ve_edm(**CIFAR10_EDM), (1, 3, 3, 1)), None),

@@ -257,8 +257,15 @@ SKIPS = {
     "norm_num_groups": None,
     "attention_head_dim": None,
 }
+# widths as those of google/ncsnpp-ffhq-1024, whose norms have fewer groups where it is narrow
+NARROW = {
+    "block_out_channels": (16, 32, 64, 128, 128),
+    "down_block_types": ("SkipDownBlock2D",) * 3 + ("AttnSkipDownBlock2D", "SkipDownBlock2D"),
+    "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D") + ("SkipUpBlock2D",) * 3,
+}
 VE_NETWORKS = {
     "skips": (SKIPS, NCSNpp),
+    "narrow skips": (SKIPS | NARROW, NCSNpp),
     "plain": (BASE | {"time_embedding_type": "fourier", "center_input_sample": True}, ADM),
 }
 
@@ -293,7 +300,10 @@ def test_scores_of_the_ve_sde_agree_with_diffusers(tmp_path, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block_out_channels": (64, 128)}, "widths that are multiples of the first and of 32, from 128 on"),
+        ({"block_out_channels": (128, 192)}, "widths that are multiples of the first, from 128 on where they attend"),
+        ({"block_out_channels": (64, 64)}, "from 128 on where they attend"),
+        ({"block_out_channels": (16, 128)}, "and that min\\(width / 4, 32\\) divides, alone and added to their neighb"),
+        ({"block_out_channels": (64, 128), "norm_num_groups": 32}, "norm_num_groups=32 is not supported"),
         ({"attention_head_dim": 8}, "attention_head_dim=8 is not supported"),
         ({"mid_block_scale_factor": 1}, "must have mid_block_scale_factor=sqrt\\(2\\), got 1"),
         ({"up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D")}, "must attend at the same levels down and up"),
