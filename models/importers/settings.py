@@ -98,8 +98,8 @@ class Settings:
     def _wrong(self, name: str, value: Any, expected: str) -> ValueError:
         return ValueError(f"config's {name} must be {expected}, got {value!r}; correct it")
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number.
+    def integer(self, name: str, default: int | None = None, *, least: int | None = None) -> int:
+        """A whole number, of at least ``least``.
 
         Raises:
             ValueError: If it is none, or missing without a default.
@@ -110,9 +110,12 @@ class Settings:
         try:
             if isinstance(value, bool) or int(value) != float(value):
                 raise ValueError
+            if least is not None and int(value) < least:
+                raise ValueError
             return int(value)
         except (TypeError, ValueError, OverflowError):
-            raise self._wrong(name, value, "a whole number") from None
+            at_least = "" if least is None else f" of at least {least}"
+            raise self._wrong(name, value, f"a whole number{at_least}") from None
 
     def number(self, name: str, default: float) -> float:
         """A number.
