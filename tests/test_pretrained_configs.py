@@ -218,6 +218,9 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
     [
         ("ddpm_cifar10", ("ancestral", 1000, "uniform", True)),
         ("guided_imagenet256", ("ancestral", 250, "uniform", True)),
+        # "the best samples result from using 1000 timesteps": guided-diffusion's README
+        ("guided_lsun", ("ancestral", 1000, "uniform", True)),
+        ("guided_lsun_horse_nodropout", ("ancestral", 1000, "uniform", True)),
         # 18 steps of theirs, 35 calls: 17 here and the final denoising
         ("edm_cifar10", ("heun", 17, "karras", False)),
         ("edm_ffhq", ("heun", 39, "karras", False)),
