@@ -521,7 +521,7 @@ def test_what_diffusers_cannot_hold_is_refused_in_one_line(tmp_path, build, mess
 def test_other_backbones_and_dequantizers_have_no_export(tmp_path):
     sde, parameterization = Tabulated.ddpm(), make_parameterization("eps")
     # as many noise features as channels in the first level, but an embedding of four times another number
-    wide = ADM(image_size=8, channels=16, channel_mult=(2, 2), embedding_dim=32, resampling="convolution")
+    wide = ADM(image_size=8, channels=16, channel_mult=(2, 2), embedding_dim=32, attention_resolutions=())
     with pytest.raises(ValueError, match="has an embedding of 128 features, four times its first level, got 64"):
         export_diffusers(NetworkScoreModel(wide, sde, parameterization), tmp_path / "out")
     with pytest.raises(ValueError, match="diffusers has no MLP; only UNet and ADM can be exported"):
