@@ -234,6 +234,51 @@ def test_samplers_are_the_published_ones(name: str, sampling: tuple[str, int, st
     assert (said.sampler, said.num_steps, said.grid, said.clip_x0) == sampling
 
 
+PREDICTOR_CORRECTOR = "predictor=reverse_diffusion, corrector=langevin, snr="
+# what neither tensors nor numbers of parameters show: dropout, the SDE, and the sampler's options
+PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
+    "ddpm_cifar10": (0.1, "ddpm", "variance=large"),
+    "ddpm_lsun": (0.0, "ddpm", "variance=small"),
+    "diffusers_cifar10": (0.0, "ddpm", "variance=large"),
+    "diffusers_256": (0.0, "ddpm", "variance=small"),
+    "diffusers_ve_256": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.15"),
+    "diffusers_ve_1024": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.15"),
+    "edm_cifar10": (0.13, "ve", ""),
+    "edm_ffhq": (0.05, "ve", ""),
+    "edm_afhqv2": (0.25, "ve", ""),
+    "edm_imagenet64": (0.1, "ve", "churn=39.84375, churn_min=0.05, churn_max=50, noise_std=1.003"),
+    "guided_imagenet64": (0.1, "improved_ddpm", "variance=learned"),
+    "guided_imagenet128": (0.0, "ddpm", "variance=learned"),
+    "guided_imagenet256": (0.0, "ddpm", "variance=learned"),
+    "guided_imagenet256_uncond": (0.0, "ddpm", "variance=learned"),
+    "guided_imagenet512": (0.0, "ddpm", "variance=learned"),
+    "guided_lsun": (0.1, "ddpm", "variance=learned"),
+    "guided_lsun_horse_nodropout": (0.0, "ddpm", "variance=learned"),
+    "improved_cifar10": (0.3, "improved_ddpm", "variance=learned"),
+    "improved_imagenet64": (0.0, "improved_ddpm", "variance=learned"),
+    "improved_imagenet64_cond": (0.0, "improved_ddpm", "variance=learned"),
+    "improved_lsun_bedroom": (0.0, "ddpm", "variance=learned"),
+    "score_sde_vp_cifar10": (0.1, "vp", ""),
+    "score_sde_vp_cifar10_discrete": (0.1, "ddpm", "variance=large"),
+    "score_sde_subvp_cifar10": (0.1, "subvp", ""),
+    "score_sde_ve_cifar10": (0.1, "ve", f"{PREDICTOR_CORRECTOR}0.16"),
+    "score_sde_ve_256": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.075"),
+    "score_sde_ve_1024": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.15"),
+}
+
+
+@pytest.mark.parametrize("name", sorted({config for config, _ in CHECKPOINTS}))
+def test_what_no_tensor_shows_is_as_published(name: str):
+    config = _load(name)
+    overrides = ("", f"source.config={config.source.config}")
+    build = next(CHECKPOINTS[name, override][0] for override in overrides if (name, override) in CHECKPOINTS)
+    plan = build(config)
+    found = plan.network.get("dropout", 0.0), plan.sde["name"], config.sampling.options
+    assert found == PUBLISHED_VALUES[name]
+    # the only one of guided-diffusion whose queries, keys and values lie in the new order
+    assert ("--use_new_attention_order True" in config.source.config) == (name == "guided_imagenet64")
+
+
 @pytest.mark.parametrize(("name", "num_steps"), [("edm_cifar10", 18), ("edm_ffhq", 40), ("edm_imagenet64", 256)])
 def test_edm_s_noise_levels_are_those_of_its_sampler(name: str, num_steps: int):
     """sigma_i of Karras et al. 2022, Eq. 5; after the last they step to 0, which is the final denoising here."""
