@@ -99,7 +99,7 @@ def test_modes_before_the_import_are_one_line(guided: Foreign, tmp_path: Path, c
         ({"model_channels": 64}, "does not fit the network"),
         ({"num_res_blocks": 2}, "missing"),
         ({"num_classes": 7}, "label_emb.weight is [10, 128], expected [7, 128]"),
-        ({"steps": "many"}, "config's steps must be a whole number, got 'many'"),
+        ({"steps": "many"}, "config's steps must be a whole number of at least 2, got 'many'"),
         ({"widht": 3}, "unknown setting of the config 'widht'"),
     ],
 )

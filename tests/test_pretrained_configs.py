@@ -53,16 +53,21 @@ HO_256 = HO | {
 }  # fmt: skip
 
 
-def _diffusers_ve() -> ModelPlan:
-    down = ["SkipDownBlock2D"] * 4 + ["AttnSkipDownBlock2D"] + ["SkipDownBlock2D"] * 2
-    up = ["SkipUpBlock2D"] * 2 + ["AttnSkipUpBlock2D"] + ["SkipUpBlock2D"] * 4
+def _diffusers_ve(sigma_max: float, **network: Any) -> ModelPlan:
+    """NCSN++ of the hub, which attends where its levels are of 16x16 pixels."""
+    levels = len(network["block_out_channels"])
+    attends = [network["sample_size"] >> i == 16 for i in range(levels)]
     unet = {
         "attention_head_dim": None, "center_input_sample": True, "norm_eps": 1e-6, "norm_num_groups": None,
-        "mid_block_scale_factor": 2**0.5, "time_embedding_type": "fourier", "sample_size": 256,
-        "layers_per_block": 2, "block_out_channels": [128, 128, *[256] * 5], "down_block_types": down,
-        "up_block_types": up,
+        "mid_block_scale_factor": 1.41421356237, "time_embedding_type": "fourier", **network,
+        "down_block_types": ["AttnSkipDownBlock2D" if one else "SkipDownBlock2D" for one in attends],
+        "up_block_types": ["AttnSkipUpBlock2D" if one else "SkipUpBlock2D" for one in reversed(attends)],
     }  # fmt: skip
-    return plan_diffusers(unet, {"_class_name": "ScoreSdeVeScheduler", "sigma_max": 348.0})
+    return plan_diffusers(unet, {"_class_name": "ScoreSdeVeScheduler", "sigma_max": sigma_max})
+
+
+VE_256 = {"sample_size": 256, "layers_per_block": 2, "block_out_channels": [128, 128, *[256] * 5]}
+VE_1024 = {"sample_size": 1024, "layers_per_block": 1, "block_out_channels": [16, 32, 64, 128, 256, 512, 512, 512]}
 
 
 def _score_sde(config: Config, network: dict[str, Any]) -> ModelPlan:
@@ -108,7 +113,9 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
     ("ddpm_lsun", "source.config=lsun_church"): (lambda c: plan_ddpm(c.source.config), 114),
     ("diffusers_cifar10", ""): (lambda c: plan_diffusers(HO, {}), 35_746_307),
     ("diffusers_256", ""): (lambda c: plan_diffusers(HO_256, {}), 114),
-    ("diffusers_ve_256", ""): (lambda c: _diffusers_ve(), 65_574_549),
+    ("diffusers_ve_256", ""): (lambda c: _diffusers_ve(348.0, **VE_256), 65_574_549),
+    # as diffusers itself counts
+    ("diffusers_ve_1024", ""): (lambda c: _diffusers_ve(1348.0, **VE_1024), 105_785_896),
     # of these, known is that EDM's ADM is that of Dhariwal and Nichol 2021, and its baselines Song et al.'s networks
     ("edm_cifar10", ""): (lambda c: _edm(c, _vp_edm(**CIFAR10_EDM, num_classes=10), (1, 1)), None),
     ("edm_cifar10", "source.checkpoint=uncond-ve"): (lambda c: _edm(c, _ve_edm(**CIFAR10_EDM), (1, 3, 3, 1)), None),
@@ -211,6 +218,9 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
     [
         ("ddpm_cifar10", ("ancestral", 1000, "uniform", True)),
         ("guided_imagenet256", ("ancestral", 250, "uniform", True)),
+        # "the best samples result from using 1000 timesteps": guided-diffusion's README
+        ("guided_lsun", ("ancestral", 1000, "uniform", True)),
+        ("guided_lsun_horse_nodropout", ("ancestral", 1000, "uniform", True)),
         # 18 steps of theirs, 35 calls: 17 here and the final denoising
         ("edm_cifar10", ("heun", 17, "karras", False)),
         ("edm_ffhq", ("heun", 39, "karras", False)),
@@ -222,6 +232,51 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
 def test_samplers_are_the_published_ones(name: str, sampling: tuple[str, int, str, bool]):
     said = _load(name).sampling
     assert (said.sampler, said.num_steps, said.grid, said.clip_x0) == sampling
+
+
+PREDICTOR_CORRECTOR = "predictor=reverse_diffusion, corrector=langevin, snr="
+# what neither tensors nor numbers of parameters show: dropout, the SDE, and the sampler's options
+PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
+    "ddpm_cifar10": (0.1, "ddpm", "variance=large"),
+    "ddpm_lsun": (0.0, "ddpm", "variance=small"),
+    "diffusers_cifar10": (0.0, "ddpm", "variance=large"),
+    "diffusers_256": (0.0, "ddpm", "variance=small"),
+    "diffusers_ve_256": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.15"),
+    "diffusers_ve_1024": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.15"),
+    "edm_cifar10": (0.13, "ve", ""),
+    "edm_ffhq": (0.05, "ve", ""),
+    "edm_afhqv2": (0.25, "ve", ""),
+    "edm_imagenet64": (0.1, "ve", "churn=39.84375, churn_min=0.05, churn_max=50, noise_std=1.003"),
+    "guided_imagenet64": (0.1, "improved_ddpm", "variance=learned"),
+    "guided_imagenet128": (0.0, "ddpm", "variance=learned"),
+    "guided_imagenet256": (0.0, "ddpm", "variance=learned"),
+    "guided_imagenet256_uncond": (0.0, "ddpm", "variance=learned"),
+    "guided_imagenet512": (0.0, "ddpm", "variance=learned"),
+    "guided_lsun": (0.1, "ddpm", "variance=learned"),
+    "guided_lsun_horse_nodropout": (0.0, "ddpm", "variance=learned"),
+    "improved_cifar10": (0.3, "improved_ddpm", "variance=learned"),
+    "improved_imagenet64": (0.0, "improved_ddpm", "variance=learned"),
+    "improved_imagenet64_cond": (0.0, "improved_ddpm", "variance=learned"),
+    "improved_lsun_bedroom": (0.0, "ddpm", "variance=learned"),
+    "score_sde_vp_cifar10": (0.1, "vp", ""),
+    "score_sde_vp_cifar10_discrete": (0.1, "ddpm", "variance=large"),
+    "score_sde_subvp_cifar10": (0.1, "subvp", ""),
+    "score_sde_ve_cifar10": (0.1, "ve", f"{PREDICTOR_CORRECTOR}0.16"),
+    "score_sde_ve_256": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.075"),
+    "score_sde_ve_1024": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.15"),
+}
+
+
+@pytest.mark.parametrize("name", sorted({config for config, _ in CHECKPOINTS}))
+def test_what_no_tensor_shows_is_as_published(name: str):
+    config = _load(name)
+    overrides = ("", f"source.config={config.source.config}")
+    build = next(CHECKPOINTS[name, override][0] for override in overrides if (name, override) in CHECKPOINTS)
+    plan = build(config)
+    found = plan.network.get("dropout", 0.0), plan.sde["name"], config.sampling.options
+    assert found == PUBLISHED_VALUES[name]
+    # the only one of guided-diffusion whose queries, keys and values lie in the new order
+    assert ("--use_new_attention_order True" in config.source.config) == (name == "guided_imagenet64")
 
 
 @pytest.mark.parametrize(("name", "num_steps"), [("edm_cifar10", 18), ("edm_ffhq", 40), ("edm_imagenet64", 256)])

@@ -72,7 +72,9 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name, read_tensors(folder / name)
-    raise ValueError(f"{folder} has no weights; {' or '.join(WEIGHTS)} must be there")
+    others = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    fix = f"; save_pretrained() in one file and without variant what is in {', '.join(others[:3])}" if others else ""
+    raise ValueError(f"{folder} has no weights; {' or '.join(WEIGHTS)} must be there{fix}")
 
 
 def _find(name: Path | str) -> Path:

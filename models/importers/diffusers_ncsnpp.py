@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ..backbones import NCSNpp
@@ -24,7 +25,7 @@ _ATTENTION_LEAVES = {"norm": "group_norm", "proj": "to_out.0"}
 
 def has_skip_blocks(settings: Settings) -> bool:
     """Whether a ``UNet2DModel`` is made of skip blocks."""
-    return any("Skip" in str(block_type) for block_type in settings.take("down_block_types", ()))
+    return any("Skip" in block_type for block_type in settings.words("down_block_types", ()))
 
 
 def plan_skip_blocks(settings: Settings, image_size: int) -> dict[str, Any]:
@@ -38,8 +39,8 @@ def plan_skip_blocks(settings: Settings, image_size: int) -> dict[str, Any]:
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
     """
     widths = settings.integers("block_out_channels", (224, 448, 672, 896))
-    down = settings.take("down_block_types", ())
-    up = settings.take("up_block_types", ())
+    down = settings.words("down_block_types", ())
+    up = settings.words("up_block_types", ())
     unknown = [name for name in (*down, *up) if name not in _DOWN and name not in _UP]
     if unknown or len(down) != len(widths) or len(up) != len(widths):
         raise ValueError(
@@ -50,12 +51,7 @@ def plan_skip_blocks(settings: Settings, image_size: int) -> dict[str, Any]:
         raise ValueError(
             "UNet2DModel of skip blocks must attend at the same levels down and up; others are unsupported"
         )
-    # narrower, and diffusers' numbers of norm groups follow no rule
-    if any(width % widths[0] or width % 32 or width < 128 for width in widths):
-        raise ValueError(
-            f"UNet2DModel of skip blocks must have widths that are multiples of the first and of 32, from 128 on, got "
-            f"{[*widths]}; others are unsupported"
-        )
+    _check_widths(widths, attends)
     attending = {width for width, attend in zip(widths, attends, strict=True) if attend} | {widths[-1]}
     one_head = (None, *attending) if len(attending) == 1 else None
     scale = settings.number("mid_block_scale_factor", 1.0)
@@ -65,12 +61,12 @@ def plan_skip_blocks(settings: Settings, image_size: int) -> dict[str, Any]:
         act_fn=("silu", "swish"),
         add_attention=True,
         attention_head_dim=one_head,
-        attn_norm_num_groups=(None, 32),
+        attn_norm_num_groups=(None, 32) if widths[-1] >= 128 else None,
         center_input_sample=True,
         class_embed_type=None,
         in_channels=3,
         mid_block_type="UNetMidBlock2D",
-        norm_num_groups=(None, 32),
+        norm_num_groups=(None, 32) if min(widths[0], widths[-1]) >= 128 else None,
         num_class_embeds=None,
         out_channels=3,
         resnet_time_scale_shift="default",
@@ -101,6 +97,24 @@ def plan_skip_blocks(settings: Settings, image_size: int) -> dict[str, Any]:
     )
     settings.finish()
     return network
+
+
+def _check_widths(widths: Sequence[int], attends: Sequence[bool]) -> None:
+    """Refuse widths of which diffusers can build no network, or one whose norms are not ``NCSNpp``'s.
+
+    A norm of C channels has min(C / 4, 32) groups; but that of attention has 32, and so has, nearly always, that of
+    what comes in from below and beside where the way up attends.
+    """
+    beside = [(*widths[1:], widths[-1]), widths, (widths[0], *widths[:-1])]
+    normalized = {*widths, *(width + other for row in beside for width, other in zip(widths, row, strict=True))}
+    uneven = [width for width in normalized if width < 4 or width % min(width // 4, 32)]
+    narrow = [width for width, attend in zip(widths, attends, strict=True) if attend and width < 128]
+    if uneven or narrow or any(width % widths[0] for width in widths):
+        raise ValueError(
+            "UNet2DModel of skip blocks must have widths that are multiples of the first, from 128 on where they "
+            "attend, and that min(width / 4, 32) divides, alone and added to their neighbours, got "
+            f"{[*widths]}; others are unsupported"
+        )
 
 
 def _place(ours: str, last: int) -> str:

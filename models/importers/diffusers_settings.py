@@ -155,15 +155,15 @@ def _plan_unet(settings: Settings) -> dict[str, Any]:
 
 def _image_size(settings: Settings) -> int:
     size = settings.take("sample_size")
-    if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
-        return int(size[0])
+    if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1] and isinstance(size[0], int):
+        return size[0]
     return settings.integer("sample_size")
 
 
 def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], list[bool]]:
     """By what the levels resample, and which of them attend, down and up, from the highest resolution on."""
-    down = settings.take("down_block_types", ["DownBlock2D", *["AttnDownBlock2D"] * 3])
-    up = settings.take("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])[::-1]
+    down = settings.words("down_block_types", ["DownBlock2D", *["AttnDownBlock2D"] * 3])
+    up = settings.words("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])[::-1]
     attends = []
     kinds = set()
     # the lowest level has nothing that leads further down, and the highest nothing that leads further up
@@ -191,7 +191,7 @@ def _plan_sde(settings: Settings) -> dict[str, Any]:
             "the scheduler's rescale_betas_zero_snr=True leaves no signal at the last step, whose log-SNR is infinite; "
             "such a model is not supported"
         )
-    steps = settings.integer("num_train_timesteps", 1000)
+    steps = settings.integer("num_train_timesteps", 1000, least=2)
     start, end = settings.number("beta_start", 1e-4), settings.number("beta_end", 0.02)
     trained = settings.take("trained_betas")
     if trained is not None:
@@ -201,6 +201,8 @@ def _plan_sde(settings: Settings) -> dict[str, Any]:
         return {"name": "ddpm", "num_steps": steps, "beta_start": start, "beta_end": end}
     if schedule == "squaredcos_cap_v2":
         return {"name": "improved_ddpm", "num_steps": steps}
+    if not (0 < start < 1 and 0 < end < 1):
+        raise ValueError(f"the scheduler's betas must be inside (0, 1), got {start:g} to {end:g}; correct them")
     if schedule == "scaled_linear":
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
     else:
@@ -212,4 +214,7 @@ def _betas(trained: Any, steps: int) -> list[float]:
     if not isinstance(trained, Sequence) or len(trained) != steps:
         length = len(trained) if isinstance(trained, Sequence) else "none"
         raise ValueError(f"the scheduler's trained_betas must be num_train_timesteps={steps} numbers, got {length}")
-    return [float(beta) for beta in trained]
+    try:
+        return [float(beta) for beta in trained]
+    except (TypeError, ValueError):
+        raise ValueError("the scheduler's trained_betas must be numbers; correct it") from None

@@ -68,10 +68,8 @@ def plan_edm(
         ValueError: In one line: a setting is missing, unknown, or contradicts the tensors.
     """
     settings = Settings(config)
-    class_name = settings.take("class_name")
+    class_name = None if settings.take("class_name") is None else settings.choice("class_name", "", tuple(_CLASSES))
     named = _CLASSES.get(class_name)
-    if class_name is not None and named is None:
-        raise ValueError(choices_message("class_name of the config", str(class_name), sorted(_CLASSES)))
     kind = preconditioning or named
     if kind is None:
         raise ValueError(
@@ -85,7 +83,11 @@ def plan_edm(
     settings.ignore(_OF_PRECONDITIONING)
     if _is_adm(tensors):
         return _with_preconditioning("adm", plan_edm_adm(_plain(config)), settings, kind)
-    plan = _with_preconditioning("ncsnpp", plan_edm_song(tensors, settings, path=path), settings, kind)
+    try:
+        network = plan_edm_song(tensors, settings, path=path)
+    except (IndexError, KeyError, ZeroDivisionError) as error:
+        raise ValueError(f"checkpoint {path} has tensors of shapes that no SongUNet has; fetch it again") from error
+    plan = _with_preconditioning("ncsnpp", network, settings, kind)
     settings.finish()
     return plan
 

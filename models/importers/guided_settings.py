@@ -140,7 +140,7 @@ def plan_classifier(config: Config) -> ClassifierPlan:
 
 
 def _plan_sde(settings: Settings, project: Project) -> tuple[dict[str, Any], TimeInput]:
-    steps = settings.integer("diffusion_steps", settings.integer("steps", 1000))
+    steps = settings.integer("diffusion_steps", settings.integer("steps", 1000, least=2), least=2)
     sde: dict[str, Any] = {"name": "improved_ddpm", "num_steps": steps}
     if settings.choice("noise_schedule", "linear", ("linear", "cosine")) == "linear":
         # Ho et al.'s ends for 1000 steps, scaled so that any number of steps ends at about the same noise

@@ -92,7 +92,7 @@ def plan_network(network: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     }
     mult = network["channel_mult"]
     fits = all(network.get(name, value) == value for name, value in only_adm.items() if name != "resampling")
-    whole = all(isinstance(one, int) for one in mult) and mult[0] == 1
+    whole = all(isinstance(one, int) for one in mult) and mult[:1] == (1,)
     if not (fits and whole and network.get("resampling") == "convolution"):
         return "adm", network
     return "unet", {name: value for name, value in network.items() if name not in only_adm}

@@ -133,7 +133,7 @@ def _noise_levels(settings: Settings, sigmas: Tensor | None, *, path: Path) -> t
         if sigmas.ndim != 1 or len(sigmas) < 2:
             raise ValueError(f"checkpoint {path} has sigmas of shape {list(sigmas.shape)}, expected a vector")
         num, low, high = len(sigmas), float(sigmas[-1]), float(sigmas[0])
-    said = settings.integer("model.num_scales", num)
+    said = settings.integer("model.num_scales", num, least=2)
     ends = settings.number("model.sigma_min", low), settings.number("model.sigma_max", high)
     fits = all(math.isclose(one, other, rel_tol=1e-6) for one, other in zip(ends, (low, high), strict=True))
     if sigmas is not None and (said != num or not fits):
@@ -192,9 +192,14 @@ def plan_score_sde(tensors: Mapping[str, Tensor], config: Config, *, path: Path)
     Raises:
         ValueError: In one line: a setting is missing, unknown, or contradicts the tensors.
     """
-    found = find_structure(tensors, path=path)
     settings = _read_config(config)
-    network = _plan_network(settings, found, path=path)
+    try:
+        found = find_structure(tensors, path=path)
+        network = _plan_network(settings, found, path=path)
+    except (IndexError, KeyError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"checkpoint {path} has tensors of shapes that no ncsnpp or ddpm has; fetch it again"
+        ) from error
     sde, parameterization, noise_input = _plan_time(settings, found, tensors.get("sigmas"), path=path)
     settings.ignore(_IDLE)
     unknown = [name for name in settings.unknown() if name.startswith("model.")]

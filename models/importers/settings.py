@@ -10,6 +10,7 @@ from typing import Any
 
 from sde_lib import choices_message
 
+_MOST_BYTES = 2**24
 _TRUE, _FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 
 
@@ -24,10 +25,18 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ValueError: In one line: there is no such file, or it holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        # neither a pipe, which would wait for ever, nor what is called so by mistake
+        size = path.stat().st_size if path.is_file() else 0
+        if path.exists() and not 0 < size <= _MOST_BYTES:
+            raise ValueError(f"{what} {path} must be a file of 1 to {_MOST_BYTES} bytes, got {size}; check the path")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} {path} is no JSON ({error}); fetch it again") from error
     except OSError as error:
         raise ValueError(f"{what} {path} cannot be read ({error.strerror or error}); check the path") from error
-    except ValueError as error:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} {path} is no JSON ({error}); fetch it again") from error
     if not isinstance(value, dict):
         raise ValueError(f"{what} {path} must hold an object, got {type(value).__name__}; fetch it again")
@@ -89,8 +98,8 @@ class Settings:
     def _wrong(self, name: str, value: Any, expected: str) -> ValueError:
         return ValueError(f"config's {name} must be {expected}, got {value!r}; correct it")
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number.
+    def integer(self, name: str, default: int | None = None, *, least: int | None = None) -> int:
+        """A whole number, of at least ``least``.
 
         Raises:
             ValueError: If it is none, or missing without a default.
@@ -101,9 +110,12 @@ class Settings:
         try:
             if isinstance(value, bool) or int(value) != float(value):
                 raise ValueError
+            if least is not None and int(value) < least:
+                raise ValueError
             return int(value)
-        except (TypeError, ValueError):
-            raise self._wrong(name, value, "a whole number") from None
+        except (TypeError, ValueError, OverflowError):
+            at_least = "" if least is None else f" of at least {least}"
+            raise self._wrong(name, value, f"a whole number{at_least}") from None
 
     def number(self, name: str, default: float) -> float:
         """A number.
@@ -154,9 +166,9 @@ class Settings:
             parts = [part for part in value.split(",") if part.strip()]
         try:
             found = [float(part) for part in parts]
-        except (TypeError, ValueError):
+            return tuple(int(number) if number == int(number) else number for number in found)
+        except (TypeError, ValueError, OverflowError):
             raise self._wrong(name, value, "numbers separated by commas") from None
-        return tuple(int(number) if number == int(number) else number for number in found)
 
     def integers(self, name: str, default: Sequence[int] | None) -> tuple[int, ...]:
         """Whole numbers, in a list or as text with commas.
@@ -168,6 +180,17 @@ class Settings:
         if any(not isinstance(number, int) for number in found):
             raise self._wrong(name, self.take(name), "whole numbers separated by commas")
         return tuple(int(number) for number in found)
+
+    def words(self, name: str, default: Sequence[str]) -> list[str]:
+        """Words in a list.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        value = self.take(name, default)
+        if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+            raise self._wrong(name, value, "a list of words")
+        return list(value)
 
     def refuse_unless(self, **expected: Any) -> None:
         """Refuse settings that differ from the only value that is known here.

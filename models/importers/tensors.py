@@ -136,6 +136,9 @@ def as_tensors(value: Any, *, path: Path, what: str = "checkpoint") -> dict[str,
             f"{what} {path} must be a state dict of tensors alone, got others under {_some(wrong)}; "
             "is it of another project? check the source"
         )
+    sparse = [name for name, tensor in value.items() if tensor.layout is not torch.strided or tensor.is_quantized]
+    if sparse:
+        raise ValueError(f"{what} {path} has sparse or quantized tensors ({_some(sparse)}); save them dense, in floats")
     return dict(value)
 
 

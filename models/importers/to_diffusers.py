@@ -182,6 +182,11 @@ def _check_ends(network: UNet | ADM, width: int) -> None:
             f"UNet2DModel has as many noise features, and channels after the first convolution, as in its first level, "
             f"{width}, got {features} and {network.conv_in.out_channels}; such a network has no export"
         )
+    if network.embed.linear1.out_features != 4 * width:
+        raise ValueError(
+            f"UNet2DModel has an embedding of {4 * width} features, four times its first level, got "
+            f"{network.embed.linear1.out_features}; such a network has no export"
+        )
     if network.embed.kind == "fourier":
         raise ValueError("UNet2DModel divides by sigma after a Fourier embedding; such a network has no export")
     if network.conv_in.in_channels != network.in_channels:

@@ -199,6 +199,18 @@ def test_diffusers_need_not_be_installed(tmp_path, monkeypatch):
         from_diffusers("google/ddpm-cifar10-32")
 
 
+@pytest.mark.parametrize("how", [{"variant": "fp16"}, {"max_shard_size": "200KB"}])
+def test_variants_and_shards_are_one_line(tmp_path, how):
+    unet = randomize(diffusers.UNet2DModel(**BASE))
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    unet.save_pretrained(tmp_path / "unet", **how)
+    with pytest.raises(ValueError, match=r"has no weights; .*; save_pretrained\(\) in one file and without") as error:
+        from_diffusers(tmp_path)
+    assert "\n" not in str(error.value)
+    assert ("fp16" if "variant" in how else "-00001-of-") in str(error.value)
+
+
 def test_a_hub_name_is_fetched(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     save(tmp_path / "snapshot", BASE)
@@ -257,8 +269,15 @@ SKIPS = {
     "norm_num_groups": None,
     "attention_head_dim": None,
 }
+# widths as those of google/ncsnpp-ffhq-1024, whose norms have fewer groups where it is narrow
+NARROW = {
+    "block_out_channels": (16, 32, 64, 128, 128),
+    "down_block_types": ("SkipDownBlock2D",) * 3 + ("AttnSkipDownBlock2D", "SkipDownBlock2D"),
+    "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D") + ("SkipUpBlock2D",) * 3,
+}
 VE_NETWORKS = {
     "skips": (SKIPS, NCSNpp),
+    "narrow skips": (SKIPS | NARROW, NCSNpp),
     "plain": (BASE | {"time_embedding_type": "fourier", "center_input_sample": True}, ADM),
 }
 
@@ -293,7 +312,10 @@ def test_scores_of_the_ve_sde_agree_with_diffusers(tmp_path, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block_out_channels": (64, 128)}, "widths that are multiples of the first and of 32, from 128 on"),
+        ({"block_out_channels": (128, 192)}, "widths that are multiples of the first, from 128 on where they attend"),
+        ({"block_out_channels": (64, 64)}, "from 128 on where they attend"),
+        ({"block_out_channels": (16, 128)}, "and that min\\(width / 4, 32\\) divides, alone and added to their neighb"),
+        ({"block_out_channels": (64, 128), "norm_num_groups": 32}, "norm_num_groups=32 is not supported"),
         ({"attention_head_dim": 8}, "attention_head_dim=8 is not supported"),
         ({"mid_block_scale_factor": 1}, "must have mid_block_scale_factor=sqrt\\(2\\), got 1"),
         ({"up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D")}, "must attend at the same levels down and up"),
@@ -510,6 +532,10 @@ def test_what_diffusers_cannot_hold_is_refused_in_one_line(tmp_path, build, mess
 
 def test_other_backbones_and_dequantizers_have_no_export(tmp_path):
     sde, parameterization = Tabulated.ddpm(), make_parameterization("eps")
+    # as many noise features as channels in the first level, but an embedding of four times another number
+    wide = ADM(image_size=8, channels=16, channel_mult=(2, 2), embedding_dim=32, attention_resolutions=())
+    with pytest.raises(ValueError, match="has an embedding of 128 features, four times its first level, got 64"):
+        export_diffusers(NetworkScoreModel(wide, sde, parameterization), tmp_path / "out")
     with pytest.raises(ValueError, match="diffusers has no MLP; only UNet and ADM can be exported"):
         export_diffusers(NetworkScoreModel(MLP(2), sde, parameterization), tmp_path / "out")
     model = digits_model()

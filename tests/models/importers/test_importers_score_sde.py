@@ -225,7 +225,7 @@ def test_a_config_may_be_a_file_flags_or_a_published_name(tmp_path):
 def test_published_configs_give_the_published_networks():
     for name in PUBLISHED:
         settings = {"image_size": 32, "num_res_blocks": 8 if "deep" in name else 4}
-        if "ddpm/" in name:
+        if "ddpm/" in name or "_ddpm_" in name:
             settings |= {"num_res_blocks": 2, **DDPM}
         elif "ddpmpp" in name:
             settings |= {"fir_kernel": None, "input_pyramid": "none"}
