@@ -165,6 +165,8 @@ def test_a_directory_in_use_is_refused(
     before = snapshot(workdir)
     refused(capsys, ddpm.command("import", workdir), "holds a run already; choose another --workdir")
     assert snapshot(workdir) == before
+    (workdir / "config.json").unlink()
+    refused(capsys, ddpm.command("import", workdir), "holds an import that was interrupted; delete it")
 
 
 def test_a_config_that_contradicts_the_checkpoint_is_one_line(

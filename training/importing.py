@@ -204,7 +204,10 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
 
 
 def _refuse_used(workdir: Path) -> None:
-    if any((workdir / "checkpoints").glob("step_*")):
+    found = [path.name for path in (workdir / "checkpoints").glob("step_*")]
+    if found == ["step_00000000"] and not (workdir / "config.json").exists():
+        raise ValueError(f"{workdir} holds an import that was interrupted; delete it, or choose another --workdir")
+    if found:
         raise ValueError(f"{workdir} holds a run already; choose another --workdir for what is imported")
 
 
