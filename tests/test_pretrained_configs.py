@@ -179,6 +179,22 @@ def test_every_config_is_of_a_checkpoint_here():
     assert there == {config for config, _ in CHECKPOINTS}
 
 
+def test_every_command_of_the_page_has_its_config():
+    lines = (ROOT / "docs" / "checkpoints.md").read_text().splitlines()
+    commands = [line.split()[1:] for line in lines if line.startswith("$IMPORT ")]
+    found: set[str] = set()
+    for (flag, path, also, checkpoint), overrides in ((command[:4], command[4:]) for command in commands):
+        assert (flag, also) == ("--config", "--checkpoint") and checkpoint
+        config = load_config(str(ROOT / path), overrides)
+        if config.source.name == "score_sde":
+            # the folder that the checkpoint is in, but for three that the project names otherwise than their config
+            folder = checkpoint.rsplit("/", 1)[0].replace("vp/cifar10_ddpm_", "vp/ddpm/cifar10_")
+            folder = folder.replace("subvp/ddpm/cifar10_", "subvp/cifar10_ddpm_").replace("ffhq_1024", "ffhq")
+            assert config.source.config == ("vp/ddpm/cifar10" if folder == "vp/cifar10_ddpm" else folder)
+        found.add(Path(path).stem)
+    assert found == {config for config, _ in CHECKPOINTS}
+
+
 @pytest.mark.parametrize("key", CHECKPOINTS, ids=NAMES)
 def test_the_published_network_fits_its_config_and_has_the_published_size(key: tuple[str, str]):
     config = _load(*key)
