@@ -18,7 +18,7 @@ from evaluation.estimators import build_estimators, seen_by
 from evaluation.measurement import measure
 from evaluation.sampling import draw
 from models.importers import PlannedModel, from_diffusers
-from samplers import available_samplers
+from samplers import available_samplers, registry
 from training.build import bound_x0, build_dataset, build_sampler
 from training.config import Config, load_config
 from training.images import to_uint8
@@ -26,6 +26,8 @@ from training.importing import read_source
 from training.network import complete_config
 
 CONDITIONAL = ("edm", "guided_diffusion")
+# not those that other tests have registered
+SAMPLERS = [name for name in available_samplers() if registry._SAMPLERS.get(name).__module__.startswith("samplers.")]
 EXPORTABLE = ("ddpm", "diffusers", "guided_diffusion")
 
 
@@ -134,7 +136,7 @@ def test_every_sampler_runs_on_it(imported: Imported, tmp_path: Path):
     images = {}
     extra = ["--config.sampling.options=", "--config.sampling.clip_x0=true", "--config.sampling.grid=uniform"]
     extra += ["--config.sampling.num_samples=2"]
-    for name in available_samplers():
+    for name in SAMPLERS:
         assert imported.run("sample", *extra, f"--config.sampling.sampler={name}", workdir=workdir) == 0
         images[name] = np.load(workdir / "samples" / "samples.npz")["arr_0"]
         assert images[name].shape == (2, 8, 8, 1)

@@ -24,7 +24,7 @@ from benchmarks.proofs.oracles import (
 )
 from benchmarks.proofs.recursion import MEAN, VAR
 from models import GaussianMixtureScoreModel
-from samplers import available_samplers, make_sampler
+from samplers import available_samplers, make_sampler, registry
 from sde_lib import VE, VP, NoiseStreams
 
 ENTRIES = {entry.label: entry for entry in entries()}
@@ -35,7 +35,9 @@ SHORT = [label for label in ENTRIES if label not in LONG]
 
 
 def test_every_registered_sampler_is_in_the_table():
-    assert {entry.name for entry in ENTRIES.values()} == set(available_samplers())
+    # not what other tests have registered
+    ours = {name for name in available_samplers() if registry._SAMPLERS.get(name).__module__.startswith("samplers.")}
+    assert {entry.name for entry in ENTRIES.values()} == ours
     assert len(ENTRIES) == len(entries())
 
 
