@@ -117,7 +117,7 @@ def _optim() -> ConfigDict:
             "eps": 1e-8,
             "weight_decay": 0.0,
             "warmup_steps": 5_000,  # the learning rate rises linearly over these
-            "decay_steps": 0,  # and has fallen to 0 along half a cosine at this one; 0: it stays
+            "decay_steps": 0,  # and has fallen to 0 along half a cosine at this one, num_steps or later; 0: it stays
         }
     )
 

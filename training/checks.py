@@ -74,6 +74,20 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
 
 
+def check_schedule(config: Config) -> None:
+    """Refuse to train on where the learning rate has fallen to 0.
+
+    Raises:
+        ValueError: Naming both keys.
+    """
+    num_steps, decay_steps = config.training.num_steps, config.optim.decay_steps
+    if num_steps > decay_steps > 0:
+        raise ValueError(
+            f"config.training.num_steps must be at most config.optim.decay_steps={decay_steps}, where the learning rate "
+            f"has fallen to 0, got {num_steps}; raise config.optim.decay_steps too, or set it to 0 for no decay"
+        )
+
+
 def check_learned_parts(config: Config) -> None:
     """Refuse to measure a learned variance or dequantization that the model does not have, before anything is measured.
 

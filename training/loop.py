@@ -18,7 +18,7 @@ from samplers import DDIMSampler, StepState
 from sde_lib import NoiseStreams
 
 from .build import build_dataset, build_sampler, pick_device
-from .checks import check_config, check_eval_names
+from .checks import check_config, check_eval_names, check_schedule
 from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
 from .images import to_uint8
@@ -83,6 +83,7 @@ def train(config: Config, workdir: Path) -> None:
         Interrupted: After Ctrl-C, SIGTERM or SIGUSR1, with a checkpoint of that moment written.
     """
     check_config(config)
+    check_schedule(config)
     check_eval_names(config)
     build_sampler(config)
     with Ranks.from_environment() as ranks:
@@ -137,7 +138,8 @@ def _train_there(
         claim_for_training(workdir, config)
     if state.step >= training.num_steps:
         if ranks.first:
-            say(f"already trained to step {state.step}; raise --config.training.num_steps to train on")
+            decays = " and --config.optim.decay_steps" if config.optim.decay_steps else ""
+            say(f"already trained to step {state.step}; raise --config.training.num_steps{decays} to train on")
         return
     if ranks.first:
         _introduce(state, dataset, device, mode, share)

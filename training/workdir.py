@@ -37,8 +37,8 @@ _FREE_IN_TRAINING = (
     # where the first weights came from: they are in the first checkpoint
     "source.",
 )
-# What a run that has gone astray goes on with from its last good checkpoint; that is said.
-_SAID_IN_TRAINING = ("optim.learning_rate", "training.grad_clip")
+# What a run that has gone astray, or is to be longer, goes on with from its last good checkpoint; that is said.
+_SAID_IN_TRAINING = ("optim.learning_rate", "optim.decay_steps", "training.grad_clip")
 # What sampling and evaluation must agree on: the network, and the data it was made for.
 _FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.channels")
 # What else a checkpoint of step 0 holds: the loss's memory, and the optimizer's settings. All else of an imported run
