@@ -83,8 +83,8 @@ def check_schedule(config: Config) -> None:
     num_steps, decay_steps = config.training.num_steps, config.optim.decay_steps
     if num_steps > decay_steps > 0:
         raise ValueError(
-            f"config.training.num_steps must be at most config.optim.decay_steps={decay_steps}, where the learning rate "
-            f"has fallen to 0, got {num_steps}; raise config.optim.decay_steps too, or set it to 0 for no decay"
+            f"config.training.num_steps must be at most config.optim.decay_steps={decay_steps}, where the learning "
+            f"rate has fallen to 0, got {num_steps}; raise config.optim.decay_steps too, or set it to 0 for no decay"
         )
 
 
