@@ -1,6 +1,7 @@
 """What a dataset is here: one uint8 tensor, one label tensor, and the number of grey levels."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from .errors import DataError
 
 SPLITS = ("train", "test")
+DIGITS = tuple("0123456789")  # names of the classes of images of digits
+ONE_IN_TEN = "one image in ten held out, by a fixed permutation"  # what fixed_split does by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +25,9 @@ class ImageDataset:
         num_classes: Number of classes, the same for both splits of a dataset.
         name: Name of the dataset, as given to ``load_dataset``.
         split: ``"train"`` or ``"test"``.
+        class_names: Name of each class, in the order of their numbers; empty where the source names none.
+        split_source: Origin of the two splits in a few words, such as ``"official split"``; empty if unknown.
+        notes: Lines that a user should read once, such as what was left out.
 
     Raises:
         DataError: If shapes, dtypes or values contradict the above, or if there is no image.
@@ -33,6 +39,9 @@ class ImageDataset:
     num_classes: int
     name: str
     split: str
+    class_names: tuple[str, ...] = ()
+    split_source: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"{self.name} {self.split}"
@@ -59,6 +68,12 @@ class ImageDataset:
             raise DataError(
                 f"{where}: labels must be 0 .. {self.num_classes - 1}, got {got}; correct the labels or num_classes"
             )
+        names = self.class_names
+        if names and not len(names) == len(set(names)) == self.num_classes:
+            raise DataError(
+                f"{where}: class_names must be {self.num_classes} different names, one a class, "
+                f"got {', '.join(names)}; correct them or num_classes"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,7 +97,7 @@ class ImageDataset:
             num_images: 1 .. ``len(self)``.
 
         Returns:
-            A dataset with the same levels, classes, name and split.
+            A dataset that is otherwise the same.
 
         Raises:
             DataError: If ``num_images`` is out of range.
@@ -92,9 +107,29 @@ class ImageDataset:
                 f"num_images must be 1 .. {len(self)}, the size of the {self.name} {self.split} split, "
                 f"got {num_images}; ask for fewer images"
             )
-        return ImageDataset(
-            self.images[:num_images], self.labels[:num_images], self.num_levels, self.num_classes, self.name, self.split
-        )
+        return replace(self, images=self.images[:num_images], labels=self.labels[:num_images])
+
+    def with_class_order(self, class_names: Sequence[str]) -> "ImageDataset":
+        """Number the classes in another order, such as that of a model that was trained before.
+
+        Args:
+            class_names: The names of ``self.class_names``, in the order of their new numbers.
+
+        Returns:
+            The same images, with the labels that go with the new numbers.
+
+        Raises:
+            DataError: If they are not the same names.
+        """
+        if sorted(class_names) != sorted(self.class_names):
+            raise DataError(
+                f"{self.name} has the classes {', '.join(self.class_names) or '(unnamed)'}, "
+                f"expected {', '.join(class_names)}; use the data that has them"
+            )
+        if tuple(class_names) == self.class_names:
+            return self
+        new_numbers = torch.tensor([class_names.index(name) for name in self.class_names])
+        return replace(self, labels=new_numbers[self.labels], class_names=tuple(class_names))
 
 
 def to_model_space(images: Tensor, num_levels: int) -> Tensor:

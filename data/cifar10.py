@@ -19,6 +19,7 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 PIXELS = 3 * 32 * 32
 RECORD = 1 + PIXELS
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_CLASSES = 10
 CHUNK = 1 << 20
 # A Python batch also lists file names: about 30 bytes a record beside the pixels. Anything near twice the size is
@@ -93,6 +94,8 @@ def load_cifar10(
         num_classes=NUM_CLASSES,
         name="cifar10",
         split=split,
+        class_names=CLASS_NAMES,
+        split_source="official split",
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from .base import ImageDataset, fixed_split
+from .base import DIGITS, ImageDataset, fixed_split
 
 NUM_TEST = 360
 
@@ -35,4 +35,6 @@ def load_digits(*, split: str) -> ImageDataset:
         num_classes=10,
         name="digits",
         split=split,
+        class_names=DIGITS,
+        split_source=f"{NUM_TEST} images held out, by a fixed permutation",
     )

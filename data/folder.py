@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .base import SPLITS, ImageDataset, check_split, fixed_split
+from .base import ONE_IN_TEN, SPLITS, ImageDataset, check_split, fixed_split
 from .errors import DataError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
@@ -48,7 +48,7 @@ def load_folder(*, root: Path, split: str, image_size: int | None = None, channe
     check_split(split)
     size, mode = _check_format(image_size, channels)
     root = Path(root)
-    base, paths, classes = _list_split(root, split)
+    base, paths, classes, split_source = _list_split(root, split)
     class_numbers = {name: number for number, name in enumerate(classes)}
     labels = [class_numbers[_class_of(path)] for path in paths]
     images = _decode_all([base / path for path in paths], size, mode)
@@ -59,6 +59,8 @@ def load_folder(*, root: Path, split: str, image_size: int | None = None, channe
         num_classes=len(classes),
         name="folder",
         split=split,
+        class_names=tuple(name or "." for name in classes),
+        split_source=split_source,
     )
 
 
@@ -72,8 +74,8 @@ def _check_format(image_size: int | None, channels: int | None) -> tuple[int, st
     return image_size, "L" if channels == 1 else "RGB"
 
 
-def _list_split(root: Path, split: str) -> tuple[Path, list[str], list[str]]:
-    """Return the folder of the split, its images as sorted relative paths, and the classes of both splits."""
+def _list_split(root: Path, split: str) -> tuple[Path, list[str], list[str], str]:
+    """Return the folder of the split, its images as sorted relative paths, both splits' classes, and their origin."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; set the data root to a folder of images")
     present = [name for name in SPLITS if (root / name).is_dir()]
@@ -90,7 +92,8 @@ def _list_split(root: Path, split: str) -> tuple[Path, list[str], list[str]]:
     if not paths:
         raise DataError(f"no images in {base}; put files there with one of: {' '.join(sorted(EXTENSIONS))}")
     classes = sorted({_class_of(path) for path in everything})
-    return base, paths, classes
+    source = f"folders {' and '.join(f'{name}/' for name in present)}" if present else ONE_IN_TEN
+    return base, paths, classes, source
 
 
 def _class_of(path: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .base import ImageDataset, check_split
+from .base import DIGITS, ImageDataset, check_split
 from .errors import DataError
 
 FOLDERS = ("", "mnist", "MNIST", "MNIST/raw")
@@ -53,6 +53,8 @@ def load_mnist(*, root: Path, split: str) -> ImageDataset:
         num_classes=10,
         name="mnist",
         split=split,
+        class_names=DIGITS,
+        split_source="official split",
     )
 
 

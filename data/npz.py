@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
 
-from .base import SPLITS, ImageDataset, check_split, fixed_split
+from .base import ONE_IN_TEN, SPLITS, ImageDataset, check_split, fixed_split
 from .errors import DataError
 
 CHANNEL_COUNTS = (1, 2, 3, 4)
@@ -19,7 +19,8 @@ def load_npz(*, root: Path, split: str) -> ImageDataset:
 
     Arrays: ``images`` (or ``arr_0``), uint8 [N, H, W, C] or [N, H, W], or [N, C, H, W] where the last axis cannot be
     channels (C is 1 .. 4); optional ``labels`` (or ``arr_1``), integers [N]; optional numbers ``num_levels`` (256 by
-    default) and ``num_classes`` (by default the highest label of both splits plus one, or 1 without labels). A single
+    default) and ``num_classes`` (by default the highest label of both splits plus one, or 1 without labels, or the
+    number of names), and optional ``class_names``, text [num_classes] in the order of the labels. A single
     file may hold both splits as ``train_images``, ``test_images``, ``train_labels`` and ``test_labels``; otherwise a
     fixed permutation (seed 0) holds one image in ten out for test, and at least one. Pickled arrays are refused.
 
@@ -47,7 +48,8 @@ def _load_folder(root: Path, split: str) -> ImageDataset:
     with _opened(path) as arrays:
         images = _read_images(arrays, path, "images", "arr_0")
         labels = _read_labels(arrays, path, "labels", "arr_1")
-        return _build(arrays, path, images, labels, split, other_labels=other_labels)
+        source = "files train.npz and test.npz" if other.is_file() else f"file {split}.npz"
+        return _build(arrays, path, images, labels, split, source, other_labels=other_labels)
 
 
 def _load_file(path: Path, split: str) -> ImageDataset:
@@ -56,10 +58,11 @@ def _load_file(path: Path, split: str) -> ImageDataset:
             images = _read_images(arrays, path, f"{split}_images")
             labels = _read_labels(arrays, path, f"{split}_labels")
             other_labels = _read_labels(arrays, path, f"{_other(split)}_labels")
-            return _build(arrays, path, images, labels, split, other_labels=other_labels)
+            source = "arrays train_images and test_images"
+            return _build(arrays, path, images, labels, split, source, other_labels=other_labels)
         images = _read_images(arrays, path, "images", "arr_0")
         labels = _read_labels(arrays, path, "labels", "arr_1")
-        return _build(arrays, path, images, labels, split, chosen=fixed_split(len(images), split))
+        return _build(arrays, path, images, labels, split, ONE_IN_TEN, chosen=fixed_split(len(images), split))
 
 
 def _build(
@@ -68,6 +71,7 @@ def _build(
     images: np.ndarray,
     labels: np.ndarray | None,
     split: str,
+    split_source: str,
     *,
     other_labels: np.ndarray | None = None,
     chosen: np.ndarray | None = None,
@@ -76,7 +80,8 @@ def _build(
         raise DataError(f"{path} has {len(labels)} labels, expected {len(images)}; save one label an image")
     # Both splits count, so that a conditional model trained on one fits the other.
     highest = max((int(known.max()) for known in (labels, other_labels) if known is not None and known.size), default=0)
-    num_classes = _read_number(arrays, path, "num_classes", default=highest + 1)
+    class_names = _read_names(arrays, path)
+    num_classes = _read_number(arrays, path, "num_classes", default=len(class_names) or highest + 1)
     num_levels = _read_number(arrays, path, "num_levels", default=256)
     if labels is None:
         labels = np.zeros(len(images), np.int64)
@@ -90,6 +95,8 @@ def _build(
             num_classes=num_classes,
             name="npz",
             split=split,
+            class_names=class_names,
+            split_source=split_source,
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
@@ -130,6 +137,16 @@ def _read_number(arrays: NpzFile, path: Path, key: str, *, default: int) -> int:
         got = f"{number.dtype} {list(number.shape)}"
         raise DataError(f"{path}: {key} must be one integer, got {got}; save it as a number")
     return int(number.reshape(()))
+
+
+def _read_names(arrays: NpzFile, path: Path) -> tuple[str, ...]:
+    names = _read(arrays, "class_names")
+    if names is None:
+        return ()
+    if names.ndim != 1 or names.dtype.kind != "U":
+        got = f"{names.dtype} {list(names.shape)}"
+        raise DataError(f"{path}: class_names must be text [num_classes], got {got}; save np.array of strings")
+    return tuple(names.tolist())
 
 
 def _read(arrays: NpzFile, *keys: str) -> np.ndarray | None:

@@ -71,6 +71,8 @@ def test_shape_properties_and_subset():
     assert torch.equal(first.images, images[:3]) and first.labels.tolist() == [0, 1, 2]
     assert (first.num_levels, first.num_classes, first.name, first.split) == (48, 3, "toy", "train")
     assert first.images.data_ptr() == images.data_ptr()
+    described = make(class_names=("a", "b", "c"), split_source="official split").subset(2)
+    assert (described.class_names, described.split_source) == (("a", "b", "c"), "official split")
 
 
 @pytest.mark.parametrize("count", [0, -1, 5])
@@ -92,11 +94,26 @@ def test_subset_out_of_range_names_the_size(refuses, count):
         ({"labels": torch.tensor([0, -1, 2, 0])}, ["0 .. 2", "got -1"]),
         ({"num_levels": 257}, ["257"]),
         ({"split": "val"}, ["'val'", "train, test"]),
+        ({"class_names": ("a", "b")}, ["3 different names", "got a, b"]),
+        ({"class_names": ("a", "b", "a")}, ["3 different names", "got a, b, a"]),
+        ({"class_names": ("a", "b", "c", "a")}, ["3 different names", "got a, b, c, a"]),
     ],
 )
 def test_contradictions_are_refused(refuses, changes, words):
     with refuses(*words):
         make(**changes)
+
+
+def test_classes_in_another_order_keep_their_images(refuses):
+    named = make(class_names=("1", "10", "2"))
+    natural = named.with_class_order(("1", "2", "10"))
+    assert natural.labels.tolist() == [0, 2, 1, 0] and natural.class_names == ("1", "2", "10")
+    assert natural.images is named.images and named.labels.tolist() == [0, 1, 2, 0]
+    assert natural.with_class_order(["2", "10", "1"]).labels.tolist() == [2, 1, 0, 2]
+    with refuses("has the classes 1, 10, 2, expected 1, 2, 3"):
+        named.with_class_order(("1", "2", "3"))
+    with refuses("(unnamed)"):
+        make().with_class_order(("1", "2", "3"))
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 25, 1000])

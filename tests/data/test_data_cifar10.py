@@ -69,6 +69,9 @@ def check(dataset, batches, stems):
     assert np.array_equal(dataset.images.numpy(), images)
     assert dataset.labels.tolist() == np.concatenate([batches[stem][1] for stem in stems]).tolist()
     assert (dataset.num_levels, dataset.num_classes, dataset.name) == (256, 10, "cifar10")
+    # in the order of the archives' batches.meta
+    assert " ".join(dataset.class_names) == "airplane automobile bird cat deer dog frog horse ship truck"
+    assert dataset.split_source == "official split"
 
 
 @pytest.mark.parametrize("kind", [BINARY, PYTHON])

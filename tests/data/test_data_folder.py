@@ -76,6 +76,18 @@ def test_loose_images_are_class_zero(tmp_path):
     assert load(tmp_path).labels.tolist() == [1, 0, 0] and load(tmp_path).num_classes == 2
 
 
+def test_classes_are_named_and_the_origin_of_the_split_is_told(tmp_path):
+    save_grey_levels(tmp_path / "split", ["train/b/1.png", "train/a b/1.png", "test/ü/1.png", "test/loose.png"])
+    for split in ("train", "test"):
+        dataset = load(tmp_path / "split", split)
+        assert dataset.class_names == (".", "a b", "b", "ü")
+        assert dataset.split_source == "folders train/ and test/"
+    save_grey_levels(tmp_path / "whole", [f"cats/{i}.png" for i in range(10)])
+    whole = load(tmp_path / "whole", "test")
+    assert whole.class_names == ("cats",) and whole.subset(1).class_names == ("cats",)
+    assert whole.split_source == "one image in ten held out, by a fixed permutation"
+
+
 def test_hidden_files_and_other_extensions_are_ignored(tmp_path):
     save_grey_levels(tmp_path, ["train/a/1.png", "train/.hidden.png", "train/.git/1.png"])
     for name in ("a/._1.png", "notes.txt", "a/Thumbs.db", "png"):

@@ -41,6 +41,7 @@ def test_official_files_are_read_exactly_in_every_layout(tmp_path, folder, compr
     assert np.array_equal(dataset.images.numpy(), IMAGES[:, None])
     assert dataset.labels.tolist() == LABELS.tolist()
     assert (dataset.num_levels, dataset.num_classes, dataset.split) == (256, 10, "test")
+    assert (dataset.class_names, dataset.split_source) == (tuple("0123456789"), "official split")
 
 
 def test_the_other_splits_files_are_not_opened(tmp_path):

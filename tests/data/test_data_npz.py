@@ -20,6 +20,25 @@ def save(path, **arrays):
     return path
 
 
+def test_classes_may_be_named(tmp_path, refuses):
+    for split in ("train", "test"):
+        save(tmp_path / f"{split}.npz", images=IMAGES, labels=LABELS, class_names=["north", "east", "south", "west"])
+    dataset = load(tmp_path)
+    assert dataset.class_names == ("north", "east", "south", "west") and dataset.num_classes == 4
+    assert dataset.split_source == "files train.npz and test.npz"
+    more = save(tmp_path / "more.npz", images=IMAGES, labels=LABELS, class_names=list("abcdef"))
+    assert load(more).num_classes == 6 and load(more).split_source.startswith("one image in ten")
+    assert load(save(tmp_path / "none.npz", images=IMAGES, labels=LABELS)).class_names == ()
+    fewer = save(tmp_path / "fewer.npz", images=IMAGES, labels=LABELS, class_names=["a", "b"])
+    with refuses(fewer, "labels must be 0 .. 1, got 3"):
+        load(fewer)
+    for wrong in (np.arange(4), np.array([["a", "b"], ["c", "d"]])):
+        with refuses("class_names must be text [num_classes]"):
+            load(save(tmp_path / "wrong.npz", images=IMAGES, labels=LABELS, class_names=wrong))
+    two = save(tmp_path / "two.npz", train_images=IMAGES, test_images=IMAGES)
+    assert load(two).split_source == "arrays train_images and test_images"
+
+
 @pytest.mark.parametrize("keys", [("images", "labels"), ("arr_0", "arr_1")])
 def test_one_file_is_divided_into_a_fixed_partition(tmp_path, keys):
     path = save(tmp_path / "all.npz", **dict(zip(keys, (IMAGES, LABELS), strict=True)))

@@ -30,6 +30,8 @@ def test_digits_splits_are_a_fixed_partition_of_the_source():
         found += [(*image, label) for image, label in zip(flat, part.labels.tolist(), strict=True)]
     assert sorted(found) == sorted(source)
     assert int(train.images.max()) == 16
+    assert train.class_names == tuple("0123456789")
+    assert test.split_source == "360 images held out, by a fixed permutation"
 
 
 def test_digits_are_the_same_every_time():
