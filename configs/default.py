@@ -1,6 +1,6 @@
 """Settings that every config starts from. What a number means is said beside it; plain values only."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_default_config() -> ConfigDict:
@@ -41,7 +41,8 @@ def _data() -> ConfigDict:
         {
             "dataset": "digits",
             "root": "",  # "": $SDE_DATA, else downloads/
-            "image_size": 0,  # folder alone: resize and crop to this; 0: as it is
+            # folder alone: resize and crop to this, one number for squares, or height and width (32, 48); 0: as it is
+            "image_size": FieldReference(0, field_type=object),
             "channels": 0,  # folder alone: 1 or 3; 0: as it is
             "random_flip": False,  # horizontal, in training alone
         }
@@ -63,7 +64,7 @@ def _model() -> ConfigDict:
             "channels": 128,
             "channel_mult": (1, 2, 2, 2),
             "num_res_blocks": 2,
-            "attention_resolutions": (16,),
+            "attention_resolutions": (16,),  # the levels with attention, by their shorter side
             "num_heads": 1,
             "head_channels": 0,  # instead of num_heads
             "dropout": 0.0,

@@ -12,12 +12,15 @@ from tqdm import tqdm
 
 from .base import ONE_IN_TEN, SPLITS, ImageDataset, check_split, fixed_split
 from .errors import DataError
+from .sizes import ImageSize, height_and_width
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 FILES_PER_TASK = 32
 
 
-def load_folder(*, root: Path, split: str, image_size: int | None = None, channels: int | None = None) -> ImageDataset:
+def load_folder(
+    *, root: Path, split: str, image_size: ImageSize | None = None, channels: int | None = None
+) -> ImageDataset:
     """Load a tree of images: ``root/{train,test}/<class>/...``, or ``root/<class>/...``, or images right in ``root``.
 
     If ``root`` has a subfolder ``train`` or ``test``, the split is the subfolder of its name. Otherwise a fixed
@@ -27,19 +30,19 @@ def load_folder(*, root: Path, split: str, image_size: int | None = None, channe
     folder that contains them.
 
     Each image is turned upright by its EXIF orientation, converted (transparency is dropped, 16-bit grey is scaled
-    to 8 bits, an animation gives its first frame), resized with a Lanczos filter so that its shorter side is
-    ``image_size``, and cropped to the centre square. An image of that size already keeps its pixels.
+    to 8 bits, an animation gives its first frame), resized with a Lanczos filter so that it just covers
+    ``image_size``, and cropped to its centre. An image of that size already keeps its pixels.
 
-    The whole split is held in memory: N * channels * image_size**2 bytes (70,000 images of 64x64x3 are 0.8 GiB).
+    The whole split is held in memory: N * channels * H * W bytes (70,000 images of 64x64x3 are 0.8 GiB).
 
     Args:
         root: Folder to look in.
         split: ``"train"`` or ``"test"``.
-        image_size: Height and width of the result, at least 1.
+        image_size: Height and width of the result: one number for squares, or (H, W).
         channels: 3 for RGB (the default) or 1 for grey.
 
     Returns:
-        uint8 images [N, channels, image_size, image_size] with 256 levels, in the sorted order of their paths
+        uint8 images [N, channels, H, W] with 256 levels, in the sorted order of their paths
         relative to the folder of the split.
 
     Raises:
@@ -64,14 +67,13 @@ def load_folder(*, root: Path, split: str, image_size: int | None = None, channe
     )
 
 
-def _check_format(image_size: int | None, channels: int | None) -> tuple[int, str]:
+def _check_format(image_size: ImageSize | None, channels: int | None) -> tuple[tuple[int, int], str]:
     if image_size is None:
         raise DataError("image_size is required for a folder of images, got None; set it to the height to train at")
-    if image_size < 1:
-        raise DataError(f"image_size must be at least 1, got {image_size}; set it to the height to train at")
+    size = height_and_width(image_size)
     if channels not in (None, 1, 3):
         raise DataError(f"channels must be 1 (grey) or 3 (RGB), got {channels}; choose one of them")
-    return image_size, "L" if channels == 1 else "RGB"
+    return size, "L" if channels == 1 else "RGB"
 
 
 def _list_split(root: Path, split: str) -> tuple[Path, list[str], list[str], str]:
@@ -123,8 +125,8 @@ def _walk(folder: Path, *, ancestors: tuple[tuple[int, int], ...]) -> Iterator[P
             yield Path(entry.path)
 
 
-def _decode_all(paths: list[Path], size: int, mode: str) -> np.ndarray:
-    shape = (len(paths), 1 if mode == "L" else 3, size, size)
+def _decode_all(paths: list[Path], size: tuple[int, int], mode: str) -> np.ndarray:
+    shape = (len(paths), 1 if mode == "L" else 3, *size)
     try:
         images = np.empty(shape, np.uint8)
     except (MemoryError, ValueError) as error:
@@ -149,7 +151,7 @@ def _decode_all(paths: list[Path], size: int, mode: str) -> np.ndarray:
     return images
 
 
-def _decode(path: Path, size: int, mode: str) -> np.ndarray:
+def _decode(path: Path, size: tuple[int, int], mode: str) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -173,13 +175,14 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+def _resize_and_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     width, height = image.size
-    scale = size / min(width, height)
-    new_width, new_height = max(size, round(width * scale)), max(size, round(height * scale))
-    left, top = (new_width - size) // 2, (new_height - size) // 2
+    kept_height, kept_width = size
+    scale = max(kept_width / width, kept_height / height)
+    new_width, new_height = max(kept_width, round(width * scale)), max(kept_height, round(height * scale))
+    left, top = (new_width - kept_width) // 2, (new_height - kept_height) // 2
     # The crop is asked for as the box it has in the source: the pixels are those of resizing all and then cropping,
     # without the memory for a strip that is a thousand times as long as it is wide.
     step_x, step_y = width / new_width, height / new_height
-    box = (left * step_x, top * step_y, (left + size) * step_x, (top + size) * step_y)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    box = (left * step_x, top * step_y, (left + kept_width) * step_x, (top + kept_height) * step_y)
+    return image.resize((kept_width, kept_height), Image.Resampling.LANCZOS, box=box)

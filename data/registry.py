@@ -12,6 +12,7 @@ from .errors import DataError
 from .folder import load_folder
 from .mnist import load_mnist
 from .npz import load_npz
+from .sizes import ImageSize, height_and_width
 
 Loader = Callable[..., ImageDataset]
 
@@ -59,7 +60,7 @@ def load_dataset(
     *,
     root: str | Path,
     split: str,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     channels: int | None = None,
     download: bool = True,
 ) -> ImageDataset:
@@ -71,8 +72,8 @@ def load_dataset(
         name: One of ``available_datasets()``.
         root: Where the data lies (``~`` is expanded); ``digits`` ignores it.
         split: ``"train"`` or ``"test"``.
-        image_size: Height and width. ``folder`` needs it and resizes; the others keep their pixels, and refuse a size
-            that is not theirs.
+        image_size: Height and width: one number for squares, or (H, W). ``folder`` needs it and resizes; the others
+            keep their pixels, and refuse a size that is not theirs.
         channels: 1 or 3. ``folder`` converts to it; the others refuse a number that is not theirs.
         download: Whether ``cifar10`` may be fetched if it is not there; nothing else is ever downloaded.
 
@@ -100,9 +101,9 @@ def load_dataset(
     return dataset
 
 
-def _check_shape(dataset: ImageDataset, image_size: int | None, channels: int | None) -> None:
+def _check_shape(dataset: ImageDataset, image_size: ImageSize | None, channels: int | None) -> None:
     found_channels, height, width = dataset.image_shape
-    if image_size is not None and (height, width) != (image_size, image_size):
+    if image_size is not None and (height, width) != height_and_width(image_size):
         raise DataError(
             f"{dataset.name} images are {height}x{width}, got image_size={image_size}; leave image_size unset, "
             "or use the folder dataset, which resizes"

@@ -49,9 +49,6 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
     Raises:
         ValueError: If the network cannot work on such images.
     """
-    channels, height, width = dataset.image_shape
-    if height != width:
-        raise ValueError(f"networks need square images, got {height}x{width}; use dataset 'folder' with image_size")
     model = config.model
     parameterization = make_parameterization(
         model.parameterization,
@@ -62,7 +59,7 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = build_backbone(config, dataset, outputs_per_channel=parameterization.outputs_per_channel)
-        dequantizer = Dequantizer(channels) if model.dequantizer else None
+        dequantizer = Dequantizer(dataset.image_shape[0]) if model.dequantizer else None
     return NetworkScoreModel(
         backbone,
         build_sde(config),

@@ -111,6 +111,8 @@ def _apply_override(config: Config, override: str) -> None:
 
 def _parse(dotted: str, text: str, default: Any) -> Any:
     """Read ``text`` as the type of ``default``."""
+    if dotted == "data.image_size":
+        return _parse_size(dotted, text)
     kind = type(default)
     fix = f"config.{dotted} must be of type {kind.__name__}, got {text!r}; its default is {default!r}"
     try:
@@ -142,6 +144,18 @@ def _parse_tuple(text: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
     if any(isinstance(item, float) for item in items):
         raise ValueError("items must be whole numbers")
     return tuple(int(item) for item in items)
+
+
+def _parse_size(dotted: str, text: str) -> int | tuple[int, int]:
+    """One number for squares, or height and width."""
+    try:
+        sides = _parse_tuple(text, (0,))
+        height, width = sides * 2 if len(sides) == 1 else sides
+    except (ValueError, TypeError, SyntaxError):
+        raise ValueError(
+            f"config.{dotted} must be one number, or height and width as in 32,48, got {text!r}; set it so"
+        ) from None
+    return height if height == width else (height, width)
 
 
 def parse_options(text: str) -> dict[str, Any]:

@@ -39,14 +39,14 @@ def image_grid(images: np.ndarray, *, columns: int | None = None, smallest: int 
 
     Args:
         images: uint8 [N, H, W, C].
-        columns: Images a row; None for the square root of N.
+        columns: Images a row; None for about as many as make the picture square.
         smallest: Least size of a tile.
 
     Returns:
         uint8 [rows, columns, 3].
     """
     num_images, height, width, channels = images.shape
-    num_columns = min(num_images, columns or math.ceil(math.sqrt(num_images)))
+    num_columns = min(num_images, columns or math.ceil(math.sqrt(num_images * height / width)))
     zoom = max(1, math.ceil(smallest / min(height, width)))
     images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     gap, rows = 2, math.ceil(num_images / num_columns)

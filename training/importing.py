@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data import ImageDataset, ImageKind, blank_dataset, image_kind
+from data import ImageDataset, ImageKind, blank_dataset, image_kind, one_or_pair
 from models.importers import (
     ModelPlan,
     PlannedModel,
@@ -131,7 +131,7 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageDatas
     if kind is None:
         # a npz, or a plugin's
         found = build_dataset(config, "train")
-        kind = ImageKind(found.image_shape[0], found.image_shape[1], found.num_levels, found.num_classes)
+        kind = ImageKind(found.image_shape[0], one_or_pair(*found.image_shape[1:]), found.num_levels, found.num_classes)
     ours = {"channels": kind.channels, "image_size": kind.image_size, "classes": kind.num_classes}
     theirs = {"channels": channels, "image_size": size, "classes": classes}
     for name, value in ours.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data import ImageDataset
+from data import ImageDataset, one_or_pair
 from models.backbones import ADM, NCSNpp, UNet
 from models.importers import BACKBONES, ModelPlan
 from sde_lib import choices_message, sde_defaults
@@ -60,22 +60,23 @@ def build_backbone(config: Config, dataset: ImageDataset, *, outputs_per_channel
     model = config.model
     backbone = model.get("backbone", "unet")
     known = _defaults(backbone)
-    channels, size, _ = dataset.image_shape
+    channels, height, width = dataset.image_shape
     arguments = {key: _plain(model[key]) for key in _SHARED if key in known}
     if "head_channels" in arguments:
         arguments["head_channels"] = arguments["head_channels"] or None
-    arguments |= {"image_size": size, "in_channels": channels, _DERIVED: outputs_per_channel}
+    arguments |= {"image_size": one_or_pair(height, width), "in_channels": channels, _DERIVED: outputs_per_channel}
     arguments["num_classes"] = dataset.num_classes if model.class_conditional else None
     free = sorted(known.keys() - {*_SHARED, _DERIVED})
     for key, value in model.get("network", {}).items():
         if key not in free:
             raise ValueError(choices_message(f"key of config.model.network for backbone {backbone!r}:", key, free))
+        value = _plain(value)
         if key in _OF_DATA and value != arguments[key]:
             raise ValueError(
                 f"the model has {key} {value}, but {dataset.name} {dataset.split} has {arguments[key]}; use images "
                 "such as those that it was trained on"
             )
-        arguments[key] = _plain(value)
+        arguments[key] = value
     return BACKBONES[backbone](**arguments)
 
 

@@ -10,6 +10,7 @@ from .ncsnpp import NCSNpp
 from .ncsnpp_blocks import NoiseLabelEmbedding
 from .normalization import GroupNorm, group_norm
 from .resampling import Downsample, Upsample
+from .resolutions import ImageSize, height_and_width, level_resolutions, one_or_pair
 from .unet import UNet
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "EncoderClassifier",
     "FourierEmbedding",
     "GroupNorm",
+    "ImageSize",
     "InputFourierFeatures",
     "NCSNpp",
     "NoiseLabelEmbedding",
@@ -29,5 +31,8 @@ __all__ = [
     "UNet",
     "Upsample",
     "group_norm",
+    "height_and_width",
+    "level_resolutions",
+    "one_or_pair",
     "sinusoidal_embedding",
 ]

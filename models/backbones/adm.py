@@ -10,6 +10,13 @@ from .adm_levels import ADMBlocks, ADMLevel
 from .checks import check_input
 from .embedding import ConditioningEmbedding, EmbeddingKind
 from .initialization import initialize
+from .resolutions import (
+    ImageSize,
+    check_attention_resolutions,
+    height_and_width,
+    level_resolutions,
+    one_or_pair,
+)
 
 Resampling = Literal["residual", "convolution"]
 
@@ -26,35 +33,6 @@ def level_widths(channels: int, channel_mult: Sequence[float]) -> list[int]:
             f"channel_mult must give each level a whole number of channels, got {tuple(channel_mult)} times {channels}"
         )
     return [round(width) for width in widths]
-
-
-def level_resolutions(image_size: int, num_levels: int) -> list[int]:
-    """The resolution of each level, halved from one to the next.
-
-    Raises:
-        ValueError: ``image_size`` cannot be halved so often.
-    """
-    factor = 2 ** (num_levels - 1)
-    if image_size < 1 or image_size % factor:
-        raise ValueError(
-            f"image_size {image_size} cannot be halved {num_levels - 1} times; "
-            f"pad to {max(factor, -(-image_size // factor) * factor)} or give channel_mult fewer levels"
-        )
-    return [image_size // 2**i for i in range(num_levels)]
-
-
-def check_attention_resolutions(wanted: Sequence[int], resolutions: Sequence[int]) -> None:
-    """Refuse attention at a resolution that no level has.
-
-    Raises:
-        ValueError: There is such a resolution.
-    """
-    unknown = [str(resolution) for resolution in wanted if resolution not in resolutions]
-    if unknown:
-        raise ValueError(
-            f"attention_resolutions must be among {', '.join(map(str, resolutions))}, got {', '.join(unknown)}; "
-            "pass () for attention in the middle only"
-        )
 
 
 class ADM(nn.Module):
@@ -74,12 +52,13 @@ class ADM(nn.Module):
     ======================================  ============================================================================
 
     Args:
-        image_size: Height and width, ``H = W``, divisible by ``2^(levels - 1)``.
+        image_size: Height and width, one number or ``(H, W)``, divisible by ``2^(levels - 1)``.
         in_channels: Channels of the data, ``C``.
         channels: Features of the noise embedding, and the width that ``channel_mult`` multiplies; even.
         channel_mult: Width of each level over ``channels``, fractions allowed; one entry a level.
         num_res_blocks: Residual blocks a level on the way down; one more on the way up.
-        attention_resolutions: Resolutions with attention after every residual block.
+        attention_resolutions: Resolutions with attention after every residual block. A level's resolution is its
+            shorter side.
         up_attention_resolutions: The same on the way up; those of the way down when None.
         num_heads: Heads of every attention block; ignored when ``head_channels`` is given.
         head_channels: Channels of one head.
@@ -109,7 +88,7 @@ class ADM(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: ImageSize,
         in_channels: int = 3,
         channels: int = 128,
         channel_mult: Sequence[float] = (1, 2, 3, 4),
@@ -142,7 +121,8 @@ class ADM(nn.Module):
         check_attention_resolutions((*attention_resolutions, *(up_attention_resolutions or ())), resolutions)
         if resampling not in ("residual", "convolution"):
             raise ValueError(f"resampling must be 'residual' or 'convolution', got {resampling!r}; choose one")
-        self.image_size = image_size
+        self._size = height_and_width(image_size)
+        self.image_size = one_or_pair(*self._size)
         self.in_channels = in_channels
         self.num_res_blocks = num_res_blocks
         self.num_classes = num_classes
@@ -215,7 +195,7 @@ class ADM(nn.Module):
         Raises:
             ValueError: A shape, dtype or label is not what the network was built for.
         """
-        check_input(x, (self.in_channels, self.image_size, self.image_size), self.conv_in.weight)
+        check_input(x, (self.in_channels, *self._size), self.conv_in.weight)
         embedding = self.embed(c_noise, cond, x.shape[0])
         skips = [self.conv_in(x)]
         for level in self.down:

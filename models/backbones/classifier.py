@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adm import Resampling, check_attention_resolutions, level_resolutions, level_widths
+from .adm import Resampling, level_widths
 from .adm_levels import ADMBlocks
 from .checks import check_input
 from .embedding import ConditioningEmbedding
 from .initialization import initialize
+from .resolutions import ImageSize, check_attention_resolutions, height_and_width, level_sizes, one_or_pair
 
 
 class AttentionPool(nn.Module):
@@ -20,7 +21,7 @@ class AttentionPool(nn.Module):
     ``proj(softmax(q k^T / sqrt(d)) v)``. The rows of ``qkv.weight`` are ordered [(q, k, v), head, channel].
 
     Args:
-        resolution: Height and width, ``H = W``.
+        image_size: Height and width, one number or ``(H, W)``.
         channels: Number of channels, ``C``.
         head_channels: Channels of one head, ``d``.
         out_features: Features of the result, ``F``.
@@ -31,12 +32,13 @@ class AttentionPool(nn.Module):
     Source: Radford et al. 2021, Section 2.4; Dhariwal and Nichol 2021, Section 4.
     """
 
-    def __init__(self, resolution: int, channels: int, *, head_channels: int, out_features: int) -> None:
+    def __init__(self, image_size: ImageSize, channels: int, *, head_channels: int, out_features: int) -> None:
         super().__init__()
         if head_channels < 1 or channels % head_channels:
             raise ValueError(f"head_channels must divide {channels} channels, got {head_channels}; use {channels}")
         self.num_heads = channels // head_channels
-        self.position = nn.Parameter(torch.randn(1 + resolution**2, channels) / channels**0.5)
+        height, width = height_and_width(image_size)
+        self.position = nn.Parameter(torch.randn(1 + height * width, channels) / channels**0.5)
         self.qkv = initialize(nn.Linear(channels, 3 * channels))
         self.proj = initialize(nn.Linear(channels, out_features))
 
@@ -56,13 +58,14 @@ class EncoderClassifier(nn.Module):
     The defaults at ``image_size=64`` with ``num_res_blocks=4`` are the published classifier of guided-diffusion.
 
     Args:
-        image_size: Height and width, ``H = W``, divisible by ``2^(levels - 1)``.
+        image_size: Height and width, one number or ``(H, W)``, divisible by ``2^(levels - 1)``.
         in_channels: Channels of the data, ``C``.
         num_classes: Number of classes, ``K``.
         channels: Features of the noise embedding, and the width that ``channel_mult`` multiplies; even.
         channel_mult: Width of each level over ``channels``, fractions allowed; one entry a level.
         num_res_blocks: Residual blocks a level.
-        attention_resolutions: Resolutions with attention after every residual block. The middle always has one.
+        attention_resolutions: Resolutions with attention after every residual block. The middle always has one. A
+            level's resolution is its shorter side.
         head_channels: Channels of one head.
         dropout: Probability inside the residual blocks, in [0, 1).
         scale_shift_norm: Let the embedding scale and shift the second norm instead of adding before it.
@@ -77,7 +80,7 @@ class EncoderClassifier(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: ImageSize,
         in_channels: int = 3,
         num_classes: int = 1000,
         channels: int = 128,
@@ -91,11 +94,13 @@ class EncoderClassifier(nn.Module):
     ) -> None:
         super().__init__()
         widths = level_widths(channels, channel_mult)
-        resolutions = level_resolutions(image_size, len(widths))
+        sizes = level_sizes(image_size, len(widths))
+        resolutions = [min(size) for size in sizes]
         if num_res_blocks < 1:
             raise ValueError(f"num_res_blocks must be at least 1, got {num_res_blocks}; raise it")
         check_attention_resolutions(attention_resolutions, resolutions)
-        self.image_size = image_size
+        self._size = height_and_width(image_size)
+        self.image_size = one_or_pair(*self._size)
         self.in_channels = in_channels
         build = ADMBlocks(
             embedding_dim=4 * channels,
@@ -116,7 +121,7 @@ class EncoderClassifier(nn.Module):
         self.down, _ = build.encoder(widths[0], widths, attends, num_res_blocks)
         self.middle = build.middle(widths[-1])
         self.norm_out = build.norm(widths[-1])
-        self.pool = AttentionPool(resolutions[-1], widths[-1], head_channels=head_channels, out_features=num_classes)
+        self.pool = AttentionPool(sizes[-1], widths[-1], head_channels=head_channels, out_features=num_classes)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Apply the network.
@@ -131,7 +136,7 @@ class EncoderClassifier(nn.Module):
         Raises:
             ValueError: A shape or dtype is not what the network was built for.
         """
-        check_input(x, (self.in_channels, self.image_size, self.image_size), self.conv_in.weight)
+        check_input(x, (self.in_channels, *self._size), self.conv_in.weight)
         embedding = self.embed(c_noise, None, x.shape[0])
         hidden = self.conv_in(x)
         for level in (*self.down, self.middle):

@@ -22,6 +22,13 @@ from .ncsnpp_levels import (
     PyramidUpLevel,
     RescaledAttention,
 )
+from .resolutions import (
+    ImageSize,
+    check_attention_resolutions,
+    height_and_width,
+    level_resolutions,
+    one_or_pair,
+)
 
 Block = Literal["biggan", "ddpm"]
 InputPyramid = Literal["none", "residual", "skip"]
@@ -48,13 +55,13 @@ class NCSNpp(nn.Module):
     ============================  ====================================================================================
 
     Args:
-        image_size: Height and width, ``H = W``, divisible by ``2^(levels - 1)``.
+        image_size: Height and width, one number or ``(H, W)``, divisible by ``2^(levels - 1)``.
         in_channels: Channels of the data, ``C``.
         channels: Width of the first level, even.
         channel_mult: Width of each level over ``channels``; one entry a level.
         num_res_blocks: Residual blocks a level on the way down; one more on the way up.
         attention_resolutions: Resolutions with attention: after every residual block on the way down, after the last
-            one on the way up. The middle always has one.
+            one on the way up. The middle always has one. A level's resolution is its shorter side.
         dropout: Probability inside the residual blocks, in [0, 1).
         block: ``biggan`` resamples inside a residual block of its own; ``ddpm`` resamples between blocks.
         fir_kernel: Taps of the filter of every resampling; None for 2x2 averages and repeated pixels, or for
@@ -82,7 +89,7 @@ class NCSNpp(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: ImageSize,
         in_channels: int = 3,
         channels: int = 128,
         channel_mult: Sequence[int] = (1, 2, 2, 2),
@@ -109,7 +116,6 @@ class NCSNpp(nn.Module):
         _check_choice("input_pyramid", input_pyramid, get_args(InputPyramid))
         _check_choice("output_pyramid", output_pyramid, get_args(OutputPyramid))
         _check_positive(
-            image_size=image_size,
             in_channels=in_channels,
             channels=channels,
             num_res_blocks=num_res_blocks,
@@ -117,9 +123,11 @@ class NCSNpp(nn.Module):
             min_group_channels=min_group_channels,
             outputs_per_channel=outputs_per_channel,
         )
-        resolutions = _resolutions(image_size, len(channel_mult))
-        _check_attention(attention_resolutions, resolutions)
-        self.image_size, self.in_channels, self.num_res_blocks = image_size, in_channels, num_res_blocks
+        resolutions = level_resolutions(image_size, len(channel_mult))
+        check_attention_resolutions(attention_resolutions, resolutions)
+        self._size = height_and_width(image_size)
+        self.image_size = one_or_pair(*self._size)
+        self.in_channels, self.num_res_blocks = in_channels, num_res_blocks
         self.block: Block = block
         self.num_classes = num_classes
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
@@ -220,7 +228,7 @@ class NCSNpp(nn.Module):
         Raises:
             ValueError: A shape, dtype or label is not what the network was built for.
         """
-        check_input(x, (self.in_channels, self.image_size, self.image_size), self.conv_in.weight)
+        check_input(x, (self.in_channels, *self._size), self.conv_in.weight)
         embedding = self.embed(c_noise, cond, augment, x.shape[0])
         pyramid, skips = x, [self.conv_in(x)]
         for level in self.down:
@@ -242,21 +250,3 @@ def _check_positive(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}; raise it")
-
-
-def _resolutions(image_size: int, levels: int) -> list[int]:
-    if image_size % 2 ** (levels - 1):
-        raise ValueError(
-            f"image_size {image_size} cannot be halved {levels - 1} times; use fewer levels in channel_mult, or pad to "
-            f"{-(-image_size // 2 ** (levels - 1)) * 2 ** (levels - 1)}"
-        )
-    return [image_size // 2**i for i in range(levels)]
-
-
-def _check_attention(wanted: Sequence[int], resolutions: Sequence[int]) -> None:
-    unknown = [resolution for resolution in wanted if resolution not in resolutions]
-    if unknown:
-        raise ValueError(
-            f"attention_resolutions must be among {', '.join(map(str, resolutions))}, "
-            f"got {', '.join(map(str, unknown))}; pass () for attention in the middle only"
-        )

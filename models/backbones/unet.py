@@ -13,6 +13,13 @@ from .input_features import InputFourierFeatures
 from .layers import AttentionBlock, NormFactory, ResBlock
 from .normalization import group_norm
 from .resampling import Downsample, Upsample
+from .resolutions import (
+    ImageSize,
+    check_attention_resolutions,
+    height_and_width,
+    level_resolutions,
+    one_or_pair,
+)
 from .unet_levels import DownLevel, Level, MiddleLevel, UpLevel
 
 
@@ -28,12 +35,13 @@ class UNet(nn.Module):
     symmetric_downsample=True``.
 
     Args:
-        image_size: Height and width, ``H = W``, divisible by ``2^(levels - 1)``.
+        image_size: Height and width, one number or ``(H, W)``, divisible by ``2^(levels - 1)``.
         in_channels: Channels of the data, ``C``.
         channels: Width of the first level, even.
         channel_mult: Width of each level over ``channels``; one entry a level.
         num_res_blocks: Residual blocks a level on the way down; one more on the way up.
-        attention_resolutions: Resolutions with attention after every residual block. The middle always has one.
+        attention_resolutions: Resolutions with attention after every residual block. The middle always has one. A
+            level's resolution is its shorter side.
         num_heads: Heads of every attention block; ignored when ``head_channels`` is given.
         head_channels: Channels of one head.
         dropout: Probability inside the residual blocks, in [0, 1).
@@ -59,7 +67,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: ImageSize,
         in_channels: int = 3,
         channels: int = 128,
         channel_mult: Sequence[int] = (1, 2, 2, 2),
@@ -80,16 +88,16 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_positive(
-            image_size=image_size,
             in_channels=in_channels,
             channels=channels,
             num_res_blocks=num_res_blocks,
             channel_mult=min(channel_mult, default=0),
             outputs_per_channel=outputs_per_channel,
         )
-        resolutions = _resolutions(image_size, len(channel_mult))
-        _check_attention_resolutions(attention_resolutions, resolutions)
-        self.image_size = image_size
+        resolutions = level_resolutions(image_size, len(channel_mult))
+        check_attention_resolutions(attention_resolutions, resolutions)
+        self._size = height_and_width(image_size)
+        self.image_size = one_or_pair(*self._size)
         self.num_res_blocks = num_res_blocks
         self.num_classes = num_classes
         self.in_channels = in_channels
@@ -163,7 +171,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: A shape, dtype or label is not what the network was built for.
         """
-        check_input(x, (self.in_channels, self.image_size, self.image_size), self.conv_in.weight)
+        check_input(x, (self.in_channels, *self._size), self.conv_in.weight)
         embedding = self.embed(c_noise, cond, x.shape[0])
         hidden = self.conv_in(self.input_features(x).to(x.dtype))
         skips = [hidden]
@@ -179,24 +187,3 @@ def _check_positive(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}; raise it")
-
-
-def _resolutions(image_size: int, levels: int) -> list[int]:
-    factor = 2 ** (levels - 1)
-    if image_size % factor:
-        possible = 1 + next(count for count in range(levels) if image_size % 2 ** (count + 1))
-        padded = -(-image_size // factor) * factor
-        raise ValueError(
-            f"image_size {image_size} cannot be halved {levels - 1} times; use channel_mult with {possible} "
-            f"level{'s' if possible > 1 else ''} or pad to {padded}"
-        )
-    return [image_size // 2**i for i in range(levels)]
-
-
-def _check_attention_resolutions(wanted: Sequence[int], resolutions: Sequence[int]) -> None:
-    unknown = [resolution for resolution in wanted if resolution not in resolutions]
-    if unknown:
-        raise ValueError(
-            f"attention_resolutions must be among {', '.join(map(str, resolutions))}, "
-            f"got {', '.join(map(str, unknown))}; pass () for attention in the middle only"
-        )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..backbones import NCSNpp
+from ..backbones import ImageSize, NCSNpp, level_resolutions
 from .renaming import THIRDS, Layout, Source, sources_of
 from .settings import Settings
 
@@ -28,12 +28,12 @@ def has_skip_blocks(settings: Settings) -> bool:
     return any("Skip" in block_type for block_type in settings.words("down_block_types", ()))
 
 
-def plan_skip_blocks(settings: Settings, image_size: int) -> dict[str, Any]:
+def plan_skip_blocks(settings: Settings, image_size: ImageSize) -> dict[str, Any]:
     """Keyword arguments of ``NCSNpp`` for those of ``UNet2DModel``.
 
     Args:
         settings: Those of ``UNet2DModel``.
-        image_size: Height and width.
+        image_size: Height and width, one number or (H, W).
 
     Raises:
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
@@ -73,12 +73,13 @@ def plan_skip_blocks(settings: Settings, image_size: int) -> dict[str, Any]:
         time_embedding_dim=(None, 4 * widths[0]),
         time_embedding_type="fourier",
     )
+    there = level_resolutions(image_size, len(widths))
     network = {
         "image_size": image_size,
         "channels": widths[0],
         "channel_mult": tuple(width // widths[0] for width in widths),
         "num_res_blocks": settings.integer("layers_per_block", 2),
-        "attention_resolutions": tuple(image_size // 2**i for i, attend in enumerate(attends) if attend),
+        "attention_resolutions": tuple(size for size, attend in zip(there, attends, strict=True) if attend),
         "dropout": settings.number("dropout", 0.0),
         "input_pyramid": "skip",
         "output_pyramid": "skip",

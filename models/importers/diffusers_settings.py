@@ -9,6 +9,7 @@ import torch
 
 from sde_lib import choices_message
 
+from ..backbones import ImageSize, height_and_width, level_resolutions, one_or_pair
 from .diffusers_ncsnpp import has_skip_blocks, plan_skip_blocks
 from .plan import ModelPlan, plan_network
 from .settings import Settings
@@ -111,7 +112,7 @@ def _plan_unet(settings: Settings) -> dict[str, Any]:
     attention_groups = settings.take("attn_norm_num_groups")
     of_ve = settings.take("time_embedding_type", "positional") == "fourier"
     resampling, down, up = _plan_levels(settings, len(widths))
-    there = [image_size // 2**i for i in range(len(widths))]
+    there = level_resolutions(image_size, len(widths))
     settings.refuse_unless(
         act_fn=("silu", "swish"),
         attn_norm_num_groups=(None, groups),
@@ -153,10 +154,10 @@ def _plan_unet(settings: Settings) -> dict[str, Any]:
     return network
 
 
-def _image_size(settings: Settings) -> int:
+def _image_size(settings: Settings) -> ImageSize:
     size = settings.take("sample_size")
-    if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1] and isinstance(size[0], int):
-        return size[0]
+    if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        return one_or_pair(*height_and_width(size))
     return settings.integer("sample_size")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones import ADM, AttentionBlock, ResBlock
+from ..backbones import ADM, AttentionBlock, ResBlock, height_and_width
 from .renaming import TRANSPOSED, Layout, Source, load_renamed, pointwise, rename_blocks, rows_by_head, sources_of
 from .settings import Settings
 from .tensors import strip_prefix
@@ -115,11 +115,12 @@ def edm_sources(network: ADM) -> dict[str, Source]:
     """Where the tensors of a network are in the state dict of EDM's ``DhariwalUNet``."""
     places = {}
     # in the middle of theirs stand the first two blocks of the way up
-    lowest = network.image_size // 2 ** (len(network.down) - 1)
+    resolution, _ = height_and_width(network.image_size)  # theirs are square
+    lowest = resolution // 2 ** (len(network.down) - 1)
     places["middle.block1"] = places["middle.attention"] = f"dec.{lowest}x{lowest}_in0"
     places["middle.block2"] = f"dec.{lowest}x{lowest}_in1"
     for i in range(len(network.down)):
-        size = network.image_size // 2**i
+        size = resolution // 2**i
         for j in range(network.num_res_blocks + 1):
             places[f"down.{i}.blocks.{j}"] = places[f"down.{i}.attention.{j}"] = f"enc.{size}x{size}_block{j}"
             places[f"up.{i}.blocks.{j}"] = places[f"up.{i}.attention.{j}"] = f"dec.{size}x{size}_block{j}"
@@ -136,7 +137,7 @@ def edm_sources(network: ADM) -> dict[str, Source]:
         "embed.linear1": "map_layer0",
         "embed.linear2": "map_layer1",
         "embed.class_table": "map_label",
-        "conv_in": f"enc.{network.image_size}x{network.image_size}_conv",
+        "conv_in": f"enc.{resolution}x{resolution}_conv",
         "norm_out": "out_norm",
         "conv_out": "out_conv",
     }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones import NCSNpp
+from ..backbones import NCSNpp, height_and_width
 from ..backbones.fir import fir_filter
 from .renaming import SAME, Layout, Source, load_renamed, pointwise, rows_by_head
 from .settings import Settings
@@ -125,14 +125,15 @@ def _kernel(tensors: Mapping[str, Tensor], *, path: Path) -> tuple[float, ...]:
 
 def song_sources(network: NCSNpp) -> dict[str, Source]:
     """Where the tensors of a network are in a state dict of EDM's ``SongUNet``."""
-    lowest = network.image_size // 2 ** (len(network.down) - 1)
+    resolution, _ = height_and_width(network.image_size)  # theirs are square
+    lowest = resolution // 2 ** (len(network.down) - 1)
     # in the middle of theirs stand the first two blocks of the way up
     places = {"middle.block1": f"dec.{lowest}x{lowest}_in0", "middle.block2": f"dec.{lowest}x{lowest}_in1"}
     attention = {"middle.attention.block": f"dec.{lowest}x{lowest}_in0"}
     plain = {"embed.linear1": "map_layer0", "embed.linear2": "map_layer1", "embed.class_map": "map_label"}
     plain |= {"embed.augment_map": "map_augment"}
     for i in range(len(network.down)):
-        size, half = (f"{n}x{n}" for n in (network.image_size // 2**i, network.image_size // 2 ** (i + 1)))
+        size, half = (f"{n}x{n}" for n in (resolution // 2**i, resolution // 2 ** (i + 1)))
         for j in range(network.num_res_blocks + 1):
             places |= {f"down.{i}.blocks.{j}": f"enc.{size}_block{j}", f"up.{i}.blocks.{j}": f"dec.{size}_block{j}"}
             attention[f"down.{i}.attention.{j}.block"] = f"enc.{size}_block{j}"
@@ -141,7 +142,7 @@ def song_sources(network: NCSNpp) -> dict[str, Source]:
         plain |= {f"down.{i}.image_input.down.conv": f"enc.{half}_aux_residual"}
         plain |= {f"down.{i}.image_input.conv": f"enc.{half}_aux_skip"}
         plain |= {f"up.{i}.image_output.{leaf}": f"dec.{size}_aux_{leaf}" for leaf in ("norm", "conv")}
-    full = f"{network.image_size}x{network.image_size}"
+    full = f"{resolution}x{resolution}"
     plain |= {"conv_in": f"enc.{full}_conv", "norm_out": f"dec.{full}_aux_norm", "conv_out": f"dec.{full}_aux_conv"}
     sources: dict[str, Source] = {}
     for ours in network.state_dict():

@@ -221,7 +221,7 @@ def test_norms_have_at_most_32_groups_of_at_least_4_channels():
         ({"output_pyramid": "residual"}, "output_pyramid must be one of none, skip, got 'residual'"),
         ({"embedding": "cos_first"}, "embedding must be one of sin_first, fourier, got 'cos_first'"),
         ({"attention_resolutions": (16,)}, "attention_resolutions must be among 8, 4, got 16"),
-        ({"image_size": 9}, "image_size 9 cannot be halved 1 times; use fewer levels in channel_mult, or pad to 10"),
+        ({"image_size": 9}, "image_size 9 cannot be halved 1 times; use channel_mult with 1 level or pad to 10"),
         ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),
         ({"noise_features": 7}, "even number of features"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),

@@ -338,7 +338,7 @@ def test_other_networks_of_skips_are_refused_in_one_line(changes, message):
         ("unet/config.json", {"layers_per_block": 2}, "missing"),
         ("unet/config.json", {"num_class_embeds": 3}, "1 missing \\(class_embedding.weight\\)"),
         ("unet/config.json", {"sample_size": None}, "config must say sample_size"),
-        ("unet/config.json", {"sample_size": [16, 8]}, "sample_size must be a whole number, got \\[16, 8\\]"),
+        ("unet/config.json", {"sample_size": [16, 8, 8]}, "sample_size must be a whole number, got \\[16, 8, 8\\]"),
         ("unet/config.json", {"act_fn": "relu"}, "act_fn='relu' is not supported"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type='timestep' is not"),
         ("unet/config.json", {"center_input_sample": True}, "center_input_sample=True is not"),

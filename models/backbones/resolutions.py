@@ -1,0 +1,81 @@
+"""Sizes of images, square or not, and of the levels that halve them."""
+
+from collections.abc import Sequence
+
+ImageSize = int | tuple[int, int]
+"""Height and width as one number, or as (height, width)."""
+
+
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of images.
+
+    Args:
+        image_size: One number for both, or (height, width), each at least 1.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"image_size must be one number or (height, width), got {image_size!r}")
+    if min(sides) < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}; raise it")
+    return sides[0], sides[1]
+
+
+def one_or_pair(height: int, width: int) -> ImageSize:
+    """The shortest way to say a size: one number where height and width are equal."""
+    return height if height == width else (height, width)
+
+
+def level_sizes(image_size: int | Sequence[int], num_levels: int) -> list[tuple[int, int]]:
+    """Height and width of each level, halved from one to the next.
+
+    Args:
+        image_size: Of the first level; see ``height_and_width``.
+        num_levels: Number of levels.
+
+    Raises:
+        ValueError: A side cannot be halved so often.
+    """
+    sides = height_and_width(image_size)
+    factor = 2 ** (num_levels - 1)
+    if any(side % factor for side in sides):
+        possible = 1 + next(i for i in range(num_levels) if any(side % 2 ** (i + 1) for side in sides))
+        shown, padded = (
+            "x".join(map(str, dict.fromkeys(both))) for both in (sides, [-(-s // factor) * factor for s in sides])
+        )
+        raise ValueError(
+            f"image_size {shown} cannot be halved {num_levels - 1} times; use channel_mult with {possible} "
+            f"level{'s' if possible > 1 else ''} or pad to {padded}"
+        )
+    return [(sides[0] // 2**i, sides[1] // 2**i) for i in range(num_levels)]
+
+
+def level_resolutions(image_size: int | Sequence[int], num_levels: int) -> list[int]:
+    """The resolution of each level, by which ``attention_resolutions`` names it: its shorter side.
+
+    So images and their transposes have the same network.
+
+    Args:
+        image_size: Of the first level; see ``height_and_width``.
+        num_levels: Number of levels.
+
+    Raises:
+        ValueError: A side cannot be halved so often.
+    """
+    return [min(size) for size in level_sizes(image_size, num_levels)]
+
+
+def check_attention_resolutions(wanted: Sequence[int], resolutions: Sequence[int]) -> None:
+    """Refuse attention at a resolution that no level has.
+
+    Raises:
+        ValueError: There is such a resolution.
+    """
+    unknown = [str(resolution) for resolution in wanted if resolution not in resolutions]
+    if unknown:
+        raise ValueError(
+            f"attention_resolutions must be among {', '.join(map(str, resolutions))}, got {', '.join(unknown)}; "
+            "pass () for attention in the middle only"
+        )
