@@ -147,7 +147,7 @@ def network_calls(sampler: Sampler, sde: SDE) -> int:
     """How often a sampler calls the network, counted on a standard Gaussian, whose score costs nothing."""
     model = GaussianMixtureScoreModel(sde, means=torch.zeros(1, 1), covs=torch.ones(1, 1, 1))
     noise = NoiseStreams(0, range(1))
-    return sampler.sample(model, sde.prior_sample((1,), noise), noise=noise).nfe
+    return sampler.sample(model, sampler.prior_sample(sde, (1,), noise), noise=noise).nfe
 
 
 def largest_within(budget: int, build: Callable[[int], Sampler], sde: SDE) -> Sampler | None:
@@ -210,7 +210,7 @@ def draw(
     parts, calls, began = [], [], time.perf_counter()
     for first in range(0, num_samples, batch_size):
         noise = NoiseStreams(0, range(first, min(first + batch_size, num_samples)))
-        result = sampler.sample(model, model.sde.prior_sample(shape, noise, device=device), noise=noise)
+        result = sampler.sample(model, sampler.prior_sample(model.sde, shape, noise, device=device), noise=noise)
         parts.append(result.x0.cpu())
         calls.append(result.nfe)
     return torch.cat(parts), sum(calls) / len(calls), time.perf_counter() - began

@@ -71,7 +71,7 @@ def draw_batches(
         for k in mine:
             index = range(k * batch_size, min((k + 1) * batch_size, num_samples))
             noise = NoiseStreams(seed, index)
-            x_T = model.sde.prior_sample(sample_shape, noise, device=device)
+            x_T = sampler.prior_sample(model.sde, sample_shape, noise, device=device)
             cond = labels_of(index, num_classes).to(device) if num_classes else None
             result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[progress])
             yield k, result.x0.cpu(), result.nfe

@@ -58,6 +58,25 @@ States = Generator[Tensor, Tensor, None]
 class Sampler(ABC):
     """Turns x_T into x_0 with the help of a model. Holds numbers, never a model."""
 
+    def prior_sample(
+        self, sde: SDE, sample_shape: Sequence[int], noise: NoiseStreams, *, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "batch *shape"]:
+        """Draw x_T, pure noise at the time where this sampler begins: ``sde.t_max`` unless its grid says otherwise.
+
+        Args:
+            sde: The SDE of the model that is to be sampled.
+            sample_shape: Shape of one sample, such as (3, 32, 32).
+            noise: One random stream a sample; hand the same to ``sample``.
+            device: Where the result goes.
+
+        Returns:
+            float32 [B, *sample_shape].
+
+        Raises:
+            ValueError: If x_T should hold signal there, which pure noise lacks.
+        """
+        return sde.prior_sample(sample_shape, noise, device=device)
+
     @abstractmethod
     def sample(
         self,
@@ -72,7 +91,8 @@ class Sampler(ABC):
 
         Args:
             model: Any ScoreModel.
-            x_T: Draws of the prior, [B, ...], such as ``model.sde.prior_sample``.
+            x_T: The states where the sampler begins, [B, ...]: noise by ``prior_sample``, or, where a grid of your own
+                begins further down, data with noise by ``model.sde.perturb`` at its first time.
             cond: Condition, handed to the model.
             noise: One random stream a sample; None takes fresh ones from PyTorch's global generator.
             hooks: Called after each step in turn; what a hook returns replaces the state, cast to the state's dtype.
@@ -81,7 +101,8 @@ class Sampler(ABC):
             The samples, the number of network calls, and the trajectory if it was asked for.
 
         Raises:
-            ValueError: If the grid does not fit the SDE, or a hook changes the shape.
+            ValueError: If the grid does not fit the SDE, x_T is noise of another time than its first, or a hook changes
+                the shape.
             FloatingPointError: If the state stops being finite; the message says at which t.
         """
 

@@ -15,6 +15,7 @@ from sde_lib import SDE, NoiseStreams, available_grids, check_grid, choices_mess
 
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
 from .run import Point, Run, points_of, time_at
+from .start import check_prior, check_start
 
 
 class GridSampler(Sampler):
@@ -138,6 +139,14 @@ class GridSampler(Sampler):
         assert self.num_steps is not None
         return make_grid(self.grid, sde, self.num_steps)
 
+    def prior_sample(
+        self, sde: SDE, sample_shape: Sequence[int], noise: NoiseStreams, *, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "batch *shape"]:
+        """Draw x_T at the grid's first time; see ``Sampler.prior_sample``."""
+        (first,) = points_of(sde, self.times(sde)[:1])
+        check_prior(sde, first)
+        return sde.prior_sample(sample_shape, noise, t=first.t, device=device)
+
     def sample(
         self,
         model: ScoreModel,
@@ -151,13 +160,17 @@ class GridSampler(Sampler):
         if not x_T.is_floating_point() or x_T.ndim < 1 or x_T.shape[0] < 1:
             raise ValueError(
                 f"x_T must be a batch of floating-point samples, got {x_T.dtype} {list(x_T.shape)}; "
-                "draw it with sde.prior_sample"
+                "draw it with sampler.prior_sample(model.sde, shape, noise)"
             )
         run = Run(model, cond, NoiseStreams.fresh(x_T.shape[0]) if noise is None else noise)
         points = points_of(model.sde, self.times(model.sde))
+        if isinstance(self.grid, str):
+            # whoever passes times may have an x_T of their own there
+            check_prior(model.sde, points[0])
         denoise_final = self._denoises(points[-1])
         with torch.no_grad(), count_network_calls(model) as counter:
             check_finite(x_T, "start x_T")
+            check_start(model.sde, x_T, points[0])
             states = self._descend(run, x_T, points, hooks)
             if denoise_final:
                 x = run.predict(states[-1], points[-1]).x0

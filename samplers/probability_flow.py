@@ -18,6 +18,7 @@ from .base import States, check_finite
 from .grid_sampler import GridSampler
 from .registry import register_sampler
 from .run import Point, Run, points_of
+from .start import check_start
 
 # What share of the tolerance encode and decode give each step: errors add up and spread along the way, most where data
 # is in separate modes. On a mixture of such, up and down again was measured to be off by up to 150 times the step's
@@ -171,7 +172,8 @@ class ProbabilityFlowSampler(GridSampler):
             y = x / alpha at the last noisy time, in the dtype of ``x_T``.
 
         Raises:
-            ValueError: If x_T is no batch of floating-point samples, or the grid does not fit the SDE.
+            ValueError: If x_T is no batch of floating-point samples, or is noise of another time, or the grid does not
+                fit the SDE.
             FloatingPointError: If x_T or the model's answer is not finite; the message says at which t.
             RuntimeError: If ``max_nfe`` is spent, or the tolerance is out of reach.
         """
@@ -195,6 +197,8 @@ class ProbabilityFlowSampler(GridSampler):
         run = Run(model, cond, NoiseStreams(0, range(x.shape[0])))
         with torch.no_grad(), count_network_calls(model) as counter:
             check_finite(x, f"start {name}")
+            if not upwards:
+                check_start(model.sde, x, points[0])
             y = self._enter(x) if upwards else self._enter(x) / points[0].alpha
             for t, s in pairwise(points):
                 y = self._follow(run, y, (t, s), x.dtype, counter, share=_ROUND_TRIP)

@@ -1,7 +1,7 @@
 """The mathematics of linear diffusions: SDEs, their tables, time grids and noise streams. No networks."""
 
 from .adams import solve_adams
-from .base import SDE
+from .base import MOST_PRIOR_BITS, SDE
 from .catalog import available_sdes, make_sde, register_sde, sde_defaults
 from .grids import available_grids, check_grid, make_grid, register_grid
 from .learned import GradientSplit, LearnedVP
@@ -22,6 +22,7 @@ from .vp import VP, CosineVP
 
 __all__ = [
     "ADAPTIVE",
+    "MOST_PRIOR_BITS",
     "SDE",
     "TABLEAUS",
     "VE",

@@ -14,6 +14,8 @@ from .noise import NoiseStreams
 from .shapes import expand_like
 
 PerSample = Float[Tensor, " *batch"]
+# what a start from pure noise may lose: from here on it shows in samples, and in the third digit of bits/dim
+MOST_PRIOR_BITS = 0.01
 
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -154,20 +156,61 @@ class SDE(ABC):
         a, b, var = self.posterior_coefficients(s, t)
         return expand_like(a, x0) * x0 + expand_like(b, x_t) * x_t, var
 
+    def prior_std_at(self, t: float) -> float:
+        """Standard deviation of the noise that stands for x_t where hardly any signal is left, at and below ``t_max``.
+
+        It is prior_std at t_max, and moves with t as the standard deviation of x_t does for data of variance 1,
+        sqrt(alpha^2 + sigma^2): 1 for VP at any t, about sigma(t) for VE.
+        """
+        alpha, sigma = self.alpha_sigma(torch.tensor([t, self.t_max], dtype=torch.float64))
+        var, last_var = (alpha**2 + sigma**2).tolist()
+        return self.prior_std * math.sqrt(var / last_var)
+
+    def prior_bits_per_dim(self, t: float | None = None, *, mean_square: float = 1.0) -> float:
+        """L_T: what data lose where pure noise takes the place of x_t, in bits/dim (Ho et al. 2020, Eq. 5):
+
+            KL( q(x_t | x0) || N(0, p^2) ) = 1/2 (alpha^2 E[x0^2] / p^2 + sigma^2 / p^2 - 1 - log(sigma^2 / p^2)) nats
+
+        with p = ``prior_std_at(t)``.
+
+        Args:
+            t: Time; None is ``t_max``.
+            mean_square: E[x0^2]. The default is the most that data in [-1, 1] can have.
+
+        Returns:
+            L_T / log 2 of one dimension.
+        """
+        t = self.t_max if t is None else t
+        time, std = torch.tensor([t], dtype=torch.float64), self.prior_std_at(t)
+        (alpha,), (log_sigma,) = self.alpha(time).tolist(), self.log_sigma(time).tolist()
+        log_ratio = 2 * (log_sigma - math.log(std))
+        # expm1(r) - r is sigma^2 / p^2 - 1 - log(sigma^2 / p^2) without the cancellation
+        nats = 0.5 * ((alpha / std) ** 2 * mean_square + math.expm1(log_ratio) - log_ratio)
+        return nats / math.log(2)
+
     def prior_sample(
-        self, sample_shape: Sequence[int], noise: NoiseStreams, *, device: torch.device | str = "cpu"
+        self,
+        sample_shape: Sequence[int],
+        noise: NoiseStreams,
+        *,
+        t: float | None = None,
+        device: torch.device | str = "cpu",
     ) -> Float[Tensor, "batch *shape"]:
-        """Draw x_T ~ N(0, prior_std^2 I), one stream a sample.
+        """Draw x_t ~ N(0, prior_std_at(t)^2 I), one stream a sample.
 
         Args:
             sample_shape: Shape of one sample, such as (3, 32, 32).
             noise: The streams; as many samples are drawn as there are.
+            t: Where sampling begins; None is ``t_max``. It must be a time with hardly any signal, where
+                ``prior_bits_per_dim(t)`` is small. A sampler's own ``prior_sample`` draws at the time where its grid
+                begins, and sees to that.
             device: Where the result goes.
 
         Returns:
             float32 [B, *sample_shape].
         """
-        return (self.prior_std * noise.normal(sample_shape)).to(device)
+        std = self.prior_std if t is None else self.prior_std_at(t)
+        return (std * noise.normal(sample_shape)).to(device)
 
     def prior_log_prob(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         """log N(x; 0, prior_std^2 I), summed over the dimensions of each sample, in nats, float64 [B]."""

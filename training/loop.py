@@ -57,9 +57,10 @@ def _log_preview(
     noise = NoiseStreams(config.seed, range(16))
     model = ClippedScoreModel(state.ema.model)
     cond = torch.arange(16, device=device) % dataset.num_classes if config.model.class_conditional else None
-    x_T = model.sde.prior_sample(dataset.image_shape, noise, device=device)
+    sampler = DDIMSampler(num_steps=50)
+    x_T = sampler.prior_sample(model.sde, dataset.image_shape, noise, device=device)
     try:
-        result = DDIMSampler(num_steps=50).sample(model, x_T, cond=cond, noise=noise, hooks=[stop])
+        result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[stop])
     except _PreviewStopped:
         return
     if log is not None:
