@@ -27,6 +27,7 @@ class ImageDataset:
         split: ``"train"`` or ``"test"``.
         class_names: Name of each class, in the order of their numbers; empty where the source names none.
         split_source: Origin of the two splits in a few words, such as ``"official split"``; empty if unknown.
+        other_split_size: Number of images of the other split, where it is known without loading them.
         notes: Lines that a user should read once, such as what was left out.
 
     Raises:
@@ -41,6 +42,7 @@ class ImageDataset:
     split: str
     class_names: tuple[str, ...] = ()
     split_source: str = ""
+    other_split_size: int | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -96,6 +96,7 @@ def load_cifar10(
         split=split,
         class_names=CLASS_NAMES,
         split_source="official split",
+        other_split_size=(6 - len(names)) * records_per_file,
     )
 
 

@@ -37,4 +37,5 @@ def load_digits(*, split: str) -> ImageDataset:
         split=split,
         class_names=DIGITS,
         split_source=f"{NUM_TEST} images held out, by a fixed permutation",
+        other_split_size=len(images) - len(chosen),
     )

@@ -51,7 +51,7 @@ def load_folder(
     check_split(split)
     size, mode = _check_format(image_size, channels)
     root = Path(root)
-    base, paths, classes, split_source = _list_split(root, split)
+    base, paths, classes, split_source, other_split_size = _list_split(root, split)
     class_numbers = {name: number for number, name in enumerate(classes)}
     labels = [class_numbers[_class_of(path)] for path in paths]
     images = _decode_all([base / path for path in paths], size, mode)
@@ -64,6 +64,7 @@ def load_folder(
         split=split,
         class_names=tuple(name or "." for name in classes),
         split_source=split_source,
+        other_split_size=other_split_size,
     )
 
 
@@ -76,8 +77,8 @@ def _check_format(image_size: ImageSize | None, channels: int | None) -> tuple[t
     return size, "L" if channels == 1 else "RGB"
 
 
-def _list_split(root: Path, split: str) -> tuple[Path, list[str], list[str], str]:
-    """Return the folder of the split, its images as sorted relative paths, both splits' classes, and their origin."""
+def _list_split(root: Path, split: str) -> tuple[Path, list[str], list[str], str, int]:
+    """The split's folder, its images as sorted relative paths, both splits' classes and origin, the other's size."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; set the data root to a folder of images")
     present = [name for name in SPLITS if (root / name).is_dir()]
@@ -95,7 +96,7 @@ def _list_split(root: Path, split: str) -> tuple[Path, list[str], list[str], str
         raise DataError(f"no images in {base}; put files there with one of: {' '.join(sorted(EXTENSIONS))}")
     classes = sorted({_class_of(path) for path in everything})
     source = f"folders {' and '.join(f'{name}/' for name in present)}" if present else ONE_IN_TEN
-    return base, paths, classes, source
+    return base, paths, classes, source, len(everything) - len(paths)
 
 
 def _class_of(path: str) -> str:

@@ -20,7 +20,7 @@ CHUNK = 1 << 20
 
 
 def load_mnist(*, root: Path, split: str) -> ImageDataset:
-    """Load one split; the other split's files are not opened.
+    """Load one split; of the other split's files no more is read than a header.
 
     The files are looked for in ``root``, ``root/mnist``, ``root/MNIST`` and ``root/MNIST/raw`` (torchvision's layout),
     as ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``, with or without ``.gz``. They are never downloaded.
@@ -55,6 +55,7 @@ def load_mnist(*, root: Path, split: str) -> ImageDataset:
         split=split,
         class_names=DIGITS,
         split_source="official split",
+        other_split_size=_count(Path(root), "train" if split == "test" else "test"),
     )
 
 
@@ -68,6 +69,16 @@ def _find(root: Path, split: str) -> tuple[Path, Path]:
             return images, labels
     wanted = f"{stems[0]}.gz and {stems[1]}.gz"
     raise DataError(f"mnist {split} files not found together in {root}; put {wanted} in {root / 'mnist'}")
+
+
+def _count(root: Path, split: str) -> int | None:
+    """The number of images by the header of their file; None where there is no such file."""
+    try:
+        path, _ = _find(root, split)
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            return struct.unpack(">2I", file.read(8))[1]
+    except (DataError, EOFError, OSError, struct.error, zlib.error):
+        return None
 
 
 def _first_file(folder: Path, stem: str) -> Path | None:

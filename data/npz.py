@@ -41,15 +41,16 @@ def load_npz(*, root: Path, split: str) -> ImageDataset:
 
 def _load_folder(root: Path, split: str) -> ImageDataset:
     path, other = root / f"{split}.npz", root / f"{_other(split)}.npz"
-    other_labels = None
+    other_labels = other_split_size = None
     if other.is_file():
         with _opened(other) as arrays:  # its images are not read
             other_labels = _read_labels(arrays, other, "labels", "arr_1")
+            other_split_size = _count(arrays, "images", "arr_0")
     with _opened(path) as arrays:
         images = _read_images(arrays, path, "images", "arr_0")
         labels = _read_labels(arrays, path, "labels", "arr_1")
         source = "files train.npz and test.npz" if other.is_file() else f"file {split}.npz"
-        return _build(arrays, path, images, labels, split, source, other_labels=other_labels)
+        return _build(arrays, path, images, labels, split, source, other_split_size, other_labels=other_labels)
 
 
 def _load_file(path: Path, split: str) -> ImageDataset:
@@ -59,10 +60,12 @@ def _load_file(path: Path, split: str) -> ImageDataset:
             labels = _read_labels(arrays, path, f"{split}_labels")
             other_labels = _read_labels(arrays, path, f"{_other(split)}_labels")
             source = "arrays train_images and test_images"
-            return _build(arrays, path, images, labels, split, source, other_labels=other_labels)
+            other_split_size = _count(arrays, f"{_other(split)}_images")
+            return _build(arrays, path, images, labels, split, source, other_split_size, other_labels=other_labels)
         images = _read_images(arrays, path, "images", "arr_0")
         labels = _read_labels(arrays, path, "labels", "arr_1")
-        return _build(arrays, path, images, labels, split, ONE_IN_TEN, chosen=fixed_split(len(images), split))
+        chosen = fixed_split(len(images), split)
+        return _build(arrays, path, images, labels, split, ONE_IN_TEN, len(images) - len(chosen), chosen=chosen)
 
 
 def _build(
@@ -72,6 +75,7 @@ def _build(
     labels: np.ndarray | None,
     split: str,
     split_source: str,
+    other_split_size: int | None,
     *,
     other_labels: np.ndarray | None = None,
     chosen: np.ndarray | None = None,
@@ -97,6 +101,7 @@ def _build(
             split=split,
             class_names=class_names,
             split_source=split_source,
+            other_split_size=other_split_size,
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
@@ -151,6 +156,19 @@ def _read_names(arrays: NpzFile, path: Path) -> tuple[str, ...]:
 
 def _read(arrays: NpzFile, *keys: str) -> np.ndarray | None:
     return next((np.asarray(arrays[key]) for key in keys if key in arrays), None)
+
+
+def _count(arrays: NpzFile, *keys: str) -> int | None:
+    """The length of the first array of these names, by its header; None where there is none."""
+    key = next((key for key in keys if key in arrays), None)
+    if key is None:
+        return None
+    assert arrays.zip is not None
+    with arrays.zip.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, _ = read(file)
+    return shape[0] if shape else None
 
 
 @contextmanager

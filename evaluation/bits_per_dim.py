@@ -30,6 +30,9 @@ from .estimators import build_estimators, seen_by, settings_of
 from .measurement import EvalSplit, Measurement
 from .partial import fingerprints
 from .pilot import fit_step_weights
+from .quote import quote
+from .report import describe
+from .report_warnings import warnings_of
 from .schedule import Schedule
 from .table import gap_of, gap_sentence, table, without_nan
 
@@ -101,7 +104,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             measurements = schedule.run()
         if not ranks.first:
             return {}
-        head = {"step": step, "weights": "ema", "precision": mode.recorded()["precision"]}
+        head = describe(config, split) | {"step": step, "precision": mode.recorded()["precision"]}
         report = _write(settings, workdir, estimators, measurements, model, split, head)
         schedule.forget()
         return report
@@ -125,14 +128,13 @@ def _write(
     split: EvalSplit,
     head: dict[str, Any],
 ) -> dict[str, Any]:
-    """Print the table; write the values of the images, the curve of L_t and, last, the report."""
+    """Write the values of the images, the curve of L_t and, last, the report; print table, quotes and warnings."""
     dataset, folder = split.dataset, workdir / "eval"
-    report: dict[str, Any] = {"dataset": dataset.name, "split": dataset.split}
-    report |= {"num_images": split.num_images} | head
+    report: dict[str, Any] = dict(head)
     arrays: dict[str, np.ndarray] = {}
     for name, measurement in measurements.items():
         estimator = estimators[name]
-        report[name] = measurement.report() | settings[name]
+        report[name] = {"kind": estimator.kind} | measurement.report() | settings[name]
         arrays[name] = measurement.per_image
         parts = measurement.per_image_terms | measurement.per_image_steps
         arrays |= {f"{name}_{part}": values for part, values in parts.items()}
@@ -140,19 +142,25 @@ def _write(
             curve = _bound_curve(estimator, model, measurement)
             report[name]["terms"] = curve
             save_bound_curve(folder / "bound_terms.png", curve["t"], curve["bits_per_dim"], curve["stderr"])
-    print(
-        table(measurements, f"{dataset.name} {dataset.split}, {split.num_images} images, step {head['step']}, bits/dim")
-    )
+        report[name]["quote"] = quote(report, name)
     gap = gap_of(measurements)
     if gap is not None:
         report["gap"] = gap
-        print(gap_sentence(gap))
-    sys.stdout.flush()
+    report["warnings"] = warnings_of(report, estimators, model.sde)
     if not any(isinstance(estimator, VariationalBound) for estimator in estimators.values()):
         # another measurement's
         (folder / "bound_terms.png").unlink(missing_ok=True)
     save_npz(folder / "per_image.npz", arrays)
     write_json(folder / "report.json", without_nan(report))
+    title = f"{dataset.name} {dataset.split}, {split.num_images} images, step {head['step']}, {head['units']}"
+    print(table(measurements, title))
+    for name in measurements:
+        print(f"{name} {report[name]['quote']}")
+    if gap is not None:
+        print(gap_sentence(gap))
+    sys.stdout.flush()
+    for line in report["warnings"]:
+        say(f"warning: {line}")
     print(f"wrote {folder / 'report.json'}", file=sys.stderr)
     return report
 

@@ -11,6 +11,7 @@ from likelihood import mean_and_stderr
 
 from .measurement import TERMS, Measurement
 
+# what a term of the report is of each likelihood
 _TITLES = {
     "vlb": ("L_T", "sum of L_t", "L_0"),
     "vlb_continuous": ("L_T", "integral of L_t", "L_0"),
@@ -22,31 +23,36 @@ _CHAINS = {
     "vlb_continuous": ("the reverse SDE", "whose bound is not tight"),
 }
 _WIDTH = 20
+_TOTAL, _CALLS = "bits_per_dim (total)", "nfe (network calls)"
 
 
 def table(measurements: dict[str, Measurement], title: str) -> str:
-    """One column a likelihood; each column's terms add up to its total.
+    """One column a likelihood; each column's terms add up to its total. Rows have the names of ``eval/report.json``.
 
     Args:
         measurements: The likelihoods by name.
         title: What was measured.
     """
-    titles = [_TITLES.get(name, TERMS) for name in measurements]
-    rows = [" / ".join(dict.fromkeys(names)) for names in zip(*titles, strict=True)]
-    label = max(len(row) for row in [*rows, "network calls"]) + 1
+    titles = [_TITLES[name] for name in measurements if name in _TITLES]
+    rows = []
+    for term, *names in zip(TERMS, *titles, strict=True):
+        means = " / ".join(name for name in dict.fromkeys(names) if name != term)
+        rows.append(f"{term} ({means})" if means else term)
+    label = max(len(row) for row in [*rows, _CALLS]) + 1
     lines = [title, " " * label + "".join(f"{name:>{_WIDTH}}" for name in measurements)]
 
     def line(row: str, cells: list[str]) -> None:
         lines.append(f"{row:{label}}" + "".join(f" {cell:>{_WIDTH - 1}}" for cell in cells))
 
     for row, term in zip(rows, TERMS, strict=True):
-        line(row, [_plus_minus(m.terms[term].mean, m.terms[term].stderr) for m in measurements.values()])
-    line("total", [_plus_minus(m.total.mean, m.total.stderr) for m in measurements.values()])
-    line("network calls", [str(m.nfe) for m in measurements.values()])
+        line(row, [plus_minus(m.terms[term].mean, m.terms[term].stderr) for m in measurements.values()])
+    line(_TOTAL, [plus_minus(m.total.mean, m.total.stderr) for m in measurements.values()])
+    line(_CALLS, [str(m.nfe) for m in measurements.values()])
     return "\n".join(lines)
 
 
-def _plus_minus(mean: float, stderr: float) -> str:
+def plus_minus(mean: float, stderr: float) -> str:
+    """Mean and standard error to four digits; a single image has none."""
     return f"{mean:.4f}" + ("" if math.isnan(stderr) else f" ± {stderr:.4f}")
 
 
@@ -78,7 +84,7 @@ def gap_sentence(gap: dict[str, Any]) -> str:
     """
     mean, stderr = gap["bits_per_dim"], gap["stderr"]
     chain, price = _CHAINS[gap["of"][0]]
-    value = f"gap {_plus_minus(mean, stderr)} bits/dim: "
+    value = f"gap {plus_minus(mean, stderr)} bits/dim: "
     if math.isnan(stderr):
         return value + "a single image has no standard error, and so no verdict"
     if mean < -2 * stderr:

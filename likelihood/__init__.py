@@ -8,7 +8,7 @@ from .base import (
     register_likelihood,
 )
 from .continuous import ContinuousBound
-from .decoder import discretized_gaussian_log_prob, levels_of
+from .decoder import discretized_gaussian_log_prob, level_entropy, levels_of
 from .probability_flow import FlowLikelihood
 from .step_sampling import draw_steps, low_discrepancy_stderr
 from .units import RunningMean, mean_and_stderr, nats_to_bits_per_dim
@@ -25,6 +25,7 @@ __all__ = [
     "decoder_nats",
     "discretized_gaussian_log_prob",
     "draw_steps",
+    "level_entropy",
     "levels_of",
     "low_discrepancy_stderr",
     "make_likelihood",

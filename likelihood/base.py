@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -59,7 +59,14 @@ class LikelihoodTerms:
 
 
 class LikelihoodEstimator(ABC):
-    """Measures data under a model. Holds numbers, never a model."""
+    """Measures data under a model. Holds numbers, never a model.
+
+    Attributes:
+        kind: "bound": the mean lies above -log p(x0). "exact": it is -log p(x0), of dequantized data where there are
+            levels, up to the solver's tolerance.
+    """
+
+    kind: Literal["bound", "exact"] = "bound"
 
     @abstractmethod
     def __call__(

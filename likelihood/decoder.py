@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -74,3 +76,31 @@ def discretized_gaussian_log_prob(
     inside = _log_normal_interval(low, high)
     edges = torch.where(level == 0, torch.special.log_ndtr(high), torch.special.log_ndtr(-low))
     return torch.where((level == 0) | (level == num_levels - 1), edges, inside)
+
+
+def level_entropy(noise_ratio: float, num_levels: int) -> float:
+    """H(k | l_k + r z) of K equally likely levels l_k = 2 k / (K - 1) - 1, z standard normal, in bits:
+
+        log2 K - h(l_k + r z) + log2(r sqrt(2 pi e)),   h the differential entropy.
+
+    No decoder of x_t at sigma / alpha = r has a smaller L_0 a dimension where pixels are independent and their levels
+    equally likely: each pixel is decoded by itself, so that this much is lost of what its neighbours say.
+
+    Args:
+        noise_ratio: r = sigma / alpha at the decoder's time, above 0.
+        num_levels: K, at least 2.
+
+    Returns:
+        From 0 (no noise) to log2 K (nothing but noise).
+    """
+    r, spacing = noise_ratio, 2 / (num_levels - 1)
+    if r < spacing / 12:
+        # below 1e-7 bits, and more points than it is worth
+        return 0.0
+    y = torch.arange(-1 - 9 * r, 1 + 9 * r, r / 4, dtype=torch.float64)
+    level = torch.linspace(-1, 1, num_levels, dtype=torch.float64)
+    log_normal = -0.5 * ((y[:, None] - level) / r).square() - math.log(r * math.sqrt(2 * math.pi) * num_levels)
+    log_density = log_normal.logsumexp(1)
+    entropy = -float(torch.trapezoid(log_density.exp() * log_density, y))
+    nats = math.log(num_levels) - entropy + math.log(r) + 0.5 * math.log(2 * math.pi * math.e)
+    return max(nats, 0.0) / math.log(2)

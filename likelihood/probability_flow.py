@@ -69,6 +69,8 @@ class FlowLikelihood(LikelihoodEstimator):
         ValueError: If an option is unknown or out of range.
     """
 
+    kind = "exact"
+
     def __init__(
         self,
         *,

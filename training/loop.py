@@ -21,6 +21,7 @@ from .build import build_dataset, build_sampler, pick_device
 from .checks import check_config, check_eval_names, check_schedule
 from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
+from .first_noise import first_noise_warning
 from .images import to_uint8
 from .in_turn import load_in_turn, pick_together
 from .lock import locked
@@ -28,6 +29,7 @@ from .logging import TrainingLog, say
 from .memory import says_which_knobs
 from .precision import NetworkMode, pick_mode
 from .ranks import LostRankError, Ranks
+from .start_lines import data_lines
 from .state import TrainingState
 from .step import TrainingStep
 from .stopping import Interrupted, StopRequest, stop_on_signals
@@ -143,7 +145,7 @@ def _train_there(
             say(f"already trained to step {state.step}; raise --config.training.num_steps{decays} to train on")
         return
     if ranks.first:
-        _introduce(state, dataset, device, mode, share)
+        _introduce(config, workdir, state, dataset, device, mode, share)
     flip = config.data.random_flip
     do_step = TrainingStep(
         state,
@@ -191,13 +193,19 @@ def _pick_mode(config: Config, state: TrainingState, device: torch.device, ranks
 
 
 def _introduce(
-    state: TrainingState, dataset: ImageDataset, device: torch.device, mode: NetworkMode, share: Share
+    config: Config,
+    workdir: Path,
+    state: TrainingState,
+    dataset: ImageDataset,
+    device: torch.device,
+    mode: NetworkMode,
+    share: Share,
 ) -> None:
     size = sum(p.numel() for p in state.model.parameters())
-    shape = "x".join(map(str, dataset.image_shape))
-    say(f"{len(dataset):,} images of {shape}, {dataset.num_levels} grey levels; {size:,} parameters on {device}")
-    for reason in mode.reasons:
-        say(reason)
+    warning = first_noise_warning(state.model.sde, config.sde.name, dataset.num_levels)
+    lines = data_lines(dataset, workdir, num_parameters=size, device=str(device))
+    for line in [*lines, *mode.reasons, *([warning] if warning else [])]:
+        say(line)
     if share.world > 1 or share.accumulation_steps > 1:
         largest = max(part.stop - part.start for part in share.parts)
         say(f"{share.world} processes, {share.accumulation_steps} accumulation steps: {largest} images at a time")

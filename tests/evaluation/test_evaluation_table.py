@@ -41,34 +41,44 @@ FLOW = _measured(632, [2.5, 2.5, 2.5, 2.5], [-3.0, -2.0, -1.0, -2.0], [1.5, 1.5,
 # the standard errors: of 1, 2, 3, 2, of 0.25, 0.5, 0.5, 0.75, of 1.5, 1.5, 1.25, 1.5, and of the sums
 TABLE = """\
 toy test, 4 images, bits/dim
-                                      vlb                 ode
-L_T / prior               0.0000 ± 0.0000     2.5000 ± 0.0000
-sum of L_t / volume       2.0000 ± 0.4082    -2.0000 ± 0.4082
-L_0 / dequantization      0.5000 ± 0.1021     1.4375 ± 0.0625
-total                     2.5000 ± 0.4677     1.9375 ± 0.3590
-network calls                         101                 632"""
+                                                       vlb                 ode
+prior (L_T)                                0.0000 ± 0.0000     2.5000 ± 0.0000
+diffusion (sum of L_t / volume)            2.0000 ± 0.4082    -2.0000 ± 0.4082
+reconstruction (L_0 / dequantization)      0.5000 ± 0.1021     1.4375 ± 0.0625
+bits_per_dim (total)                       2.5000 ± 0.4677     1.9375 ± 0.3590
+nfe (network calls)                                    101                 632"""
 
 ONE = """\
 toy
-                               vlb
-L_T                0.0000 ± 0.0000
-sum of L_t         2.0000 ± 0.4082
-L_0                0.5000 ± 0.1021
-total              2.5000 ± 0.4677
-network calls                  101"""
+                                        vlb
+prior (L_T)                 0.0000 ± 0.0000
+diffusion (sum of L_t)      2.0000 ± 0.4082
+reconstruction (L_0)        0.5000 ± 0.1021
+bits_per_dim (total)        2.5000 ± 0.4677
+nfe (network calls)                     101"""
 
 
 def test_both_numbers_stand_in_one_table():
     assert table({"vlb": BOUND, "ode": FLOW}, "toy test, 4 images, bits/dim") == TABLE
     assert table({"vlb": BOUND}, "toy") == ONE
     # a likelihood of a plugin has the terms' own names
-    assert "L_T / prior" in table({"vlb": BOUND, "mine": FLOW}, "toy")
+    assert "prior (L_T) " in table({"vlb": BOUND, "mine": FLOW}, "toy")
+    assert [line.split("  ")[0] for line in table({"mine": FLOW}, "toy").splitlines()[2:5]] == [
+        "prior",
+        "diffusion",
+        "reconstruction",
+    ]
+
+
+def test_the_table_has_the_names_of_the_report():
+    rows = [line.split()[0] for line in TABLE.splitlines()[2:]]
+    assert set(rows) <= BOUND.report().keys() and rows[-2:] == ["bits_per_dim", "nfe"]
 
 
 def test_columns_stay_apart_however_large_their_numbers():
     huge = _measured(7, [1e6, 2e6, 3e6, 4e6], [0.0] * 4, [0.0] * 4)
     prior = table({"vlb": BOUND, "ode": huge}, "toy").splitlines()[2]
-    assert prior.split() == ["L_T", "/", "prior", "0.0000", "±", "0.0000", "2500000.0000", "±", "645497.2244"]
+    assert prior.split() == ["prior", "(L_T)", "0.0000", "±", "0.0000", "2500000.0000", "±", "645497.2244"]
 
 
 def test_the_gap_is_that_of_the_images_one_by_one():

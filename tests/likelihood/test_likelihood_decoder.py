@@ -1,11 +1,15 @@
 """The discretized Gaussian: its bins sum to one and are right to the last digits, in the far tails too."""
 
+import math
+
 import mpmath
 import numpy as np
 import pytest
 import torch
 
-from likelihood import discretized_gaussian_log_prob, levels_of
+from likelihood import VariationalBound, discretized_gaussian_log_prob, level_entropy, levels_of
+from models import DiscreteScoreModel
+from sde_lib import NoiseStreams, Tabulated
 
 MEANS = [-50.0, -3.0, -1.0, -0.999, -0.3, 0.0, 1e-9, 0.5, 1.0, 1.0001, 2.5, 1000.0]
 LOG_STDS = [-12.0, -7.5, -5.0, -2.0, 0.0, 1.0, 5.0]
@@ -132,3 +136,38 @@ def test_one_percent_of_a_bin_is_tolerated():
     # the bin stays where the level puts it
     moved = discretized_gaussian_log_prob(lattice(17), x, torch.tensor(-2.0), num_levels=17)
     assert torch.equal(log_prob, moved)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0, 3.0])
+def test_entropy_of_two_levels_is_that_of_a_noisy_bit(ratio: float):
+    # H(k | y) = E log2(1 + exp(-2 (1 + r z) / r^2)), by quadrature over z
+    z = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    bits = torch.nn.functional.softplus(-2 * (1 + ratio * z) / ratio**2) / math.log(2)
+    assert level_entropy(ratio, 2) == pytest.approx(float(torch.trapezoid(density * bits, z)), abs=1e-6)
+
+
+def test_entropy_of_levels_has_its_limits():
+    # far below a level's width nothing is left open, far above the data's range everything is
+    assert level_entropy(1e-4, 256) == 0
+    assert level_entropy(1e4, 5) == pytest.approx(math.log2(5), abs=1e-6)
+    # between them, away from the edges, noise of std r leaves log2(r sqrt(2 pi e) / spacing)
+    wide = math.log2(0.01 * math.sqrt(2 * math.pi * math.e) / (2 / 8191))
+    assert level_entropy(0.01, 8192) == pytest.approx(wide, abs=0.02)
+    rising = [level_entropy(ratio, 17) for ratio in (0.01, 0.02, 0.05, 0.1, 0.5)]
+    assert rising == sorted(rising)
+
+
+@pytest.mark.parametrize(("beta_start", "num_levels"), [(1e-4, 256), (2e-3, 17), (2e-3, 64)])
+def test_no_l0_of_equally_likely_levels_is_below_their_entropy(beta_start: float, num_levels: int):
+    sde = Tabulated.ddpm(beta_start=beta_start)
+    points = torch.linspace(-1, 1, num_levels, dtype=torch.float64)[:, None]
+    model = DiscreteScoreModel(sde, points=points, probs=torch.full((num_levels,), 1 / num_levels))
+    x0 = model.sample_data(4000)
+    bound = VariationalBound(num_levels=num_levels, steps_per_image=1)
+    bits = bound(model, x0, noise=NoiseStreams(0, range(4000))).reconstruction / math.log(2)
+    first = torch.full((1,), 1 / 1000, dtype=torch.float64)
+    floor = level_entropy(float(sde.sigma(first) / sde.alpha(first)), num_levels)
+    stderr = float(bits.std()) / math.sqrt(4000)
+    # a Gaussian decoder around the exact mean is a little worse than the best there is
+    assert floor - 3 * stderr < float(bits.mean()) < floor + 0.35

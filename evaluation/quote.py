@@ -1,0 +1,72 @@
+"""One line for each number, with all that decides it: what to quote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .table import plus_minus
+
+_SIGNS = {"bound": "≤", "exact": "="}
+
+
+def quote(report: Mapping[str, Any], name: str) -> str:
+    """The number of a likelihood and what it is of, such as
+
+        ≤ 3.6100 ± 0.0700 bits/dim: chain of T = 1000, small variance, clipped x0, class-conditional, EMA weights,
+        20 test images of folder, 256 levels
+
+    with "≤" for a bound and "=" for an exact likelihood.
+
+    Args:
+        report: What ``eval/report.json`` says: of the data and the model, and under ``name`` of the likelihood.
+        name: Name of the likelihood.
+    """
+    ours = report[name]
+    number = plus_minus(ours["bits_per_dim"], ours["stderr"])
+    parts = [*_method(name, ours), *_model_and_data(report)]
+    return f"{_SIGNS[ours['kind']]} {number} {report['units']}: {', '.join(parts)}"
+
+
+def _method(name: str, ours: Mapping[str, Any]) -> list[str]:
+    """The likelihood and its settings, in words."""
+    if ours["kind"] == "exact" and "divergence" in ours:
+        parts = _flow(ours)
+    elif "variance" in ours:
+        grid = "" if ours["grid"] == "uniform" else f" on the {ours['grid']} grid"
+        parts = [f"chain of T = {ours['num_steps']}{grid}", f"{ours['variance']} variance"]
+    else:
+        parts = ["chain in continuous time" if name == "vlb_continuous" else name]
+    draws = ours.get("samples_per_image")
+    # the last of a chain's steps is L_0, which is always evaluated
+    if draws and draws < ours.get("num_steps", draws + 2) - 1:
+        parts.append(f"L_t from {draws} draws an image")
+    return parts + (["clipped x0"] if ours["clip_x0"] else [])
+
+
+def _flow(ours: Mapping[str, Any]) -> list[str]:
+    parts = ["probability flow"]
+    if ours["divergence"] == "exact":
+        parts.append("exact divergence")
+    else:
+        plural = "" if ours["num_probes"] == 1 else "s"
+        parts.append(f"Hutchinson with {ours['num_probes']} {ours['divergence']} probe{plural}")
+    if "rtol" in ours:
+        parts.append(f"{ours['solver']} with rtol {ours['rtol']:g} and atol {ours['atol']:g}")
+    else:
+        parts.append(f"{ours['num_steps']} steps of {ours['solver']} on the {ours['grid']} grid")
+    if ours["dequantization"] != "none":
+        parts.append(f"{ours['dequantization']} dequantization")
+    if ours["importance_samples"] > 1:
+        parts.append(f"{ours['importance_samples']} importance samples")
+    return parts
+
+
+def _model_and_data(report: Mapping[str, Any]) -> list[str]:
+    parts = ["class-conditional"] if report["class_conditional"] else []
+    parts.append(f"{'EMA' if report['weights'] == 'ema' else report['weights']} weights")
+    first = "" if report["num_images"] == report["split_size"] else f"the first {report['num_images']} of "
+    plural = "" if report["split_size"] == 1 else "s"
+    parts.append(f"{first}{report['split_size']} {report['split']} image{plural} of {report['dataset']}")
+    levels = report["num_levels"]
+    return parts if levels is None else [*parts, f"{levels} levels"]

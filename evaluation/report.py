@@ -1,0 +1,57 @@
+"""What ``eval/report.json`` says of the model and the data, whatever is measured."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.config import Config, data_root
+
+from .measurement import EvalSplit
+
+_PROJECT = "score-diffusion"
+
+
+def describe(config: Config, split: EvalSplit) -> dict[str, Any]:
+    """The data set, the model and the versions that numbers are of.
+
+    Args:
+        config: The config.
+        split: The images.
+    """
+    dataset, model = split.dataset, config.model
+    return {
+        "dataset": dataset.name,
+        "root": data_root(config),
+        "split": dataset.split,
+        "split_source": dataset.split_source,
+        "num_images": split.num_images,
+        "split_size": len(dataset),
+        "image_shape": list(dataset.image_shape),
+        "num_levels": dataset.num_levels,
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "units": "bits/dim",
+        "sde": config.sde.to_dict(),
+        "parameterization": model.parameterization,
+        "learned_variance": model.learned_variance,
+        "class_conditional": model.class_conditional,
+        "weights": "ema",
+        "seed": config.seed,
+        "versions": {"project": project_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def project_version() -> str:
+    """The version in ``pyproject.toml``, whether the project is installed or run from its folder."""
+    file = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if file.is_file():
+        found = re.search(r'^version = "(.+)"$', file.read_text(), flags=re.MULTILINE)
+        if found:
+            return found[1]
+    return metadata.version(_PROJECT)

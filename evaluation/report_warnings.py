@@ -1,0 +1,93 @@
+"""What makes a number misleading: a line each, with the cure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from likelihood import ContinuousBound, FlowLikelihood, LikelihoodEstimator, VariationalBound
+from sde_lib import SDE
+from training.first_noise import first_time, less_first_noise, wide_first_noise
+
+from .table import plus_minus
+
+_FEW = 30  # images, of which a standard error is itself off by 13 %
+
+
+def warnings_of(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodEstimator], sde: SDE) -> list[str]:
+    """Lines for the reader of a report whose numbers a setting decides, or chance.
+
+    Args:
+        report: What ``eval/report.json`` says of data, model and each likelihood.
+        estimators: The likelihoods by name.
+        sde: The model's SDE.
+    """
+    return [
+        *_few_images(report),
+        *_worse_than_uniform(report, list(estimators)),
+        *_first_noise(report, estimators, sde),
+        *_fixed_variance(report, list(estimators)),
+    ]
+
+
+def _few_images(report: Mapping[str, Any]) -> Iterator[str]:
+    count = report["num_images"]
+    if count >= _FEW:
+        return
+    cure = "raise eval.num_images" if count < report["split_size"] else f"hold out more {report['split']} images"
+    said = "one image has no standard error"
+    if count > 1:
+        said = f"{count} images are few: the standard error is itself off by {1 / math.sqrt(2 * count - 2):.0%}"
+    yield f"{said}; {cure}"
+
+
+def _worse_than_uniform(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    levels: int | None = report["num_levels"]
+    if levels is None:
+        return
+    worse = []
+    for name in names:
+        mean, stderr = report[name]["bits_per_dim"], report[name]["stderr"]
+        margin = 0.0 if math.isnan(stderr) else 2 * stderr
+        if mean - margin > math.log2(levels):
+            worse.append(f"{name} {plus_minus(mean, stderr)}")
+    if worse:
+        yield (
+            f"{', '.join(worse)} bits/dim: worse than no model, for which equally likely levels take log2({levels}) = "
+            f"{math.log2(levels):.4g}; train longer (training.num_steps), or see which term is large"
+        )
+
+
+def _fixed_variance(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        variance = report[name].get("variance", "learned")
+        if report["learned_variance"] and variance != "learned":
+            yield f"{name}: the {variance} variance, but the network learned its own; set eval.vlb_variance=learned"
+
+
+def _first_noise(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodEstimator], sde: SDE) -> Iterator[str]:
+    """One line for all likelihoods that are decoded at the same time."""
+    names: dict[float, list[str]] = {}
+    for name, estimator in estimators.items():
+        t = _decoded_at(estimator, sde)
+        if t is not None:
+            names.setdefault(t, []).append(name)
+    for t, of in names.items():
+        said = wide_first_noise(sde, t, report["num_levels"])
+        if said is None:
+            continue
+        cure = f"train with {less_first_noise(report['sde']['name'])}"
+        if wide_first_noise(sde, first_time(sde), report["num_levels"]) is None:
+            cure = f"the SDE begins with less at t = {first_time(sde):.3g}: take more steps, or ode_t_end=0"
+        yield f"{', '.join(of)}: {said}; {cure}"
+
+
+def _decoded_at(estimator: LikelihoodEstimator, sde: SDE) -> float | None:
+    """The time of the decoder; None where there is none."""
+    if isinstance(estimator, ContinuousBound):
+        return float(estimator.ends(sde)[0])
+    decodes = not isinstance(estimator, FlowLikelihood) or estimator.dequantization == "decoder"
+    if isinstance(estimator, VariationalBound | FlowLikelihood) and decodes:
+        return float(estimator.noisy_times(sde)[0])
+    return None

@@ -1,0 +1,51 @@
+"""What a training says before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data import ImageDataset
+
+from .files import one_line
+
+_MOST_CLASSES = 5  # that are named
+
+
+def data_lines(dataset: ImageDataset, workdir: Path, *, num_parameters: int, device: str) -> list[str]:
+    """The images that are trained on, and where to, such as
+
+        180 train + 20 test, 3 classes: 0 circle, 1 square, 2 triangle → runs/vp/folder
+        folder: images of 3x32x32, 256 grey levels; one image in ten held out, by a fixed permutation; 2,387,283 ...
+
+    Args:
+        dataset: The images.
+        workdir: The work directory.
+        num_parameters: Of the model.
+        device: Where the model is.
+    """
+    count = f"{len(dataset):,} {dataset.split}"
+    if dataset.other_split_size is not None:
+        count += f" + {dataset.other_split_size:,} {'train' if dataset.split == 'test' else 'test'}"
+    shape = "x".join(map(str, dataset.image_shape))
+    parts = [
+        f"{dataset.name}: images of {shape}, {dataset.num_levels} grey levels",
+        dataset.split_source,
+        f"{num_parameters:,} parameters on {device}",
+    ]
+    return [f"{count}, {_classes(dataset)} → {workdir}", "; ".join(filter(None, parts))]
+
+
+def _classes(dataset: ImageDataset) -> str:
+    """The classes by number and name, the first few of many."""
+    if dataset.num_classes == 1:
+        return "no classes"
+    count = f"{dataset.num_classes} classes"
+    if not dataset.class_names:
+        return f"{count} without names"
+    shown = list(enumerate(dataset.class_names[:_MOST_CLASSES]))
+    if dataset.num_classes == _MOST_CLASSES + 1:
+        # a name takes no more room than "and 1 more"
+        shown = list(enumerate(dataset.class_names))
+    names = [str(k) if name == str(k) else f"{k} {one_line(name, 30)}" for k, name in shown]
+    more = dataset.num_classes - len(shown)
+    return f"{count}: {', '.join(names)}" + (f" and {more} more" if more else "")
