@@ -47,12 +47,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parse(arguments)
     try:
         # imported late, so that --help and typos answer at once
+        from configs.default import get_default_config
         from evaluation.commands import run_mode
         from training.config import check_flags, import_plugins, load_config
         from training.workdir import default_workdir
 
         check_flags(options.mode, vars(options))
-        config = load_config(options.config, overrides)
+        config = load_config(options.config, overrides, defaults=get_default_config())
         import_plugins(config.get("plugins", ()))
         workdir = Path(options.workdir) if options.workdir else default_workdir(options.config)
         run_mode(options.mode, config, workdir, vars(options))

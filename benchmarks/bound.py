@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from configs.default import get_default_config
 from data import to_model_space
 from likelihood import ContinuousBound, VariationalBound, nats_to_bits_per_dim
 from models import ClippedScoreModel, ScoreModel
@@ -155,7 +156,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, write."""
     arguments = _arguments()
-    config = load_config(arguments.config, [])
+    config = load_config(arguments.config, defaults=get_default_config())
     dataset, device = build_dataset(config, "test"), pick_device(config)
     workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
     model, step = load_trained(config, workdir, dataset, device)

@@ -23,6 +23,7 @@ import torch
 from scipy import integrate
 from torch import Tensor, nn
 
+from configs.default import get_default_config
 from data import to_model_space
 from likelihood import FlowLikelihood
 from models import EpsParameterization, NetworkScoreModel, ScoreModel
@@ -146,7 +147,7 @@ def timed(measure: Callable[[float], Measured], tolerance: float, before: Measur
 
 def load_pair(arguments: argparse.Namespace) -> tuple[Pair, int]:
     """The trained network as a VP-SDE's, on the first test images; and the step it was trained to."""
-    config = load_config(arguments.config, [])
+    config = load_config(arguments.config, defaults=get_default_config())
     dataset = build_dataset(config, "test")
     workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
     trained, step = load_trained(config, workdir, dataset, pick_device(config))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality_report import write_report
+from configs.default import get_default_config
 from data import ImageDataset, to_levels, to_model_space
 from evaluation.quality import (
     Estimate,
@@ -239,7 +240,7 @@ def measure_entry(entry: Entry, model: ScoreModel, quality: Quality, shape: tupl
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> None:
     """Train if need be, sample, measure, write."""
-    config = load_config(arguments.config, overrides)
+    config = load_config(arguments.config, overrides, defaults=get_default_config())
     workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
     if not any((workdir / "checkpoints").glob("step_*")):
         train(config, workdir)

@@ -28,6 +28,8 @@ def choices_message(kind: str, name: str, choices: list[str]) -> str:
         The message.
     """
     close = difflib.get_close_matches(str(name), choices, n=1)
+    # "lr" is far from "learning_rate" by letters
+    close = close or [choice for choice in choices if "".join(word[:1] for word in choice.split("_")) == name]
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown {kind} {name!r}; {hint}choices: {', '.join(choices) or 'none'}"
 

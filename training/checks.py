@@ -8,6 +8,7 @@ from likelihood import available_likelihoods
 from models import check_variance
 from sde_lib import available_grids, choices_message
 
+from .build import build_sde
 from .config import Config
 
 _MOST = 10**6  # steps, or images at a time, that no run has
@@ -51,6 +52,8 @@ def check_config(config: Config) -> None:
     for section in ("data", "sde", "model", "training", "optim", "sampling", "eval"):
         if section not in config:
             raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
+    # an option that the SDE does not have, or cannot have so
+    build_sde(config)
     for section, key, least, most in _RANGES:
         value = config[section].get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 import os
@@ -12,9 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from sde_lib import choices_message
+from .config_keys import check_keys
+from .overrides import apply_overrides, literal
 
 # a ConfigDict's keys are known at run time alone: type checkers see Any
 if TYPE_CHECKING:
@@ -55,18 +55,19 @@ def _import_file(path: Path, name: str) -> ModuleType:
     return module
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str, overrides: Sequence[str] = (), *, defaults: Config | None = None) -> Config:
     """Read a config file and apply overrides.
 
     Args:
         path: A Python file with ``get_config()``, such as ``configs/vp/digits.py``.
         overrides: Arguments such as ``--config.training.batch_size=64``.
+        defaults: ``configs.default.get_default_config()``, whose keys and types the file must have; None checks none.
 
     Returns:
         The config, locked against new keys.
 
     Raises:
-        ValueError: If the file does not exist or has no ``get_config``, or an override is unknown or of another type.
+        ValueError: If the file does not exist or has no ``get_config``, or a key is unknown, missing or of a wrong type.
     """
     file = Path(path)
     if not file.is_file():
@@ -84,78 +85,13 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"get_config() of {path} failed: {type(error).__name__}: {error}; fix the file") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config() of {path} must return a ConfigDict, got {type(config).__name__}; fix the file")
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config.to_dict())
+    if defaults is not None:
+        check_keys(config, defaults)
     config.lock()
-    for override in overrides:
-        _apply_override(config, override)
+    apply_overrides(config, overrides)
     return config
-
-
-def _apply_override(config: Config, override: str) -> None:
-    if not override.startswith("--config.") or "=" not in override:
-        raise ValueError(f"unknown argument {override!r}; overrides look like --config.training.batch_size=64")
-    dotted, text = override.removeprefix("--config.").split("=", 1)
-    *parents, leaf = dotted.split(".")
-    section: Any = config
-    for depth, name in enumerate([*parents, leaf]):
-        if not isinstance(section, ConfigDict) or name not in section:
-            keys = sorted(section.keys()) if isinstance(section, ConfigDict) else []
-            where = ".".join(["config", *parents[:depth]])
-            raise ValueError(choices_message(f"key of {where}:", name, keys))
-        if depth < len(parents):
-            section = section[name]
-    default = section[leaf]
-    if isinstance(default, ConfigDict):
-        raise ValueError(f"config.{dotted} is a section, got {text!r}; set one of {', '.join(sorted(default.keys()))}")
-    section[leaf] = _parse(dotted, text, default)
-
-
-def _parse(dotted: str, text: str, default: Any) -> Any:
-    """Read ``text`` as the type of ``default``."""
-    if dotted == "data.image_size":
-        return _parse_size(dotted, text)
-    kind = type(default)
-    fix = f"config.{dotted} must be of type {kind.__name__}, got {text!r}; its default is {default!r}"
-    try:
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        if kind is int:
-            return int(text.replace("_", ""))
-        if kind is float:
-            return float(text)
-        if kind is tuple:
-            return _parse_tuple(text, default)
-    except (KeyError, ValueError, TypeError, SyntaxError):
-        raise ValueError(fix) from None
-    return text
-
-
-def _parse_tuple(text: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A Python tuple, or items separated by commas."""
-    if text.lstrip().startswith(("(", "[")):
-        items = tuple(ast.literal_eval(text))
-    else:
-        items = tuple(item.strip() for item in text.split(",") if item.strip())
-    # an empty default does not say which it holds, and no name is a number
-    named = isinstance(default[0], str) if default else not all(str(item).isdecimal() for item in items)
-    if named:
-        if not all(isinstance(item, str) for item in items):
-            raise ValueError("items must be names")
-        return items
-    if any(isinstance(item, float) for item in items):
-        raise ValueError("items must be whole numbers")
-    return tuple(int(item) for item in items)
-
-
-def _parse_size(dotted: str, text: str) -> int | tuple[int, int]:
-    """One number for squares, or height and width."""
-    try:
-        sides = _parse_tuple(text, (0,))
-        height, width = sides * 2 if len(sides) == 1 else sides
-    except (ValueError, TypeError, SyntaxError):
-        raise ValueError(
-            f"config.{dotted} must be one number, or height and width as in 32,48, got {text!r}; set it so"
-        ) from None
-    return height if height == width else (height, width)
 
 
 def parse_options(text: str) -> dict[str, Any]:
@@ -169,10 +105,7 @@ def parse_options(text: str) -> dict[str, Any]:
         name, separator, value = item.partition("=")
         if not separator or not name.strip().isidentifier():
             raise ValueError(f"options must look like 'eta=0.5, variance=large', got {item!r}; write name=value")
-        try:
-            options[name.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            options[name.strip()] = value.strip()
+        options[name.strip()] = literal(value)
     return options
 
 
