@@ -67,7 +67,8 @@ def load_config(path: str, overrides: Sequence[str] = (), *, defaults: Config | 
         The config, locked against new keys.
 
     Raises:
-        ValueError: If the file does not exist or has no ``get_config``, or a key is unknown, missing or of a wrong type.
+        ValueError: If the file does not exist or has no ``get_config``, or a key is unknown, missing or of another
+            type.
     """
     file = Path(path)
     if not file.is_file():

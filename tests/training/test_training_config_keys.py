@@ -75,6 +75,9 @@ def test_a_key_that_is_missing_misspelt_or_none_is_named(key: str, tmp_path: Pat
         ("config.eval = {**config.eval, 'likelihoods': 'ode'}", "config.eval.likelihoods must be of type tuple"),
         ("config.eval = {**config.eval, 'likelihoods': ('ode', 1)}", "config.eval.likelihoods must be of type tuple"),
         ("config.model = {**config.model, 'channel_mult': (1, 1.5)}", "config.model.channel_mult must be of type tup"),
+        ("config.data.image_size = 8.5", "config.data.image_size must be of type int, got 8.5"),
+        ("config.data.image_size = (8, None)", "config.data.image_size must be of type int, got (8, None)"),
+        ("config.data.image_size = (8, 8, 8)", "config.data.image_size must be of type int, got (8, 8, 8)"),
         ("config.plugins = (None,)", "config.plugins must be of type tuple, got (None,)"),
     ],
 )
@@ -83,10 +86,15 @@ def test_wrong_keys_and_values_of_a_file(line: str, message: str, tmp_path: Path
 
 
 def test_values_take_the_type_of_the_default(tmp_path: Path):
-    lines = ("config.optim = {**config.optim, 'learning_rate': 1}", "config.model.channel_mult = [1, 2]")
+    lines = (
+        "config.optim = {**config.optim, 'learning_rate': 1}",
+        "config.model.channel_mult = [1, 2]",
+        "config.data.image_size = (32, 48)",
+    )
     path = _file(tmp_path, *lines)
     config = load_config(path, ["--config.optim.learning_rate=5e-4"], defaults=get_default_config())
     assert config.optim.learning_rate == 5e-4 and config.model.channel_mult == (1, 2)
+    assert config.data.image_size == (32, 48)
     assert type(load_config(path, defaults=get_default_config()).optim.learning_rate) is float
 
 
