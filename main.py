@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.terminal import forgiving_streams
+
 _MODES = ("train", "eval", "sample", "import", "export")
 
 
@@ -34,6 +36,7 @@ def _say(error: BaseException, line: str) -> None:
         print(line, file=sys.stderr)
 
 
+@forgiving_streams()
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 

@@ -4,6 +4,7 @@ from setuptools import setup
 
 setup(
     packages=[
+        "runtime",
         "sde_lib",
         "models",
         "models.backbones",

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data import ImageDataset, eval_batches, to_model_space
 from likelihood import LikelihoodEstimator, LikelihoodTerms, RunningMean, nats_to_bits_per_dim
 from models import ScoreModel
+from runtime.terminal import ProgressBar
 from sde_lib import NoiseStreams
 
 Values = dict[str, np.ndarray]
@@ -204,7 +204,7 @@ def measure(
         device=device,
     )
     batches, running = [], RunningMean()
-    with tqdm(total=split.num_images, desc=name, unit="image", dynamic_ncols=True) as bar:
+    with ProgressBar(total=split.num_images, desc=name, unit="image") as bar:
         for k in range(len(split)):
             batches.append(split.measure(k, estimator, model))
             running.update(torch.from_numpy(bits_per_dim_of(batches[-1])))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from likelihood import LikelihoodEstimator, RunningMean
 from models import ScoreModel
+from runtime.terminal import ProgressBar
 from training.logging import say
 from training.ranks import Ranks
 
@@ -48,7 +48,7 @@ class Schedule:
         self._partial = {name: PartialResults(folder / name, fingerprints[name]) for name in measured}
         self._known: dict[str, dict[int, Values]] = {name: {} for name in measured}
         self._running = {name: RunningMean() for name in measured}
-        self._bar: tqdm[Any] | None = None
+        self._bar: ProgressBar | None = None
 
     def run(self) -> dict[str, Measurement]:
         """Measure what is not known yet.
@@ -72,12 +72,11 @@ class Schedule:
         others = [todo[other::world] for other in range(1, world)] if self._ranks.first else []
         awaited = [[(k, name) for k, names in dealt for name in names] for dealt in others]
         before = [(k, name) for name, known in self._known.items() for k in known]
-        with tqdm(
+        with ProgressBar(
             total=self._split.num_images * len(self._measured),
             initial=sum(self._split.size(k) for k, _ in before),
             desc="eval",
             unit="value",
-            dynamic_ncols=True,
             disable=not self._ranks.first,
         ) as self._bar:
             self._show(before)

@@ -21,6 +21,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import image, scalar
 from tqdm import tqdm
 
+from runtime.terminal import ProgressBar
+
 from .files import append_whole, make_folder, one_line, read_regular, write_atomically
 from .images import image_grid, save_learning_curve, save_png
 
@@ -85,7 +87,7 @@ class TrainingLog:
         self._write_metrics()
         with self._going_on("TensorBoard's events"):
             self._board = _Board(workdir / "logs", start + 1)
-        self._bar = tqdm(total=num_steps, initial=start, unit="step", desc="train", dynamic_ncols=True)
+        self._bar = ProgressBar(total=num_steps, initial=start, unit="step", desc="train")
         self._batch_size = batch_size
 
     def __enter__(self) -> TrainingLog:
