@@ -54,6 +54,8 @@ def load_cifar10(
 ) -> ImageDataset:
     """Load one split from what lies in ``root`` or ``root/cifar10``, or download the binary archive (162 MiB).
 
+    ``root`` may also be what is looked for itself.
+
     Looked for, in this order: the extracted folders ``cifar-10-batches-bin`` and ``cifar-10-batches-py``, then the
     archives ``cifar-10-binary.tar.gz`` and ``cifar-10-python.tar.gz``, which are read without extracting them. Of a
     folder only the files of the split are read; an archive is read to its end, where its checksum stands. Python
@@ -101,6 +103,10 @@ def load_cifar10(
 
 
 def _find(root: Path) -> tuple[Path, _Layout] | None:
+    for layout in (_BINARY, _PYTHON):
+        batches = [*layout.file_names("train"), *layout.file_names("test")]
+        if root.name in (layout.folder, layout.archive) or any((root / name).is_file() for name in batches):
+            return root, layout
     folders = (root, root / "cifar10")
     extracted = [(folder / layout.folder, layout) for folder in folders for layout in (_BINARY, _PYTHON)]
     archives = [(folder / layout.archive, layout) for folder in folders for layout in (_BINARY, _PYTHON)]

@@ -13,7 +13,7 @@ import torch
 from .base import DIGITS, ImageDataset, check_split
 from .errors import DataError
 
-FOLDERS = ("", "mnist", "MNIST", "MNIST/raw")
+FOLDERS = ("", "mnist", "MNIST", "MNIST/raw", "raw")
 PREFIXES = {"train": "train", "test": "t10k"}
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
 CHUNK = 1 << 20
@@ -22,8 +22,9 @@ CHUNK = 1 << 20
 def load_mnist(*, root: Path, split: str) -> ImageDataset:
     """Load one split; of the other split's files no more is read than a header.
 
-    The files are looked for in ``root``, ``root/mnist``, ``root/MNIST`` and ``root/MNIST/raw`` (torchvision's layout),
-    as ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``, with or without ``.gz``. They are never downloaded.
+    The files are looked for in ``root``, ``root/mnist``, ``root/MNIST`` and ``root/MNIST/raw`` (torchvision's layout;
+    ``root`` may be any of its folders), as ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``, with or without
+    ``.gz``. They are never downloaded.
 
     Args:
         root: Folder to look in.

@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
@@ -46,6 +47,7 @@ def write_folder(root, kind, files):
     (root / kind).mkdir(parents=True)
     for name, content in files.items():
         (root / kind / name).write_bytes(content)
+    return root / kind
 
 
 def write_archive(root, kind, files, *, compresslevel=6):
@@ -81,6 +83,21 @@ def test_every_official_form_gives_the_same_pixels_in_the_official_order(tmp_pat
     write(tmp_path / subfolder, kind, contents(batches, kind))
     check(load(tmp_path), batches, TRAIN_STEMS)
     check(load(tmp_path, "test"), batches, ["test_batch"])
+
+
+@pytest.mark.parametrize("kind", [BINARY, PYTHON])
+def test_the_root_may_be_the_folder_or_archive_itself(tmp_path, monkeypatch, batches, kind):
+    def never(*_, **__):
+        raise AssertionError("it starts a download")
+
+    monkeypatch.setattr("data.cifar10.download", never)
+    files = contents(batches, kind)
+    folder = write_folder(tmp_path / "extracted", kind, files)
+    renamed = tmp_path / "renamed"
+    shutil.copytree(folder, renamed)
+    archive = write_archive(tmp_path, kind, files)
+    for root in (folder, renamed, archive):
+        check(load(root, "test", download=True), batches, ["test_batch"])
 
 
 def test_an_archive_is_read_without_extracting_it(tmp_path, batches):

@@ -32,7 +32,7 @@ def load(root, split="test"):
     return load_dataset("mnist", root=root, split=split)
 
 
-@pytest.mark.parametrize("folder", ["", "mnist", "MNIST", "MNIST/raw"])
+@pytest.mark.parametrize("folder", ["", "mnist", "MNIST", "MNIST/raw", "raw"])
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("names", [NAMES, tuple(name.replace("-idx", ".idx") for name in NAMES)])
 def test_official_files_are_read_exactly_in_every_layout(tmp_path, folder, compress, names):
