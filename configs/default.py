@@ -41,9 +41,10 @@ def _data() -> ConfigDict:
         {
             "dataset": "digits",
             "root": "",  # "": $SDE_DATA, else downloads/
-            # folder alone: resize and crop to this, one number for squares, or height and width (32, 48); 0: as it is
+            # folder alone: resize and crop to this, one number for squares, or height and width (32, 48); 0: as it is,
+            # and all images of one size
             "image_size": FieldReference(0, field_type=object),
-            "channels": 0,  # folder alone: 1 or 3; 0: as it is
+            "channels": 0,  # folder alone: 1 or 3; 0: 1 if all images are grey, else 3
             "random_flip": False,  # horizontal, in training alone
         }
     )

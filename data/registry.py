@@ -72,9 +72,10 @@ def load_dataset(
         name: One of ``available_datasets()``.
         root: Where the data lies (``~`` is expanded); ``digits`` ignores it.
         split: ``"train"`` or ``"test"``.
-        image_size: Height and width: one number for squares, or (H, W). ``folder`` needs it and resizes; the others
-            keep their pixels, and refuse a size that is not theirs.
-        channels: 1 or 3. ``folder`` converts to it; the others refuse a number that is not theirs.
+        image_size: Height and width: one number for squares, or (H, W). ``folder`` resizes; the others keep their
+            pixels, and refuse a size that is not theirs. None takes images as they are.
+        channels: 1 or 3. ``folder`` converts to it; the others refuse a number that is not theirs. None takes images as
+            they are.
         download: Whether ``cifar10`` may be fetched if it is not there; nothing else is ever downloaded.
 
     Returns:
@@ -89,7 +90,7 @@ def load_dataset(
     if not str(root):
         raise DataError("the data root is empty; set it to the folder that holds the data")
     offered: dict[str, Any] = {
-        "root": Path(root).expanduser(),
+        "root": _expanded(root),
         "split": split,
         "image_size": image_size,
         "channels": channels,
@@ -99,6 +100,13 @@ def load_dataset(
     dataset = _LOADERS[name](**{key: value for key, value in offered.items() if key in taken})
     _check_shape(dataset, image_size, channels)
     return dataset
+
+
+def _expanded(root: str | Path) -> Path:
+    try:
+        return Path(root).expanduser()
+    except RuntimeError:
+        raise DataError(f"the data root {root} starts with a home folder that is not known; write it in full") from None
 
 
 def _check_shape(dataset: ImageDataset, image_size: ImageSize | None, channels: int | None) -> None:

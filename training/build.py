@@ -21,8 +21,10 @@ from sde_lib import SDE, LearnedVP, choices_message, make_sde
 
 from .bound_losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss
 from .config import Config, data_root, parse_options
+from .logging import say
 from .losses import Loss, make_loss
 from .network import build_backbone
+from .rendezvous import place
 
 
 def build_sde(config: Config) -> SDE:
@@ -32,15 +34,19 @@ def build_sde(config: Config) -> SDE:
 
 
 def build_dataset(config: Config, split: str) -> ImageDataset:
-    """A split of ``config.data``."""
+    """A split of ``config.data``; what it has to say, the first process of a job says."""
     data = config.data
-    return load_dataset(
+    dataset = load_dataset(
         data.dataset,
         root=data_root(config),
         split=split,
         image_size=data.image_size or None,
         channels=data.channels or None,
     )
+    if place()[0] == 0:
+        for note in dataset.notes:
+            say(note)
+    return dataset
 
 
 def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
