@@ -26,7 +26,7 @@ from models import ClippedScoreModel, ScoreModel
 from sde_lib import NoiseStreams
 from training.build import build_dataset, pick_device
 from training.config import load_config
-from training.state import load_trained
+from training.trained import load_trained
 from training.workdir import default_workdir, write_json
 
 RESULT = Path(__file__).parent / "results" / "bound.json"
@@ -159,7 +159,7 @@ def main() -> None:
     config = load_config(arguments.config, defaults=get_default_config())
     dataset, device = build_dataset(config, "test"), pick_device(config)
     workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
-    model, step = load_trained(config, workdir, dataset, device)
+    model, step = load_trained(config, workdir, dataset.kind, device)
     model = ClippedScoreModel(model) if config.eval.clip_x0 else model
     num_levels, variance = dataset.num_levels, config.eval.vlb_variance
     x0 = to_model_space(dataset.images[: arguments.num_images or None], num_levels).to(device)

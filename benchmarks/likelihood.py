@@ -30,7 +30,7 @@ from models import EpsParameterization, NetworkScoreModel, ScoreModel
 from sde_lib import SDE, VP, NoiseStreams, Tabulated, expand_like
 from training.build import build_dataset, pick_device
 from training.config import load_config
-from training.state import load_trained
+from training.trained import load_trained
 from training.workdir import default_workdir, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -150,7 +150,7 @@ def load_pair(arguments: argparse.Namespace) -> tuple[Pair, int]:
     config = load_config(arguments.config, defaults=get_default_config())
     dataset = build_dataset(config, "test")
     workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
-    trained, step = load_trained(config, workdir, dataset, pick_device(config))
+    trained, step = load_trained(config, workdir, dataset.kind, pick_device(config))
     if not isinstance(trained, NetworkScoreModel) or not isinstance(trained.sde, Tabulated):
         raise SystemExit(
             f"the benchmark needs a config on DDPM's table, got {arguments.config}; try configs/vp/digits.py"

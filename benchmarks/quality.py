@@ -35,7 +35,7 @@ from sde_lib import SDE, NoiseStreams
 from training.build import bound_x0, build_dataset, pick_device
 from training.config import load_config
 from training.loop import train
-from training.state import load_trained
+from training.trained import load_trained
 from training.workdir import check_for_use, default_workdir
 
 BUDGETS = (5, 10, 20, 50, 100)
@@ -247,7 +247,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> None:
     check_for_use(workdir, config)
     device = pick_device(config)
     train_split, held_out = build_dataset(config, "train"), build_dataset(config, "test")
-    network, step = load_trained(config, workdir, train_split, device)
+    network, step = load_trained(config, workdir, train_split.kind, device)
     model = bound_x0(config, network)
     quality = Quality(train_split, held_out)
     num_samples = math.ceil(arguments.num_samples / quality.group_size) * quality.group_size

@@ -1,4 +1,4 @@
-"""What a dataset is here: one uint8 tensor, one label tensor, and the number of grey levels."""
+"""What a dataset is here: one uint8 tensor, one label tensor, and the kind of its images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +12,23 @@ from .errors import DataError
 SPLITS = ("train", "test")
 DIGITS = tuple("0123456789")  # names of the classes of images of digits
 ONE_IN_TEN = "one image in ten held out, by a fixed permutation"  # what fixed_split does by default
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """Images without their pixels: all that a network, its samples and its checkpoints need to know of a data set.
+
+    Args:
+        image_shape: (C, H, W) of one image.
+        num_levels: Number of grey levels, 2 .. 256.
+        num_classes: Number of classes, at least 1.
+        class_names: Name of each class, in the order of the labels; empty where they are not known.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_levels: int
+    num_classes: int = 1
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +102,11 @@ class ImageDataset:
         """(C, H, W) of one image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
+
+    @property
+    def kind(self) -> ImageKind:
+        """The data set without its pixels and labels."""
+        return ImageKind(self.image_shape, self.num_levels, self.num_classes, self.class_names)
 
     @property
     def num_dims(self) -> int:

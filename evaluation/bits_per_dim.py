@@ -17,7 +17,7 @@ from training.build import build_dataset, pick_device
 from training.checks import check_config
 from training.config import Config
 from training.images import save_bound_curve
-from training.in_turn import load_in_turn, load_same_trained, pick_together
+from training.in_turn import in_trained_order, load_in_turn, load_same_trained, pick_together
 from training.lock import locked
 from training.logging import say
 from training.memory import says_which_knobs
@@ -69,6 +69,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         device = ranks.device(pick_device(config))
         with _interrupted(lambda: "stopped before the first batch; the same command begins again"):
             dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split))
+            dataset = in_trained_order(ranks, config, workdir, dataset)
             estimators = build_estimators(config, dataset)
             split = EvalSplit(
                 dataset,
@@ -78,7 +79,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 class_conditional=config.model.class_conditional,
                 device=device,
             )
-            trained, step = load_same_trained(ranks, config, workdir, dataset, device)
+            trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
             work = _NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape)
             precision, compiled = config.eval.precision, config.eval.compile
             mode = pick_together(

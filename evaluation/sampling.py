@@ -27,7 +27,7 @@ from training.logging import say
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
 from training.ranks import Ranks
-from training.state import images_like_trained
+from training.trained import trained_kind
 from training.workdir import check_for_use, save_npz
 
 
@@ -139,10 +139,10 @@ def sample(config: Config, workdir: Path) -> None:
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
         sampler = build_sampler(config)
-        dataset = load_in_turn(ranks, "data", lambda: images_like_trained(config, workdir))
-        trained, step = load_same_trained(ranks, config, workdir, dataset, device)
+        kind = load_in_turn(ranks, "data", lambda: trained_kind(config, workdir))
+        trained, step = load_same_trained(ranks, config, workdir, kind, device)
         settings = config.sampling
-        work = settings.num_samples * settings.num_steps * forward_flops(trained.backbone, dataset.image_shape)
+        work = settings.num_samples * settings.num_steps * forward_flops(trained.backbone, kind.image_shape)
         precision, compiled = settings.precision, settings.compile
         mode = pick_together(
             ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
@@ -151,11 +151,11 @@ def sample(config: Config, workdir: Path) -> None:
             held.enter_context(locked(workdir, "sample"))
             for reason in mode.reasons:
                 say(reason)
-        num_classes = dataset.num_classes if config.model.class_conditional else None
+        num_classes = kind.num_classes if config.model.class_conditional else None
         batches = draw_batches(
             sampler,
             bound_x0(config, fast_inference(trained, mode)),
-            sample_shape=dataset.image_shape,
+            sample_shape=kind.image_shape,
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             seed=config.seed,
@@ -164,7 +164,7 @@ def sample(config: Config, workdir: Path) -> None:
             rank=ranks.rank,
             world=ranks.world,
         )
-        drawn = ((k, to_uint8(x0, dataset.num_levels), nfe) for k, x0, nfe in batches)
+        drawn = ((k, to_uint8(x0, kind.num_levels), nfe) for k, x0, nfe in batches)
         images, nfe = _gather(ranks, drawn, -(-settings.num_samples // settings.batch_size))
         if not ranks.first:
             return

@@ -59,8 +59,8 @@ def test_a_backbone_of_the_config_trains_and_is_measured_and_sampled(tmp_path: P
     [
         ("adm", '{"fir_kernel": None}', "unknown key of config.model.network for backbone 'adm': 'fir_kernel'; "),
         ("ncsnpp", '{"channels": 8}', "unknown key of config.model.network for backbone 'ncsnpp': 'channels'; "),
-        ("unet", '{"image_size": 16}', "the model has image_size 16, but digits train has 8; use images such as"),
-        ("adm", '{"num_classes": 3}', "the model has num_classes 3, but digits train has 10; use images such as"),
+        ("unet", '{"image_size": 16}', "the model has image_size 16, but digits has 8; use images such as"),
+        ("adm", '{"num_classes": 3}', "the model has num_classes 3, but digits has 10; use images such as"),
         ("ncsnpp", '{"block": "resnet"}', "block must be one of biggan, ddpm, got 'resnet'"),
         ("vit", "{}", "unknown backbone 'vit'; choices: adm, ncsnpp, unet, checkpoint"),
     ],

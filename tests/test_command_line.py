@@ -22,7 +22,7 @@ from training.build import build_dataset, build_sampler
 from training.compilation import missing_compiler
 from training.config import load_config
 from training.images import to_uint8
-from training.state import load_trained
+from training.trained import load_trained
 
 
 def test_training_leaves_what_it_promises(tiny_run: Path):
@@ -121,7 +121,7 @@ def test_samples_keep_x0_in_range_as_the_config_says(run_copy: Path, options: di
     images = np.load(run_copy / "samples" / "samples.npz")["arr_0"]
     config = load_config(str(ROOT / "configs/vp/digits.py"), TINY)
     dataset = build_dataset(config, "train")
-    model, _ = load_trained(config, run_copy, dataset, torch.device("cpu"))
+    model, _ = load_trained(config, run_copy, dataset.kind, torch.device("cpu"))
     how = {"sample_shape": dataset.image_shape, "num_samples": 5, "batch_size": 3}
     expected = {
         kind: to_uint8(draw(build_sampler(config), wrap(model), **how)[0], dataset.num_levels)

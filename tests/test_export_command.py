@@ -15,7 +15,7 @@ from samplers import DDIMSampler
 from sde_lib import NoiseStreams
 from training.build import build_dataset
 from training.config import load_config
-from training.state import load_trained
+from training.trained import load_trained
 
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
@@ -25,7 +25,7 @@ diffusers.utils.logging.disable_progress_bar()
 def trained(workdir: Path) -> NetworkScoreModel:
     command = tiny_command("eval", workdir)
     config = load_config(str(ROOT / "configs/vp/digits.py"), [word for word in command if word.startswith("--config.")])
-    return load_trained(config, workdir, build_dataset(config, "train"), torch.device("cpu"))[0]
+    return load_trained(config, workdir, build_dataset(config, "train").kind, torch.device("cpu"))[0]
 
 
 def back(pipeline: Path, workdir: Path, mode: str, *extra: str) -> list[str]:

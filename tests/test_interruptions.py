@@ -238,7 +238,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 def test_ctrl_c_does_not_save_what_is_not_finite(run_copy: Path):
     config = load_config(str(ROOT / "configs/vp/digits.py"), [o for o in TINY if o.startswith("--config.")])
-    state = TrainingState.create(config, build_dataset(config, "train"), torch.device("cpu"))
+    state = TrainingState.create(config, build_dataset(config, "train").kind, torch.device("cpu"))
     assert state.restore(run_copy / "checkpoints") and state.step == 6
     with torch.no_grad():
         next(state.model.parameters()).view(-1)[0] = float("nan")

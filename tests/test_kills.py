@@ -14,7 +14,7 @@ from tiny import ROOT, TINY, last_tensors, tiny_command
 
 from training.build import build_dataset
 from training.config import load_config
-from training.state import load_trained
+from training.trained import load_trained
 
 # All that a run remembers matters here: dropout, the history of losses that times are drawn by, the average of weights,
 # Adam's moments, and windows of logged losses that checkpoints cut in two.
@@ -40,7 +40,7 @@ def _check_directory(workdir: Path) -> tuple[int, bool]:
     before = sorted(path.name for path in (workdir / "checkpoints").iterdir()) if steps else []
     if steps:
         # as --mode eval reads it, which must leave alone what a writer may be at
-        assert load_trained(config, workdir, build_dataset(config, "test"), torch.device("cpu"))[1] == steps[-1]
+        assert load_trained(config, workdir, build_dataset(config, "test").kind, torch.device("cpu"))[1] == steps[-1]
         assert before == sorted(path.name for path in (workdir / "checkpoints").iterdir())
     leftover = list((workdir / "checkpoints").glob(".writing_*"))
     return steps[-1] if steps else 0, bool(leftover)

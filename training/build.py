@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from data import ImageDataset, load_dataset
+from data import ImageDataset, ImageKind, load_dataset
 from models import (
     ClippedScoreModel,
     Dequantizer,
@@ -49,8 +49,8 @@ def build_dataset(config: Config, split: str) -> ImageDataset:
     return dataset
 
 
-def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
-    """The network of ``config.model`` for the images of a data set, initialised from ``config.seed``.
+def build_model(config: Config, kind: ImageKind) -> NetworkScoreModel:
+    """The network of ``config.model`` for a kind of images, initialised from ``config.seed``.
 
     Raises:
         ValueError: If the network cannot work on such images.
@@ -60,12 +60,12 @@ def build_model(config: Config, dataset: ImageDataset) -> NetworkScoreModel:
         model.parameterization,
         noise_input=model.noise_input,
         data_std=model.data_std,
-        num_levels=dataset.num_levels,
+        num_levels=kind.num_levels,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        backbone = build_backbone(config, dataset, outputs_per_channel=parameterization.outputs_per_channel)
-        dequantizer = Dequantizer(dataset.image_shape[0]) if model.dequantizer else None
+        backbone = build_backbone(config, kind, outputs_per_channel=parameterization.outputs_per_channel)
+        dequantizer = Dequantizer(kind.image_shape[0]) if model.dequantizer else None
     return NetworkScoreModel(
         backbone,
         build_sde(config),
@@ -95,7 +95,7 @@ def bound_x0(config: Config, model: ScoreModel) -> ScoreModel:
     return ClippedScoreModel(model) if config.sampling.clip_x0 else model
 
 
-def build_loss(config: Config, sde: SDE, dataset: ImageDataset) -> Loss:
+def build_loss(config: Config, sde: SDE, kind: ImageKind) -> Loss:
     """The loss of ``config.training``.
 
     Raises:
@@ -109,7 +109,7 @@ def build_loss(config: Config, sde: SDE, dataset: ImageDataset) -> Loss:
         weighting=training.weighting,
         data_std=config.model.data_std,
         time_sampling=training.time_sampling,
-        num_levels=dataset.num_levels,
+        num_levels=kind.num_levels,
     )
     if config.model.learned_variance and not loss.trains_variance:
         raise ValueError(

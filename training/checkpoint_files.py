@@ -19,7 +19,6 @@ from .files import make_folder, parse_json, read_regular, sync_folder, write_syn
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _WRITING, _DROPPED = ".writing_", ".dropped_"
 _NAME = re.compile(r"step_[0-9]{1,15}")
-_MOST_STATE = 2**28  # bytes; of a state.json that no checksum has been compared with
 
 # The manifest is the lengths and SHA-256 of the two files in this one form, so that each byte of it is checked.
 _ENTRY = r'"{}": \{{\n  "bytes": (0|[1-9][0-9]{{0,15}}),\n  "sha256": "([0-9a-f]{{64}})"\n \}}'
@@ -100,9 +99,11 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def peek_state(folder: Path) -> dict[str, Any] | None:
-    """A checkpoint's ``state.json``, compared with no checksum; None if it cannot be read."""
+    """A checkpoint's ``state.json``, without its tensors; None if it cannot be read or does not match its checksum."""
     try:
-        return parse_json(read_regular(folder / _STATE, most=_MOST_STATE))
+        _, (name, size, sha256) = _promised(folder)
+        data = read_regular(folder / name, size=size)
+        return parse_json(data) if hashlib.sha256(data).hexdigest() == sha256 else None
     except (OSError, ValueError):
         return None
 

@@ -16,7 +16,7 @@ from .config import Config
 from .files import make_folder
 from .lock import locked
 from .logging import say
-from .state import images_like_trained, load_trained
+from .trained import load_trained, trained_kind
 from .workdir import check_for_use
 
 _FORMATS = {"diffusers": export_diffusers}
@@ -47,8 +47,7 @@ def export_model(config: Config, workdir: Path, *, format: str = "", output: str
     check_for_use(workdir, config)
     folder = Path(output) if output else workdir / format
     _refuse_foreign(folder)
-    dataset = images_like_trained(config, workdir)
-    model, step = load_trained(config, workdir, dataset, torch.device("cpu"))
+    model, step = load_trained(config, workdir, trained_kind(config, workdir), torch.device("cpu"))
     with locked(workdir, "export"):
         make_folder(folder.absolute().parent)
         temporary = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))

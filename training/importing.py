@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data import ImageDataset, ImageKind, blank_dataset, image_kind, one_or_pair
+from data import ImageKind, height_and_width, image_kind, one_or_pair
 from models.importers import (
     ModelPlan,
     PlannedModel,
@@ -111,7 +111,7 @@ def _settings_of(text: str, checkpoint: str) -> str:
     return text
 
 
-def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageDataset:
+def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
     """See that the images of ``config.data`` are such as a checkpoint's, without loading them if that can be.
 
     Args:
@@ -120,29 +120,32 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageDatas
         checkpoint: Its name, for the message.
 
     Returns:
-        A blank in place of the data set.
+        The images that the model is for.
 
     Raises:
         ValueError: If they have another size, or other numbers of channels or classes.
     """
     data, network = config.data, plan.network
     channels, size, classes = network.get("in_channels", 3), network["image_size"], network.get("num_classes")
-    kind = image_kind(data.dataset, image_size=data.image_size or None, channels=data.channels or None)
-    if kind is None:
-        # a npz, or a plugin's
-        found = build_dataset(config, "train")
-        kind = ImageKind(found.image_shape[0], one_or_pair(*found.image_shape[1:]), found.num_levels, found.num_classes)
-    ours = {"channels": kind.channels, "image_size": kind.image_size, "classes": kind.num_classes}
+    if data.dataset == "folder":
+        # what its files are made to be; its classes are counted on disk, later
+        asked = height_and_width(data.image_size or size)
+        kind = ImageKind((data.channels or channels, *asked), 256, classes or 1)
+    else:
+        kind = image_kind(data.dataset) or build_dataset(config, "train").kind
+    ours = {
+        "channels": kind.image_shape[0],
+        "image_size": one_or_pair(*kind.image_shape[1:]),
+        "classes": kind.num_classes,
+    }
     theirs = {"channels": channels, "image_size": size, "classes": classes}
     for name, value in ours.items():
-        if value is not None and theirs[name] is not None and value != theirs[name]:
+        if theirs[name] is not None and value != theirs[name]:
             raise ValueError(
                 f"checkpoint {checkpoint} is of images with {name} {theirs[name]}, got {value} by "
                 f"config.data.dataset={data.dataset}; set data.dataset, and of a folder data.image_size and channels"
             )
-    return blank_dataset(
-        data.dataset, channels=channels, image_size=size, num_levels=kind.num_levels, num_classes=classes
-    )
+    return kind
 
 
 def _check_finite(model: PlannedModel, checkpoint: str) -> None:
@@ -180,10 +183,10 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     check_config(whole)
     check_eval_names(whole)
     build_sampler(whole)
-    dataset = check_images(whole, model.plan, checkpoint)
+    kind = check_images(whole, model.plan, checkpoint)
     whole = _with_source(whole, source=source, checkpoint=checkpoint)
     with says_which_knobs("model.channels", whole.model.get("channels", 0)):
-        state = TrainingState.create(whole, dataset, torch.device("cpu"))
+        state = TrainingState.create(whole, kind, torch.device("cpu"))
     for one in (state.model, state.ema.model):
         one.backbone.load_state_dict(model.backbone.state_dict())
     size = sum(parameter.numel() for parameter in model.backbone.parameters())

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from data import ImageDataset
+from data import ImageDataset, ImageKind
 from models import NetworkScoreModel
 
 from .config import Config
 from .precision import NetworkMode
 from .ranks import Ranks
-from .state import load_trained
+from .trained import check_data, load_trained
 
 T = TypeVar("T")
 
@@ -38,18 +38,25 @@ def load_in_turn(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
     return found[0] if found else load()
 
 
+def in_trained_order(ranks: Ranks, config: Config, workdir: Path, dataset: ImageDataset) -> ImageDataset:
+    """A data set that ``check_data`` passes, with its classes numbered as in the checkpoints that rank 0 sees."""
+    said = ranks.share("classes", lambda: json.dumps(check_data(config, workdir, dataset)).encode())
+    names = json.loads(said)
+    return dataset.with_class_order(names) if names else dataset
+
+
 def load_same_trained(
-    ranks: Ranks, config: Config, workdir: Path, dataset: ImageDataset, device: torch.device
+    ranks: Ranks, config: Config, workdir: Path, kind: ImageKind, device: torch.device
 ) -> tuple[NetworkScoreModel, int]:
     """``load_trained`` on every process, of the step that rank 0 finds: a trainer may write another in the meantime."""
     found: list[tuple[NetworkScoreModel, int]] = []
 
     def first() -> bytes:
-        found.append(load_trained(config, workdir, dataset, device))
+        found.append(load_trained(config, workdir, kind, device))
         return str(found[0][1]).encode()
 
     step = int(ranks.share("checkpoint", first))
-    return found[0] if found else load_trained(config, workdir, dataset, device, step=step)
+    return found[0] if found else load_trained(config, workdir, kind, device, step=step)
 
 
 def pick_together(

@@ -23,7 +23,7 @@ from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
 from .first_noise import first_noise_warning
 from .images import to_uint8
-from .in_turn import load_in_turn, pick_together
+from .in_turn import in_trained_order, load_in_turn, pick_together
 from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
@@ -43,7 +43,6 @@ class _PreviewStopped(Exception):  # noqa: N818
 def _log_preview(
     config: Config,
     state: TrainingState,
-    dataset: ImageDataset,
     log: TrainingLog | None,
     request: StopRequest,
     communication: Communication,
@@ -58,15 +57,15 @@ def _log_preview(
     device = next(state.model.parameters()).device
     noise = NoiseStreams(config.seed, range(16))
     model = ClippedScoreModel(state.ema.model)
-    cond = torch.arange(16, device=device) % dataset.num_classes if config.model.class_conditional else None
+    cond = torch.arange(16, device=device) % state.kind.num_classes if config.model.class_conditional else None
     sampler = DDIMSampler(num_steps=50)
-    x_T = sampler.prior_sample(model.sde, dataset.image_shape, noise, device=device)
+    x_T = sampler.prior_sample(model.sde, state.kind.image_shape, noise, device=device)
     try:
         result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[stop])
     except _PreviewStopped:
         return
     if log is not None:
-        log.samples(state.step, to_uint8(result.x0, dataset.num_levels))
+        log.samples(state.step, to_uint8(result.x0, state.kind.num_levels))
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -114,7 +113,7 @@ def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device) ->
     )
     communication = Communication(share, device, sharding=training.sharding)
     dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train"))
-    state = TrainingState.create(config, dataset, device, sharded=communication.sharded)
+    state = TrainingState.create(config, dataset.kind, device, sharded=communication.sharded)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
     check_for_training(workdir, config)
     with locked(workdir, "train") if ranks.first else nullcontext():
@@ -133,6 +132,8 @@ def _train_there(
     state: TrainingState,
 ) -> None:
     training, share = config.training, communication.share
+    dataset = in_trained_order(ranks, config, workdir, dataset)
+    state.kind = dataset.kind
     restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
     mode = _pick_mode(config, state, device, ranks)
     if ranks.first:
@@ -166,11 +167,11 @@ def _train_there(
         try:
             do_step.prepare()
             if not ranks.first:
-                _run(config, workdir, state, do_step, None, request, dataset, communication)
+                _run(config, workdir, state, do_step, None, request, communication)
                 return
             start, num_steps = state.step, training.num_steps
             with TrainingLog(workdir, start=start, num_steps=num_steps, batch_size=training.batch_size) as log:
-                _run(config, workdir, state, do_step, log, request, dataset, communication)
+                _run(config, workdir, state, do_step, log, request, communication)
         finally:
             do_step.close()
 
@@ -218,7 +219,6 @@ def _run(
     do_step: TrainingStep,
     log: TrainingLog | None,
     request: StopRequest,
-    dataset: ImageDataset,
     communication: Communication,
 ) -> None:
     """The steps; ``log`` is None in processes other than the first, which write nothing."""
@@ -262,7 +262,7 @@ def _run(
                 log.learning_curve()
         # of a sharded network all processes are needed for a sample
         if training.sample_every and state.step % training.sample_every == 0 and (log or communication.sharded):
-            _log_preview(config, state, dataset, log, request, communication)
+            _log_preview(config, state, log, request, communication)
         began += time.perf_counter() - paused
     if stop:
         state.save(checkpoints, keep=training.keep_checkpoints, write=log is not None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data import ImageDataset, one_or_pair
+from data import ImageKind, one_or_pair
 from models.backbones import ADM, NCSNpp, UNet
 from models.importers import BACKBONES, ModelPlan
 from sde_lib import choices_message, sde_defaults
@@ -46,12 +46,12 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(one) for one in value) if isinstance(value, (list, tuple)) else value
 
 
-def build_backbone(config: Config, dataset: ImageDataset, *, outputs_per_channel: int) -> UNet | ADM | NCSNpp:
-    """The backbone of ``config.model`` for the images of a data set, with new weights.
+def build_backbone(config: Config, kind: ImageKind, *, outputs_per_channel: int) -> UNet | ADM | NCSNpp:
+    """The backbone of ``config.model`` for a kind of images, with new weights.
 
     Args:
         config: The config; its ``model.network`` holds the backbone's options that ``model`` has no key for.
-        dataset: The images, for their shape and number of classes.
+        kind: The images that it is for.
         outputs_per_channel: Outputs for each channel of the data.
 
     Raises:
@@ -60,12 +60,12 @@ def build_backbone(config: Config, dataset: ImageDataset, *, outputs_per_channel
     model = config.model
     backbone = model.get("backbone", "unet")
     known = _defaults(backbone)
-    channels, height, width = dataset.image_shape
+    channels, height, width = kind.image_shape
     arguments = {key: _plain(model[key]) for key in _SHARED if key in known}
     if "head_channels" in arguments:
         arguments["head_channels"] = arguments["head_channels"] or None
     arguments |= {"image_size": one_or_pair(height, width), "in_channels": channels, _DERIVED: outputs_per_channel}
-    arguments["num_classes"] = dataset.num_classes if model.class_conditional else None
+    arguments["num_classes"] = kind.num_classes if model.class_conditional else None
     free = sorted(known.keys() - {*_SHARED, _DERIVED})
     for key, value in model.get("network", {}).items():
         if key not in free:
@@ -73,8 +73,8 @@ def build_backbone(config: Config, dataset: ImageDataset, *, outputs_per_channel
         value = _plain(value)
         if key in _OF_DATA and value != arguments[key]:
             raise ValueError(
-                f"the model has {key} {value}, but {dataset.name} {dataset.split} has {arguments[key]}; use images "
-                "such as those that it was trained on"
+                f"the model has {key} {value}, but {config.data.dataset} has {arguments[key]}; use images such as "
+                "those that it was trained on"
             )
         arguments[key] = value
     return BACKBONES[backbone](**arguments)

@@ -24,7 +24,7 @@ def _config(*extra: str) -> ConfigDict:
 def _state(config: ConfigDict) -> tuple[TrainingState, ImageDataset]:
     images = torch.randint(LEVELS, (16, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     dataset = ImageDataset(images, torch.arange(16) % 10, LEVELS, 10, "digits", "train")
-    return TrainingState.create(config, dataset, torch.device("cpu")), dataset
+    return TrainingState.create(config, dataset.kind, torch.device("cpu")), dataset
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])

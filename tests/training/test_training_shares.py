@@ -98,7 +98,7 @@ def _trained(name: str, accumulation: int, *extra: str, steps: int = 3) -> tuple
     settings = ("model.channels=16", "training.batch_size=12", "model.dropout=0.0", *extra)
     config = load_config(str(ROOT / f"configs/vp/{name}.py"), [f"--config.{setting}" for setting in settings])
     dataset = digits_like(40)
-    state = TrainingState.create(config, dataset, CPU)
+    state = TrainingState.create(config, dataset.kind, CPU)
     do_step = TrainingStep(
         state,
         TrainBatches(dataset, batch_size=12, seed=0),
@@ -143,7 +143,7 @@ def test_parts_draw_dropout_of_their_own():
         str(ROOT / "configs/vp/digits.py"), ["--config.model.channels=16", "--config.model.dropout=0.5"]
     )
     dataset = digits_like(12)
-    state = TrainingState.create(config, dataset, CPU)
+    state = TrainingState.create(config, dataset.kind, CPU)
     with torch.no_grad():
         # a new network says 0, and so does each block before its dropout is heard of
         for parameter in state.model.parameters():

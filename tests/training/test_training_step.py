@@ -24,7 +24,7 @@ def _ready(config_name: str, seed: int = 0) -> tuple[TrainingState, TrainingStep
     config = load_config(str(ROOT / f"configs/vp/{config_name}.py"), [f"--config.{setting}" for setting in extra])
     images = torch.randint(LEVELS, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     dataset = ImageDataset(images, torch.arange(8), LEVELS, 10, "digits", "train")
-    state = TrainingState.create(config, dataset, torch.device("cpu"))
+    state = TrainingState.create(config, dataset.kind, torch.device("cpu"))
     do_step = TrainingStep(
         state,
         TrainBatches(dataset, batch_size=4, seed=0),

@@ -1,0 +1,156 @@
+"""A trained model from its work directory, without its training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import ImageDataset, ImageKind, image_kind
+from models import NetworkScoreModel
+
+from .build import build_dataset, build_model
+from .checkpoint import checkpoint_folders, load_newest, peek_state
+from .config import Config
+from .files import one_line
+from .logging import say
+from .weights import load_weights, named_weights
+
+
+def _said(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose state can be read and says what images it is for, and what it says."""
+    for folder in checkpoint_folders(root):
+        said = (peek_state(folder) or {}).get("data")
+        if isinstance(said, dict):
+            return folder, said
+    return None
+
+
+def trained_kind(config: Config, workdir: Path) -> ImageKind:
+    """The images that a work directory's model is for, as its checkpoints say; the data set is not touched.
+
+    Args:
+        config: The config that it was trained with.
+        workdir: The work directory.
+
+    Returns:
+        The kind of images. Of checkpoints of an earlier version, which do not say it in full, what is missing is that
+        of the data set, which is loaded where only loading says it.
+
+    Raises:
+        ValueError: If there is no checkpoint.
+    """
+    root = workdir / "checkpoints"
+    if not checkpoint_folders(root):
+        raise ValueError(f"{workdir} has no checkpoint yet; run --mode train first")
+    _, said = _said(root) or (None, {})
+    shape: Any = said.get("image_shape")
+    levels: Any = said.get("num_levels")
+    classes: Any = said.get("num_classes")
+    if classes is None:
+        # an imported network says it itself, and one without labels needs none
+        classes = config.model.get("network", {}).get("num_classes") or (None if config.model.class_conditional else 1)
+    if not (_is_shape(shape) and _is_count(levels, 2, 256) and _is_count(classes, 1)):
+        return image_kind(config.data.dataset) or build_dataset(config, "train").kind
+    names: Any = said.get("class_names")
+    named = isinstance(names, list) and len(names) == classes and all(isinstance(name, str) for name in names)
+    return ImageKind(tuple(shape), levels, classes, tuple(names) if named else ())
+
+
+def _is_count(value: Any, least: int, most: int = 2**31) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_is_count(size, 1) for size in value)
+
+
+def check_data(config: Config, workdir: Path, dataset: ImageDataset) -> tuple[str, ...]:
+    """Refuse images that a work directory's model is not for, as far as its checkpoints say.
+
+    Args:
+        config: The config. Classes must agree where its model is told them.
+        workdir: The work directory.
+        dataset: The images.
+
+    Returns:
+        The names of the classes in the order that the model knows them by, for ``dataset.with_class_order``; those of
+        the data set where the checkpoints say none.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    found = _said(workdir / "checkpoints")
+    if found is None:
+        # there is none, or it is damaged, which is for load_newest to say, or an old one
+        return dataset.class_names
+    (folder, said), source = found, f"{dataset.name} {dataset.split}"
+    ours: dict[str, Any] = {"image_shape": list(dataset.image_shape), "num_levels": dataset.num_levels}
+    labelled = config.model.class_conditional
+    names = tuple(map(str, said.get("class_names") or ())) if labelled else ()
+    if names and dataset.class_names:
+        _check_names(folder, names, dataset.class_names, source)
+    elif labelled:
+        ours["num_classes"] = dataset.num_classes
+    different = [
+        f"{key} {one_line(said[key], 60)}, got {mine}" for key, mine in ours.items() if said.get(key, mine) != mine
+    ]
+    if different:
+        raise ValueError(
+            f"{folder} was trained on images of {'; '.join(different)} in {source}; give both splits one shape and "
+            "number of levels and classes, or choose another --workdir"
+        )
+    return names if dataset.class_names and names else dataset.class_names
+
+
+def _check_names(folder: Path, theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> None:
+    gone, new = ([name for name in one if name not in other] for one, other in ((theirs, ours), (ours, theirs)))
+    if gone or new:
+        changes = [
+            f"{what} {one_line(', '.join(names), 120)}" for what, names in (("without", gone), ("with", new)) if names
+        ]
+        raise ValueError(
+            f"{folder} was trained on other classes than those of {source}, which is {' and '.join(changes)}; name the "
+            "classes as they were, or choose another --workdir"
+        )
+
+
+def load_trained(
+    config: Config,
+    workdir: Path,
+    kind: ImageKind,
+    device: torch.device,
+    *,
+    weights: str = "ema",
+    step: int | None = None,
+) -> tuple[NetworkScoreModel, int]:
+    """The model of a work directory's newest good checkpoint.
+
+    Args:
+        config: The config it was trained with.
+        workdir: The work directory.
+        kind: The images, as ``trained_kind`` says, or a data set that ``check_data`` passed.
+        device: Where the model goes.
+        weights: "ema", the average of the weights, or "raw", the last ones.
+        step: The step of the checkpoint; None for the newest good one.
+
+    Returns:
+        The model in evaluation mode, and the step of the checkpoint.
+
+    Raises:
+        ValueError: If there is no checkpoint, or none can be used.
+    """
+    model = build_model(config, kind).to(device).eval().requires_grad_(False)
+    checkpoint = load_newest(workdir / "checkpoints", named_weights(model, model), ignored=("loss.",), step=step)
+    if checkpoint is None and step is not None:
+        raise ValueError(
+            f"{workdir} has no checkpoint of step {step}, which rank 0 has loaded; give all processes the same "
+            "work directory, and if a trainer has deleted it, run this again"
+        )
+    if checkpoint is None:
+        raise ValueError(f"{workdir} has no checkpoint yet; run --mode train first")
+    for note in checkpoint.notes:
+        say(note)
+    load_weights(model, checkpoint.tensors, "ema." if weights == "ema" else "model.")
+    return model, checkpoint.step
