@@ -20,11 +20,15 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         epilog="Any key of the config can be set, as in --config.training.batch_size=64.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="a config file, such as configs/vp/digits.py")
+    path = os.path.expanduser  # shells leave the ~ of --workdir=~/runs to us
+    parser.add_argument("--config", type=path, required=True, help="a config file, such as configs/vp/digits.py")
     parser.add_argument("--mode", required=True, choices=_MODES, help="what to do")
-    parser.add_argument("--workdir", default="", help="where the run lives; default: runs/<family>/<config name>")
-    for name, of in (("source", "import"), ("checkpoint", "import"), ("format", "export"), ("output", "export")):
-        parser.add_argument(f"--{name}", default="", help=f"of --mode {of}: see docs/checkpoints.md")
+    where = "where the run lives; default: runs/<family>/<config name>"
+    parser.add_argument("--workdir", type=path, default="", help=where)
+    for name, of, kind in (
+        ("source", "import", str), ("checkpoint", "import", path), ("format", "export", str), ("output", "export", path)
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, default="", help=f"of --mode {of}: see docs/checkpoints.md")
     return parser.parse_known_args(arguments)
 
 

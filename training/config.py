@@ -118,7 +118,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
     """
     for plugin in map(str, plugins):
         if plugin.endswith(".py"):
-            path = Path(plugin)
+            path = Path(os.path.expanduser(plugin))
             if not path.is_file():
                 raise ValueError(f"plugin {plugin} does not exist; pass the path of a .py file or a module's name")
             _import_file(path, f"_plugin_{path.stem}")
@@ -146,4 +146,4 @@ def flatten(config: Config | dict[str, Any], prefix: str = "") -> Iterator[tuple
 
 def data_root(config: Config) -> str:
     """``data.root``, else $SDE_DATA, else downloads/."""
-    return config.data.root or os.environ.get("SDE_DATA") or "downloads"
+    return os.path.expanduser(config.data.root or os.environ.get("SDE_DATA") or "downloads")

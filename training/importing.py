@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> Pl
         raise ValueError(f"--mode import needs --source; choices: {', '.join(sorted(_SOURCES))}")
     if source not in _SOURCES:
         raise ValueError(choices_message("source", source, sorted(_SOURCES)))
-    checkpoint = checkpoint or settings.checkpoint
+    checkpoint = os.path.expanduser(checkpoint or settings.checkpoint)
     if not checkpoint:
         raise ValueError("--mode import needs --checkpoint, the file (of diffusers the folder, or its name on the hub)")
     for key, default, owner in (("weights", "ema", "score_sde"), ("preconditioning", "", "edm")):
@@ -105,6 +106,8 @@ def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> Pl
 
 def _settings_of(text: str, checkpoint: str) -> str:
     """``config.source.config``; a path that is not there, but beside the checkpoint, is that one."""
+    if not text.lstrip().startswith("--"):
+        text = os.path.expanduser(text)
     beside = Path(checkpoint).parent / text
     if text and not text.lstrip().startswith("--") and not Path(text).exists() and beside.is_file():
         return str(beside)
@@ -177,7 +180,7 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
         raise ValueError("the config has no section source; start from configs.default.get_default_config()")
     _refuse_used(workdir)
     model = read_source(config, source=source, checkpoint=checkpoint)
-    checkpoint = checkpoint or config.source.checkpoint
+    checkpoint = os.path.expanduser(checkpoint or config.source.checkpoint)
     _check_finite(model, checkpoint)
     whole = config_of_checkpoint(config, model.plan, checkpoint)
     check_config(whole)
