@@ -166,7 +166,10 @@ class VParameterization(Parameterization):
 
 @register_parameterization("score")
 class ScoreParameterization(Parameterization):
-    """The output is sigma times the score, so that the network's own scale is 1 (Song et al. 2021, Appendix G)."""
+    """The output is sigma times the score, so that the network's own scale is 1 (Song & Ermon 2020, Technique 3).
+
+    It is ``scale_by_sigma`` of Song et al. 2021's code.
+    """
 
     def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
         """eps = -sigma score = -raw."""

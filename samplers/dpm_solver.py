@@ -67,7 +67,7 @@ class DPMSolverPPSampler(GridSampler):
 
     - for "2M" by the x0 of one earlier step (Algorithm 2);
     - for "2S" by one more call in the middle of the step, at lambda_t + h / 2 (Algorithm 1);
-    - for "3M" by the x0 of two earlier steps (Lu et al. 2022a, Appendix B, written for x0).
+    - for "3M" by the x0 of two earlier steps (the authors' code; Lu et al. 2022a, B.2, for the expansion).
 
     ``stochastic`` solves the reverse SDE instead (Section 5.3, "SDE-DPM-Solver++"):
 

@@ -77,7 +77,7 @@ class SDE(ABC):
         return _derivative(self.log_alpha, t)
 
     def diffusion_sq(self, t: PerSample) -> PerSample:
-        """g(t)^2 = -sigma^2 d lambda / dt (Kingma et al. 2021, Appendix F, solved for g^2)."""
+        """g(t)^2 = -sigma^2 d lambda / dt (Kingma et al. 2021, Appendix D, Eq. 36, solved for g^2)."""
         return -(2 * self.log_sigma(t)).exp() * _derivative(self.log_snr, t)
 
     def perturb(

@@ -138,7 +138,7 @@ def karras_grid(sde: SDE, num_steps: int, rho: float = 7.0) -> Tensor:
 
 @register_grid("log_snr")
 def log_snr_grid(sde: SDE, num_steps: int) -> Tensor:
-    """Equal steps in log-SNR (Lu et al. 2022, Section 3.4), then t = 0."""
+    """Equal steps in log-SNR (Lu et al. 2022a, Section 3.3), then t = 0."""
     end, num_points = _noisy_times(sde, num_steps)
     first, last = (sde.log_snr(torch.tensor([t], dtype=torch.float64)) for t in (sde.t_max, end))
     return _from_noise_levels(sde, first + torch.linspace(0, 1, num_points, dtype=torch.float64) * (last - first))

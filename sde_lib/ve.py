@@ -10,7 +10,7 @@ from .base import SDE, PerSample
 
 
 class VE(SDE):
-    """VE-SDE: alpha = 1 and sigma(t) = sigma_min (sigma_max / sigma_min)^t (Song et al. 2021, Eq. 30 and 33).
+    """VE-SDE: alpha = 1 and sigma(t) = sigma_min (sigma_max / sigma_min)^t (Song et al. 2021, Eq. 30 and 31).
 
     At t = 0 the noise is sigma_min, not zero: samplers finish with a denoising step, and likelihoods account for it.
 

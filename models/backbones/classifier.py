@@ -29,7 +29,7 @@ class AttentionPool(nn.Module):
     Raises:
         ValueError: ``head_channels`` does not divide ``channels``.
 
-    Source: Radford et al. 2021, Section 2.4; Dhariwal and Nichol 2021, Section 4.
+    Source: Radford et al. 2021, Section 2.4; Dhariwal and Nichol 2021, Section 4.3.
     """
 
     def __init__(self, image_size: ImageSize, channels: int, *, head_channels: int, out_features: int) -> None:
@@ -74,7 +74,7 @@ class EncoderClassifier(nn.Module):
     Raises:
         ValueError: A setting is impossible; the message names it and what would do.
 
-    Source: Dhariwal and Nichol 2021, Section 4 and Appendix H.
+    Source: Dhariwal and Nichol 2021, Section 4.3 and Appendix I, Table 12.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class FourierEmbedding(nn.Module):
     Raises:
         ValueError: ``dim`` is odd or below 2.
 
-    Source: Song et al. 2021, Appendix C.2 (after Tancik et al. 2020).
+    Source: Song et al. 2021, Appendix H.2 (after Tancik et al. 2020).
     """
 
     frequencies: Tensor

@@ -24,7 +24,8 @@ def fir_filter(kernel: Sequence[float]) -> Tensor:
     Raises:
         ValueError: The kernel is no such one.
 
-    Source: Zhang 2019 (filters against aliasing); Karras et al. 2019, Section 4.
+    Source: Zhang 2019 (filters against aliasing); Karras et al. 2019, Section 2.1 (config B) and
+        Appendix C; the taps (1, 3, 3, 1) are from code (StyleGAN2, score_sde).
     """
     taps = [float(tap) for tap in kernel]
     if len(taps) < 2 or len(taps) % 2 or taps != taps[::-1] or sum(taps) <= 0:
@@ -107,7 +108,7 @@ class FIRConvDownsample(nn.Module):
 
 
 class PlainConvDownsample(nn.Module):
-    """A 3x3 convolution of stride 2 that pads below and to the right alone (Ho et al. 2020, Appendix B).
+    """A 3x3 convolution of stride 2 that pads below and to the right alone (Ho et al. 2020, released code).
 
     Args:
         in_channels: Channels in, ``C``.

@@ -17,7 +17,7 @@ class Downsample(nn.Module):
         channels: Number of channels, ``C``.
         symmetric: Pad every side instead.
 
-    Source: Ho et al. 2020, Appendix B; Nichol and Dhariwal 2021, released code.
+    Source: Released code of Ho et al. 2020, and of Nichol and Dhariwal 2021.
     """
 
     def __init__(self, channels: int, *, symmetric: bool = False) -> None:

@@ -95,7 +95,7 @@ def test_edm_on_ve_is_table_1():
 
 @pytest.mark.parametrize("sde_name", SDES)
 def test_edm_keeps_the_target_at_unit_variance(sde_name):
-    """Karras et al. 2022, Eq. 124 and 136: for independent x0 of std d, Var[c_in x_t] = Var[target] = 1."""
+    """Karras et al. 2022, Eq. 114 and 118: for independent x0 of std d, Var[c_in x_t] = Var[target] = 1."""
     sde, d = make_sde(sde_name), DATA_STD
     parameterization = EDMParameterization(data_std=d)
     t = torch.tensor([0.03, 0.4, 0.9], dtype=torch.float64)

@@ -67,7 +67,7 @@ def test_edm_s_tensors_and_settings_must_fit():
 
 
 def test_edm_s_network_for_imagenet_has_the_published_size():
-    # 295.9 million in Karras et al. 2022, Appendix F.3
+    # "~296 million" in Karras et al. 2022, Appendix F.4
     settings = {"img_resolution": 64, "img_channels": 3, "label_dim": 1000}
     assert round(count(lambda: ADM(**plan_edm_adm(settings))) / 1e5) == 2959
 
