@@ -1,18 +1,29 @@
-"""Datasets as uint8 [N, C, H, W] plus labels, and batches of them that can be resumed exactly."""
+"""Images as uint8 [N, C, H, W] or real vectors [N, D], plus labels, and batches of them that can be resumed exactly."""
 
-from .base import ImageDataset, ImageKind, to_levels, to_model_space
+from .base import Dataset, ImageDataset, ImageKind
 from .errors import DataError
 from .kinds import image_kind
+from .levels import to_levels, to_model_space
 from .loader import TrainBatches, eval_batches
 from .registry import available_datasets, load_dataset, register_dataset
 from .sizes import ImageSize, height_and_width, one_or_pair
+from .space import LevelSpace, RealSpace, Space
+from .vectors import AnyDataset, AnyKind, VectorDataset, VectorKind
 
 __all__ = [
+    "AnyDataset",
+    "AnyKind",
     "DataError",
+    "Dataset",
     "ImageDataset",
     "ImageKind",
     "ImageSize",
+    "LevelSpace",
+    "RealSpace",
+    "Space",
     "TrainBatches",
+    "VectorDataset",
+    "VectorKind",
     "available_datasets",
     "eval_batches",
     "height_and_width",

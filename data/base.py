@@ -1,17 +1,119 @@
-"""What a dataset is here: one uint8 tensor, one label tensor, and the kind of its images."""
+"""Images as one uint8 tensor, one label tensor, and their kind; and what all data sets share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import DataError
+from .levels import check_num_levels
+from .space import LevelSpace, Space
 
 SPLITS = ("train", "test")
 DIGITS = tuple("0123456789")  # names of the classes of images of digits
 ONE_IN_TEN = "one image in ten held out, by a fixed permutation"  # what fixed_split does by default
+
+T = TypeVar("T", bound="Dataset")
+
+
+class Dataset:
+    """Samples of one split, whole and in memory, in their fixed order: ``ImageDataset`` or ``VectorDataset``.
+
+    Attributes:
+        labels: int64 [N].
+        num_classes: Number of classes.
+        name: Name of the dataset.
+        split: ``"train"`` or ``"test"``.
+        class_names: Name of each class, in the order of their numbers; empty where the source names none.
+        space: What networks see of the samples.
+    """
+
+    labels: Tensor
+    space: Space
+    num_classes: int
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    _of_samples: ClassVar[str]  # the field that holds the samples
+
+    @property
+    def stored(self) -> Tensor:
+        """The samples as the source has them, [N, ...]."""
+        return getattr(self, self._of_samples)
+
+    @property
+    def num_dims(self) -> int:
+        """Dimensions of one sample: what bits/dim divides by."""
+        return self.stored[0].numel()
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def subset(self: T, num_images: int) -> T:
+        """Return the first ``num_images`` samples, without copying them.
+
+        Args:
+            num_images: 1 .. ``len(self)``.
+
+        Returns:
+            A dataset that is otherwise the same.
+
+        Raises:
+            DataError: If ``num_images`` is out of range.
+        """
+        if not 1 <= num_images <= len(self):
+            raise DataError(
+                f"num_images must be 1 .. {len(self)}, the size of the {self.name} {self.split} split, "
+                f"got {num_images}; ask for fewer images"
+            )
+        return self._replace(**{self._of_samples: self.stored[:num_images], "labels": self.labels[:num_images]})
+
+    def with_class_order(self: T, class_names: Sequence[str]) -> T:
+        """Number the classes in another order, such as that of a model that was trained before.
+
+        Args:
+            class_names: The names of ``self.class_names``, in the order of their new numbers.
+
+        Returns:
+            The same samples, with the labels that go with the new numbers.
+
+        Raises:
+            DataError: If they are not the same names.
+        """
+        if sorted(class_names) != sorted(self.class_names):
+            raise DataError(
+                f"{self.name} has the classes {', '.join(self.class_names) or '(unnamed)'}, "
+                f"expected {', '.join(class_names)}; use the data that has them"
+            )
+        if tuple(class_names) == self.class_names:
+            return self
+        new_numbers = torch.tensor([class_names.index(name) for name in self.class_names])
+        return self._replace(labels=new_numbers[self.labels], class_names=tuple(class_names))
+
+    def _replace(self: T, **changes: Any) -> T:
+        return replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
+    def _check_labels(self, what: str) -> None:
+        """Refuse labels and names of classes that contradict each other."""
+        where = f"{self.name} {self.split}"
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.stored.shape[:1]:
+            got = f"{self.labels.dtype} {list(self.labels.shape)}"
+            raise DataError(f"{where}: labels must be torch.int64 [{len(self)}], got {got}; give one label {what}")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            got = low if low < 0 else high
+            raise DataError(
+                f"{where}: labels must be 0 .. {self.num_classes - 1}, got {got}; correct the labels or num_classes"
+            )
+        names = self.class_names
+        if names and not len(names) == len(set(names)) == self.num_classes:
+            raise DataError(
+                f"{where}: class_names must be {self.num_classes} different names, one a class, "
+                f"got {', '.join(names)}; correct them or num_classes"
+            )
 
 
 @dataclass(frozen=True)
@@ -30,9 +132,14 @@ class ImageKind:
     num_classes: int = 1
     class_names: tuple[str, ...] = ()
 
+    @property
+    def space(self) -> LevelSpace:
+        """What networks see of the images: levels in [-1, 1]."""
+        return LevelSpace(self.num_levels)
+
 
 @dataclass(frozen=True, eq=False)
-class ImageDataset:
+class ImageDataset(Dataset):
     """Images of one split, whole and in memory.
 
     Args:
@@ -61,6 +168,7 @@ class ImageDataset:
     split_source: str = ""
     other_split_size: int | None = None
     notes: tuple[str, ...] = ()
+    _of_samples: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
         where = f"{self.name} {self.split}"
@@ -71,31 +179,12 @@ class ImageDataset:
             raise DataError(f"{where}: images must be torch.uint8 [N, C, H, W], got {got}; convert them first")
         if self.images.numel() == 0:
             raise DataError(f"{where}: images are empty, got shape {list(self.images.shape)}; give at least one image")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            got = f"{self.labels.dtype} {list(self.labels.shape)}"
-            raise DataError(
-                f"{where}: labels must be torch.int64 [{len(self.images)}], got {got}; give one label an image"
-            )
         highest = int(self.images.max()) if self.num_levels < 256 else 0
         if highest >= self.num_levels:
             raise DataError(
                 f"{where}: pixel values must be 0 .. {self.num_levels - 1}, got {highest}; correct num_levels"
             )
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= self.num_classes:
-            got = low if low < 0 else high
-            raise DataError(
-                f"{where}: labels must be 0 .. {self.num_classes - 1}, got {got}; correct the labels or num_classes"
-            )
-        names = self.class_names
-        if names and not len(names) == len(set(names)) == self.num_classes:
-            raise DataError(
-                f"{where}: class_names must be {self.num_classes} different names, one a class, "
-                f"got {', '.join(names)}; correct them or num_classes"
-            )
-
-    def __len__(self) -> int:
-        return len(self.images)
+        self._check_labels("an image")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -109,93 +198,9 @@ class ImageDataset:
         return ImageKind(self.image_shape, self.num_levels, self.num_classes, self.class_names)
 
     @property
-    def num_dims(self) -> int:
-        """C * H * W: what bits/dim divides by."""
-        channels, height, width = self.image_shape
-        return channels * height * width
-
-    def subset(self, num_images: int) -> "ImageDataset":
-        """Return the first ``num_images`` images, without copying them.
-
-        Args:
-            num_images: 1 .. ``len(self)``.
-
-        Returns:
-            A dataset that is otherwise the same.
-
-        Raises:
-            DataError: If ``num_images`` is out of range.
-        """
-        if not 1 <= num_images <= len(self):
-            raise DataError(
-                f"num_images must be 1 .. {len(self)}, the size of the {self.name} {self.split} split, "
-                f"got {num_images}; ask for fewer images"
-            )
-        return replace(self, images=self.images[:num_images], labels=self.labels[:num_images])
-
-    def with_class_order(self, class_names: Sequence[str]) -> "ImageDataset":
-        """Number the classes in another order, such as that of a model that was trained before.
-
-        Args:
-            class_names: The names of ``self.class_names``, in the order of their new numbers.
-
-        Returns:
-            The same images, with the labels that go with the new numbers.
-
-        Raises:
-            DataError: If they are not the same names.
-        """
-        if sorted(class_names) != sorted(self.class_names):
-            raise DataError(
-                f"{self.name} has the classes {', '.join(self.class_names) or '(unnamed)'}, "
-                f"expected {', '.join(class_names)}; use the data that has them"
-            )
-        if tuple(class_names) == self.class_names:
-            return self
-        new_numbers = torch.tensor([class_names.index(name) for name in self.class_names])
-        return replace(self, labels=new_numbers[self.labels], class_names=tuple(class_names))
-
-
-def to_model_space(images: Tensor, num_levels: int) -> Tensor:
-    """Map grey levels to [-1, 1]: x = 2 k / (L - 1) - 1.
-
-    Args:
-        images: Integer tensor of any shape with values k in 0 .. L - 1.
-        num_levels: L, 2 .. 256.
-
-    Returns:
-        float32 tensor of the same shape; the lowest level is exactly -1 and the highest exactly 1.
-
-    Raises:
-        DataError: If ``images`` is not of an integer dtype or ``num_levels`` is out of range.
-    """
-    check_num_levels(num_levels)
-    if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
-        raise DataError(f"images must hold integer grey levels, got {images.dtype}; pass the uint8 images")
-    # Dividing last, rather than multiplying by 2 / (L - 1), makes both ends exact in float32.
-    return images.to(torch.float32).mul_(2).div_(num_levels - 1).sub_(1)
-
-
-def to_levels(x: Tensor, num_levels: int) -> Tensor:
-    """Map [-1, 1] to the nearest grey level, the exact inverse of ``to_model_space`` on its range.
-
-    Args:
-        x: Floating point tensor of any shape; values outside [-1, 1] are clamped.
-        num_levels: L, 2 .. 256.
-
-    Returns:
-        uint8 tensor of the same shape with values 0 .. L - 1.
-
-    Raises:
-        DataError: If ``x`` is not floating point or has a NaN, which has no grey level.
-    """
-    check_num_levels(num_levels)
-    if not x.is_floating_point():
-        raise DataError(f"x must be floating point, got {x.dtype}; pass values in [-1, 1]")
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if bool(wide.isnan().any()):
-        raise DataError(f"x has {int(wide.isnan().sum())} NaN values of {x.numel()}; check the model that made them")
-    return ((wide.clamp(-1, 1) + 1) * ((num_levels - 1) / 2)).round().to(torch.uint8)
+    def space(self) -> LevelSpace:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See ``ImageKind``."""
+        return self.kind.space
 
 
 def check_split(split: str) -> None:
@@ -209,19 +214,6 @@ def check_split(split: str) -> None:
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}; choose one of: {', '.join(SPLITS)}")
-
-
-def check_num_levels(num_levels: int) -> None:
-    """Refuse a number of grey levels that uint8 pixels cannot have.
-
-    Args:
-        num_levels: The number to check.
-
-    Raises:
-        DataError: If it is not in 2 .. 256.
-    """
-    if not 2 <= num_levels <= 256:
-        raise DataError(f"num_levels must be 2 .. 256, got {num_levels}; pixels are stored as uint8")
 
 
 def fixed_split(count: int, split: str, *, num_test: int | None = None) -> np.ndarray:

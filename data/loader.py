@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import ImageDataset
+from .base import Dataset
 from .errors import DataError
 
 _ORDER_STREAM, _FLIP_STREAM = 0, 1
@@ -28,10 +28,12 @@ class TrainBatches:
         DataError: If ``batch_size`` or ``seed`` is out of range.
     """
 
-    def __init__(self, dataset: ImageDataset, *, batch_size: int, seed: int, random_flip: bool = False) -> None:
+    def __init__(self, dataset: Dataset, *, batch_size: int, seed: int, random_flip: bool = False) -> None:
         _check_batch_size(batch_size)
         if seed < 0:
             raise DataError(f"seed must be at least 0, got {seed}; choose a non-negative seed")
+        if random_flip and dataset.stored.ndim != 4:
+            raise DataError(f"random_flip mirrors images, but {dataset.name} holds vectors; leave it off")
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
@@ -45,13 +47,13 @@ class TrainBatches:
             step: Step number, at least 0.
 
         Returns:
-            uint8 images [B, C, H, W] and int64 labels [B].
+            The samples as they are stored, uint8 [B, C, H, W] or float64 [B, D], and int64 labels [B].
 
         Raises:
             DataError: If ``step`` is negative.
         """
         indices = torch.from_numpy(self.indices(step))
-        images, labels = self.dataset.images[indices], self.dataset.labels[indices]
+        images, labels = self.dataset.stored[indices], self.dataset.labels[indices]
         if self.random_flip:
             flip = torch.from_numpy(self._raw_bits(_FLIP_STREAM, step, self.batch_size) >> np.uint64(63) == 1)
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -95,7 +97,7 @@ class TrainBatches:
         return np.asarray(np.random.PCG64(sequence).random_raw(count), dtype=np.uint64)
 
 
-def eval_batches(dataset: ImageDataset, *, batch_size: int, num_images: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def eval_batches(dataset: Dataset, *, batch_size: int, num_images: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Go once through the first images of a dataset, in order; the last batch may be short.
 
     Args:
@@ -104,8 +106,8 @@ def eval_batches(dataset: ImageDataset, *, batch_size: int, num_images: int = 0)
         num_images: How many images; 0 means all of them.
 
     Returns:
-        Iterator over uint8 images [B, C, H, W] and int64 labels [B]. Arguments are checked at the call, not at the
-        first batch.
+        Iterator over samples as they are stored, [B, ...], and int64 labels [B]. Arguments are checked at the call,
+        not at the first batch.
 
     Raises:
         DataError: If ``batch_size`` or ``num_images`` is out of range.
@@ -118,7 +120,7 @@ def eval_batches(dataset: ImageDataset, *, batch_size: int, num_images: int = 0)
         )
     end = num_images or len(dataset)
     slices = [slice(begin, min(begin + batch_size, end)) for begin in range(0, end, batch_size)]
-    return ((dataset.images[part], dataset.labels[part]) for part in slices)
+    return ((dataset.stored[part], dataset.labels[part]) for part in slices)
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -1,7 +1,5 @@
-"""Arrays saved with ``numpy.savez``, in the layout of published FID evaluators: uint8 [N, H, W, C]."""
+"""Arrays saved with ``numpy.savez``: images as FID evaluators have them, uint8 [N, H, W, C], or vectors [N, D]."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +8,15 @@ from numpy.lib.npyio import NpzFile
 
 from .base import ONE_IN_TEN, SPLITS, ImageDataset, check_split, fixed_split
 from .errors import DataError
+from .npz_arrays import count_rows, opened, read_array, read_labels, read_names, read_number
+from .npz_vectors import holds_vectors, load_vectors
+from .vectors import VectorDataset
 
 CHANNEL_COUNTS = (1, 2, 3, 4)
 
 
-def load_npz(*, root: Path, split: str) -> ImageDataset:
-    """Load images from one ``.npz`` file, or from a folder that holds ``train.npz`` and ``test.npz``.
+def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
+    """Load images or vectors from one ``.npz`` file, or from a folder that holds ``train.npz`` and ``test.npz``.
 
     Arrays: ``images`` (or ``arr_0``), uint8 [N, H, W, C] or [N, H, W], or [N, C, H, W] where the last axis cannot be
     channels (C is 1 .. 4); optional ``labels`` (or ``arr_1``), integers [N]; optional numbers ``num_levels`` (256 by
@@ -24,18 +25,24 @@ def load_npz(*, root: Path, split: str) -> ImageDataset:
     file may hold both splits as ``train_images``, ``test_images``, ``train_labels`` and ``test_labels``; otherwise a
     fixed permutation (seed 0) holds one image in ten out for test, and at least one. Pickled arrays are refused.
 
+    In place of ``images``, ``vectors`` (or ``data``), floating point [N, D], makes a data set of vectors.
+
     Args:
         root: The file or the folder.
         split: ``"train"`` or ``"test"``.
 
     Returns:
-        uint8 images [N, C, H, W] in the order of the file.
+        uint8 images [N, C, H, W], or vectors, in the order of the file.
 
     Raises:
         DataError: If files or arrays are missing, corrupt, or of another dtype or shape.
     """
     check_split(split)
     root = Path(root)
+    with opened(root / f"{split}.npz" if root.is_dir() else root) as arrays:
+        of_vectors = holds_vectors(arrays)
+    if of_vectors:
+        return load_vectors(root, split)
     return _load_folder(root, split) if root.is_dir() else _load_file(root, split)
 
 
@@ -43,27 +50,27 @@ def _load_folder(root: Path, split: str) -> ImageDataset:
     path, other = root / f"{split}.npz", root / f"{_other(split)}.npz"
     other_labels = other_split_size = None
     if other.is_file():
-        with _opened(other) as arrays:  # its images are not read
-            other_labels = _read_labels(arrays, other, "labels", "arr_1")
-            other_split_size = _count(arrays, "images", "arr_0")
-    with _opened(path) as arrays:
+        with opened(other) as arrays:  # its images are not read
+            other_labels = read_labels(arrays, other, "labels", "arr_1")
+            other_split_size = count_rows(arrays, "images", "arr_0")
+    with opened(path) as arrays:
         images = _read_images(arrays, path, "images", "arr_0")
-        labels = _read_labels(arrays, path, "labels", "arr_1")
+        labels = read_labels(arrays, path, "labels", "arr_1")
         source = "files train.npz and test.npz" if other.is_file() else f"file {split}.npz"
         return _build(arrays, path, images, labels, split, source, other_split_size, other_labels=other_labels)
 
 
 def _load_file(path: Path, split: str) -> ImageDataset:
-    with _opened(path) as arrays:
+    with opened(path) as arrays:
         if any(f"{name}_images" in arrays for name in SPLITS):
             images = _read_images(arrays, path, f"{split}_images")
-            labels = _read_labels(arrays, path, f"{split}_labels")
-            other_labels = _read_labels(arrays, path, f"{_other(split)}_labels")
+            labels = read_labels(arrays, path, f"{split}_labels")
+            other_labels = read_labels(arrays, path, f"{_other(split)}_labels")
             source = "arrays train_images and test_images"
-            other_split_size = _count(arrays, f"{_other(split)}_images")
+            other_split_size = count_rows(arrays, f"{_other(split)}_images")
             return _build(arrays, path, images, labels, split, source, other_split_size, other_labels=other_labels)
         images = _read_images(arrays, path, "images", "arr_0")
-        labels = _read_labels(arrays, path, "labels", "arr_1")
+        labels = read_labels(arrays, path, "labels", "arr_1")
         chosen = fixed_split(len(images), split)
         return _build(arrays, path, images, labels, split, ONE_IN_TEN, len(images) - len(chosen), chosen=chosen)
 
@@ -84,9 +91,9 @@ def _build(
         raise DataError(f"{path} has {len(labels)} labels, expected {len(images)}; save one label an image")
     # Both splits count, so that a conditional model trained on one fits the other.
     highest = max((int(known.max()) for known in (labels, other_labels) if known is not None and known.size), default=0)
-    class_names = _read_names(arrays, path)
-    num_classes = _read_number(arrays, path, "num_classes", default=len(class_names) or highest + 1)
-    num_levels = _read_number(arrays, path, "num_levels", default=256)
+    class_names = read_names(arrays, path)
+    num_classes = read_number(arrays, path, "num_classes", default=len(class_names) or highest + 1)
+    num_levels = read_number(arrays, path, "num_levels", default=256)
     if labels is None:
         labels = np.zeros(len(images), np.int64)
     if chosen is not None:
@@ -108,7 +115,7 @@ def _build(
 
 
 def _read_images(arrays: NpzFile, path: Path, *keys: str) -> np.ndarray:
-    images = _read(arrays, *keys)
+    images = read_array(arrays, *keys)
     if images is None:
         found = ", ".join(arrays.files) or "nothing"
         raise DataError(f"{path} has no array {' or '.join(keys)}, got {found}; save the images as {keys[0]}")
@@ -121,74 +128,8 @@ def _read_images(arrays: NpzFile, path: Path, *keys: str) -> np.ndarray:
             return images.transpose(0, 3, 1, 2)
         if images.shape[1] in CHANNEL_COUNTS:
             return images
-    raise DataError(f"{path}: images must be {expected}, got {images.dtype} {list(images.shape)}; save them as that")
-
-
-def _read_labels(arrays: NpzFile, path: Path, *keys: str) -> np.ndarray | None:
-    labels = _read(arrays, *keys)
-    if labels is None:
-        return None
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        got = f"{labels.dtype} {list(labels.shape)}"
-        raise DataError(f"{path}: labels must be integers [N], got {got}; save class numbers from 0 on")
-    return labels.astype(np.int64)
-
-
-def _read_number(arrays: NpzFile, path: Path, key: str, *, default: int) -> int:
-    number = _read(arrays, key)
-    if number is None:
-        return default
-    if number.size != 1 or number.dtype.kind not in "iu":
-        got = f"{number.dtype} {list(number.shape)}"
-        raise DataError(f"{path}: {key} must be one integer, got {got}; save it as a number")
-    return int(number.reshape(()))
-
-
-def _read_names(arrays: NpzFile, path: Path) -> tuple[str, ...]:
-    names = _read(arrays, "class_names")
-    if names is None:
-        return ()
-    if names.ndim != 1 or names.dtype.kind != "U":
-        got = f"{names.dtype} {list(names.shape)}"
-        raise DataError(f"{path}: class_names must be text [num_classes], got {got}; save np.array of strings")
-    return tuple(names.tolist())
-
-
-def _read(arrays: NpzFile, *keys: str) -> np.ndarray | None:
-    return next((np.asarray(arrays[key]) for key in keys if key in arrays), None)
-
-
-def _count(arrays: NpzFile, *keys: str) -> int | None:
-    """The length of the first array of these names, by its header; None where there is none."""
-    key = next((key for key in keys if key in arrays), None)
-    if key is None:
-        return None
-    assert arrays.zip is not None
-    with arrays.zip.open(f"{key}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, _ = read(file)
-    return shape[0] if shape else None
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[NpzFile]:
-    """Open an archive whose arrays are read one by one as they are asked for; any failure becomes one line."""
-    if not path.is_file():
-        raise DataError(f"{path} not found; put an .npz file with a uint8 array 'images' [N, H, W, C] there")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, NpzFile):
-            raise DataError(f"{path} is a single array, expected an .npz archive; save it with numpy.savez")
-        with loaded as arrays:
-            yield arrays
-    except DataError:
-        raise
-    except Exception as error:  # zip, zlib, header and memory errors of broken archives
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{path} is truncated, corrupt or pickled ({reason}); save it again with numpy.savez"
-        ) from error
+    fix = "save vectors under the name 'vectors'" if images.ndim == 2 else "save them as that"
+    raise DataError(f"{path}: images must be {expected}, got {images.dtype} {list(images.shape)}; {fix}")
 
 
 def _other(split: str) -> str:

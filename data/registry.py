@@ -5,16 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .base import ImageDataset, check_split
+from .base import check_split
 from .cifar10 import load_cifar10
 from .digits import load_digits
 from .errors import DataError
 from .folder import load_folder
 from .mnist import load_mnist
+from .moons import load_moons
 from .npz import load_npz
 from .sizes import ImageSize, height_and_width
+from .vectors import AnyDataset, VectorDataset
 
-Loader = Callable[..., ImageDataset]
+Loader = Callable[..., AnyDataset]
 
 _LOADERS: dict[str, Loader] = {
     "digits": load_digits,
@@ -22,6 +24,7 @@ _LOADERS: dict[str, Loader] = {
     "cifar10": load_cifar10,
     "folder": load_folder,
     "npz": load_npz,
+    "moons": load_moons,
 }
 
 
@@ -63,14 +66,14 @@ def load_dataset(
     image_size: ImageSize | None = None,
     channels: int | None = None,
     download: bool = True,
-) -> ImageDataset:
+) -> AnyDataset:
     """Load one split of a dataset into memory.
 
     Processes that run together should let one of them load first, so that only that one downloads.
 
     Args:
         name: One of ``available_datasets()``.
-        root: Where the data lies (``~`` is expanded); ``digits`` ignores it.
+        root: Where the data lies (``~`` is expanded); ``digits`` and ``moons`` ignore it.
         split: ``"train"`` or ``"test"``.
         image_size: Height and width: one number for squares, or (H, W). ``folder`` resizes; the others keep their
             pixels, and refuse a size that is not theirs. None takes images as they are.
@@ -109,7 +112,11 @@ def _expanded(root: str | Path) -> Path:
         raise DataError(f"the data root {root} starts with a home folder that is not known; write it in full") from None
 
 
-def _check_shape(dataset: ImageDataset, image_size: ImageSize | None, channels: int | None) -> None:
+def _check_shape(dataset: AnyDataset, image_size: ImageSize | None, channels: int | None) -> None:
+    if isinstance(dataset, VectorDataset):
+        if image_size is not None or channels is not None:
+            raise DataError(f"{dataset.name} holds vectors, which have no image_size or channels; leave them unset")
+        return
     found_channels, height, width = dataset.image_shape
     if image_size is not None and (height, width) != height_and_width(image_size):
         raise DataError(
