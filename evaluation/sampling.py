@@ -26,6 +26,7 @@ from training.lock import locked
 from training.logging import say
 from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
+from training.prior import say_lost_signal
 from training.ranks import Ranks
 from training.trained import trained_kind
 from training.workdir import check_for_use, save_npz
@@ -151,6 +152,7 @@ def sample(config: Config, workdir: Path) -> None:
             held.enter_context(locked(workdir, "sample"))
             for reason in mode.reasons:
                 say(reason)
+            say_lost_signal(config, trained.sde)
         num_classes = kind.num_classes if config.model.class_conditional else None
         batches = draw_batches(
             sampler,

@@ -116,10 +116,13 @@ class Tabulated(SDE):
         return cls.from_betas(cosine_betas(num_steps, s=s, max_beta=max_beta))
 
     @classmethod
-    def ncsn(cls, *, num_steps: int = 10, sigma_min: float = 0.01, sigma_max: float = 1.0) -> Tabulated:
-        """A geometric sequence of noise levels (Song & Ermon 2019, Section 5: 10 levels from 1 to 0.01)."""
+    def ncsn(cls, *, num_steps: int = 232, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Tabulated:
+        """A geometric sequence of noise levels, by default the 232 of Song & Ermon 2020 for CIFAR-10.
+
+        Song & Ermon 2019, Section 5, have 10 levels from 1 to 0.01: at sigma 1 data in [-1, 1] can still be seen.
+        """
         if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"NCSN needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}; try 0.01 and 1")
+            raise ValueError(f"NCSN needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}; try 0.01 and 50")
         ends = math.log(sigma_min), math.log(sigma_max)
         return cls.from_sigmas(torch.linspace(*ends, num_steps, dtype=torch.float64).exp())
 

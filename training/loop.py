@@ -28,6 +28,7 @@ from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
 from .precision import NetworkMode, pick_mode
+from .prior import say_lost_signal
 from .ranks import LostRankError, Ranks
 from .start_lines import data_lines
 from .state import TrainingState
@@ -147,6 +148,7 @@ def _train_there(
         return
     if ranks.first:
         _introduce(config, workdir, state, dataset, device, mode, share)
+        say_lost_signal(config, state.model.sde)
     flip = config.data.random_flip
     do_step = TrainingStep(
         state,

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sde_lib import sde_defaults
+
 from .config import Config, flatten
 from .files import one_line, parse_json, read_regular, write_atomically
 from .logging import say
@@ -54,6 +56,10 @@ _IN_FIRST_CHECKPOINT = (
 )
 
 
+# of SDEs whose options config.json did not say in full
+_EARLIER_DEFAULTS = {"ncsn": {"num_steps": 10, "sigma_max": 1.0}}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
@@ -72,8 +78,19 @@ def default_workdir(config_path: str) -> Path:
     return Path("runs") / path.resolve().parent.name / path.stem
 
 
+def _with_sde_in_full(config: dict[str, Any], earlier: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """A config that says all options of its SDE, so that a default that changes is seen to."""
+    sde = config.get("sde", {})
+    if "name" not in sde:
+        return config
+    defaults = sde_defaults(sde["name"]) | (earlier or {}).get(sde["name"], {})
+    plain = {key: value for key, value in defaults.items() if isinstance(value, (bool, int, float, str))}
+    return config | {"sde": plain | sde}
+
+
 def _differences(config: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    ours, theirs = dict(flatten(config)), dict(flatten(saved))
+    ours = dict(flatten(_with_sde_in_full(config.to_dict())))
+    theirs = dict(flatten(_with_sde_in_full(saved, _EARLIER_DEFAULTS)))
     # a key that the saved config lacks is one that a later version added, with the old behaviour as its default; but
     # an SDE's options, and a backbone's, are its own
     keys = theirs.keys() | {key for key in ours if key.startswith(("sde.", "model.network."))}
@@ -158,7 +175,7 @@ def claim_for_training(workdir: Path, config: Config, *, imported: bool = False)
         for key in filter(differences.__contains__, _SAID_IN_TRAINING):
             say(f"{key} was {differences[key][1]!r}, is {differences[key][0]!r} from here on")
     source = None if imported else _source_of(saved)
-    whole = config.to_dict() | ({} if source is None else {"source": source})
+    whole = _with_sde_in_full(config.to_dict()) | ({} if source is None else {"source": source})
     if saved != json.loads(json.dumps(whole)):
         write_json(workdir / "config.json", whole)
 

@@ -27,7 +27,8 @@ BUILDERS = {
     "ddpm": lambda: make_sde("ddpm"),
     "ddpm_50": lambda: make_sde("ddpm", num_steps=50, beta_start=2e-3, beta_end=0.4),
     "improved_ddpm": lambda: make_sde("improved_ddpm"),
-    "ncsn": lambda: make_sde("ncsn"),
+    # a divisor of 4000, the steps by which the moments are integrated from row to row
+    "ncsn": lambda: make_sde("ncsn", num_steps=200),
     "vp_learned": lambda: LearnedVP(log_snr_min=-11.0).requires_grad_(False),
     "vp_learned_trained": lambda: perturbed(LearnedVP(log_snr_min=-11.0)).requires_grad_(False),
     "user": Quadratic,

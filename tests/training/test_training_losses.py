@@ -15,7 +15,13 @@ from sde_lib import SDE, VE, VP, SubVP, Tabulated
 from training.losses import make_loss, weighted_error
 from training.schedules import ema_decay_at, learning_rate_factor
 
-SDES = {"vp": VP(), "subvp": SubVP(), "ve": VE(sigma_max=20.0), "ddpm": Tabulated.ddpm(), "ncsn": Tabulated.ncsn()}
+SDES = {
+    "vp": VP(),
+    "subvp": SubVP(),
+    "ve": VE(sigma_max=20.0),
+    "ddpm": Tabulated.ddpm(),
+    "ncsn": Tabulated.ncsn(num_steps=200),
+}
 
 
 class _Gaussian(GaussianMixtureScoreModel):

@@ -1,0 +1,57 @@
+"""A line on a diffusion that ends before its prior does: its samples begin without what is left of the data."""
+
+from __future__ import annotations
+
+import torch
+
+from sde_lib import MOST_PRIOR_BITS, SDE, sde_defaults
+
+from .config import Config
+from .logging import say
+
+_CURES = {
+    "vp": "raise sde.beta_max, 20 is usual",
+    "subvp": "raise sde.beta_max, 20 is usual",
+    "vp_learned": "lower sde.log_snr_min, -5 is usual",
+    "ve": "raise sde.sigma_max to 10 or more",
+    "ncsn": "raise sde.sigma_max to 10 or more",
+    "betas": "raise the last of sde.betas",
+    "improved_ddpm": "raise sde.max_beta, 0.999 is usual",
+}
+
+
+def say_lost_signal(config: Config, sde: SDE) -> None:
+    """Say how much of the data is left at t_max, if it is above 0.01 bits/dim, and how to change that.
+
+    It is L_T for pixels of -1 and 1, the most that data in [-1, 1] can lose.
+
+    Args:
+        config: The config, for the keys of its SDE.
+        sde: The SDE, as it is sampled.
+    """
+    lost = sde.prior_bits_per_dim()
+    if lost <= MOST_PRIOR_BITS:
+        return
+    end = torch.tensor([sde.t_max], dtype=torch.float64)
+    (alpha,), (sigma,) = sde.alpha(end).tolist(), sde.sigma(end).tolist()
+    say(
+        f"the diffusion ends before its prior: at t = {sde.t_max:.6g} alpha is {alpha:.3g} and sigma {sigma:.3g}, and "
+        f"samples, which begin with pure noise, lack up to {lost:.2g} bits/dim (L_T of pixels at -1 and 1); "
+        + _cure(config)
+    )
+
+
+def _cure(config: Config) -> str:
+    name = config.sde.name
+    if name != "ddpm":
+        return _CURES.get(name, "let alpha / sigma of the SDE be smaller at its t_max")
+    options = sde_defaults(name) | config.sde.to_dict()
+    num_steps, usual = options["num_steps"], sde_defaults(name)["num_steps"]
+    if num_steps >= usual:
+        return "raise sde.beta_end, 0.02 is usual"
+    scaled = {key: options[key] * usual / num_steps for key in ("beta_start", "beta_end")}
+    fix = " and ".join(f"sde.{key}={value:.4g}" for key, value in scaled.items())
+    return (
+        f"sde.num_steps={num_steps} keeps the betas of {usual} steps: leave it at {usual} and lower sampling.num_steps"
+        + (f", or set {fix}" if scaled["beta_end"] < 1 else "")
+    )
