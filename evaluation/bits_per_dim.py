@@ -24,6 +24,7 @@ from training.memory import says_which_knobs
 from training.precision import fast_inference, forward_flops, pick_mode
 from training.ranks import Ranks
 from training.stopping import Interrupted
+from training.trained import trained_channels
 from training.workdir import check_for_use, save_npz, write_json
 
 from .estimators import build_estimators, seen_by, settings_of
@@ -68,7 +69,8 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
         with _interrupted(lambda: "stopped before the first batch; the same command begins again"):
-            dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split))
+            channels = trained_channels(config, workdir)
+            dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split, channels))
             dataset = in_trained_order(ranks, config, workdir, dataset)
             estimators = build_estimators(config, dataset)
             split = EvalSplit(
@@ -93,7 +95,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
             seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
-            step_weights = fit_step_weights(config, seen, device, ranks)
+            step_weights = fit_step_weights(config, seen, dataset, device, ranks)
         schedule = Schedule(
             split,
             seen,

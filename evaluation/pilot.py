@@ -19,7 +19,11 @@ _PILOT = 0x70696C6F74
 
 
 def fit_step_weights(
-    config: Config, estimators: dict[str, tuple[LikelihoodEstimator, ScoreModel]], device: torch.device, ranks: Ranks
+    config: Config,
+    estimators: dict[str, tuple[LikelihoodEstimator, ScoreModel]],
+    measured: ImageDataset,
+    device: torch.device,
+    ranks: Ranks,
 ) -> dict[str, list[float]]:
     """Fit the weights of estimators that draw their steps by importance, on the first images of the other split.
 
@@ -28,6 +32,7 @@ def fit_step_weights(
     Args:
         config: The config.
         estimators: The likelihoods by name, each with the model as it sees it.
+        measured: The split that is measured, as the model knows its channels and classes.
         device: Where the models are.
         ranks: The processes.
 
@@ -41,7 +46,7 @@ def fit_step_weights(
     }
 
     def fit() -> bytes:
-        _fit(config, [(estimator, estimators[name][1]) for name, estimator in drawn.items()], device)
+        _fit(config, [(estimator, estimators[name][1]) for name, estimator in drawn.items()], measured, device)
         fitted = {name: estimator.step_weights for name, estimator in drawn.items()}
         return json.dumps({name: weights.tolist() for name, weights in fitted.items() if weights is not None}).encode()
 
@@ -62,11 +67,14 @@ def _draws(estimator: VariationalBound | ContinuousBound, model: ScoreModel) -> 
 
 
 def _fit(
-    config: Config, drawn: list[tuple[VariationalBound | ContinuousBound, ScoreModel]], device: torch.device
+    config: Config,
+    drawn: list[tuple[VariationalBound | ContinuousBound, ScoreModel]],
+    measured: ImageDataset,
+    device: torch.device,
 ) -> None:
     pilot: ImageDataset | None = None
     for estimator, model in drawn:
-        pilot = pilot or build_dataset(config, "test" if config.eval.split == "train" else "train")
+        pilot = pilot or _other_split(config, measured)
         count = min(NUM_PILOT_IMAGES, len(pilot))
         ((images, labels),) = eval_batches(pilot, batch_size=count, num_images=count)
         estimator.fit_steps(
@@ -75,3 +83,10 @@ def _fit(
             cond=labels.to(device) if config.model.class_conditional else None,
             noise=NoiseStreams(derive_seed(config.seed, _PILOT), range(count)),
         )
+
+
+def _other_split(config: Config, measured: ImageDataset) -> ImageDataset:
+    split = "test" if measured.split == "train" else "train"
+    other = build_dataset(config, split, measured.image_shape[0] if measured.name == "folder" else None)
+    named = config.model.class_conditional and measured.class_names
+    return other.with_class_order(measured.class_names) if named else other

@@ -33,15 +33,21 @@ def build_sde(config: Config) -> SDE:
     return make_sde(config.sde.name, **options)
 
 
-def build_dataset(config: Config, split: str) -> ImageDataset:
-    """A split of ``config.data``; what it has to say, the first process of a job says."""
+def build_dataset(config: Config, split: str, channels: int | None = None) -> ImageDataset:
+    """A split of ``config.data``; what it has to say, the first process of a job says.
+
+    Args:
+        config: The config.
+        split: ``"train"`` or ``"test"``.
+        channels: Number of channels where ``config.data`` leaves it open.
+    """
     data = config.data
     dataset = load_dataset(
         data.dataset,
         root=data_root(config),
         split=split,
         image_size=data.image_size or None,
-        channels=data.channels or None,
+        channels=data.channels or channels,
     )
     if place()[0] == 0:
         for note in dataset.notes:

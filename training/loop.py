@@ -34,6 +34,7 @@ from .start_lines import data_lines
 from .state import TrainingState
 from .step import TrainingStep
 from .stopping import Interrupted, StopRequest, stop_on_signals
+from .trained import trained_channels
 from .workdir import check_for_training, claim_for_training
 
 
@@ -113,7 +114,8 @@ def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device) ->
         training.batch_size, rank=ranks.rank, world=ranks.world, accumulation_steps=training.accumulation_steps
     )
     communication = Communication(share, device, sharding=training.sharding)
-    dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train"))
+    channels = trained_channels(config, workdir)
+    dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train", channels))
     state = TrainingState.create(config, dataset.kind, device, sharded=communication.sharded)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
     check_for_training(workdir, config)

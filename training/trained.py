@@ -66,6 +66,13 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(_is_count(size, 1) for size in value)
 
 
+def trained_channels(config: Config, workdir: Path) -> int | None:
+    """Channels of a folder's images if a work directory's model is of colours: an earlier version took all for that."""
+    _, said = _said(workdir / "checkpoints") or (None, {})
+    shape: Any = said.get("image_shape")
+    return 3 if config.data.dataset == "folder" and _is_shape(shape) and shape[0] == 3 else None
+
+
 def check_data(config: Config, workdir: Path, dataset: ImageDataset) -> tuple[str, ...]:
     """Refuse images that a work directory's model is not for, as far as its checkpoints say.
 
@@ -101,7 +108,20 @@ def check_data(config: Config, workdir: Path, dataset: ImageDataset) -> tuple[st
             f"{folder} was trained on images of {'; '.join(different)} in {source}; give both splits one shape and "
             "number of levels and classes, or choose another --workdir"
         )
+    if labelled and "class_names" not in said:
+        return _order_before(folder, dataset)
     return names if dataset.class_names and names else dataset.class_names
+
+
+def _order_before(folder: Path, dataset: ImageDataset) -> tuple[str, ...]:
+    """The classes as numbered when checkpoints named none: those of a folder by characters, 10 before 2."""
+    if dataset.name != "folder":
+        return dataset.class_names
+    names = tuple(sorted(dataset.class_names, key=lambda name: (name != ".", name)))
+    if names != dataset.class_names:
+        shown = one_line(", ".join(names), 120)
+        say(f"{folder} names no classes: they are numbered as when it was begun, by characters: {shown}")
+    return names
 
 
 def _check_names(folder: Path, theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> None:

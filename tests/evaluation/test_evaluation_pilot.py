@@ -32,7 +32,8 @@ def test_weights_are_fitted_on_the_other_split():
         limit = ContinuousBound(num_levels=17, steps_per_image=4, step_sampling="importance")
         full = VariationalBound(num_levels=17, num_steps=5, step_sampling="importance")
         seen = {"a": (drawn, model), "b": (limit, model), "c": (full, model)}
-        weights = fit_step_weights(config, seen, torch.device("cpu"), Ranks.from_environment())
+        measured = load_dataset("digits", root="unused", split=split)
+        weights = fit_step_weights(config, seen, measured, torch.device("cpu"), Ranks.from_environment())
         assert weights.keys() == {"a", "b"} and full.step_weights is None
         pilot = load_dataset("digits", root="unused", split=other)
         x0 = to_model_space(pilot.images[:NUM_PILOT_IMAGES], 17)
