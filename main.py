@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.terminal import forgiving_streams
+from runtime.threads import choose_wait_policy
 
 _MODES = ("train", "eval", "sample", "import", "export")
 
@@ -52,6 +53,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         number (Ctrl-C: 130).
     """
     options, overrides = _parse(arguments)
+    if chosen := choose_wait_policy():
+        print(chosen, file=sys.stderr)
     try:
         # imported late, so that --help and typos answer at once
         from configs.default import get_default_config

@@ -3,6 +3,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime.threads import choose_wait_policy
+
+# before torch is imported
+choose_wait_policy()
+
 import pytest
 import torch
 from killing import Killer

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 # Third-party packages of the rooms that promise to have few.
 THIRD_PARTY = {
-    "runtime": {"tqdm"},
+    "runtime": {"psutil", "tqdm"},
     "models/backbones": {"torch", "jaxtyping"},
     "configs": {"ml_collections"},
     "sde_lib": {"torch", "numpy", "scipy", "jaxtyping", "torchdiffeq", "torchode"},
