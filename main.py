@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from commands.flags import parse_flags
 from runtime.terminal import forgiving_streams
 from runtime.threads import choose_wait_policy
-
-_MODES = ("train", "eval", "sample", "import", "export")
-
-
-def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description="Train, measure and sample score-based diffusion models.",
-        epilog="Any key of the config can be set, as in --config.training.batch_size=64.",
-        allow_abbrev=False,
-    )
-    path = os.path.expanduser  # shells leave the ~ of --workdir=~/runs to us
-    parser.add_argument("--config", type=path, required=True, help="a config file, such as configs/vp/digits.py")
-    parser.add_argument("--mode", required=True, choices=_MODES, help="what to do")
-    where = "where the run lives; default: runs/<family>/<config name>"
-    parser.add_argument("--workdir", type=path, default="", help=where)
-    for name, of, kind in (
-        ("source", "import", str), ("checkpoint", "import", path), ("format", "export", str), ("output", "export", path)
-    ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=kind, default="", help=f"of --mode {of}: see docs/checkpoints.md")
-    return parser.parse_known_args(arguments)
 
 
 def _say(error: BaseException, line: str) -> None:
@@ -52,9 +32,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 it cannot work (one line says why); of a signal that stopped it, 128 more than its
         number (Ctrl-C: 130).
     """
-    options, overrides = _parse(arguments)
-    if chosen := choose_wait_policy():
-        print(chosen, file=sys.stderr)
+    options, overrides = parse_flags(arguments)
+    choose_wait_policy()
     try:
         # imported late, so that --help and typos answer at once
         from configs.default import get_default_config

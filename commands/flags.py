@@ -1,0 +1,38 @@
+"""The flags of ``main.py``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+_MODES = ("train", "eval", "sample", "import", "export")
+
+
+def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line's own flags.
+
+    Args:
+        arguments: The arguments; None takes the process's own.
+
+    Returns:
+        The flags, and the arguments that are left: overrides of the config.
+
+    Raises:
+        SystemExit: After a usage message, if a flag is wrong or missing.
+    """
+    parser = argparse.ArgumentParser(
+        description="Train, measure and sample score-based diffusion models.",
+        epilog="Any key of the config can be set, as in --config.training.batch_size=64.",
+        allow_abbrev=False,
+    )
+    path = os.path.expanduser  # shells leave the ~ of --workdir=~/runs to us
+    parser.add_argument("--config", type=path, required=True, help="a config file, such as configs/vp/digits.py")
+    parser.add_argument("--mode", required=True, choices=_MODES, help="what to do")
+    where = "where the run lives; default: runs/<family>/<config name>"
+    parser.add_argument("--workdir", type=path, default="", help=where)
+    for name, of, kind in (
+        ("source", "import", str), ("checkpoint", "import", path), ("format", "export", str), ("output", "export", path)
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, default="", help=f"of --mode {of}: see docs/checkpoints.md")
+    return parser.parse_known_args(arguments)
