@@ -18,6 +18,7 @@ from samplers import DDIMSampler, StepState
 from sde_lib import NoiseStreams
 
 from .build import build_dataset, build_sampler, pick_device
+from .changes import note_changes
 from .checks import check_config, check_eval_names, check_schedule
 from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
@@ -138,17 +139,18 @@ def _train_there(
     dataset = in_trained_order(ranks, config, workdir, dataset)
     state.kind = dataset.kind
     restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
-    mode = _pick_mode(config, state, device, ranks)
-    if ranks.first:
-        if restored:
-            say(f"continues from step {state.step}")
-        claim_for_training(workdir, config)
+    if restored and ranks.first:
+        say(f"continues from step {state.step}")
     if state.step >= training.num_steps:
         if ranks.first:
             decays = " and --config.optim.decay_steps" if config.optim.decay_steps else ""
             say(f"already trained to step {state.step}; raise --config.training.num_steps{decays} to train on")
         return
+    mode = _pick_mode(config, state, device, ranks)
     if ranks.first:
+        note_changes(state.history, config, workdir, state.step)
+        if not restored:
+            claim_for_training(workdir, config)
         _introduce(config, workdir, state, dataset, device, mode, share)
         say_lost_signal(config, state.model.sde)
     flip = config.data.random_flip
@@ -229,7 +231,18 @@ def _run(
     training = config.training
     checkpoints = workdir / "checkpoints"
     began, steps_timed, stop = time.perf_counter(), 0, communication.any(bool(request))
-    due = False
+    due = claimed = False
+
+    def save() -> None:
+        nonlocal claimed
+        # only now, so that config.json is of what was trained
+        if log is not None and not claimed:
+            claim_for_training(workdir, config)
+        claimed = True
+        state.save(checkpoints, keep=training.keep_checkpoints, write=log is not None)
+        if log is not None:
+            log.learning_curve()
+
     while state.step < training.num_steps and not stop:
         result = do_step(stop=bool(request))
         if state.how.get("compile") and not do_step.compiled:
@@ -261,17 +274,15 @@ def _run(
         # weights at which nothing can be computed would take a good checkpoint's place
         if due and (last or not state.guard.doubtful):
             due = False
-            state.save(checkpoints, keep=training.keep_checkpoints, write=log is not None)
-            if log is not None:
-                log.learning_curve()
+            save()
         # of a sharded network all processes are needed for a sample
         if training.sample_every and state.step % training.sample_every == 0 and (log or communication.sharded):
             _log_preview(config, state, log, request, communication)
         began += time.perf_counter() - paused
     if stop:
-        state.save(checkpoints, keep=training.keep_checkpoints, write=log is not None)
-        if log is not None:
-            log.learning_curve()
+        # a command that did no step changes nothing
+        if state.saved_step != state.step:
+            save()
         raise Interrupted(
             f"stopped at step {state.step}, which is saved; the same command goes on from there",
             # of a request that another process heard, the signal is not known here

@@ -13,6 +13,7 @@ from data import ImageKind
 from models import NetworkScoreModel
 
 from .build import build_loss, build_model, build_optimizer
+from .changes import SettingsHistory, history_mismatch, training_settings
 from .checkpoint import Checkpoint, load_newest, save_checkpoint
 from .config import Config
 from .distributed import shard
@@ -37,7 +38,9 @@ class TrainingState:
         loss: The loss, with what it remembers.
         kind: The images that the model is for.
         guard: What keeps bad steps out, with what it remembers.
+        history: The settings that it is trained with, and what was changed of them.
         step: Number of steps done.
+        saved_step: That of the newest checkpoint known; None without one.
         losses: Those since the last logged one, so that a resumed run logs the same means.
         how: How the run computes, as JSON: precision, compilation and number of processes, on which the last digits
             depend.
@@ -50,7 +53,9 @@ class TrainingState:
     loss: Loss
     kind: ImageKind
     guard: StepGuard = field(default_factory=StepGuard)
+    history: SettingsHistory = field(default_factory=SettingsHistory)
     step: int = 0
+    saved_step: int | None = None
     losses: list[float] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
     flops: float = 0.0
@@ -78,7 +83,8 @@ class TrainingState:
         loss = build_loss(config, model.sde, kind)
         training = config.training
         guard = StepGuard(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
-        return cls(model, ema, optimizer, loss, kind, guard, flops=flops)
+        history = SettingsHistory(training_settings(config))
+        return cls(model, ema, optimizer, loss, kind, guard, history, flops=flops)
 
     def _expected(self) -> dict[str, Tensor]:
         """What a checkpoint holds besides the optimizer's state."""
@@ -96,7 +102,7 @@ class TrainingState:
         if not isinstance(how, dict) or not all(isinstance(value, (str, bool, int)) for value in how.values()):
             return "it does not say how it computes"
         guard = checkpoint.state.get("guard")
-        problem = guard_mismatch(guard)
+        problem = guard_mismatch(guard) or history_mismatch(checkpoint.state)
         if problem is not None:
             return problem
         done = checkpoint.step - (guard["skipped"] if guard else 0)
@@ -123,6 +129,7 @@ class TrainingState:
             )
         tensors, state = flatten_optimizer(self.optimizer)
         tensors = {name: whole(tensor) for name, tensor in tensors.items()} | expected
+        self.saved_step = self.step
         if not write:
             return
         state["ema_updates"] = self.ema.num_updates
@@ -130,6 +137,7 @@ class TrainingState:
         state["data"] = asdict(self.kind)
         state["guard"] = self.guard.state()
         state["how"] = self.how
+        state |= self.history.state()
         save_checkpoint(root, step=self.step, tensors=tensors, state=state, keep=keep)
 
     def restore(self, root: Path, *, rank: int = 0, world: int = 1) -> bool:
@@ -163,9 +171,10 @@ class TrainingState:
         for name, tensor in self.loss.memory().items():
             tensor.copy_(checkpoint.tensors[f"loss.{name}"])
         self.ema.num_updates = int(checkpoint.state["ema_updates"])
-        self.step = checkpoint.step
+        self.step = self.saved_step = checkpoint.step
         self.losses = list(checkpoint.state.get("losses", []))
         if checkpoint.state.get("guard") is not None:
             self.guard.restore(checkpoint.state["guard"])
         self.how = checkpoint.state.get("how") or {}
+        self.history.restore(checkpoint.state)
         return True

@@ -14,10 +14,9 @@ from sde_lib import sde_defaults
 
 from .config import Config, flatten
 from .files import one_line, parse_json, read_regular, write_atomically
-from .logging import say
 
 # What may change between two commands on one work directory without making it another run.
-_FREE_IN_TRAINING = (
+FREE_IN_TRAINING = (
     "training.num_steps",
     "training.checkpoint_every",
     "training.keep_checkpoints",
@@ -40,7 +39,7 @@ _FREE_IN_TRAINING = (
     "source.",
 )
 # What a run that has gone astray, or is to be longer, goes on with from its last good checkpoint; that is said.
-_SAID_IN_TRAINING = ("optim.learning_rate", "optim.decay_steps", "training.grad_clip")
+SAID_IN_TRAINING = ("optim.learning_rate", "optim.decay_steps", "training.grad_clip")
 # What sampling and evaluation must agree on: the network, and the data it was made for.
 _FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.channels")
 # What else a checkpoint of step 0 holds: the loss's memory, and the optimizer's settings. All else of an imported run
@@ -155,7 +154,7 @@ def check_for_training(workdir: Path, config: Config) -> None:
     if saved is not None and trained:
         differences = _differences(config, saved)
         fixed = (*_FIXED_FOR_MODEL, *_IN_FIRST_CHECKPOINT) if _is_as_imported(workdir, saved) else ("",)
-        free = (*_FREE_IN_TRAINING, *_SAID_IN_TRAINING)
+        free = (*FREE_IN_TRAINING, *SAID_IN_TRAINING)
         keys = [key for key in differences if key.startswith(fixed) and not key.startswith(free)]
         if keys:
             _refuse(workdir, differences, keys)
@@ -170,10 +169,6 @@ def claim_for_training(workdir: Path, config: Config, *, imported: bool = False)
         imported: Whether its ``source`` is where the weights come from; else what the directory says of that stays.
     """
     saved = read_config(workdir)
-    if saved is not None and any((workdir / "checkpoints").glob("step_*")) and not _is_as_imported(workdir, saved):
-        differences = _differences(config, saved)
-        for key in filter(differences.__contains__, _SAID_IN_TRAINING):
-            say(f"{key} was {differences[key][1]!r}, is {differences[key][0]!r} from here on")
     source = None if imported else _source_of(saved)
     whole = _with_sde_in_full(config.to_dict()) | ({} if source is None else {"source": source})
     if saved != json.loads(json.dumps(whole)):

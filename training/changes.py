@@ -1,0 +1,99 @@
+"""The settings that a run was trained with, and which of them changed at which step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import Config, flatten
+from .logging import say
+from .workdir import SAID_IN_TRAINING, read_config
+
+_RECORDED = ("training.", "optim.")
+
+
+def training_settings(config: Config | dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values of ``config.training`` and ``config.optim``."""
+    return {key: value for key, value in flatten(config) if key.startswith(_RECORDED)}
+
+
+@dataclass
+class SettingsHistory:
+    """What checkpoints hold of the settings of a run.
+
+    Attributes:
+        settings: Those of the last step done, by dotted key; empty where a checkpoint, an old one, does not say.
+        changes: ``{"step": steps done before it, "key": ..., "from": ..., "to": ...}``, in the order of the steps.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def go_on(self, settings: dict[str, Any], step: int) -> dict[str, tuple[Any, Any]]:
+        """Go on with other settings.
+
+        Args:
+            settings: Those of the steps to come.
+            step: Number of steps done; before the first, settings are no change.
+
+        Returns:
+            Old and new value of each key that changes.
+        """
+        # a key that was not there is a later version's, whose default is the old behaviour
+        pairs = {key: (self.settings.get(key, value), value) for key, value in settings.items()}
+        changed = {key: (old, new) for key, (old, new) in pairs.items() if old != new and step > 0}
+        self.changes += [{"step": step, "key": key, "from": old, "to": new} for key, (old, new) in changed.items()]
+        self.settings = settings
+        return changed
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"settings": self.settings, "changes": self.changes}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Undo ``state``; old checkpoints have neither."""
+        self.settings, self.changes = dict(state.get("settings", {})), list(state.get("changes", []))
+
+
+def note_changes(history: SettingsHistory, config: Config, workdir: Path, step: int) -> None:
+    """Let checkpoints from here on say what changes, and say a line of what changes the weights on purpose.
+
+    Args:
+        history: What the run was trained with.
+        config: What it goes on with.
+        workdir: Its work directory, whose ``config.json`` stands in for an old checkpoint that does not say.
+        step: Number of steps done.
+    """
+    if not history.settings:
+        history.settings = training_settings(read_config(workdir) or {})
+    changed = history.go_on(training_settings(config), step)
+    for key in filter(changed.__contains__, SAID_IN_TRAINING):
+        old, new = changed[key]
+        say(f"{key} was {old!r}, is {new!r} from here on")
+
+
+def history_mismatch(state: Mapping[str, Any]) -> str | None:
+    """What keeps ``SettingsHistory.restore`` from reading a checkpoint's state, or None."""
+    settings, changes = state.get("settings", {}), state.get("changes", [])
+    if not isinstance(settings, dict) or not all(map(_plain, settings.values())):
+        return "its settings are not keys and values"
+    if not isinstance(changes, list) or not all(map(_is_change, changes)):
+        return "its changes are not steps, keys and values"
+    return None
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (str, bool, int, float))
+
+
+def _is_change(change: Any) -> bool:
+    if not isinstance(change, dict) or change.keys() != {"step", "key", "from", "to"}:
+        return False
+    return (
+        type(change["step"]) is int
+        and isinstance(change["key"], str)
+        and _plain(change["from"])
+        and _plain(change["to"])
+    )
