@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from likelihood import ContinuousBound, FlowLikelihood, LikelihoodEstimator, VariationalBound
-from sde_lib import SDE
+from sde_lib import MOST_PRIOR_BITS, SDE
 from training.first_noise import first_time, less_first_noise, wide_first_noise
 
 from .table import plus_minus
@@ -25,6 +25,7 @@ def warnings_of(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodEs
     """
     return [
         *_few_images(report),
+        *_prior_not_reached(report, list(estimators)),
         *_worse_than_uniform(report, list(estimators)),
         *_first_noise(report, estimators, sde),
         *_fixed_variance(report, list(estimators)),
@@ -59,6 +60,16 @@ def _worse_than_uniform(report: Mapping[str, Any], names: Sequence[str]) -> Iter
         )
 
 
+def _prior_not_reached(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        ours = report[name]
+        if ours["kind"] == "bound" and ours["prior"] > MOST_PRIOR_BITS:
+            yield (
+                f"{name}: {ours['prior']:.3g} bits/dim are L_T, since the chain ends before its prior, pure noise; train "
+                "with an SDE that ends with less signal, or measure on a grid up to its end (eval.vlb_grid=uniform)"
+            )
+
+
 def _fixed_variance(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
     for name in names:
         variance = report[name].get("variance", "learned")
@@ -68,6 +79,8 @@ def _fixed_variance(report: Mapping[str, Any], names: Sequence[str]) -> Iterator
 
 def _first_noise(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodEstimator], sde: SDE) -> Iterator[str]:
     """One line for all likelihoods that are decoded at the same time."""
+    if report["num_levels"] is None:
+        return
     names: dict[float, list[str]] = {}
     for name, estimator in estimators.items():
         t = _decoded_at(estimator, sde)

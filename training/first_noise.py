@@ -55,13 +55,15 @@ def less_first_noise(sde_name: str) -> str:
     return _KNOBS.get(sde_name, "an SDE that begins with less noise")
 
 
-def first_noise_warning(sde: SDE, sde_name: str, num_levels: int) -> str | None:
+def first_noise_warning(sde: SDE, sde_name: str, num_levels: int | None) -> str | None:
     """A line for a training whose bits/dim will be those of its first noise; None where they are not.
 
     Args:
         sde: The SDE.
         sde_name: As in ``config.sde.name``.
-        num_levels: Number of grey levels of the data.
+        num_levels: Number of grey levels of the data; None for data without levels.
     """
+    if num_levels is None:
+        return None
     said = wide_first_noise(sde, first_time(sde), num_levels)
     return said and f"warning: {said}; if bits/dim matter, train with {less_first_noise(sde_name)}"

@@ -36,6 +36,7 @@ VLB = {
     "kind": "bound",
     "bits_per_dim": 3.61,
     "stderr": 0.07,
+    "prior": 0.0,
     "variance": "small",
     "grid": "uniform",
     "num_steps": 1000,
@@ -206,6 +207,19 @@ def test_few_images_are_said(count: int, size: int, said: str | None):
 def test_a_standard_error_is_as_uncertain_as_said():
     estimates = torch.randn(20_000, 9, generator=torch.Generator().manual_seed(0)).std(1)
     assert float(estimates.std() / estimates.mean()) == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("prior", "kind", "warns"), [(0.35, "bound", True), (0.002, "bound", False), (2.0, "exact", False)]
+)
+def test_a_prior_that_is_not_reached_is_said(prior: float, kind: str, warns: bool):
+    lines = _warned({"mine": VLB | {"prior": prior, "kind": kind}})
+    assert [f"mine: {prior:.3g} bits/dim are L_T" in line for line in lines] == [True] * warns
+
+
+def test_densities_are_not_compared_with_levels():
+    density = {"num_levels": None, "units": "nats, density", "mine": ODE | {"bits_per_dim": 30.0, "prior": 2.0}}
+    assert _warned(density, make_likelihood("ode")) == []
 
 
 @pytest.mark.parametrize(
