@@ -9,6 +9,7 @@ from typing import Any
 from likelihood import ContinuousBound, FlowLikelihood, LikelihoodEstimator, VariationalBound
 from sde_lib import MOST_PRIOR_BITS, SDE
 from training.first_noise import first_time, less_first_noise, wide_first_noise
+from training.prior import cure_of_lost_signal
 
 from .table import plus_minus
 
@@ -25,7 +26,7 @@ def warnings_of(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodEs
     """
     return [
         *_few_images(report),
-        *_prior_not_reached(report, list(estimators)),
+        *_prior_not_reached(report, list(estimators), sde),
         *_worse_than_uniform(report, list(estimators)),
         *_first_noise(report, estimators, sde),
         *_fixed_variance(report, list(estimators)),
@@ -60,14 +61,14 @@ def _worse_than_uniform(report: Mapping[str, Any], names: Sequence[str]) -> Iter
         )
 
 
-def _prior_not_reached(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+def _prior_not_reached(report: Mapping[str, Any], names: Sequence[str], sde: SDE) -> Iterator[str]:
+    cure = cure_of_lost_signal(report["sde"])
+    if sde.prior_bits_per_dim() <= MOST_PRIOR_BITS:
+        cure = "take a grid that goes on to t = 1 (eval.vlb_grid=uniform)"
     for name in names:
         ours = report[name]
         if ours["kind"] == "bound" and ours["prior"] > MOST_PRIOR_BITS:
-            yield (
-                f"{name}: {ours['prior']:.3g} bits/dim are L_T, since the chain ends before its prior, pure noise; train "
-                "with an SDE that ends with less signal, or measure on a grid up to its end (eval.vlb_grid=uniform)"
-            )
+            yield f"{name}: {ours['prior']:.3g} bits/dim are L_T, since the chain ends before its prior; {cure}"
 
 
 def _fixed_variance(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from sde_lib import MOST_PRIOR_BITS, SDE, sde_defaults
@@ -37,15 +40,20 @@ def say_lost_signal(config: Config, sde: SDE) -> None:
     say(
         f"the diffusion ends before its prior: at t = {sde.t_max:.6g} alpha is {alpha:.3g} and sigma {sigma:.3g}, and "
         f"samples, which begin with pure noise, lack up to {lost:.2g} bits/dim (L_T of pixels at -1 and 1); "
-        + _cure(config)
+        + cure_of_lost_signal(config.sde.to_dict())
     )
 
 
-def _cure(config: Config) -> str:
-    name = config.sde.name
+def cure_of_lost_signal(options: Mapping[str, Any]) -> str:
+    """The key of an SDE to change, in words.
+
+    Args:
+        options: ``config.sde``: the SDE's name and options.
+    """
+    name = options["name"]
     if name != "ddpm":
         return _CURES.get(name, "let alpha / sigma of the SDE be smaller at its t_max")
-    options = sde_defaults(name) | config.sde.to_dict()
+    options = sde_defaults(name) | options
     num_steps, usual = options["num_steps"], sde_defaults(name)["num_steps"]
     if num_steps >= usual:
         return "raise sde.beta_end, 0.02 is usual"
