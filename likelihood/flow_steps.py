@@ -9,9 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import FlowEquation
-from sde_lib import NoProgressError, expand_like, solve_adams
-
-ADAMS = "adams"
+from sde_lib import ADAMS, NoProgressError, expand_like, solve_adams
 
 
 class DivergenceSlope:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_options, count_network_calls, follow_flow
-from sde_lib import ADAPTIVE, SDE, NoiseStreams, check_grid, choices_message, expand_like, make_grid
+from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, check_grid, choices_message, expand_like, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, noisy_part
@@ -24,7 +24,7 @@ from .dequantization import (
     place_uniform,
     place_variational,
 )
-from .flow_steps import ADAMS, DivergenceSlope, follow_log_density
+from .flow_steps import DivergenceSlope, follow_log_density
 
 Divergence = Literal["rademacher", "gaussian", "exact"]
 
@@ -56,7 +56,8 @@ class FlowLikelihood(LikelihoodEstimator):
         divergence: "rademacher" or "gaussian" probes, or "exact", of as many backward passes as dimensions.
         num_probes: Probes a sample; with two or more their spread says how much they are off.
         solver: "adams", of one network call a step, whose error is counted in nats a dimension (``LogDensityFlow``); or
-            one of ``available_ode_solvers()``, whose error is that of the state: see ``ProbabilityFlowSampler``.
+            another of ``available_ode_solvers()``, whose error is that of the state and whose steps
+            may be the whole batch's: see ``ProbabilityFlowSampler``.
         rtol: Tolerated error of a step relative to the state, above 0; unused by grid solvers.
         atol: Tolerated error of a step on top, above 0; unused by grid solvers.
         max_nfe: Most network calls, at least 1; None is no limit.
@@ -101,8 +102,8 @@ class FlowLikelihood(LikelihoodEstimator):
                 f"{num_importance_samples} importance samples need divergence='exact', got {divergence!r}, whose noise "
                 "would make the bound too good; take 1"
             )
-        check_ode_options(solver, rtol=rtol, atol=atol, max_nfe=max_nfe, others=[ADAMS])
-        self.adaptive = solver in ADAPTIVE or solver == ADAMS
+        check_ode_options(solver, rtol=rtol, atol=atol, max_nfe=max_nfe)
+        self.adaptive = solver not in TABLEAUS
         if isinstance(grid, Tensor):
             grid = check_grid(grid)
             if num_steps not in (None, len(grid) - 1):

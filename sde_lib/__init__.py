@@ -7,6 +7,7 @@ from .grids import available_grids, check_grid, make_grid, register_grid
 from .learned import GradientSplit, LearnedVP
 from .noise import NoiseStreams, derive_seed
 from .ode_solvers import (
+    ADAMS,
     ADAPTIVE,
     TABLEAUS,
     NoProgressError,
@@ -21,6 +22,7 @@ from .ve import VE
 from .vp import VP, CosineVP
 
 __all__ = [
+    "ADAMS",
     "ADAPTIVE",
     "MOST_PRIOR_BITS",
     "SDE",

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from .shapes import combine
 
+# the name of ``adams.solve_adams``, which alone gives each sample steps of its own without a package more
+ADAMS = "adams"
+
 # slope(u, y): u is float64, [] or, where each sample has its own, [B]; y and the answer are [B, ...]
 Slope = Callable[[Tensor, Tensor], Tensor]
 # solve(slope, y, start, end, rtol=..., atol=...): y at ``end``, which may lie on either side of ``start``
@@ -162,7 +165,7 @@ ADAPTIVE: dict[str, AdaptiveSolver] = {
 
 def available_ode_solvers() -> list[str]:
     """Names of solvers; those of torchode need it installed."""
-    return sorted([*TABLEAUS, *ADAPTIVE])
+    return sorted([ADAMS, *TABLEAUS, *ADAPTIVE])
 
 
 def check_installed(solver: str) -> None:
@@ -178,5 +181,5 @@ def check_installed(solver: str) -> None:
     if known is None:
         raise ValueError(
             f"solver {solver!r} needs torchode, which is not installed; pip install 'score-diffusion[ode]', "
-            "or use 'dopri5'"
+            f"or use {ADAMS!r}"
         )

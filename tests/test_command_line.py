@@ -131,7 +131,7 @@ def test_samples_keep_x0_in_range_as_the_config_says(run_copy: Path, options: di
     assert (images == expected["clipped"]).all() == (not options)
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "probability_flow"])
 def test_image_k_of_a_run_is_the_same_at_any_batch_size(run_copy: Path, sampler: str):
     images = []
     for batch_size in (5, 2, 1):

@@ -10,10 +10,11 @@ from torch import nn
 from models import ClippedScoreModel, EpsParameterization, NetworkScoreModel, Prediction
 from samplers import make_sampler
 from samplers.probability_flow import ProbabilityFlowSampler
-from sde_lib import VE, VP, CosineVP, NoiseStreams, expand_like
+from sde_lib import ADAMS, VE, VP, CosineVP, NoiseStreams, expand_like
 from sde_lib.ode_solvers import ADAPTIVE, TABLEAUS, available_ode_solvers
 
-HIGH_ORDER = sorted(set(ADAPTIVE) - {"adaptive_heun", "torchode_heun"})
+SOLVERS = [ADAMS, *ADAPTIVE]
+HIGH_ORDER = sorted({*SOLVERS} - {"adaptive_heun", "torchode_heun"})
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def refuses():
     return expect
 
 
-def flow(solver="dopri5", **options):
+def flow(solver=ADAMS, **options):
     return ProbabilityFlowSampler(solver=solver, **options)
 
 
@@ -78,7 +79,7 @@ def test_nfe_is_what_the_network_counts(solver, sde):
     assert float(times.min()) >= (sde.t_min if isinstance(sde, VP) else 0.0) * (1 - 1e-12)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "scipy_rk45", "scipy_lsoda", "torchode_dopri5"])
+@pytest.mark.parametrize("solver", [ADAMS, "dopri5", "scipy_rk45", "scipy_lsoda", "torchode_dopri5"])
 def test_max_nfe_is_the_most_that_is_spent(solver, refuses):
     x_T = prior(VP())
     needed = flow(solver).decode(network_model(Linear(), VP()), x_T).nfe
@@ -106,7 +107,7 @@ def test_max_nfe_is_for_all_stretches_of_a_grid_together(refuses):
     assert flow("rk4", grid=grid, max_nfe=1).sample(model, x_T).nfe == 13
 
 
-@pytest.mark.parametrize("solver", ADAPTIVE)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_no_sample_is_worse_for_its_batch_mates(solver):
     model = mixture(SDES["vp"])
     tolerance = 2e-4 if solver in HIGH_ORDER else 2e-3
@@ -117,7 +118,7 @@ def test_no_sample_is_worse_for_its_batch_mates(solver):
     mates = x_T.clone()
     mates[1:] *= 1e3
     together = sampler.decode(model, mates).x[:1]
-    if solver.startswith("torchode"):
+    if solver == ADAMS or solver.startswith("torchode"):
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
     # mates may tighten the steps, so that the truth is what both are measured by
     truth = exact.decode(model, x_T[:1]).x
@@ -145,7 +146,7 @@ def test_a_jacobian_costs_a_batch_as_many_calls_as_one_sample(solver):
     assert sampler.decode(model, x_T.expand(16, 2)).nfe < 2 * alone
 
 
-@pytest.mark.parametrize("solver", [*ADAPTIVE, "rk4"])
+@pytest.mark.parametrize("solver", [*SOLVERS, "rk4"])
 def test_a_network_that_fails_is_reported_with_its_time(solver, refuses):
     network = Linear(fail_at=9)
     model = network_model(network, VP())
@@ -155,7 +156,7 @@ def test_a_network_that_fails_is_reported_with_its_time(solver, refuses):
         assert float(network.times[-1][0]) == pytest.approx(0.6, abs=1e-12)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "scipy_rk45", "torchode_dopri5"])
+@pytest.mark.parametrize("solver", [ADAMS, "dopri5", "scipy_rk45", "torchode_dopri5"])
 def test_a_tolerance_out_of_reach_is_one_line(solver, refuses):
     class Rough(GaussianModel):
         def forward(self, x_t, t, *, cond=None):
@@ -208,7 +209,7 @@ def test_conditions_reach_the_model_both_ways():
             return Prediction.from_x0(x_t, x0, alpha=self.sde.alpha(t), sigma=self.sde.sigma(t))
 
     cond = torch.tensor([0.25, -0.5, 1.0])
-    for solver in ("dopri5", "torchode_dopri5", "rk4"):
+    for solver in (ADAMS, "dopri5", "torchode_dopri5", "rk4"):
         x0 = flow(solver, num_steps=5).sample(Conditional(VP()), prior(VP()), cond=cond).x0
         torch.testing.assert_close(x0, cond.double()[:, None].expand(3, 2), rtol=0, atol=1e-4)
         latent = flow(solver, num_steps=5).encode(Conditional(VP()), cond.double()[:, None], cond=cond).x
@@ -218,7 +219,7 @@ def test_conditions_reach_the_model_both_ways():
 def test_torchode_is_optional(monkeypatch, refuses):
     monkeypatch.setitem(sys.modules, "torchode", None)
     refuses(ValueError, lambda: flow("torchode_dopri5"), "torchode_dopri5", "pip install 'score-diffusion[ode]'")
-    assert flow("dopri5").sample(GaussianModel(VP()), prior(VP())).nfe > 1
+    assert flow(ADAMS).sample(GaussianModel(VP()), prior(VP())).nfe > 1
 
 
 @pytest.mark.parametrize(

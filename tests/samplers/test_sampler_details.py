@@ -119,7 +119,7 @@ def test_an_adaptive_flow_keeps_its_state_in_float64(monkeypatch):
         return y
 
     monkeypatch.setitem(ADAPTIVE, "dopri5", solver)
-    flow, x = make_sampler("probability_flow"), torch.zeros(2, 2)
+    flow, x = make_sampler("probability_flow", solver="dopri5"), torch.zeros(2, 2)
     for result in (flow.encode(mixture(VP()), x).x, flow.decode(mixture(VP()), x).x, flow.sample(mixture(VP()), x).x0):
         assert result.dtype == torch.float32
     assert seen == [torch.float64] * 3

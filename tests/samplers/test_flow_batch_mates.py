@@ -1,0 +1,78 @@
+"""The adaptive flow's steps are each sample's own: no sample depends on its batch mates, and none waits for them."""
+
+import pytest
+import torch
+from sampler_oracles import SDES, GaussianModel, mixture
+
+from models import GaussianMixtureScoreModel, Prediction
+from samplers import make_sampler
+from sde_lib import VP, NoiseStreams, expand_like
+
+
+def flow(tolerance, **options):
+    return make_sampler("probability_flow", rtol=tolerance, atol=tolerance, **options)
+
+
+def latents(sde, batch_size=8):
+    # samples of other sizes need other steps
+    sizes = torch.linspace(0.2, 2.0, batch_size, dtype=torch.float64)[:, None]
+    return sizes * sde.prior_sample((2,), NoiseStreams(5, range(batch_size))).double()
+
+
+@pytest.mark.parametrize(("way", "sde"), [*(("sample", sde) for sde in SDES), ("decode", "vp"), ("encode", "ve")])
+def test_a_sample_is_the_same_alone_and_in_a_batch(way, sde):
+    model, sampler = mixture(SDES[sde]), flow(1e-3)
+    start = model.sample_data(8, torch.Generator().manual_seed(3)) if way == "encode" else latents(model.sde)
+
+    def end(rows):
+        result = getattr(sampler, way)(model, start[rows])
+        return result.x0 if way == "sample" else result.x
+
+    together = end(slice(0, 8))
+    for rows in (slice(0, 1), slice(1, 3), slice(7, 8)):
+        torch.testing.assert_close(end(rows), together[rows], rtol=0, atol=1e-9)
+
+
+class ByClass(GaussianModel):
+    """Gaussian data whose variance is the condition's; keeps how many samples each call had."""
+
+    def __init__(self, sde):
+        super().__init__(sde)
+        self.asked = []
+
+    def forward(self, x_t, t, *, cond=None):
+        self.asked.append(len(x_t))
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        eps = expand_like(sigma / (alpha**2 * cond + sigma**2), x_t) * x_t
+        return Prediction.from_eps(x_t, eps, alpha=alpha, sigma=sigma)
+
+
+def test_a_sample_costs_its_own_steps_alone_under_its_own_condition():
+    model, sampler = ByClass(VP()), flow(1e-4, denoise_final=False, t_end=0.01, record_trajectory=True)
+    variances = torch.tensor([1.0, 0.3, 1e-2, 1e-4], dtype=torch.float64)
+    x_T = latents(model.sde, 4)
+    alone = [sampler.sample(model, x_T[k : k + 1], cond=variances[k : k + 1]) for k in range(4)]
+    assert len({result.nfe for result in alone}) > 1
+    model.asked.clear()
+    together = sampler.sample(model, x_T, cond=variances)
+    torch.testing.assert_close(together.x0, torch.cat([result.x0 for result in alone]), rtol=0, atol=1e-10)
+    assert together.nfe == len(model.asked) == max(result.nfe for result in alone)
+    assert sum(model.asked) == sum(result.nfe for result in alone)
+    # y^2 / (variance + r^2) never changes
+    start, end = (model.sde.alpha_sigma(torch.tensor([t]).double()) for t in (1.0, 0.01))
+    spread = [((variances * alpha**2 + sigma**2) ** 0.5)[:, None] for alpha, sigma in (start, end)]
+    at_end = together.trajectory[1]
+    torch.testing.assert_close(at_end, x_T / spread[0] * spread[1], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_encode_is_right_within_the_tolerance_and_decode_undoes_it(sde):
+    sde, tolerance = SDES[sde], 1e-2
+    means = torch.tensor([[-1.0, 0.5, 0.0], [1.0, 0.0, 0.3]])
+    model = GaussianMixtureScoreModel(sde, means=means, covs=0.02 * torch.eye(3)[None].repeat(2, 1, 1))
+    data = model.sample_data(40, torch.Generator().manual_seed(2)).double()
+    exact = flow(1e-4, solver="dopri8").encode(model, data).x / sde.prior_std
+    latent = flow(tolerance).encode(model, data).x
+    assert float(((latent / sde.prior_std - exact).abs() / (1 + exact.abs())).max()) < tolerance
+    back = flow(tolerance).decode(model, latent).x
+    assert float(((back - data).abs() / (1 + data.abs())).max()) < tolerance
