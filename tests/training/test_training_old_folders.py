@@ -64,7 +64,7 @@ def test_an_old_run_on_a_folder_goes_on_to_the_same_bits(
     # from here on the checkpoint says the order itself; measuring takes it, on both splits
     newest = max((tmp_path / "run" / "checkpoints").glob("step_*"))
     assert json.loads((newest / "state.json").read_text())["data"]["class_names"] == ["1", "10", "2"]
-    draws = ("--config.eval.num_images=0", "--config.eval.vlb_num_steps=40", "--config.eval.vlb_samples_per_image=2")
+    draws = ("--config.eval.num_images=0", "--config.eval.vlb_num_steps=6", "--config.eval.vlb_samples_per_image=2")
     per_image = []
     for workdir, channels in ((tmp_path / "run", 0), (tmp_path / "whole", 3)):
         assert main.run(tiny_command("eval", workdir, *flags(root, channels, 4), *draws)) == 0
@@ -74,12 +74,15 @@ def test_an_old_run_on_a_folder_goes_on_to_the_same_bits(
         assert np.array_equal(values, per_image[1][name]), name
 
 
-def test_a_new_run_has_natural_order_and_one_channel(tmp_path: Path):
+def test_a_new_run_has_natural_order_and_one_channel(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name in NAMES:
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(4):
             Image.new("L", (8, 8), i).save(tmp_path / "images" / name / f"{i}.png")
+    (tmp_path / "images" / "2" / "photo.heic").touch()
     assert main.run(tiny_command("train", tmp_path / "run", *flags(tmp_path / "images", 0, 2))) == 0
+    said = capsys.readouterr().err
+    assert said.count("left out of") == 1 and "1 .heic" in said
     newest = max((tmp_path / "run" / "checkpoints").glob("step_*"))
     data = json.loads((newest / "state.json").read_text())["data"]
     assert data == {"image_shape": [1, 8, 8], "num_levels": 256, "num_classes": 3, "class_names": list(NAMES)}
