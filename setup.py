@@ -14,6 +14,7 @@ setup(
         "data",
         "training",
         "evaluation",
+        "commands",
         "configs",
         "configs.pretrained",
         "configs.vp",

@@ -31,24 +31,22 @@ def idle_cores() -> float:
 
 def choose_wait_policy(
     environment: MutableMapping[str, str] = os.environ, *, idle: Callable[[], float] = idle_cores
-) -> str | None:
-    """Let waiting threads sleep where there are more of them than idle cores; call it before PyTorch is imported.
+) -> None:
+    """Let waiting threads sleep where there are more of them than idle cores, and say so.
 
-    The results are the same to the bit. A setting of the user's own (OMP_WAIT_POLICY, GOMP_SPINCOUNT, KMP_BLOCKTIME,
+    To be called before PyTorch is imported. The results are the same to the bit. A setting of the user's own (OMP_WAIT_POLICY, GOMP_SPINCOUNT, KMP_BLOCKTIME,
     KMP_LIBRARY) is left as it is, and one thread waits for nobody.
 
     Args:
         environment: Where OMP_NUM_THREADS is looked up, and OMP_WAIT_POLICY set.
         idle: Measures the idle cores.
-
-    Returns:
-        A line that says what was chosen and why; None if nothing was.
     """
     if "torch" in sys.modules or any(name in environment for name in _OWN_SETTINGS):
-        return None
+        return
     number = environment.get("OMP_NUM_THREADS", "").split(",")[0]
     threads = int(number) if number.isdecimal() else len(_cores())
     if threads < 2 or (found := idle()) > threads - 0.5:
-        return None
+        return
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
-    return f"{found:.1f} cores are idle for {threads} threads: those that wait sleep (OMP_WAIT_POLICY=PASSIVE)"
+    line = f"{found:.1f} cores are idle for {threads} threads: those that wait sleep (OMP_WAIT_POLICY=PASSIVE)"
+    print(line, file=sys.stderr)

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "data": {"runtime"},
     "training": {"runtime", "sde_lib", "models", "samplers", "likelihood", "data"},
     "evaluation": {"runtime", "sde_lib", "models", "samplers", "likelihood", "data", "training"},
+    "commands": set(),
     "configs": set(),
 }
 # Third-party packages of the rooms that promise to have few.
