@@ -34,8 +34,8 @@ def choose_wait_policy(
 ) -> None:
     """Let waiting threads sleep where there are more of them than idle cores, and say so.
 
-    To be called before PyTorch is imported. The results are the same to the bit. A setting of the user's own (OMP_WAIT_POLICY, GOMP_SPINCOUNT, KMP_BLOCKTIME,
-    KMP_LIBRARY) is left as it is, and one thread waits for nobody.
+    To be called before PyTorch is imported. The results are the same to the bit. A setting of the user's own
+    (OMP_WAIT_POLICY, GOMP_SPINCOUNT, KMP_BLOCKTIME, KMP_LIBRARY) is left as it is, and one thread waits for nobody.
 
     Args:
         environment: Where OMP_NUM_THREADS is looked up, and OMP_WAIT_POLICY set.
