@@ -21,6 +21,7 @@ from training.in_turn import in_trained_order, load_in_turn, load_same_trained, 
 from training.lock import locked
 from training.logging import say
 from training.memory import says_which_knobs
+from training.plugins import say_changed_plugins
 from training.precision import fast_inference, forward_flops, pick_mode
 from training.ranks import Ranks
 from training.stopping import Interrupted
@@ -92,6 +93,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 held.enter_context(locked(workdir, "eval"))
                 for reason in mode.reasons:
                     say(reason)
+                say_changed_plugins(workdir, config.plugins)
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
             seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}

@@ -25,6 +25,7 @@ from training.in_turn import load_in_turn, load_same_trained, pick_together
 from training.lock import locked
 from training.logging import say
 from training.memory import says_which_knobs
+from training.plugins import say_changed_plugins
 from training.precision import fast_inference, forward_flops, pick_mode
 from training.prior import say_lost_signal
 from training.ranks import Ranks
@@ -152,6 +153,7 @@ def sample(config: Config, workdir: Path) -> None:
             held.enter_context(locked(workdir, "sample"))
             for reason in mode.reasons:
                 say(reason)
+            say_changed_plugins(workdir, config.plugins)
             say_lost_signal(config, trained.sde)
         num_classes = kind.num_classes if config.model.class_conditional else None
         batches = draw_batches(

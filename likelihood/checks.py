@@ -74,8 +74,9 @@ def noisy_part(grid: Float[Tensor, " points"], sde: SDE) -> Float[Tensor, " nois
     """
     log_snr = sde.log_snr(grid)
     if bool(log_snr[0] == -torch.inf):
-        raise ValueError(
-            f"the grid must begin where signal is left, got t = {float(grid[0]):.6g}, where alpha is 0; "
-            f"begin at t_max = {sde.t_max:.6g}"
-        )
+        first = float(grid[0])
+        fix = f"begin at t_max = {sde.t_max:.6g}"
+        if first <= sde.t_max:
+            fix = f"set t_max of {type(sde).__name__} lower, such as {0.999 * first:.6g}"
+        raise ValueError(f"the grid must begin where signal is left, got t = {first:.6g}, where alpha is 0; {fix}")
     return grid[torch.isfinite(log_snr)]

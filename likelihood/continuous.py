@@ -10,7 +10,7 @@ from models import ScoreModel, count_network_calls
 from sde_lib import SDE, NoiseStreams, expand_like
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
-from .checks import check_batch, check_finite
+from .checks import check_batch, check_finite, noisy_part
 from .decoder import levels_of
 from .dequantization import decoder_log_prob
 from .step_sampling import (
@@ -81,7 +81,7 @@ class ContinuousBound(LikelihoodEstimator):
             raise ValueError(
                 f"t_end must be below t_max = {sde.t_max:.6g} and leave noise, got {first:.6g}; try {sde.t_min:.6g}"
             )
-        return torch.tensor([first, sde.t_max], dtype=torch.float64)
+        return noisy_part(torch.tensor([sde.t_max, first], dtype=torch.float64), sde).flip(0)
 
     def __call__(
         self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None

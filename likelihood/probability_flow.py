@@ -142,7 +142,7 @@ class FlowLikelihood(LikelihoodEstimator):
             raise ValueError(
                 f"t_end must be below t_max = {sde.t_max:.6g} and leave noise, got {first:.6g}; try {sde.t_min:.6g}"
             )
-        return torch.tensor([first, sde.t_max], dtype=torch.float64)
+        return noisy_part(torch.tensor([sde.t_max, first], dtype=torch.float64), sde).flip(0)
 
     def __call__(
         self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None

@@ -47,7 +47,8 @@ class Point:
         """
         if self.alpha == 0:
             raise ValueError(
-                f"alpha is 0 at t = {self.t:.6g}, where this sampler cannot start; begin the grid at sde.t_max"
+                f"alpha is 0 at t = {self.t:.6g}, where this sampler cannot start; begin the grid, or the SDE at its "
+                f"t_max, where signal is left, such as at {0.999 * self.t:.6g}"
             )
 
 

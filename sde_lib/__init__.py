@@ -3,6 +3,7 @@
 from .adams import solve_adams
 from .base import MOST_PRIOR_BITS, SDE
 from .catalog import available_sdes, make_sde, register_sde, sde_defaults
+from .checks import check_sde
 from .grids import available_grids, check_grid, make_grid, register_grid
 from .learned import GradientSplit, LearnedVP
 from .noise import NoiseStreams, derive_seed
@@ -43,6 +44,7 @@ __all__ = [
     "check_grid",
     "check_installed",
     "check_per_sample",
+    "check_sde",
     "choices_message",
     "combine",
     "cosine_betas",

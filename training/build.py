@@ -17,7 +17,7 @@ from models import (
     make_parameterization,
 )
 from samplers import Sampler, make_sampler
-from sde_lib import SDE, LearnedVP, choices_message, make_sde
+from sde_lib import SDE, LearnedVP, check_sde, choices_message, make_sde
 
 from .bound_losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss
 from .config import Config, data_root, parse_options
@@ -28,9 +28,15 @@ from .rendezvous import place
 
 
 def build_sde(config: Config) -> SDE:
-    """The SDE of ``config.sde``: its name, and its own options."""
+    """The SDE of ``config.sde``: its name, and its own options.
+
+    Raises:
+        ValueError: If it is unknown, or no model of it could be sampled.
+    """
     options = {key: value for key, value in config.sde.items() if key != "name"}
-    return make_sde(config.sde.name, **options)
+    sde = make_sde(config.sde.name, **options)
+    check_sde(sde)
+    return sde
 
 
 def build_dataset(config: Config, split: str, channels: int | None = None) -> ImageDataset:

@@ -28,6 +28,7 @@ from .in_turn import in_trained_order, load_in_turn, pick_together
 from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
+from .plugins import keep_plugins, say_changed_plugins
 from .precision import NetworkMode, pick_mode
 from .prior import say_lost_signal
 from .ranks import LostRankError, Ranks
@@ -149,8 +150,11 @@ def _train_there(
     mode = _pick_mode(config, state, device, ranks)
     if ranks.first:
         note_changes(state.history, config, workdir, state.step)
-        if not restored:
+        if restored:
+            say_changed_plugins(workdir, config.plugins)
+        else:
             claim_for_training(workdir, config)
+        keep_plugins(workdir, config.plugins)
         _introduce(config, workdir, state, dataset, device, mode, share)
         say_lost_signal(config, state.model.sde)
     flip = config.data.random_flip
