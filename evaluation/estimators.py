@@ -7,6 +7,7 @@ from typing import Any
 from data import ImageDataset
 from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
 from models import ClippedScoreModel, ScoreModel
+from sde_lib import TABLEAUS
 from training.checks import check_learned_parts
 from training.config import Config
 
@@ -44,6 +45,7 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
             step_sampling=settings.vlb_step_sampling,
         )
     if name == "ode":
+        _check_flow_needs(settings)
         flow = make_likelihood(
             name,
             num_levels=dataset.num_levels,
@@ -62,6 +64,30 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
         _check_flow(flow, settings)
         return flow
     return make_likelihood(name, num_levels=dataset.num_levels)
+
+
+def _check_flow_needs(settings: Any) -> None:
+    """Refuse settings without the others that they need, by the names that they have in ``config.eval``.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    by_steps = settings.ode_solver in TABLEAUS
+    if by_steps and settings.ode_t_end:
+        raise ValueError(
+            f"eval.ode_t_end={settings.ode_t_end} is for adaptive solvers, got eval.ode_solver={settings.ode_solver}, "
+            "which begins at the grid's last time; leave it at 0"
+        )
+    if by_steps and not settings.ode_num_steps:
+        raise ValueError(
+            f"eval.ode_solver={settings.ode_solver} needs eval.ode_num_steps, at least 1, got 0; set it, or take an "
+            "adaptive solver"
+        )
+    if settings.ode_importance_samples > 1 and settings.ode_divergence != "exact":
+        raise ValueError(
+            f"eval.ode_importance_samples={settings.ode_importance_samples} needs eval.ode_divergence=exact, got "
+            f"{settings.ode_divergence}, whose noise would make the bound too good; leave it at 1"
+        )
 
 
 def _check_flow(flow: LikelihoodEstimator, settings: Any) -> None:

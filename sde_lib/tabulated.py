@@ -121,6 +121,7 @@ class Tabulated(SDE):
 
         Song & Ermon 2019, Section 5, have 10 levels from 1 to 0.01: at sigma 1 data in [-1, 1] can still be seen.
         """
+        _check_num_steps(num_steps)
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"NCSN needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}; try 0.01 and 50")
         ends = math.log(sigma_min), math.log(sigma_max)

@@ -25,8 +25,10 @@ class VE(SDE):
     t_min = 0.0
 
     def __init__(self, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"VE needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}; try 0.01 and 50")
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(
+                f"VE needs 0 < sigma_min < sigma_max < inf, got {sigma_min} and {sigma_max}; try 0.01 and 50"
+            )
         self.sigma_min, self.sigma_max, self.prior_std = sigma_min, sigma_max, sigma_max
         self._log_min, self._log_ratio = math.log(sigma_min), math.log(sigma_max / sigma_min)
 

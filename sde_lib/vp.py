@@ -53,12 +53,12 @@ class VP(VariancePreserving):
         beta_max: beta(1), at least beta_min.
 
     Raises:
-        ValueError: If not 0 < beta_min <= beta_max.
+        ValueError: If not 0 < beta_min <= beta_max < inf.
     """
 
     def __init__(self, *, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min <= beta_max:
-            raise ValueError(f"VP needs 0 < beta_min <= beta_max, got {beta_min} and {beta_max}; try 0.1 and 20")
+        if not 0 < beta_min <= beta_max < math.inf:
+            raise ValueError(f"VP needs 0 < beta_min <= beta_max < inf, got {beta_min} and {beta_max}; try 0.1 and 20")
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def log_alpha(self, t: PerSample) -> PerSample:
@@ -97,8 +97,8 @@ class CosineVP(VariancePreserving):
     t_max = 0.999
 
     def __init__(self, *, s: float = 0.008) -> None:
-        if s < 0:
-            raise ValueError(f"CosineVP needs s >= 0, got {s}; try 0.008")
+        if not 0 <= s < math.inf:
+            raise ValueError(f"CosineVP needs s >= 0, and finite, got {s}; try 0.008")
         self.s = s
 
     def log_alpha(self, t: PerSample) -> PerSample:

@@ -78,7 +78,7 @@ BAD_INPUT = [
     ),
     (["--config.training.grad_clip=nan"], "train", "config.training.grad_clip must be at least 0, got nan"),
     (["--config.optim.learning_rate=inf"], "train", "config.optim.learning_rate must be at most"),
-    (["--config.optim.beta1=2"], "train", "config.optim cannot be used: Invalid beta parameter"),
+    (["--config.optim.beta1=2"], "train", "config.optim.beta1 must be at most 0.9999999999999999, got 2.0"),
     (["--config.seed=99999999999999999999"], "train", "config.seed must lie in"),
     (["--config.device=meta"], "train", "device 'meta' cannot be used"),
     (["--config.sampling.grid=unifrom"], "sample", "unknown grid 'unifrom'; did you mean 'uniform'?"),

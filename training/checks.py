@@ -12,6 +12,8 @@ from .build import build_sde
 from .config import Config
 
 _MOST = 10**6  # steps, or images at a time, that no run has
+_LARGE = 1e30
+_BELOW_1 = math.nextafter(1, 0)
 _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("training", "num_steps", 1, 10**12),
     ("training", "batch_size", 1, _MOST),
@@ -19,14 +21,20 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("training", "keep_checkpoints", 1, _MOST),
     ("training", "log_every", 1, 10**12),
     ("training", "sample_every", 0, 10**12),
-    ("training", "grad_clip", 0, math.inf),
+    ("training", "grad_clip", 0, _LARGE),
     ("training", "accumulation_steps", 1, _MOST),
-    ("training", "explosion_factor", 0, math.inf),
+    ("training", "explosion_factor", 0, _LARGE),
     ("training", "max_bad_steps", 0, 10**12),
     ("optim", "warmup_steps", 0, 10**12),
     ("optim", "decay_steps", 0, 10**12),
     ("optim", "learning_rate", 1e-30, 1e3),
+    ("optim", "beta1", 0, _BELOW_1),
+    ("optim", "beta2", 0, _BELOW_1),
+    ("optim", "eps", 1e-30, 1),
+    ("optim", "weight_decay", 0, 1e3),
     ("model", "dropout", 0, 0.999),
+    ("model", "norm_eps", 1e-12, 1),
+    ("data", "channels", 0, _MOST),
     ("sampling", "num_steps", 1, _MOST),
     ("sampling", "num_samples", 1, 10**9),
     ("sampling", "batch_size", 1, _MOST),
@@ -35,11 +43,20 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("eval", "num_images", 0, 10**12),
     ("eval", "vlb_num_steps", 0, _MOST),
     ("eval", "vlb_samples_per_image", 0, _MOST),
+    ("eval", "ode_importance_samples", 1, _MOST),
+    ("eval", "ode_num_probes", 1, _MOST),
+    ("eval", "ode_rtol", 1e-16, 1),
+    ("eval", "ode_atol", 1e-16, 1),
+    ("eval", "ode_num_steps", 0, _MOST),
+    ("eval", "ode_max_nfe", 0, 10**12),
+    ("eval", "ode_t_end", 0, _BELOW_1),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
     *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
     ("training", "sharding", ["none", "fsdp"]),
+    # without dequantization a density is measured, and images have levels
+    ("eval", "ode_dequantization", ["decoder", "uniform", "variational"]),
 )
 
 
@@ -55,13 +72,15 @@ def check_config(config: Config) -> None:
     # an option that the SDE does not have, or cannot have so
     build_sde(config)
     for section, key, least, most in _RANGES:
-        value = config[section].get(key)
+        # an imported network's section has no key of which it has no use
+        value = config[section].get(key, least if section == "model" else None)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"config.{section}.{key} must be a number, got {value!r}; set one")
         if not value >= least:
             raise ValueError(f"config.{section}.{key} must be at least {least}, got {value}; raise it")
         if value > most:
-            raise ValueError(f"config.{section}.{key} must be at most {most}, got {value}; lower it")
+            fix = "set it to 0 for none" if most == _LARGE else "lower it"
+            raise ValueError(f"config.{section}.{key} must be at most {most}, got {value}; {fix}")
     for section, key, choices in _CHOICES:
         value = config[section].get(key)
         if value not in choices:
@@ -71,6 +90,9 @@ def check_config(config: Config) -> None:
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
             "loss would be left out; try 1000"
         )
+    size = config.data.image_size
+    if not all(0 <= side <= _MOST for side in (size if isinstance(size, (tuple, list)) else (size,))):
+        raise ValueError(f"config.data.image_size must be from 0 to {_MOST}, got {size}; set the pixels of a side")
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
     if not 0 <= config.training.ema_decay < 1:
@@ -126,8 +148,9 @@ def check_eval_names(config: Config) -> None:
         if name not in available_likelihoods():
             raise ValueError(choices_message("likelihood", name, available_likelihoods()))
     check_variance(config.eval.vlb_variance)
-    if config.eval.vlb_grid not in available_grids():
-        raise ValueError(choices_message("grid", config.eval.vlb_grid, available_grids()))
+    for grid in (config.eval.vlb_grid, config.eval.ode_grid):
+        if grid not in available_grids():
+            raise ValueError(choices_message("grid", grid, available_grids()))
     check_learned_parts(config)
     if config.eval.split not in ("train", "test"):
         raise ValueError(choices_message("split", config.eval.split, ["test", "train"]))

@@ -66,6 +66,10 @@ class Share:
         ends = self._ends[first : first + self.accumulation_steps + 1]
         return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
+    def part_sizes(self) -> list[int]:
+        """Number of samples of each part, of all processes."""
+        return [end - begin for begin, end in itertools.pairwise(self._ends)]
+
     def sizes(self) -> list[int]:
         """Number of samples of each process."""
         ends = self._ends[:: self.accumulation_steps]

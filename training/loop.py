@@ -32,7 +32,7 @@ from .plugins import keep_plugins, say_changed_plugins
 from .precision import NetworkMode, pick_mode
 from .prior import say_lost_signal
 from .ranks import LostRankError, Ranks
-from .start_lines import data_lines
+from .start_lines import data_lines, share_line
 from .state import TrainingState
 from .step import TrainingStep
 from .stopping import Interrupted, StopRequest, stop_on_signals
@@ -218,8 +218,7 @@ def _introduce(
     for line in [*lines, *mode.reasons, *([warning] if warning else [])]:
         say(line)
     if share.world > 1 or share.accumulation_steps > 1:
-        largest = max(part.stop - part.start for part in share.parts)
-        say(f"{share.world} processes, {share.accumulation_steps} accumulation steps: {largest} images at a time")
+        say(share_line(share))
 
 
 def _run(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data import ImageDataset
 
+from .distributed import Share
 from .files import one_line
 
 _MOST_CLASSES = 5  # that are named
@@ -33,6 +34,15 @@ def data_lines(dataset: ImageDataset, workdir: Path, *, num_parameters: int, dev
         f"{num_parameters:,} parameters on {device}",
     ]
     return [f"{count}, {_classes(dataset)} → {workdir}", "; ".join(filter(None, parts))]
+
+
+def share_line(share: Share) -> str:
+    """Cuts of a batch, as in "2 processes, 1 accumulation step: 3 or 4 images at a time"."""
+    processes = f"{share.world} process{'es' if share.world > 1 else ''}"
+    steps = f"{share.accumulation_steps} accumulation step{'s' if share.accumulation_steps > 1 else ''}"
+    # they differ by one at most
+    sizes = sorted(set(share.part_sizes()))
+    return f"{processes}, {steps}: {' or '.join(map(str, sizes))} image{'s' if sizes[-1] > 1 else ''} at a time"
 
 
 def _classes(dataset: ImageDataset) -> str:

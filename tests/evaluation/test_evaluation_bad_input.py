@@ -13,16 +13,16 @@ import main
 EARLY = [
     (["--config.eval.vlb_variance=learned"], "eval.vlb_variance=learned needs a network with model.learned_variance"),
     (["--config.eval.ode_solver=dopri"], "unknown ODE solver 'dopri'; did you mean 'dopri"),
-    (["--config.eval.ode_solver=heun"], "heun needs num_steps, at least 1, got None; or take an adaptive solver"),
+    (["--config.eval.ode_solver=heun"], "eval.ode_solver=heun needs eval.ode_num_steps, at least 1, got 0; set it, or"),
     (
         ["--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=9", "--config.eval.ode_grid=od"],
         "unknown grid 'od'",
     ),
     (["--config.eval.ode_num_steps=9"], "eval.ode_num_steps=9 is of a grid, but adams chooses its steps itself"),
-    (["--config.eval.ode_num_steps=-1"], "eval.ode_num_steps=-1 is of a grid"),
+    (["--config.eval.ode_num_steps=-1"], "config.eval.ode_num_steps must be at least 0, got -1"),
     (
         ["--config.eval.ode_t_end=0.1", "--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=9"],
-        "t_end is for adaptive solvers without a grid of times, got t_end = 0.1 for 'rk4'",
+        "eval.ode_t_end=0.1 is for adaptive solvers, got eval.ode_solver=rk4",
     ),
     (
         ["--config.eval.ode_num_probes=3", "--config.eval.ode_divergence=exact"],
@@ -30,10 +30,10 @@ EARLY = [
     ),
     (["--config.eval.vlb_grid=unifrom"], "unknown grid 'unifrom'; did you mean 'uniform'?"),
     (["--config.eval.ode_divergence=exakt"], "unknown divergence 'exakt'; did you mean 'exact'?"),
-    (["--config.eval.ode_importance_samples=5"], "5 importance samples need divergence='exact', got 'rademacher'"),
-    (["--config.eval.ode_dequantization=none"], "dequantization 'none' measures a density, got 17 levels"),
-    (["--config.eval.ode_rtol=0"], "rtol must be above 0"),
-    (["--config.eval.ode_max_nfe=-1"], "max_nfe must be at least 1"),
+    (["--config.eval.ode_importance_samples=5"], "eval.ode_importance_samples=5 needs eval.ode_divergence=exact"),
+    (["--config.eval.ode_dequantization=none"], "unknown ode_dequantization 'none'; choices: decoder, uniform"),
+    (["--config.eval.ode_rtol=0"], "config.eval.ode_rtol must be at least 1e-16, got 0.0"),
+    (["--config.eval.ode_max_nfe=-1"], "config.eval.ode_max_nfe must be at least 0, got -1"),
     (["--config.eval.likelihoods=vlb,odd"], "unknown likelihood 'odd'"),
 ]
 
