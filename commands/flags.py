@@ -31,8 +31,7 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, li
     parser.add_argument("--mode", required=True, choices=_MODES, help="what to do")
     where = "where the run lives; default: runs/<family>/<config name>"
     parser.add_argument("--workdir", type=path, default="", help=where)
-    for name, of, kind in (
-        ("source", "import", str), ("checkpoint", "import", path), ("format", "export", str), ("output", "export", path)
-    ):  # fmt: skip
+    for name, of, kind in (("source", "import", str), ("checkpoint", "import", path), ("format", "export", str)):
         parser.add_argument(f"--{name}", type=kind, default="", help=f"of --mode {of}: see docs/checkpoints.md")
+    parser.add_argument("--output", type=path, default="", help="of --mode export and sample: the folder to write in")
     return parser.parse_known_args(arguments)

@@ -131,12 +131,15 @@ def _sampling() -> ConfigDict:
             "num_steps": 1000,
             "num_samples": 64,
             "batch_size": 64,
+            "classes": (),  # of a conditional model: numbers or names, as in 3,7, drawn in turn; (): all
             "grid": "uniform",
             "options": "",  # the sampler's own options, as in "eta=0.5"
             "clip_x0": True,  # clip the predicted x0 to the data's range
             "threshold_x0": 0.0,  # instead: bring this quantile of |x0| into that range; 0.995 is usual, 0: none
             "precision": "auto",  # as in training
             "compile": "auto",
+            "png_folder": False,  # write each sample as a PNG too, for tools that measure FID
+            "record_trajectory": False,  # write how the first 16 samples come about: trajectory.npz and .gif
         }
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from training.memory import says_which_knobs
 from training.plugins import say_changed_plugins
 from training.precision import fast_inference, forward_flops, pick_mode
 from training.ranks import Ranks
-from training.stopping import Interrupted
 from training.trained import trained_channels
 from training.workdir import check_for_use, save_npz, write_json
 
+from .dealing import says_what_is_kept
 from .estimators import build_estimators, seen_by, settings_of
 from .measurement import EvalSplit, Measurement
 from .partial import fingerprints
@@ -69,7 +68,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     ):
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
-        with _interrupted(lambda: "stopped before the first batch; the same command begins again"):
+        with says_what_is_kept(lambda: "stopped before the first batch; the same command begins again"):
             channels = trained_channels(config, workdir)
             dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split, channels))
             dataset = in_trained_order(ranks, config, workdir, dataset)
@@ -105,7 +104,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             fingerprints=fingerprints(config, trained, step, split, step_weights, mode.recorded()),
             ranks=ranks,
         )
-        with _interrupted(lambda: f"stopped with {schedule.kept()} kept; the same command goes on from there"):
+        with says_what_is_kept(lambda: f"stopped with {schedule.kept()} kept; the same command goes on from there"):
             measurements = schedule.run()
         if not ranks.first:
             return {}
@@ -113,15 +112,6 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         report = _write(settings, workdir, estimators, measurements, model, split, head)
         schedule.forget()
         return report
-
-
-@contextlib.contextmanager
-def _interrupted(said: Callable[[], str]) -> Iterator[None]:
-    """Say what a Ctrl-C leaves."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(said()) from None
 
 
 def _write(

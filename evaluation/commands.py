@@ -42,4 +42,7 @@ def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any])
     if mode == "export":
         export_model(config, workdir, format=flags["format"], output=flags["output"])
         return
-    {"train": train, "eval": evaluate, "sample": sample}[mode](config, workdir)
+    if mode == "sample":
+        sample(config, workdir, Path(flags["output"]) if flags.get("output") else None)
+        return
+    {"train": train, "eval": evaluate}[mode](config, workdir)

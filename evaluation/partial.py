@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ _PACKAGES = ("sde_lib", "models", "likelihood", "data", "training", "evaluation"
 _FIXED = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.", "eval.")
 
 
-def _digest(*arrays: torch.Tensor) -> str:
+def digest_of(*arrays: torch.Tensor) -> str:
     """Of values, shapes and types."""
     total = hashlib.sha256()
     for array in arrays:
@@ -84,8 +84,8 @@ def fingerprints(
         network: In what precision the network computes, where the config leaves it to the machine.
     """
     state = model.state_dict()
-    common: dict[str, Any] = {"step": step, "weights": _digest(*(state[key] for key in sorted(state)))}
-    common["images"] = _digest(split.dataset.images[: split.num_images], split.dataset.labels[: split.num_images])
+    common: dict[str, Any] = {"step": step, "weights": digest_of(*(state[key] for key in sorted(state)))}
+    common["images"] = digest_of(split.dataset.images[: split.num_images], split.dataset.labels[: split.num_images])
     common |= {"num_images": split.num_images, "num_levels": split.dataset.num_levels, "seed": split.seed}
     settings = {k: v for k, v in flatten(config) if k.startswith(_FIXED) and k not in _FREE}
     common |= {"device": split.device.type, "torch": torch.__version__, "format": _FORMAT}
@@ -98,7 +98,7 @@ def fingerprints(
         ours = {key: value for key, value in settings.items() if not key.startswith(foreign)}
         weights = (step_weights or {}).get(name)
         if weights is not None:
-            ours["step_weights"] = _digest(torch.tensor(weights, dtype=torch.float64))
+            ours["step_weights"] = digest_of(torch.tensor(weights, dtype=torch.float64))
         # as JSON gives it back
         result[name] = json.loads(json.dumps(common | ours))
     return result
@@ -112,14 +112,15 @@ class PartialResults:
     Args:
         folder: Where they are, ``eval/partial/<likelihood>``.
         fingerprint: All that the values depend on.
+        done: What is done with a batch, as messages call it.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
-        self._folder, self._fingerprint = folder, fingerprint
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], *, done: str = "measured") -> None:
+        self.folder, self._fingerprint, self._done = folder, fingerprint, done
         self.digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
     def _path(self, k: int) -> Path:
-        return self._folder / f"{k:06d}.batch"
+        return self.folder / f"{k:06d}.batch"
 
     def _checksum(self, k: int, payload: bytes) -> bytes:
         return hashlib.sha256(f"{self.digest} {k} ".encode() + payload).hexdigest().encode() + b"\n"
@@ -147,13 +148,22 @@ class PartialResults:
 
     def keep(self, k: int, data: bytes) -> None:
         """Write an encoded batch, unless it is there."""
-        if not (self._folder / _FINGERPRINT).is_file():
-            write_json(self._folder / _FINGERPRINT, self._fingerprint)
+        if not (self.folder / _FINGERPRINT).is_file():
+            write_json(self.folder / _FINGERPRINT, self._fingerprint)
         if not self._path(k).is_file():
             write_atomically(self._path(k), data)
 
+    def read(self, k: int) -> Values:
+        """A batch that is kept.
+
+        Raises:
+            ValueError: If it is damaged, or of another measurement.
+            OSError: If it is not there.
+        """
+        return self.decode(k, self._path(k).read_bytes())
+
     def load(self, num_batches: int) -> tuple[dict[int, Values], list[str]]:
-        """Read what is kept; what is of another measurement is deleted, and so is what is damaged.
+        """Read what ``good`` finds.
 
         Args:
             num_batches: How many batches there are.
@@ -161,37 +171,59 @@ class PartialResults:
         Returns:
             The good batches by number, and a line for each reason why others are not used.
         """
-        if not self._folder.is_dir():
-            return {}, []
+        numbers, notes = self.good(num_batches)
+        return {k: self.read(k) for k in numbers}, notes
+
+    def good(
+        self, num_batches: int, fits: Callable[[int, Values], bool] = lambda k, values: True
+    ) -> tuple[list[int], list[str]]:
+        """Find what is kept; what is of another measurement is deleted, and so is what is damaged or does not fit.
+
+        Args:
+            num_batches: How many batches there are.
+            fits: Whether the values of a batch are those that are wanted, by number and values.
+
+        Returns:
+            The numbers of the good batches, and a line for each reason why others are not used.
+        """
+        if not self.folder.is_dir():
+            return [], []
         difference = self._difference()
         if difference is not None:
-            shutil.rmtree(self._folder)
-            return {}, [f"{self._folder} holds another measurement ({difference}); starts anew"]
-        good, damaged = {}, []
+            shutil.rmtree(self.folder)
+            return [], [f"{self.folder} holds another measurement ({difference}); starts anew"]
+        good, damaged = [], []
         for k in range(num_batches):
             if not self._path(k).is_file():
                 continue
             try:
-                good[k] = self.decode(k, self._path(k).read_bytes())
+                if fits(k, self.read(k)):
+                    good.append(k)
+                else:
+                    self._path(k).unlink()
             except ValueError:
                 damaged.append(self._path(k).name)
                 self._path(k).unlink()
         listed = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
-        return good, [f"in {self._folder} {listed} cannot be used; measured again"] if damaged else []
+        return good, [f"in {self.folder} {listed} cannot be used; {self._done} again"] if damaged else []
+
+    def discard(self, k: int) -> None:
+        """Delete a batch."""
+        self._path(k).unlink(missing_ok=True)
 
     def count(self) -> int:
         """The number of batches that are kept."""
-        return len(list(self._folder.glob("[0-9]*.batch")))
+        return len(list(self.folder.glob("[0-9]*.batch")))
 
     def drop(self) -> None:
         """Delete all of it."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
-            self._folder.parent.rmdir()
+            self.folder.parent.rmdir()
 
     def _difference(self) -> str | None:
         """What the fingerprint in the folder differs in, or None."""
-        path = self._folder / _FINGERPRINT
+        path = self.folder / _FINGERPRINT
         try:
             found = json.loads(path.read_bytes())
             if not isinstance(found, dict):

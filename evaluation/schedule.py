@@ -14,6 +14,7 @@ from runtime.terminal import ProgressBar
 from training.logging import say
 from training.ranks import Ranks
 
+from .dealing import deal
 from .measurement import EvalSplit, Measurement, Values, bits_per_dim_of
 from .partial import PartialResults
 
@@ -67,10 +68,6 @@ class Schedule:
                     f"the checkpoint, data or settings of {name} differ from those of rank 0; "
                     "give all processes the same work directory, data and command"
                 )
-        todo: list[tuple[int, list[str]]] = plan["todo"]
-        rank, world = self._ranks.rank, self._ranks.world
-        others = [todo[other::world] for other in range(1, world)] if self._ranks.first else []
-        awaited = [[(k, name) for k, names in dealt for name in names] for dealt in others]
         before = [(k, name) for name, known in self._known.items() for k in known]
         with ProgressBar(
             total=self._split.num_images * len(self._measured),
@@ -80,12 +77,7 @@ class Schedule:
             disable=not self._ranks.first,
         ) as self._bar:
             self._show(before)
-            for k, names in todo[rank::world]:
-                for name in names:
-                    self._measure(k, name)
-                    self._take(awaited)
-                    self._ranks.check()
-            self._ranks.wait_until(lambda: self._take(awaited))
+            deal(self._ranks, plan["todo"], self._measure, self._take)
         if not self._ranks.first:
             return {}
         return {name: Measurement([known[k] for k in range(len(self._split))]) for name, known in self._known.items()}
@@ -111,11 +103,14 @@ class Schedule:
         if any(self._known.values()):
             counts = {name: len(known) for name, known in self._known.items()}
             say(f"goes on: {self._counted(counts)} were measured before")
-        todo = [(k, [name for name, known in self._known.items() if k not in known]) for k in range(len(self._split))]
+        todo = [
+            [f"{name}/{k}" for name, known in self._known.items() if k not in known] for k in range(len(self._split))
+        ]
         digests = {name: partial.digest for name, partial in self._partial.items()}
-        return json.dumps({"digests": digests, "todo": [(k, names) for k, names in todo if names]}).encode()
+        return json.dumps({"digests": digests, "todo": [units for units in todo if units]}).encode()
 
-    def _measure(self, k: int, name: str) -> None:
+    def _measure(self, unit: str) -> bytes:
+        name, k = _parsed(unit)
         estimator, model = self._measured[name]
         values = self._split.measure(k, estimator, model)
         bits = torch.from_numpy(bits_per_dim_of(values))
@@ -125,26 +120,14 @@ class Schedule:
                 f"{name} is {float(bits[worst])} for image {k * self._split.batch_size + worst}; the network's output "
                 "is not finite, or p(x) is 0 there: look at its checkpoint"
             )
-        data = self._partial[name].encode(k, values)
+        return self._partial[name].encode(k, values)
+
+    def _take(self, unit: str, data: bytes) -> None:
+        name, k = _parsed(unit)
         self._partial[name].keep(k, data)
         if self._ranks.first:
-            self._known[name][k] = values
+            self._known[name][k] = self._partial[name].decode(k, data)
             self._advance(k, name)
-        else:
-            self._ranks.post(f"{name}/{k}", data)
-
-    def _take(self, awaited: list[list[tuple[int, str]]]) -> bool:
-        """Take in what the other processes have measured; whether that is all of it."""
-        for units in awaited:
-            while units:
-                k, name = units[0]
-                data = self._ranks.collect(f"{name}/{k}")
-                if data is None:
-                    break
-                self._known[name][k] = self._partial[name].decode(k, data)
-                self._partial[name].keep(k, data)
-                self._advance(*units.pop(0))
-        return not any(awaited)
 
     def _advance(self, k: int, name: str) -> None:
         """Move the progress bar by a batch."""
@@ -160,3 +143,9 @@ class Schedule:
         shown = [f"{name} {mean.mean:.4f} ± {mean.stderr:.4f}" for name, mean in self._running.items() if mean.count]
         if shown:
             self._bar.set_postfix_str(", ".join(shown) + " bits/dim")
+
+
+def _parsed(unit: str) -> tuple[str, int]:
+    """The likelihood and the batch of a unit, "vlb/3"."""
+    name, k = unit.rsplit("/", 1)
+    return name, int(k)

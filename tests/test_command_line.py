@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import ROOT, TINY, last_tensors, tiny_command
 
 import main
-from evaluation.sampling import draw
+from evaluation.drawing import draw
 from models import ClippedScoreModel, ThresholdedScoreModel
 from training.build import build_dataset, build_sampler
 from training.compilation import missing_compiler

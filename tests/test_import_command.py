@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny import ROOT, snapshot
 
 import main
+from evaluation.drawing import draw
 from evaluation.estimators import build_estimators, seen_by
 from evaluation.measurement import measure
-from evaluation.sampling import draw
 from models.importers import PlannedModel, from_diffusers
 from samplers import available_samplers, registry
 from training.build import bound_x0, build_dataset, build_sampler
@@ -111,7 +111,7 @@ def test_samples_are_those_of_the_model_with_classes_where_it_has_them(imported:
     else:
         assert found.files == ["arr_0"]
     how: dict[str, Any] = {"sample_shape": (1, 8, 8), "num_samples": 11, "batch_size": 11, "seed": config.seed}
-    expected = to_uint8(draw(build_sampler(config), bound_x0(config, model), num_classes=classes, **how)[0], 17)
+    expected = to_uint8(draw(build_sampler(config), bound_x0(config, model), classes=range(classes or 0), **how)[0], 17)
     # another layout in memory may round otherwise, which moves a pixel by a level at most
     difference = np.abs(found["arr_0"].astype(int) - expected.astype(int))
     assert difference.max() <= 16 and (difference == 0).mean() > 0.98

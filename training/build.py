@@ -91,7 +91,7 @@ def build_sampler(config: Config) -> Sampler:
     """The sampler of ``config.sampling``."""
     sampling = config.sampling
     options = parse_options(sampling.options)
-    for name in ("num_steps", "grid"):
+    for name in ("num_steps", "grid", "record_trajectory"):
         if name in options:
             raise ValueError(f"{name} is no option in config.sampling.options; set config.sampling.{name}")
     sampler = make_sampler(sampling.sampler, num_steps=sampling.num_steps, grid=sampling.grid, **options)

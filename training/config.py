@@ -23,8 +23,8 @@ else:
     Config = ConfigDict
 
 
-# flags of the command line that belong to one mode
-_FLAGS = {"source": "import", "checkpoint": "import", "format": "export", "output": "export"}
+# flags of the command line, and the modes that they belong to
+_FLAGS = {"source": ("import",), "checkpoint": ("import",), "format": ("export",), "output": ("export", "sample")}
 
 
 def check_flags(mode: str, flags: Mapping[str, Any]) -> None:
@@ -37,9 +37,9 @@ def check_flags(mode: str, flags: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming the first of them.
     """
-    for name, of in _FLAGS.items():
-        if flags.get(name) and mode != of:
-            raise ValueError(f"--{name} is a flag of --mode {of}, got --mode {mode}; leave it out")
+    for name, modes in _FLAGS.items():
+        if flags.get(name) and mode not in modes:
+            raise ValueError(f"--{name} is a flag of --mode {' and '.join(modes)}, got --mode {mode}; leave it out")
 
 
 def _import_file(path: Path, name: str) -> ModuleType:

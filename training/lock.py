@@ -42,7 +42,7 @@ def _ask_kernel(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, *, flag: str = "--workdir") -> Iterator[None]:
     """Be the only process that does one thing in a folder, while the ``with`` block runs.
 
     The lock is on the file ``.<what>.lock`` in it, which stays there when the lock is released: whoever deletes it lets
@@ -51,6 +51,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Args:
         folder: The folder; it is made if need be.
         what: What the process does there, as in "train"; something else may be done there at the same time.
+        flag: The flag by which another folder is chosen.
 
     Raises:
         LockedError: If another process does it already.
@@ -66,13 +67,13 @@ def locked(folder: Path, what: str) -> Iterator[None]:
                 _ask_kernel(folder / f".{what}.lock")
             raise LockedError(
                 f"another process is at --mode {what} in {folder}; wait for it to end or stop it, "
-                "or choose another --workdir"
+                f"or choose another {flag}"
             ) from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _CANNOT_LOCK:
             reason = one_line(error.strerror or error)
             raise OSError(
-                f"{folder} cannot be written in ({reason}); make it writable, or choose another --workdir"
+                f"{folder} cannot be written in ({reason}); make it writable, or choose another {flag}"
             ) from error
         say(f"{folder} cannot be locked ({one_line(error)}): see to it that no other process does --mode {what} there")
     try:

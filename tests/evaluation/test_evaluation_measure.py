@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from data import ImageDataset, to_model_space
+from evaluation.drawing import draw
 from evaluation.measurement import Measurement, measure, values_of
-from evaluation.sampling import draw
 from evaluation.table import without_nan
 from likelihood import LikelihoodTerms, VariationalBound
 from models import DiscreteScoreModel, GaussianMixtureScoreModel

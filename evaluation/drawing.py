@@ -1,0 +1,95 @@
+"""Samples, drawn a batch at a time: sample k of a seed is the same in any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models import ScoreModel
+from samplers import Hook, Sampler, SampleResult
+from sde_lib import NoiseStreams
+
+from .measurement import Values
+from .trajectory import TrajectoryHook
+
+
+def draw_batch(
+    sampler: Sampler,
+    model: ScoreModel,
+    index: range,
+    *,
+    sample_shape: tuple[int, ...],
+    seed: int = 0,
+    classes: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    hooks: Sequence[Hook] = (),
+    num_trajectories: int = 0,
+) -> tuple[SampleResult, Values]:
+    """Draw a batch; sample k comes from stream (seed, k), whatever else is in the batch.
+
+    Args:
+        sampler: The sampler.
+        model: The model.
+        index: The numbers k of the samples.
+        sample_shape: Shape of one sample.
+        seed: Seed of the run.
+        classes: Of a conditional model: sample k is of class classes[k modulo their number].
+        device: Where the model is.
+        hooks: See ``Sampler.sample``.
+        num_trajectories: Of how many samples to keep states on the way.
+
+    Returns:
+        What the sampler made, and those states, see ``TrajectoryHook.arrays``.
+    """
+    noise = NoiseStreams(seed, index)
+    x_T = sampler.prior_sample(model.sde, sample_shape, noise, device=device)
+    cond = labels_of(index, classes).to(device) if classes else None
+    if num_trajectories < 1:
+        return sampler.sample(model, x_T, cond=cond, noise=noise, hooks=hooks), {}
+    trajectory = TrajectoryHook(model.sde, x_T, num_trajectories)
+    result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[*hooks, trajectory])
+    return result, trajectory.arrays(result.x0)
+
+
+def labels_of(index: range, classes: Sequence[int] | None) -> Tensor:
+    """Classes of samples, int64 [n]: of sample k classes[k modulo their number], or zeros without classes."""
+    return torch.tensor([classes[k % len(classes)] if classes else 0 for k in index], dtype=torch.int64)
+
+
+def draw(
+    sampler: Sampler,
+    model: ScoreModel,
+    *,
+    sample_shape: tuple[int, ...],
+    num_samples: int,
+    batch_size: int,
+    seed: int = 0,
+    classes: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor, int]:
+    """Draw samples in this process; see ``draw_batch``.
+
+    Args:
+        sampler: The sampler.
+        model: The model.
+        sample_shape: Shape of one sample.
+        num_samples: How many.
+        batch_size: How many at a time; no sample depends on it.
+        seed: Seed of the run.
+        classes: Of a conditional model: sample k is of class classes[k modulo their number].
+        device: Where the model is.
+
+    Returns:
+        Samples [N, ...] on the CPU, their classes [N] (zeros if unconditional), and network calls a batch, at most.
+    """
+    samples, nfe = [], 0
+    for first in range(0, num_samples, batch_size):
+        index = range(first, min(first + batch_size, num_samples))
+        result, _ = draw_batch(
+            sampler, model, index, sample_shape=sample_shape, seed=seed, classes=classes, device=device
+        )
+        samples.append(result.x0.cpu())
+        nfe = max(nfe, result.nfe)
+    return torch.cat(samples), labels_of(range(num_samples), classes), nfe

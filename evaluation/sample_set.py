@@ -1,0 +1,233 @@
+"""A set of samples in a folder: its batches while they are drawn, then its files, and what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import zipfile
+from os import replace as _replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.files import make_folder, parse_json, read_regular, sync_folder
+from training.images import image_grid, save_png
+from training.workdir import save_npz, write_json
+
+from .measurement import Values
+from .partial import PartialResults
+from .sample_files import open_npz, read_npz, save_pngs, save_trajectory_gif
+
+_ABOUT = "samples.json"
+# all that belongs to a set
+FILES = (_ABOUT, "samples.npz", "grid.png", "png", "trajectory.npz", "trajectory.gif")
+_IN_GRID = 256
+
+
+class SampleSet:
+    """The samples of one command.
+
+    Each batch is kept in ``partial/`` of the folder as it is drawn, complete or absent. When all are there, the files
+    are made of them, and take the place of another set's, which are moved into a folder of their own: nothing is lost.
+
+    Args:
+        folder: Where the files go.
+        fingerprint: All that the samples depend on, but their number.
+        about: What the reader of ``samples.json`` is told besides.
+        image_shape: [H, W, C] of the images.
+        num_samples: How many there are.
+        batch_size: How many a batch has; the last one may be short.
+        num_levels: Number of grey levels of the data.
+        labels: Classes of the samples, int64 [num_samples]; None without classes.
+        pngs: Whether a folder of PNGs is wanted.
+
+    Attributes:
+        folder: Where the files go.
+        digest: Of the fingerprint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: dict[str, Any],
+        about: dict[str, Any],
+        *,
+        image_shape: tuple[int, int, int],
+        num_samples: int,
+        batch_size: int,
+        num_levels: int,
+        labels: np.ndarray | None,
+        pngs: bool,
+    ) -> None:
+        self.folder, self._fingerprint, self._about = folder, fingerprint, about
+        self._image_shape, self._num_levels, self._labels, self._pngs = image_shape, num_levels, labels, pngs
+        self._num_samples, self._batch_size = num_samples, batch_size
+        # as JSON gives it back
+        self._made_by = json.loads(json.dumps({"num_samples": num_samples, "fingerprint": fingerprint}))
+        self._partial = PartialResults(folder / "partial" / _name(about, fingerprint), fingerprint, done="drawn")
+        self.digest = self._partial.digest
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return -(-self._num_samples // self._batch_size)
+
+    def index(self, k: int) -> range:
+        """The numbers of the samples of batch k."""
+        return range(k * self._batch_size, min((k + 1) * self._batch_size, self._num_samples))
+
+    def kept(self) -> str:
+        """How many batches are kept, in words."""
+        return f"{min(self._partial.count(), len(self))} of {len(self)} batches"
+
+    def find(self) -> list[str] | None:
+        """Look for all that is wanted; if it has been moved aside, move it back.
+
+        Returns:
+            None if it is not there; else lines on what was moved.
+        """
+        if self._is_complete(self.folder):
+            return []
+        aside = self.folder / _name(self._about, self._made_by)
+        if not self._is_complete(aside):
+            return None
+        notes = self._install(aside)
+        shutil.rmtree(aside)
+        return notes
+
+    def known(self) -> tuple[list[int], list[str]]:
+        """The numbers of the batches that need not be drawn, and a line for each reason why others are not used."""
+        numbers, notes = self._partial.good(
+            len(self), lambda k, values: values["images"].shape[0] == len(self.index(k))
+        )
+        taken = self._take_over(numbers)
+        others = [path.name for path in sorted((self.folder / "partial").glob("*")) if path != self._partial.folder]
+        if others:
+            notes.append(
+                f"{self.folder / 'partial'} keeps unfinished samples of other commands, {', '.join(others[:3])}"
+                f"{' and more' * (len(others) > 3)}: they go on from there; delete what is not wanted"
+            )
+        return sorted([*numbers, *taken]), notes
+
+    def encode(self, k: int, values: Values) -> bytes:
+        """A batch as bytes: "images", uint8 [b, H, W, C], "nfe", and perhaps a trajectory."""
+        return self._partial.encode(k, values)
+
+    def keep(self, k: int, data: bytes) -> None:
+        """Write an encoded batch."""
+        self._partial.keep(k, data)
+
+    def finish(self) -> tuple[int, list[str]]:
+        """Make the files of all batches; what was kept of them is deleted.
+
+        Returns:
+            Network calls a batch, at most, and a line if another set was moved aside.
+        """
+        staged = self._partial.folder / "files"
+        shutil.rmtree(staged, ignore_errors=True)
+        make_folder(staged / "png" if self._pngs else staged)
+        nfe = self._write(staged)
+        write_json(staged / _ABOUT, self._about | {"nfe": nfe} | self._made_by)
+        notes = self._install(staged)
+        shutil.rmtree(staged)
+        # a smaller number than before leaves the other batches for whoever goes on with the larger
+        if self._partial.count() <= len(self):
+            self._partial.drop()
+        return nfe, notes
+
+    def _write(self, folder: Path) -> int:
+        """Write all files but ``samples.json``; return the network calls a batch."""
+        nfe, shown, parts = 0, [], []
+        with open_npz(folder / "samples.npz", (self._num_samples, *self._image_shape), self._labels) as append:
+            for k in range(len(self)):
+                values = self._partial.read(k)
+                images, nfe = values["images"], max(nfe, int(values["nfe"]))
+                append(images)
+                first = self.index(k).start
+                if first < _IN_GRID:
+                    shown.append(images[: _IN_GRID - first])
+                if self._pngs:
+                    save_pngs(folder / "png", images, first)
+                if "states" in values:
+                    parts.append(values)
+        save_png(folder / "grid.png", image_grid(np.concatenate(shown)))
+        if parts:
+            states, t = np.concatenate([part["states"] for part in parts], axis=1), parts[0]["t"]
+            save_npz(folder / "trajectory.npz", {"states": states, "t": t})
+            save_trajectory_gif(folder / "trajectory.gif", states, parts[0]["scales"], self._num_levels)
+        return nfe
+
+    def _is_complete(self, folder: Path) -> bool:
+        found = _about(folder)
+        same = {key: found.get(key) for key in self._made_by} == self._made_by
+        wanted = ("samples.npz", "grid.png", *(["png"] if self._pngs else []))
+        # what is kept is deleted last
+        unfinished = folder == self.folder and (self._partial.folder / "files").exists()
+        return same and not unfinished and all((folder / name).exists() for name in wanted)
+
+    def _take_over(self, numbers: list[int]) -> list[int]:
+        """Keep batches of the samples that stand in the folder, if they are some of ours, as of a smaller number."""
+        found = _about(self.folder)
+        if found.get("fingerprint") != self._made_by["fingerprint"] or found.get("record_trajectory"):
+            return []
+        taken = []
+        try:
+            for k, images in enumerate(read_npz(self.folder / "samples.npz", self._batch_size)):
+                if k < len(self) and k not in numbers and len(images) == len(self.index(k)):
+                    self.keep(k, self.encode(k, {"images": images, "nfe": np.asarray(found["nfe"])}))
+                    taken.append(k)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            # it cannot be told which of them are damaged
+            for k in taken:
+                self._partial.discard(k)
+            return []
+        return taken
+
+    def _install(self, source: Path) -> list[str]:
+        """Move files into the folder, and those of another set out of the way; return a line if there was one."""
+        notes = []
+        found = _about(self.folder)
+        present = [name for name in reversed(FILES) if (self.folder / name).exists()]
+        if present and {key: found.get(key) for key in self._made_by} != self._made_by:
+            aside = self.folder / _name(found, {key: found.get(key) for key in self._made_by})
+            # of a version that did not say what made them
+            number = 1
+            while not found and aside.exists():
+                number += 1
+                aside = self.folder / f"earlier-{number}"
+            make_folder(aside)
+            _move(self.folder, aside, present)
+            notes.append(f"{self.folder} held other samples, which are in {aside} now")
+        # first what says whose the others are, so that a kill in between loses nothing
+        _move(source, self.folder, [name for name in FILES if (source / name).exists()])
+        return notes
+
+
+def _move(source: Path, target: Path, names: list[str]) -> None:
+    for name in names:
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
+        _replace(source / name, target / name)
+    sync_folder(target)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What ``samples.json`` says; nothing if it is not there, or damaged."""
+    try:
+        return parse_json(read_regular(folder / _ABOUT))
+    except (OSError, ValueError):
+        return {}
+
+
+def _name(about: dict[str, Any], of: dict[str, Any]) -> str:
+    """A folder's name, "ddim-50-seed0-step1000-1a2b3c4d", in which samples of another kind do not lie."""
+    if not about:
+        return "earlier"
+    digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
+    said = [
+        *(f"{about.get(key)}" for key in ("sampler", "num_steps")),
+        *(f"{k}{about.get(k)}" for k in ("seed", "step")),
+    ]
+    return re.sub(r"[^\w.-]", "_", "-".join([*said, digest]))
