@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Shaped
@@ -32,21 +32,29 @@ class SampleResult:
 
 @dataclass(frozen=True)
 class StepState:
-    """What a hook sees after each step.
+    """What a hook sees after each step, the final denoising included, whose state is x0 itself.
 
     Attributes:
         index: Number of the step, from 0.
         num_steps: Number of steps in all.
         t: Time before the step.
-        s: Time after the step.
-        x: The state at s, [B, ...].
+        s: Time after the step; 0 after a final denoising.
+        alpha: Signal scale of the state: alpha(s), and 1 after a final denoising.
+        sigma: Its noise standard deviation: sigma(s), and 0 after a final denoising, for VE too.
+        x: The state, alpha x0 + sigma eps, [B, ...].
         sde: The SDE.
+
+    Example:
+        >>> def keep_known(state):  # inpainting by replacement (Song et al. 2021, Appendix I.2)
+        ...     return torch.where(mask, state.alpha * image + state.sigma * torch.randn_like(image), state.x)
     """
 
     index: int
     num_steps: int
     t: float
     s: float
+    alpha: float
+    sigma: float
     x: Float[Tensor, "batch *shape"]
     sde: SDE
 
@@ -95,7 +103,8 @@ class Sampler(ABC):
                 begins further down, data with noise by ``model.sde.perturb`` at its first time.
             cond: Condition, handed to the model.
             noise: One random stream a sample; None takes fresh ones from PyTorch's global generator.
-            hooks: Called after each step in turn; what a hook returns replaces the state, cast to the state's dtype.
+            hooks: Called after each step in turn, the final denoising included; what a hook returns replaces the state,
+                cast to the state's dtype.
 
         Returns:
             The samples, the number of network calls, and the trajectory if it was asked for.
@@ -140,7 +149,7 @@ def apply_hooks(hooks: Sequence[Hook], state: StepState) -> Tensor:
     x = state.x
     version = None if x.is_inference() else x._version
     for hook in hooks:
-        replaced = hook(StepState(state.index, state.num_steps, state.t, state.s, x, state.sde))
+        replaced = hook(replace(state, x=x))
         if replaced is not None:
             if replaced.shape != x.shape:
                 raise ValueError(f"a hook must return shape {list(x.shape)}, got {list(replaced.shape)}; fix the hook")

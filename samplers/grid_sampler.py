@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -171,31 +172,35 @@ class GridSampler(Sampler):
         with torch.no_grad(), count_network_calls(model) as counter:
             check_finite(x_T, "start x_T")
             check_start(model.sde, x_T, points[0])
-            states = self._descend(run, x_T, points, hooks)
+            states = self._descend(run, x_T, points, hooks, num_steps=len(points) - 1 + denoise_final)
             if denoise_final:
+                t, index = points[-1].t, len(points) - 1
                 x = run.predict(states[-1], points[-1]).x0
-                check_finite(x, f"final denoising at t = {points[-1].t:.6g}")
+                x = apply_hooks(hooks, StepState(index, index + 1, t, 0.0, 1.0, 0.0, x, run.sde))
+                check_finite(x, f"final denoising at t = {t:.6g}")
                 states.append(x)
         trajectory = torch.stack(states) if self.record_trajectory else None
         return SampleResult(x0=states[-1], nfe=counter.calls, trajectory=trajectory)
 
-    def _descend(self, run: Run, x: Tensor, points: list[Point], hooks: Sequence[Hook]) -> list[Tensor]:
+    def _descend(
+        self, run: Run, x: Tensor, points: list[Point], hooks: Sequence[Hook], *, num_steps: int
+    ) -> list[Tensor]:
         """The states at all points, or the last alone if no trajectory is kept."""
         to_zero = self._ends_clean and points[-1].sigma == 0
-        num_steps = len(points) - 1
         states, shape = [x], x.shape
         walk = self.walk(run, x, points)
-        for index in range(num_steps):
-            t, s = points[index], points[index + 1]
-            if to_zero and index == num_steps - 1:
+        for index, (t, s) in enumerate(pairwise(points)):
+            if to_zero and s is points[-1]:
                 x = s.alpha * run.predict(x, t).x0
+            elif index:
+                x = walk.send(x)
             else:
-                x = walk.send(x) if index else next(walk)
+                x = next(walk)
             if x.shape != shape:
                 raise ValueError(
                     f"{type(self).__name__}.step must return shape {list(shape)}, got {list(x.shape)}; fix the sampler"
                 )
-            x = apply_hooks(hooks, StepState(index, num_steps, t.t, s.t, x, run.sde))
+            x = apply_hooks(hooks, StepState(index, num_steps, t.t, s.t, s.alpha, s.sigma, x, run.sde))
             check_finite(x, f"step from t = {t.t:.6g} to {s.t:.6g}")
             if not self.record_trajectory:
                 states.clear()

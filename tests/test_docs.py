@@ -56,6 +56,8 @@ def test_links_and_pictures_of_a_page_exist(page: str):
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}, which is not there"
 
 
-def test_the_example_of_the_samplers_page_holds():
-    (code,) = _blocks("docs/samplers.md", "python")
-    exec(compile(code, "docs/samplers.md", "exec"), {})
+def test_the_examples_of_the_samplers_page_hold():
+    blocks = _blocks("docs/samplers.md", "python")
+    assert len(blocks) == 2
+    for code in blocks:
+        exec(compile(code, "docs/samplers.md", "exec"), {})

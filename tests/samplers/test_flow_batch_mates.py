@@ -5,12 +5,12 @@ import torch
 from sampler_oracles import SDES, GaussianModel, mixture
 
 from models import GaussianMixtureScoreModel, Prediction
-from samplers import make_sampler
+from samplers.probability_flow import ProbabilityFlowSampler
 from sde_lib import VP, NoiseStreams, expand_like
 
 
 def flow(tolerance, **options):
-    return make_sampler("probability_flow", rtol=tolerance, atol=tolerance, **options)
+    return ProbabilityFlowSampler(rtol=tolerance, atol=tolerance, **options)
 
 
 def latents(sde, batch_size=8):
