@@ -93,7 +93,7 @@ def _first_noise(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodE
             continue
         cure = f"train with {less_first_noise(report['sde']['name'])}"
         if wide_first_noise(sde, first_time(sde), report["num_levels"]) is None:
-            cure = f"the SDE begins with less at t = {first_time(sde):.3g}: take more steps, or ode_t_end=0"
+            cure = f"the SDE begins with less at t = {first_time(sde):.3g}: set eval.vlb_num_steps=0, eval.ode_t_end=0"
         yield f"{', '.join(of)}: {said}; {cure}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ def say_lost_signal(config: Config, sde: SDE) -> None:
     )
 
 
-def cure_of_lost_signal(options: Mapping[str, Any]) -> str:
+def cure_of_lost_signal(options: dict[str, Any]) -> str:
     """The key of an SDE to change, in words.
 
     Args:
