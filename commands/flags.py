@@ -31,7 +31,9 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, li
     parser.add_argument("--mode", required=True, choices=_MODES, help="what to do")
     where = "where the run lives; default: runs/<family>/<config name>"
     parser.add_argument("--workdir", type=path, default="", help=where)
-    for name, of, kind in (("source", "import", str), ("checkpoint", "import", path), ("format", "export", str)):
-        parser.add_argument(f"--{name}", type=kind, default="", help=f"of --mode {of}: see docs/checkpoints.md")
+    for name, of in (("source", "import"), ("format", "export")):
+        parser.add_argument(f"--{name}", default="", help=f"of --mode {of}: see docs/checkpoints.md")
+    for name, of in (("checkpoint", "import"), ("init-from", "train")):
+        parser.add_argument(f"--{name}", type=path, default="", help=f"of --mode {of}: see docs/checkpoints.md")
     parser.add_argument("--output", type=path, default="", help="of --mode export and sample: the folder to write in")
     return parser.parse_known_args(arguments)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.beginning import where_the_model_is
 from training.config import Config
 from training.exporting import export_model
 from training.importing import import_checkpoint
@@ -26,7 +27,7 @@ def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any])
         mode: train, eval, sample, import or export.
         config: The config.
         workdir: The work directory.
-        flags: ``source`` and ``checkpoint``, ``format`` and ``output``; "" where not given.
+        flags: ``source`` and ``checkpoint``, ``format`` and ``output``, ``init_from``; "" where not given.
 
     Raises:
         ValueError: In one line, and the others' errors: see the functions themselves.
@@ -38,11 +39,15 @@ def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any])
     if mode == "import":
         import_checkpoint(config, workdir, source=flags["source"], checkpoint=flags["checkpoint"])
         return
-    config = complete_config(config, workdir)
+    init_from = flags.get("init_from", "")
+    config = complete_config(config, where_the_model_is(workdir, init_from))
+    if mode == "train":
+        train(config, workdir, init_from=init_from)
+        return
     if mode == "export":
         export_model(config, workdir, format=flags["format"], output=flags["output"])
         return
     if mode == "sample":
         sample(config, workdir, Path(flags["output"]) if flags.get("output") else None)
         return
-    {"train": train, "eval": evaluate}[mode](config, workdir)
+    evaluate(config, workdir)

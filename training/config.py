@@ -24,7 +24,13 @@ else:
 
 
 # flags of the command line, and the modes that they belong to
-_FLAGS = {"source": ("import",), "checkpoint": ("import",), "format": ("export",), "output": ("export", "sample")}
+_FLAGS = {
+    "source": ("import",),
+    "checkpoint": ("import",),
+    "format": ("export",),
+    "init_from": ("train",),
+    "output": ("export", "sample"),
+}
 
 
 def check_flags(mode: str, flags: Mapping[str, Any]) -> None:
@@ -39,7 +45,8 @@ def check_flags(mode: str, flags: Mapping[str, Any]) -> None:
     """
     for name, modes in _FLAGS.items():
         if flags.get(name) and mode not in modes:
-            raise ValueError(f"--{name} is a flag of --mode {' and '.join(modes)}, got --mode {mode}; leave it out")
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is a flag of --mode {' and '.join(modes)}, got --mode {mode}; leave it out")
 
 
 def _import_file(path: Path, name: str) -> ModuleType:

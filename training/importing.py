@@ -22,6 +22,7 @@ from models.importers import (
 )
 from sde_lib import choices_message
 
+from .beginning import save_beginning
 from .build import build_dataset, build_sampler
 from .checks import check_config, check_eval_names
 from .config import Config
@@ -31,7 +32,7 @@ from .logging import say
 from .memory import says_which_knobs
 from .network import config_of_checkpoint
 from .state import TrainingState
-from .workdir import check_for_training, claim_for_training
+from .workdir import check_for_training
 
 
 def _ddpm(checkpoint: str, config: str, _: Any) -> PlannedModel:
@@ -187,7 +188,6 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     check_eval_names(whole)
     build_sampler(whole)
     kind = check_images(whole, model.plan, checkpoint)
-    whole = _with_source(whole, source=source, checkpoint=checkpoint)
     with says_which_knobs("model.channels", whole.model.get("channels", 0)):
         state = TrainingState.create(whole, kind, torch.device("cpu"))
     for one in (state.model, state.ema.model):
@@ -200,9 +200,7 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     with locked(workdir, "train"):
         # another process may have begun in the meantime
         _refuse_used(workdir)
-        # in this order: nobody trains anew, unknowingly, where an import was interrupted
-        state.save(workdir / "checkpoints", keep=whole.training.keep_checkpoints)
-        claim_for_training(workdir, whole, imported=True)
+        save_beginning(whole, workdir, state, name=source or whole.source.name, checkpoint=checkpoint)
     say(
         f"imported {one_line(checkpoint, 120)}: {plan.backbone} of {size:,} parameters, SDE {plan.sde['name']}, as "
         f"step 0 of {workdir}"
@@ -215,10 +213,3 @@ def _refuse_used(workdir: Path) -> None:
         raise ValueError(f"{workdir} holds an import that was interrupted; delete it, or choose another --workdir")
     if found:
         raise ValueError(f"{workdir} holds a run already; choose another --workdir for what is imported")
-
-
-def _with_source(config: Config, *, source: str, checkpoint: str) -> Config:
-    """The config that says where its weights are from."""
-    whole = config.copy_and_resolve_references()
-    whole.source.update({"name": source or whole.source.name, "checkpoint": checkpoint})
-    return whole

@@ -13,23 +13,21 @@ import torch
 from torch.distributed import is_torchelastic_launched
 
 from data import ImageDataset, TrainBatches
-from models import ClippedScoreModel
-from samplers import DDIMSampler, StepState
-from sde_lib import NoiseStreams
 
+from .beginning import begin_from_run, fit_kind, has_begun, is_to_begin, where_the_model_is
 from .build import build_dataset, build_sampler, pick_device
 from .changes import note_changes
 from .checks import check_config, check_eval_names, check_schedule
 from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
 from .first_noise import first_noise_warning
-from .images import to_uint8
 from .in_turn import in_trained_order, load_in_turn, pick_together
 from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
 from .plugins import keep_plugins, say_changed_plugins
 from .precision import NetworkMode, pick_mode
+from .preview import log_preview
 from .prior import say_lost_signal
 from .ranks import LostRankError, Ranks
 from .start_lines import data_lines, share_line
@@ -40,39 +38,7 @@ from .trained import trained_channels
 from .workdir import check_for_training, claim_for_training
 
 
-class _PreviewStopped(Exception):  # noqa: N818
-    pass
-
-
-def _log_preview(
-    config: Config,
-    state: TrainingState,
-    log: TrainingLog | None,
-    request: StopRequest,
-    communication: Communication,
-) -> None:
-    """16 samples by 50 steps of DDIM, from the same noise every time; a request to stop does without them."""
-
-    def stop(_: StepState) -> None:
-        # of a sharded network no process can stop without the others
-        if communication.any(bool(request)) if communication.sharded else request:
-            raise _PreviewStopped
-
-    device = next(state.model.parameters()).device
-    noise = NoiseStreams(config.seed, range(16))
-    model = ClippedScoreModel(state.ema.model)
-    cond = torch.arange(16, device=device) % state.kind.num_classes if config.model.class_conditional else None
-    sampler = DDIMSampler(num_steps=50)
-    x_T = sampler.prior_sample(model.sde, state.kind.image_shape, noise, device=device)
-    try:
-        result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[stop])
-    except _PreviewStopped:
-        return
-    if log is not None:
-        log.samples(state.step, to_uint8(result.x0, state.kind.num_levels))
-
-
-def train(config: Config, workdir: Path) -> None:
+def train(config: Config, workdir: Path, *, init_from: str = "") -> None:
     """Train, or go on training from the newest good checkpoint, up to ``training.num_steps``.
 
     Under torchrun each process computes its part of every batch, and rank 0 alone writes and speaks.
@@ -80,6 +46,8 @@ def train(config: Config, workdir: Path) -> None:
     Args:
         config: The config.
         workdir: The work directory.
+        init_from: Another run's work directory, or a checkpoint in one, with whose averaged weights a run begins that
+            has no checkpoint yet; "" is none.
 
     Raises:
         ValueError: If the config cannot work; nothing is written then.
@@ -99,7 +67,7 @@ def train(config: Config, workdir: Path) -> None:
             says_which_knobs("training.batch_size", config.training.batch_size, training=True),
         ):
             try:
-                _train(config, workdir, ranks, device)
+                _train(config, workdir, ranks, device, init_from)
             except RuntimeError as error:
                 if not is_lost_peer(error):
                     raise
@@ -110,20 +78,24 @@ def train(config: Config, workdir: Path) -> None:
                 ) from error
 
 
-def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device) -> None:
+def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device, init_from: str) -> None:
     training = config.training
+    begins = ranks.first and is_to_begin(config, workdir, init_from)
     share = Share(
         training.batch_size, rank=ranks.rank, world=ranks.world, accumulation_steps=training.accumulation_steps
     )
     communication = Communication(share, device, sharding=training.sharding)
-    channels = trained_channels(config, workdir)
+    channels = trained_channels(config, where_the_model_is(workdir, init_from))
     dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train", channels))
-    state = TrainingState.create(config, dataset.kind, device, sharded=communication.sharded)
+    kind = fit_kind(config, dataset.kind, init_from) if begins else dataset.kind
+    state = TrainingState.create(config, kind, device, sharded=communication.sharded)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
     check_for_training(workdir, config)
     with locked(workdir, "train") if ranks.first else nullcontext():
         # another process may have begun in the meantime
         check_for_training(workdir, config)
+        if begins and not has_begun(workdir, init_from):
+            begin_from_run(config, workdir, kind, init_from)
         _train_there(config, workdir, ranks, device, communication, dataset, state)
 
 
@@ -140,7 +112,7 @@ def _train_there(
     dataset = in_trained_order(ranks, config, workdir, dataset)
     state.kind = dataset.kind
     restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
-    if restored and ranks.first:
+    if restored and ranks.first and state.step:
         say(f"continues from step {state.step}")
     if state.step >= training.num_steps:
         if ranks.first:
@@ -280,7 +252,7 @@ def _run(
             save()
         # of a sharded network all processes are needed for a sample
         if training.sample_every and state.step % training.sample_every == 0 and (log or communication.sharded):
-            _log_preview(config, state, log, request, communication)
+            log_preview(config, state, log, request, communication)
         began += time.perf_counter() - paused
     if stop:
         # a command that did no step changes nothing

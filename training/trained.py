@@ -27,6 +27,12 @@ def _said(root: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def said_of_images(workdir: Path) -> dict[str, Any]:
+    """What the checkpoints of a work directory say of its images, unchecked; {} where they say nothing."""
+    found = _said(workdir / "checkpoints")
+    return {} if found is None else found[1]
+
+
 def trained_kind(config: Config, workdir: Path) -> ImageKind:
     """The images that a work directory's model is for, as its checkpoints say; the data set is not touched.
 
@@ -44,7 +50,7 @@ def trained_kind(config: Config, workdir: Path) -> ImageKind:
     root = workdir / "checkpoints"
     if not checkpoint_folders(root):
         raise ValueError(f"{workdir} has no checkpoint yet; run --mode train first")
-    _, said = _said(root) or (None, {})
+    said = said_of_images(workdir)
     shape: Any = said.get("image_shape")
     levels: Any = said.get("num_levels")
     classes: Any = said.get("num_classes")

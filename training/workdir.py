@@ -87,7 +87,8 @@ def _with_sde_in_full(config: dict[str, Any], earlier: dict[str, dict[str, Any]]
     return config | {"sde": plain | sde}
 
 
-def _differences(config: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def config_differences(config: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which a config differs from a saved one, each with the config's value and the saved one's."""
     ours = dict(flatten(_with_sde_in_full(config.to_dict())))
     theirs = dict(flatten(_with_sde_in_full(saved, _EARLIER_DEFAULTS)))
     # a key that the saved config lacks is one that a later version added, with the old behaviour as its default; but
@@ -120,22 +121,22 @@ def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]], keys: Sequen
     raise ValueError(f"{workdir} belongs to another config: {shown}{more}; set it back, or choose another --workdir")
 
 
-def _source_of(saved: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Where a run's first weights came from, if it was imported."""
+def source_of(saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Where a run's first weights came from, if they were not drawn at random: ``config.source``."""
     source = (saved or {}).get("source")
     return source if isinstance(source, dict) and source.get("name") else None
 
 
 def _is_as_imported(workdir: Path, saved: dict[str, Any]) -> bool:
     found = [path.name for path in (workdir / "checkpoints").glob("step_*")]
-    return _source_of(saved) is not None and found == ["step_00000000"]
+    return source_of(saved) is not None and found == ["step_00000000"]
 
 
 def check_for_training(workdir: Path, config: Config) -> None:
     """Check that a work directory is free, or this config's; nothing is written.
 
-    A directory in which nothing was saved yet is free for any config, and one into which a checkpoint was imported for
-    any way of training it that its first checkpoint allows.
+    A directory in which nothing was saved yet is free for any config, and one that holds nothing but the weights that
+    it began with for any way of training it that its first checkpoint allows.
 
     Args:
         workdir: The directory; it need not exist.
@@ -152,7 +153,7 @@ def check_for_training(workdir: Path, config: Config) -> None:
     if saved is None and trained:
         raise ValueError(f"{workdir} has checkpoints but no config.json; restore it, or choose another --workdir")
     if saved is not None and trained:
-        differences = _differences(config, saved)
+        differences = config_differences(config, saved)
         fixed = (*_FIXED_FOR_MODEL, *_IN_FIRST_CHECKPOINT) if _is_as_imported(workdir, saved) else ("",)
         free = (*FREE_IN_TRAINING, *SAID_IN_TRAINING)
         keys = [key for key in differences if key.startswith(fixed) and not key.startswith(free)]
@@ -169,7 +170,7 @@ def claim_for_training(workdir: Path, config: Config, *, imported: bool = False)
         imported: Whether its ``source`` is where the weights come from; else what the directory says of that stays.
     """
     saved = read_config(workdir)
-    source = None if imported else _source_of(saved)
+    source = None if imported else source_of(saved)
     whole = _with_sde_in_full(config.to_dict()) | ({} if source is None else {"source": source})
     if saved != json.loads(json.dumps(whole)):
         write_json(workdir / "config.json", whole)
@@ -188,7 +189,7 @@ def check_for_use(workdir: Path, config: Config) -> None:
     saved = read_config(workdir)
     if saved is None:
         raise ValueError(f"{workdir} holds no trained run; run --mode train first, or pass its --workdir")
-    differences = _differences(config, saved)
+    differences = config_differences(config, saved)
     keys = [key for key in differences if key.startswith(_FIXED_FOR_MODEL)]
     if keys:
         _refuse(workdir, differences, keys)

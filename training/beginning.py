@@ -1,0 +1,175 @@
+"""A run whose step 0 is not drawn at random: it has the weights of another run, or of an imported checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import ImageKind
+
+from .checkpoint import checkpoint_folders
+from .checkpoint_files import step_of
+from .config import Config
+from .files import one_line
+from .logging import say
+from .state import TrainingState
+from .trained import load_trained, said_of_images
+from .weights import load_weights, named_weights
+from .workdir import claim_for_training, config_differences, read_config, source_of
+
+_OWN = "run"  # config.source.name of a run that began with the weights of another one
+
+
+def save_beginning(config: Config, workdir: Path, state: TrainingState, *, name: str, checkpoint: str) -> None:
+    """Write step 0 of a run, and its config with a record of where the weights are from.
+
+    Args:
+        config: The config.
+        workdir: The work directory, which holds no run.
+        state: Step 0.
+        name: ``config.source.name``: the project that made the checkpoint, or "run".
+        checkpoint: ``config.source.checkpoint``: its path.
+    """
+    whole = config.copy_and_resolve_references()
+    whole.source.update({"name": name, "checkpoint": checkpoint})
+    # in this order: nobody trains anew, unknowingly, where this was interrupted
+    state.save(workdir / "checkpoints", keep=whole.training.keep_checkpoints)
+    claim_for_training(workdir, whole, imported=True)
+
+
+def split_init_from(init_from: str) -> tuple[Path, int | None]:
+    """The work directory that --init-from names, and the step, if it names a checkpoint in one."""
+    path = Path(init_from).absolute()
+    if path.parent.name == "checkpoints" and path in checkpoint_folders(path.parent):
+        return path.parent.parent, step_of(path)
+    return path, None
+
+
+def where_the_model_is(workdir: Path, init_from: str) -> Path:
+    """The work directory whose model a command is of: the one of --init-from for a run that it is yet to begin."""
+    begun = not init_from or checkpoint_folders(workdir / "checkpoints")
+    return workdir if begun else split_init_from(init_from)[0]
+
+
+def has_begun(workdir: Path, init_from: str) -> bool:
+    """Whether a work directory holds a run that --init-from began, which then goes on.
+
+    Args:
+        workdir: The work directory.
+        init_from: Another work directory, or a checkpoint in one.
+
+    Raises:
+        ValueError: If it holds a run that began otherwise.
+    """
+    if not checkpoint_folders(workdir / "checkpoints"):
+        return False
+    source = source_of(read_config(workdir)) or {}
+    began = Path(str(source.get("checkpoint"))) if source.get("name") == _OWN else None
+    if began is not None and Path(init_from).absolute() in (began, began.parent.parent):
+        return True
+    how = f"began from {began}" if began else "was imported" if source else "began with weights drawn at random"
+    raise ValueError(
+        f"{workdir} holds a run that {how}, not from --init-from {init_from}; leave --init-from out to go on with it, "
+        "or choose another --workdir"
+    )
+
+
+def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
+    """Whether a run is to begin with another one's weights; nothing is loaded.
+
+    Args:
+        config: The config.
+        workdir: The work directory.
+        init_from: --init-from: another work directory, or a checkpoint in one; "" is none.
+
+    Returns:
+        False without --init-from, and where the run has begun and goes on.
+
+    Raises:
+        ValueError: If the other run has another model, naming what differs, or ``has_begun`` refuses.
+    """
+    if not init_from or has_begun(workdir, init_from):
+        return False
+    source, _ = split_init_from(init_from)
+    saved = read_config(source)
+    if saved is None or not checkpoint_folders(source / "checkpoints"):
+        raise ValueError(
+            f"--init-from {init_from} holds no trained run; pass the --workdir of one, or a checkpoints/step_... in it"
+        )
+    different = config_differences(config, saved)
+    shown = {section: _shown(different, f"{section}.") for section in ("model", "sde")}
+    if shown["model"]:
+        raise ValueError(f"--init-from {init_from} has another model: {shown['model']}; set it as it is there")
+    if shown["sde"]:
+        say(f"--init-from {init_from} was trained on another SDE: {shown['sde']}")
+    return True
+
+
+def _shown(different: dict[str, tuple[Any, Any]], section: str) -> str:
+    # the kind of network, and of SDE, say most
+    keys = sorted(
+        (key for key in different if key.startswith(section)), key=lambda key: not key.endswith((".backbone", ".name"))
+    )
+    pairs = {key: [one_line(repr(value), 60) for value in different[key]] for key in keys[:3]}
+    shown = "; ".join(f"{key} is {theirs} there, {ours} here" for key, (ours, theirs) in pairs.items())
+    return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def begin_from_run(config: Config, workdir: Path, kind: ImageKind, init_from: str) -> None:
+    """Write step 0 of a run: the averaged weights of another one, a fresh average of them and a fresh optimizer.
+
+    Args:
+        config: The config, which ``is_to_begin`` passed.
+        workdir: The work directory, which holds no run.
+        kind: The images to train on, as ``fit_kind`` gives them.
+        init_from: The other work directory, whose newest good checkpoint is taken, or a checkpoint in one.
+
+    Raises:
+        ValueError: If no checkpoint can be used.
+    """
+    source, step = split_init_from(init_from)
+    model, step = load_trained(config, source, kind, torch.device("cpu"), step=step)
+    state = TrainingState.create(config, kind, torch.device("cpu"))
+    for one in (state.model, state.ema.model):
+        load_weights(one, named_weights(model, model), "ema.")
+    checkpoint = source / "checkpoints" / f"step_{step:08d}"
+    save_beginning(config, workdir, state, name=_OWN, checkpoint=str(checkpoint))
+    say(f"begins at step 0 with the averaged weights (EMA) of step {step} of {source}, and a fresh optimizer")
+
+
+def fit_kind(config: Config, kind: ImageKind, init_from: str) -> ImageKind:
+    """The images to train on as the other run's model knows them: classes of its names keep its order.
+
+    Args:
+        config: The config.
+        kind: The images to train on.
+        init_from: A work directory, or a checkpoint in one.
+
+    Raises:
+        ValueError: If the model is of images of another shape, or of another number of classes.
+    """
+    said = said_of_images(split_init_from(init_from)[0])
+    ours: dict[str, Any] = {"image_shape": list(kind.image_shape)}
+    if config.model.class_conditional:
+        ours["num_classes"] = kind.num_classes
+    for key, mine in ours.items():
+        if said.get(key, mine) != mine:
+            raise ValueError(
+                f"--init-from {init_from} is of images of {key} {one_line(said[key], 60)}, got {mine} in "
+                f"{config.data.dataset}; use such images"
+            )
+    names = tuple(map(str, said.get("class_names") or ()))
+    if not config.model.class_conditional or not names or not kind.class_names:
+        return kind
+    if sorted(names) == sorted(kind.class_names):
+        return replace(kind, class_names=names)
+    pairs = [
+        f"{k} was {was}, is {now}"
+        for k, (was, now) in enumerate(zip(names, kind.class_names, strict=False))
+        if was != now
+    ]
+    say(f"other classes than those of {init_from}: {one_line('; '.join(pairs), 200)}")
+    return kind
