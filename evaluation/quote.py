@@ -30,7 +30,7 @@ def quote(report: Mapping[str, Any], name: str) -> str:
 
 def _method(name: str, ours: Mapping[str, Any]) -> list[str]:
     """The likelihood and its settings, in words."""
-    if ours["kind"] == "exact" and "divergence" in ours:
+    if "divergence" in ours:
         parts = _flow(ours)
     elif "variance" in ours:
         grid = "" if ours["grid"] == "uniform" else f" on the {ours['grid']} grid"

@@ -67,7 +67,7 @@ def _prior_not_reached(report: Mapping[str, Any], names: Sequence[str], sde: SDE
         cure = "take a grid that goes on to t = 1 (eval.vlb_grid=uniform)"
     for name in names:
         ours = report[name]
-        if ours["kind"] == "bound" and ours["prior"] > MOST_PRIOR_BITS:
+        if "divergence" not in ours and ours["prior"] > MOST_PRIOR_BITS:
             yield f"{name}: {ours['prior']:.3g} bits/dim are L_T, since the chain ends before its prior; {cure}"
 
 

@@ -62,8 +62,8 @@ class LikelihoodEstimator(ABC):
     """Measures data under a model. Holds numbers, never a model.
 
     Attributes:
-        kind: "bound": the mean lies above -log p(x0). "exact": it is -log p(x0), of dequantized data where there are
-            levels, up to the solver's tolerance.
+        kind: "bound": the mean lies above -log p(x0), as any dequantization makes it. "exact": it is -log p(x0), up to
+            the solver's tolerance.
     """
 
     kind: Literal["bound", "exact"] = "bound"

@@ -70,8 +70,6 @@ class FlowLikelihood(LikelihoodEstimator):
         ValueError: If an option is unknown or out of range.
     """
 
-    kind = "exact"
-
     def __init__(
         self,
         *,
@@ -92,6 +90,7 @@ class FlowLikelihood(LikelihoodEstimator):
             levels_of(torch.zeros(0), num_levels)
         self.dequantization = "decoder" if dequantization is None else dequantization
         check_dequantization(self.dequantization, num_levels)
+        self.kind = "exact" if self.dequantization == "none" else "bound"
         if divergence not in get_args(Divergence):
             raise ValueError(choices_message("divergence", divergence, sorted(get_args(Divergence))))
         for name, value in (("num_importance_samples", num_importance_samples), ("num_probes", num_probes)):
