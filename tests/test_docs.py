@@ -3,9 +3,11 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import TINY
 
 import main
@@ -36,15 +38,28 @@ def test_new_sampler_page(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Mo
     exec(compile(proof, "docs/new_sampler.md", "exec"), {})
 
 
-def test_readme_notebook(capsys: pytest.CaptureFixture[str]):
-    (code,) = _blocks("README.md", "python")
-    exec(compile(code, "README.md", "exec"), {})
+def test_readme_notebook(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    code, loading = _blocks("README.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
     mean, stderr, entropy = (
         float(number) for number in re.findall(r"\d+\.\d+", capsys.readouterr().out.splitlines()[0])
     )
     assert entropy == pytest.approx(4.087, abs=2e-3)
     # the bound's gap with the small variance at T = 1000, near 0.2 bits, within its own error
     assert entropy - 4 * stderr < mean < entropy + 0.4 + 4 * stderr
+
+    (tmp_path / "runs" / "vp").mkdir(parents=True)
+    (tmp_path / "runs" / "vp" / "digits").symlink_to(tiny_run)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(loading, "README.md", "exec"), names)
+    assert names["images"].dtype == torch.uint8 and names["images"].shape == (8, 1, 8, 8)
+    assert names["images"].float().std() > 0 and names["images"].max() <= 16
+    said, bound = names["terms"].bits_per_dim.mean().item(), capsys.readouterr().out
+    # a network that has hardly begun needs more than the log2(17) bits of guessing
+    assert bound.startswith(f"step 6: bits/dim {said:.3f} ±") and 4.09 < said < 40
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(

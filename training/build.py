@@ -192,19 +192,24 @@ def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Opt
 
 
 def pick_device(config: Config) -> torch.device:
-    """The device of ``config.device``; "auto" takes a GPU if there is one.
+    """The device of ``config.device``: see ``named_device``."""
+    return named_device(config.device)
+
+
+def named_device(name: str) -> torch.device:
+    """A device by name; "auto" takes a GPU if there is one.
 
     Raises:
         ValueError: If the device does not exist.
     """
-    if config.device == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(config.device)
+        device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise AssertionError("it does not do float64")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {config.device!r} cannot be used ({reason}); use auto, cpu or cuda") from error
+        raise ValueError(f"device {name!r} cannot be used ({reason}); use auto, cpu or cuda") from error
     return device

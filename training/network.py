@@ -163,6 +163,14 @@ def _with_sections(config: Config, model: dict[str, Any], sde: dict[str, Any]) -
     return whole
 
 
+def model_in_full(model: Mapping[str, Any]) -> dict[str, Any]:
+    """``config.model`` as a work directory has it, with the keys that later versions added: as they were before."""
+    options = _defaults(model.get("backbone", "unet"))
+    shared = {key: options[key] for key in _SHARED if key in options and key not in model}
+    own = {"network": {}, "noise_input": "auto", "data_std": 0.5, "learned_variance": False, "dequantizer": False}
+    return own | {"class_conditional": False} | shared | {key: _plain(value) for key, value in model.items()}
+
+
 def complete_config(config: Config, workdir: Path) -> Config:
     """The config with its "checkpoint" replaced by the model that was imported into a work directory.
 

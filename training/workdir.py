@@ -87,6 +87,12 @@ def _with_sde_in_full(config: dict[str, Any], earlier: dict[str, dict[str, Any]]
     return config | {"sde": plain | sde}
 
 
+def read_whole_config(workdir: Path) -> dict[str, Any] | None:
+    """``read_config``, with what it leaves to its SDE's defaults, as they were when it was written."""
+    saved = read_config(workdir)
+    return None if saved is None else _with_sde_in_full(saved, _EARLIER_DEFAULTS)
+
+
 def config_differences(config: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys in which a config differs from a saved one, each with the config's value and the saved one's."""
     ours = dict(flatten(_with_sde_in_full(config.to_dict())))
