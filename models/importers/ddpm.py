@@ -104,7 +104,7 @@ def from_ddpm(path: Path | str, config: Mapping[str, Any] | Path | str = "cifar1
         ValueError: In one line: the file or the config cannot be read, or they contradict each other.
     """
     path = Path(path)
-    tensors = strip_prefix(read_tensors(path), "module.")
+    tensors = strip_prefix(read_tensors(path))
     if "temb.dense.0.weight" not in tensors:
         raise ValueError(
             f"checkpoint {path} is of another project than pytorch_diffusion: it has no temb.dense.0.weight, "

@@ -112,7 +112,7 @@ def from_guided_diffusion(path: Path | str, config: Config, *, project: Project 
         ValueError: In one line: the file or the config cannot be read, or they contradict each other.
     """
     path = Path(path)
-    tensors = strip_prefix(read_tensors(path), "module.")
+    tensors = strip_prefix(read_tensors(path))
     _check_project(tensors, path)
     table = tensors.get("label_emb.weight")
     plan = plan_guided(config, project=project, num_classes=None if table is None else len(table))
@@ -153,7 +153,7 @@ def from_guided_classifier(path: Path | str, config: Config) -> NoisyClassifier:
         ValueError: In one line: the file or the config cannot be read, or they contradict each other.
     """
     path = Path(path)
-    tensors = strip_prefix(read_tensors(path), "module.")
+    tensors = strip_prefix(read_tensors(path))
     _check_project(tensors, path)
     plan = plan_classifier(config)
     backbone = EncoderClassifier(**plan.network)

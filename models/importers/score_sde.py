@@ -16,7 +16,7 @@ from ..backbones import NCSNpp
 from ..parameterization import TimeInput
 from .plan import ModelPlan, PlannedModel
 from .renaming import load_renamed
-from .score_sde_configs import PUBLISHED
+from .score_sde_configs import CONFIGS
 from .score_sde_layout import Structure, find_structure, score_sde_sources
 from .settings import Settings, read_json
 from .tensors import as_tensors, read_checkpoint, strip_prefix
@@ -26,21 +26,27 @@ Config = Mapping[str, Any] | Path | str
 
 _FREQUENCIES = re.compile(r"all_modules\.\d+\.W")
 _SECTIONS = ("data", "model", "training", "optim", "sampling", "eval")
-# Settings of the published configs which neither their tensors nor the network's output depend on
+# Settings of the project's configs that neither the tensors nor the network's output depend on: some are of training,
+# some of SDEs that the config does not choose, and model.interpolation is of its NCSN
 _IDLE = (
-    "model.ema_rate", "model.fourier_scale", "model.init_scale", "model.num_scales",
-    "model.sigma_min", "model.sigma_max", "model.beta_min", "model.beta_max",
+    "model.ema_rate", "model.fourier_scale", "model.init_scale", "model.interpolation", "model.num_scales",
+    "model.sigma_begin", "model.sigma_min", "model.sigma_max", "model.beta_min", "model.beta_max",
+)  # fmt: skip
+# what only an ncsnpp looks at, though a ddpm's config may say it too
+_OF_NCSNPP = (
+    "model.conv_size", "model.embedding_type", "model.fir", "model.fir_kernel", "model.progressive",
+    "model.progressive_combine", "model.progressive_input", "model.resblock_type", "model.skip_rescale",
 )  # fmt: skip
 
 
 def _read_config(config: Config) -> Settings:
     """Settings under dotted names, such as ``model.fir``."""
-    if isinstance(config, str) and config in PUBLISHED:
-        return Settings(PUBLISHED[config])
+    if isinstance(config, str) and config in CONFIGS:
+        return Settings(CONFIGS[config])
     if isinstance(config, str) and not config.strip().startswith("--"):
         path = Path(config)
         if not path.suffix and not path.exists():
-            raise ValueError(choices_message("config of score_sde_pytorch", config, sorted(PUBLISHED)))
+            raise ValueError(choices_message("config of score_sde_pytorch", config, sorted(CONFIGS)))
         config = path
     if isinstance(config, Path):
         config = read_json(config, "config")
@@ -58,7 +64,7 @@ def _read_config(config: Config) -> Settings:
 
 def _required(settings: Settings, name: str) -> None:
     if name not in settings:
-        raise ValueError(f"config must say {name}, which the tensors do not; add it, as in {sorted(PUBLISHED)[0]}")
+        raise ValueError(f"config must say {name}, which the tensors do not; add it, as in {sorted(CONFIGS)[0]}")
 
 
 def _plan_network(settings: Settings, found: Structure, *, path: Path) -> dict[str, Any]:
@@ -104,10 +110,7 @@ def _plan_network(settings: Settings, found: Structure, *, path: Path) -> dict[s
     else:
         settings.ignore(["model.resamp_with_conv"])
     if network == "ddpm":
-        # it shares the config's other defaults, and looks at none of them
-        settings.ignore(
-            name for name in ("model.embedding_type", "model.fir", "model.fir_kernel", "model.skip_rescale")
-        )
+        settings.ignore(_OF_NCSNPP)
         return plan | {"fir_kernel": None, "input_pyramid": "none", "rescale": False, "min_group_channels": 1}
     for name in ("model.fir", "model.skip_rescale"):
         _required(settings, name)
@@ -212,8 +215,8 @@ def _pick_weights(checkpoint: Any, weights: Weights, *, path: Path) -> dict[str,
     if weights not in ("ema", "raw"):
         raise ValueError(choices_message("weights", weights, ["ema", "raw"]))
     if not isinstance(checkpoint, Mapping) or "model" not in checkpoint:
-        return strip_prefix(as_tensors(checkpoint, path=path), "module.")
-    raw = strip_prefix(as_tensors(checkpoint["model"], path=path, what="part 'model' of checkpoint"), "module.")
+        return strip_prefix(as_tensors(checkpoint, path=path))
+    raw = strip_prefix(as_tensors(checkpoint["model"], path=path, what="part 'model' of checkpoint"))
     if weights == "raw":
         return raw
     ema = checkpoint.get("ema")

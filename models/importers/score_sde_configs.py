@@ -1,21 +1,27 @@
-"""Settings of score_sde_pytorch's published checkpoints, as far as their tensors do not say them."""
+"""Settings of score_sde_pytorch's config files, as far as tensors do not say them."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
+def _config(name: str, sde: str, *, size: int = 32, continuous: bool = True, dropout: float = 0.1) -> dict[str, Any]:
+    """What the tensors of a checkpoint of the config file ``name`` do not say."""
+    network = "ddpm" if re.search(r"ddpm(/|_|$)", name) else "ncsnpp"
+    config = {"data.image_size": size, "training.sde": sde, "training.continuous": continuous}
+    config |= {"model.name": network, "model.dropout": dropout}
+    if network == "ncsnpp":
+        config |= {"model.fir": "ncsnpp" in name, "model.skip_rescale": True}
+    return config
+
+
 def _published() -> dict[str, dict[str, Any]]:
-    """What the published checkpoints' tensors do not say, by the names of their config files."""
+    """The configs of the published checkpoints."""
     found: dict[str, dict[str, Any]] = {}
 
     def add(name: str, sde: str, *, size: int = 32, continuous: bool = True, dropout: float = 0.1) -> None:
-        network = "ddpm" if "ddpm/" in name or "_ddpm_" in name else "ncsnpp"
-        config = {"data.image_size": size, "training.sde": sde, "training.continuous": continuous}
-        config |= {"model.name": network, "model.dropout": dropout}
-        if network == "ncsnpp":
-            config |= {"model.fir": "ncsnpp" in name, "model.skip_rescale": True}
-        found[name] = config
+        found[name] = _config(name, sde, size=size, continuous=continuous, dropout=dropout)
 
     for family, sde in (("vp", "vpsde"), ("subvp", "subvpsde")):
         for network in ("ddpmpp", "ncsnpp"):
@@ -42,3 +48,11 @@ def _published() -> dict[str, dict[str, Any]]:
 
 
 PUBLISHED = _published()
+# and those of which none is published; the project's NCSN networks are not read
+CONFIGS = PUBLISHED | {
+    "ve/cifar10_ddpm": _config("ve/cifar10_ddpm", "vesde", continuous=False),
+    "ve/celeba_ncsnpp": _config("ve/celeba_ncsnpp", "vesde", size=64, continuous=False),
+} | {
+    f"vp/ddpm/{name}": _config(f"vp/ddpm/{name}", "vpsde", size=256, continuous=False, dropout=0.0)
+    for name in ("bedroom", "celebahq", "church")
+}  # fmt: skip

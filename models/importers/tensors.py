@@ -31,6 +31,7 @@ _CONVERT = (
     "where you trust the file, load it with its own project and torch.save the network's state_dict()"
 )
 _MOST_NAMES = 6
+_WRAPPERS = ("_orig_mod.", "module.")
 
 
 def _one_line(text: object, most: int = 200) -> str:
@@ -151,11 +152,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return as_tensors(read_checkpoint(path), path=path)
 
 
-def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Drop a prefix that all names have, such as ``module.`` of ``DataParallel``; unchanged where one lacks it."""
-    if not all(name.startswith(prefix) for name in tensors):
-        return dict(tensors)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+def strip_prefix(tensors: Mapping[str, Tensor], *own: str) -> dict[str, Tensor]:
+    """Drop what wrappers put before every name, in any order and as often as they did.
+
+    These are ``_orig_mod.`` of ``torch.compile`` and ``module.`` of ``DataParallel`` and its kin.
+
+    Args:
+        tensors: Tensors by name.
+        own: What the project itself puts there, such as EDM's ``model.``.
+
+    Returns:
+        The tensors; a prefix that one of the names lacks is left.
+    """
+    stripped, prefixes = dict(tensors), (*_WRAPPERS, *own)
+    while prefix := next((p for p in prefixes if stripped and all(name.startswith(p) for name in stripped)), None):
+        stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
+    return stripped
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, path: Path) -> None:

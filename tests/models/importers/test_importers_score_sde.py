@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from models.backbones import NCSNpp
 from models.importers.renaming import renamed
 from models.importers.score_sde import from_score_sde, plan_score_sde
-from models.importers.score_sde_configs import PUBLISHED
+from models.importers.score_sde_configs import CONFIGS
 from models.importers.score_sde_layout import score_sde_sources
 from models.importers.tensors import read_tensors
 from sde_lib import VE, VP, SubVP, Tabulated
@@ -222,29 +222,133 @@ def test_a_config_may_be_a_file_flags_or_a_published_name(tmp_path):
         from_score_sde(path, "vp/cifar10_ddpmp_continuous")
 
 
-def test_published_configs_give_the_published_networks():
-    for name in PUBLISHED:
-        settings = {"image_size": 32, "num_res_blocks": 8 if "deep" in name else 4}
-        if "ddpm/" in name or "_ddpm_" in name:
-            settings |= {"num_res_blocks": 2, **DDPM}
-        elif "ddpmpp" in name:
-            settings |= {"fir_kernel": None, "input_pyramid": "none"}
-        if "ve/" in name and "continuous" in name:
-            settings |= {"embedding": "fourier"}
-        if "cifar10" not in name:
-            settings |= {"input_pyramid": "skip", "output_pyramid": "skip", "num_res_blocks": 2}
-            settings |= {"image_size": 256, "channel_mult": (1, 1, 2, 2, 2, 2, 2)}
-            if PUBLISHED[name]["data.image_size"] == 1024:
-                settings |= {"image_size": 1024, "channel_mult": (1, 2, 4, 8, 16, 32, 32, 32), "channels": 16}
-                settings |= {"num_res_blocks": 1}
-        with torch.device("meta"):
-            network = NCSNpp(**settings)
-            plan = plan_score_sde(renamed(network, score_sde_sources(network)), name, path="published.pth")
-            built = plan.build_backbone()
-        expected, found = network.state_dict(), built.state_dict()
-        assert {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in expected.items()}
-        assert plan.network["fir_kernel"] == settings.get("fir_kernel", (1, 3, 3, 1))
-        assert (plan.parameterization == "score") == name.startswith("ve/")
+SMALL_SIZES = {"cifar10": (32, 50.0), "celeba_": (64, 90.0)}
+LARGEST_SIGMA = {"bedroom": 378.0, "church": 380.0}
+
+
+def of_config(name):
+    """The arguments of NCSNpp, and the number and the largest of the noise levels, of one of the project's configs."""
+    small, deep = next((kind for kind in SMALL_SIZES if kind in name), None), "deep" in name
+    size, sigma_max = SMALL_SIZES.get(small, (256, LARGEST_SIGMA.get(name.split("/")[-1].split("_")[0], 348.0)))
+    settings = {"image_size": size, "channels": 128, "num_res_blocks": 8 if deep else 4}
+    settings["channel_mult"] = (1, 2, 2, 2) if small else (1, 1, 2, 2, 2, 2, 2)
+    levels = (1000 if small else 2000, sigma_max)
+    if is_ddpm(name):
+        settings |= {"num_res_blocks": 2, **DDPM} | ({} if small else {"channel_mult": (1, 1, 2, 2, 4, 4)})
+        levels = (1000, sigma_max if small else 378.0)
+    elif "ddpmpp" in name:
+        settings |= {"fir_kernel": None, "input_pyramid": "none"}
+    elif not small:
+        settings |= {"input_pyramid": "skip", "output_pyramid": "skip", "num_res_blocks": 2}
+        if name in ("ve/celebahq_ncsnpp_continuous", "ve/ffhq_ncsnpp_continuous"):
+            settings |= {"image_size": 1024, "channel_mult": (1, 2, 4, 8, 16, 32, 32, 32), "channels": 16}
+            settings["num_res_blocks"], levels = 1, (2000, 1348.0)
+    if name.startswith("ve/") and "continuous" in name:
+        settings |= {"embedding": "fourier"}
+    return settings, levels
+
+
+def is_ddpm(name):
+    return "ddpm" in name and "ddpmpp" not in name
+
+
+# what the project's config files say besides, or the defaults that they begin with; nothing of it has an effect here
+OTHERS = {
+    "training": "loss batch_size n_iters snapshot_freq log_freq eval_freq snapshot_freq_for_preemption "
+    "snapshot_sampling likelihood_weighting reduce_mean n_jitted_steps",
+    "data": "dataset random_flip uniform_dequantization category tfrecords_path",
+    "sampling": "method predictor corrector n_steps_each noise_removal probability_flow snr",
+    "eval": "begin_ckpt end_ckpt batch_size enable_sampling num_samples enable_loss enable_bpd bpd_dataset",
+    "optim": "weight_decay optimizer lr beta1 eps warmup grad_clip amsgrad",
+}
+
+
+def whole_config(name):
+    """One of the project's configs with all of its keys, those that have no effect here too."""
+    settings, (num_scales, sigma_max) = of_config(name)
+    exploding, continuous = name.startswith("ve/"), "continuous" in name
+    config = {section: dict.fromkeys(keys.split(), 1) for section, keys in OTHERS.items()} | {"seed": 42}
+    config["training"] |= {"sde": f"{name.partition('/')[0]}sde", "continuous": continuous}
+    config["data"] |= {"image_size": settings["image_size"], "centered": not exploding, "num_channels": 3}
+    model = {"sigma_min": 0.01, "sigma_max": sigma_max, "num_scales": num_scales, "beta_min": 0.1, "beta_max": 20.0}
+    model |= {"dropout": 0.1 if settings["image_size"] < 256 else 0.0, "embedding_type": "fourier"}
+    model |= {"name": "ddpm" if is_ddpm(name) else "ncsnpp", "scale_by_sigma": exploding, "ema_rate": 0.999}
+    model |= {"normalization": "GroupNorm", "nonlinearity": "swish", "nf": settings["channels"], "conditional": True}
+    model |= {"ch_mult": settings["channel_mult"], "num_res_blocks": settings["num_res_blocks"]}
+    model |= {"attn_resolutions": (16,), "resamp_with_conv": True}
+    if is_ddpm(name):
+        return config | {"model": model | ({"conv_size": 3} if exploding else {})}
+    progressive = {"none": "none", "residual": "residual", "skip": "input_skip"}
+    model["progressive_input"] = progressive[settings.get("input_pyramid", "residual")]
+    model |= {"progressive": "output_skip" if "output_pyramid" in settings else "none", "progressive_combine": "sum"}
+    model |= {"fir": "ncsnpp" in name, "fir_kernel": [1, 3, 3, 1], "skip_rescale": True, "resblock_type": "biggan"}
+    model |= {"attention_type": "ddpm", "init_scale": 0.0, "conv_size": 3}
+    model |= {"fourier_scale": 16} if continuous else {}
+    model |= {} if exploding and continuous else {"embedding_type": "positional"}
+    model |= {"sigma_begin": 90} if "celeba_" in name else {}
+    return config | {"model": model}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_project_s_configs_by_name_and_in_full_give_its_networks(name):
+    settings, (num_scales, sigma_max) = of_config(name)
+    with torch.device("meta"):
+        network = NCSNpp(**settings)
+        tensors = renamed(network, score_sde_sources(network))
+    tensors["sigmas"] = falling(0.01, sigma_max, num_scales)
+    plan = plan_score_sde(tensors, name, path="published.pth")
+    with torch.device("meta"):
+        built = plan.build_backbone()
+    expected, found = network.state_dict(), built.state_dict()
+    assert {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in expected.items()}
+    assert plan.network["fir_kernel"] == settings.get("fir_kernel", (1, 3, 3, 1))
+    assert (plan.parameterization == "score") == name.startswith("ve/")
+    in_full = plan_score_sde(tensors, whole_config(name), path="published.pth")
+    assert (in_full.network, in_full.parameterization) == (plan.network, plan.parameterization)
+    assert in_full.noise_input == plan.noise_input and in_full.sde["name"] == plan.sde["name"]
+    numbers = [{key: value for key, value in one.sde.items() if key != "name"} for one in (in_full, plan)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)
+
+
+def test_the_project_s_ncsn_networks_are_refused_by_their_name_not_by_their_keys(tmp_path):
+    path = write(tmp_path, NCSNpp(**SMALL))
+    model = {"name": "ncsnv2_64", "normalization": "InstanceNorm++", "nonlinearity": "elu", "interpolation": "bilinear"}
+    with pytest.raises(ValueError, match=r"unknown model.name of the config 'ncsnv2_64'; choices: ddpm, ncsnpp"):
+        from_score_sde(path, VPSDE | {"model": model})
+    # a key of theirs that is left in a config of another says nothing
+    from_score_sde(path, with_changes(model__interpolation="bilinear"))
+
+
+def test_ve_of_a_ddpm_network_divides_the_project_s_output_by_sigma(tmp_path):
+    """The project's own numbers of its DDPM network, which discrete VE divides by the sigma of the index."""
+    reference = Reference("scoresde_ddpm_vp")
+    config = copy.deepcopy(reference.settings["config"])
+    sigmas = falling(0.01, 50.0, 1000)
+    save_file(read_tensors(reference.path) | {"sigmas": sigmas}, tmp_path / "ve.safetensors")
+    config["training"] |= {"sde": "vesde", "continuous": False}
+    config["data"]["centered"] = False
+    config["model"] |= {"scale_by_sigma": True, "conv_size": 3}
+    model = from_score_sde(tmp_path / "ve.safetensors", config)
+
+    def times_sigma(case):
+        sigma = sigmas[case["t"].long()]
+        return 2 * model.score(case["x"], 2 * sigma) * sigma.float()[:, None, None, None]
+
+    assert worst_error(reference, times_sigma, "y_out") < 5e-5
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+)
+def test_averaged_and_raw_weights_of_a_wrapped_network(tmp_path, prefix):
+    network = randomize(NCSNpp(**SMALL, attention_resolutions=(8,), embedding="fourier"))
+    path, checkpoint = training_checkpoint(tmp_path, network)
+    bare = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()}
+    torch.save(checkpoint | {"model": {f"{prefix}{name}": tensor for name, tensor in bare.items()}}, path)
+    for weights, shift in (("raw", 0), ("ema", 1)):
+        model = from_score_sde(path, with_changes(training__sde="vesde"), weights=weights)
+        for name, parameter in network.named_parameters():
+            assert torch.equal(model.backbone.get_parameter(name), parameter + shift)
 
 
 @pytest.mark.parametrize(

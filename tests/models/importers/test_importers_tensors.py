@@ -126,8 +126,12 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
 
 def test_a_prefix_is_dropped_where_all_have_it():
     one = torch.ones(1)
-    assert strip_prefix({"module.a": one, "module.b": one}, "module.") == {"a": one, "b": one}
-    assert strip_prefix({"module.a": one, "b": one}, "module.") == {"module.a": one, "b": one}
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."):
+        assert strip_prefix({f"{prefix}a": one, f"{prefix}b": one}) == {"a": one, "b": one}
+    for lacking in ({"module.a": one, "b": one}, {"model.a": one, "model.b": one}):
+        assert strip_prefix(lacking) == lacking
+    for prefix in ("model.", "module.model.", "model._orig_mod.", "_orig_mod.model.module."):
+        assert strip_prefix({f"{prefix}a": one, f"{prefix}module": one}, "model.") == {"a": one, "module": one}
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed_and_nothing_is_loaded(tmp_path):
