@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +206,43 @@ def test_export_where_diffusers_has_such_a_model(
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 1.0], dtype=torch.float64)
     cond = torch.tensor([3, 7]) if imported.foreign.source in CONDITIONAL else None
     torch.testing.assert_close(again(x, t, cond=cond).x0, model(x, t, cond=cond).x0, rtol=1e-6, atol=1e-6)
+
+
+def wrapped(value: Any, prefix: str) -> Any:
+    """A checkpoint whose network was wrapped: its tensors have a prefix, and so have those in part "model"."""
+    if "model" in value:
+        bare = {name.removeprefix("module."): tensor for name, tensor in value["model"].items()}
+        return value | {"model": wrapped(bare, prefix)}
+    return {f"{prefix}{name}": tensor for name, tensor in value.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "diffusers"])
+def test_what_wrappers_put_before_names_is_dropped(name: str, tmp_path: Path):
+    foreign = WRITERS[name](tmp_path)
+    whole = torch.load(foreign.checkpoint, weights_only=False)
+    config = load_config(str(ROOT / "configs" / "pretrained" / f"{foreign.config}.py"), list(foreign.extra))
+    weights = []
+    for prefix in ("", "_orig_mod.", "module.", "module._orig_mod."):
+        torch.save(wrapped(whole, prefix), foreign.checkpoint)
+        model = read_source(config, source=foreign.source, checkpoint=str(foreign.checkpoint))
+        weights.append(model.backbone.state_dict())
+    for other in weights[1:]:
+        assert other.keys() == weights[0].keys() and all(torch.equal(other[key], weights[0][key]) for key in other)
+
+
+def test_of_a_bare_network_the_scheduler_is_said_or_assumed_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    foreign = WRITERS["diffusers"](tmp_path)
+    expected = from_diffusers(foreign.checkpoint)
+    bare = replace(foreign, checkpoint=Path(shutil.copytree(foreign.checkpoint / "unet", tmp_path / "bare")))
+    assert main.run(bare.command("import", tmp_path / "assumed")) == 0
+    assert f"no file says the scheduler of {bare.checkpoint}: DDPM's is assumed" in capsys.readouterr().err
+    assert json.loads((tmp_path / "assumed" / "config.json").read_text())["sde"]["num_steps"] == 1000
+    said = "--config.source.config=--num_train_timesteps 40 --beta_start 1e-3 --beta_end 0.3"
+    assert main.run(bare.command("import", tmp_path / "said", said)) == 0
+    assert "assumed" not in capsys.readouterr().err
+    saved = json.loads((tmp_path / "said" / "config.json").read_text())["sde"]
+    assert saved == {**expected.plan.sde, "name": "ddpm"}
+    weights, found = expected.backbone.state_dict(), tensors_of(tmp_path / "said", 0)
+    assert all(torch.equal(found[f"ema.{name}"], weights[name]) for name in weights)

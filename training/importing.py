@@ -40,11 +40,7 @@ def _ddpm(checkpoint: str, config: str, _: Any) -> PlannedModel:
 
 
 def _diffusers(checkpoint: str, config: str, _: Any) -> PlannedModel:
-    if config:
-        raise ValueError(
-            f"config.source.config={config!r} is of no use: diffusers' folders say all settings; leave it out"
-        )
-    return from_diffusers(checkpoint)
+    return from_diffusers(checkpoint, config or None)
 
 
 def _edm(checkpoint: str, config: str, settings: Any) -> PlannedModel:
@@ -181,6 +177,8 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
         raise ValueError("the config has no section source; start from configs.default.get_default_config()")
     _refuse_used(workdir)
     model = read_source(config, source=source, checkpoint=checkpoint)
+    for note in model.notes:
+        say(one_line(note))
     checkpoint = os.path.expanduser(checkpoint or config.source.checkpoint)
     _check_finite(model, checkpoint)
     whole = config_of_checkpoint(config, model.plan, checkpoint)

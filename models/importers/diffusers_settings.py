@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from .settings import Settings
 SCHEDULERS = (
     "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler",
     "ScoreSdeVeScheduler",
+)  # fmt: skip
+# what a training script's average of the weights writes into its network's config
+_OF_AVERAGES = (
+    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
 )  # fmt: skip
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
@@ -33,18 +38,27 @@ _UP: dict[str, tuple[bool, str | None]] = {
 }
 
 
-def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> ModelPlan:
+def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any] | Path | str) -> ModelPlan:
     """What the settings of a pipeline say of the model.
 
     Args:
         unet: What ``unet/config.json`` holds; settings that are left out have ``UNet2DModel``'s defaults.
-        scheduler: What ``scheduler/scheduler_config.json`` holds.
+        scheduler: What ``scheduler/scheduler_config.json`` holds, the path of such a file, or flags, of which all must
+            be known.
 
     Raises:
         ValueError: In one line: a setting is unknown, impossible, or of a model that is not supported.
     """
     of_unet = Settings({name: value for name, value in unet.items() if not name.startswith("_")})
+    of_unet.ignore(_OF_AVERAGES)
     settings = Settings(scheduler)
+    plan = _plan(of_unet, settings)
+    if isinstance(scheduler, str) and scheduler.strip().startswith("--"):
+        settings.finish()
+    return plan
+
+
+def _plan(of_unet: Settings, settings: Settings) -> ModelPlan:
     kind = settings.choice("_class_name", "DDPMScheduler", SCHEDULERS)
     embedding = of_unet.choice("time_embedding_type", "positional", ("positional", "fourier"))
     expected = "fourier" if kind == "ScoreSdeVeScheduler" else "positional"

@@ -65,9 +65,15 @@ class PlannedModel(NetworkScoreModel):
     Args:
         plan: The plan.
 
+    Attributes:
+        plan: The plan.
+        notes: What its importer chose where the checkpoint left a choice, a line each.
+
     Raises:
         ValueError: In one line, if there can be no such model.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, plan: ModelPlan) -> None:
         super().__init__(
