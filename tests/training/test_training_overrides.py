@@ -7,6 +7,7 @@ import pytest
 from tiny import ROOT, error, tiny_command
 
 import main
+from commands.flags import parse_flags
 from configs.default import get_default_config
 from training.config import data_root, import_plugins, load_config
 from training.importing import _settings_of, read_source
@@ -45,7 +46,9 @@ def test_another_sde_is_said_and_trains(tmp_path: Path, capsys: pytest.CaptureFi
     assert "config.sde.name is ve instead of ddpm, whose beta_end, beta_start, num_steps are left out" in (
         capsys.readouterr().err
     )
-    assert json.loads((tmp_path / "run/config.json").read_text())["sde"] == {"name": "ve"}
+    assert json.loads((tmp_path / "run/config.json").read_text())["sde"] == {
+        "name": "ve", "sigma_min": 0.01, "sigma_max": 50.0
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -73,10 +76,10 @@ def test_a_backbones_own_option_is_read_as_what_it_looks_like():
 
 def test_the_home_folder_is_meant_by_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    options, _ = main._parse(["--mode=train", "--config=~/a.py"])
+    options, _ = parse_flags(["--mode=train", "--config=~/a.py"])
     names = vars(options).keys() - {"mode", "source", "format"}
     assert {"config", "workdir", "checkpoint", "output"} <= names
-    options, _ = main._parse(["--mode=train", *(f"--{name}=~/some/where" for name in names)])
+    options, _ = parse_flags(["--mode=train", *(f"--{name.replace('_', '-')}=~/some/where" for name in names)])
     assert {name: getattr(options, name) for name in names} == {name: f"{tmp_path}/some/where" for name in names}
 
     config = _load("--config.data.root=~/data")
