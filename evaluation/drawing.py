@@ -48,9 +48,9 @@ def draw_batch(
     cond = labels_of(index, classes).to(device) if classes else None
     if num_trajectories < 1:
         return sampler.sample(model, x_T, cond=cond, noise=noise, hooks=hooks), {}
-    trajectory = TrajectoryHook(model.sde, x_T, num_trajectories)
+    trajectory = TrajectoryHook(x_T, num_trajectories)
     result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[*hooks, trajectory])
-    return result, trajectory.arrays(result.x0)
+    return result, trajectory.arrays()
 
 
 def labels_of(index: range, classes: Sequence[int] | None) -> Tensor:

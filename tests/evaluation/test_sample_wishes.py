@@ -119,7 +119,7 @@ def test_a_trajectory_leads_from_noise_to_the_samples(tmp_path: Path, family: st
     states, t = found[18]["states"], found[18]["t"]
     # VE ends with noise, and so in one denoising more
     assert states.shape == ((6 if family == "vp" else 7), 16, 1, 8, 8) and states.dtype == np.float32
-    assert t[0] == 1 and (np.diff(t) <= 0).all() and len(t) == len(states)
+    assert t[0] == 1 and (np.diff(t) <= 0).all() and t[-1] == 0 and len(t) == len(states)
     np.testing.assert_array_equal(to_uint8(torch.from_numpy(states[-1]), 17), images[:16])
     config = load_config(str(ROOT / f"configs/{family}/digits.py"), TINY)
     dataset = build_dataset(config, "train")
@@ -144,11 +144,11 @@ def test_a_trajectory_has_few_frames_spread_evenly(num_steps: int, most: int):
     model = DiscreteScoreModel(Tabulated.ddpm(), points=torch.tensor([[-1.0], [1.0]]), probs=[0.5, 0.5])
     noise = NoiseStreams(0, range(3))
     x_T = model.sde.prior_sample((1,), noise)
-    hook = TrajectoryHook(model.sde, x_T, 2, most)
+    hook = TrajectoryHook(x_T, 2, most)
     sampler = DDIMSampler(num_steps=num_steps, record_trajectory=True)
     result = sampler.sample(model, x_T, noise=noise, hooks=[hook])
-    arrays = hook.arrays(result.x0)
-    count = min(num_steps + 1, most - 1)
+    arrays = hook.arrays()
+    count = min(num_steps + 1, most)
     assert arrays["states"].shape == (count, 2, 1) and most <= MOST_FRAMES
     assert result.trajectory is not None
     kept = [0, *(k * num_steps // (count - 1) for k in range(1, count))]
@@ -162,8 +162,9 @@ def test_scales_bring_states_to_unit_variance():
     model = DiscreteScoreModel(sde, points=torch.tensor([[-1.0], [1.0]]), probs=[0.5, 0.5])
     noise = NoiseStreams(0, range(400))
     x_T = sde.prior_sample((1,), noise)
-    hook = TrajectoryHook(sde, x_T, 400)
-    arrays = hook.arrays(make_sampler("ddim", num_steps=20).sample(model, x_T, noise=noise, hooks=[hook]).x0)
+    hook = TrajectoryHook(x_T, 400)
+    make_sampler("ddim", num_steps=20).sample(model, x_T, noise=noise, hooks=[hook])
+    arrays = hook.arrays()
     spread = arrays["states"].reshape(len(arrays["t"]), -1).std(1) * arrays["scales"]
     np.testing.assert_allclose(spread, 1, atol=0.15)
 
