@@ -64,9 +64,11 @@ def _class_number(asked: int | str, num_classes: int, names: Sequence[str]) -> i
         return int(text)
     if text in names:
         return names.index(text)
-    close = difflib.get_close_matches(text, names, n=1)
+    # digits are called by their numbers
+    named = [name for k, name in enumerate(names) if name != str(k)]
+    close = difflib.get_close_matches(text, named, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    listed = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
+    listed = ", ".join(named[:_MOST_NAMES]) + (", ..." if len(named) > _MOST_NAMES else "")
     raise ValueError(
         f"unknown class {text!r} in sampling.classes; {hint}choices: 0 to {num_classes - 1}"
         + (f", or {listed}" if listed else "")

@@ -82,7 +82,7 @@ def test_classes_that_there_are_not_are_refused(
     for asked in ("10", "-1", "ten", "3,11"):
         extra = (CONDITIONAL, f"--config.sampling.classes={asked}", f"--output={tmp_path / 'out'}")
         said = error(capsys, tiny_command("sample", conditional, *extra))
-        assert f"unknown class '{asked.split(',')[-1]}' in sampling.classes" in said and "choices: 0 to 9" in said
+        assert f"unknown class '{asked.split(',')[-1]}' in sampling.classes; choices: 0 to 9" in said
     said = error(capsys, tiny_command("sample", tiny_run, "--config.sampling.classes=3"))
     assert "sampling.classes=3 needs a class-conditional model" in said
     assert not (tmp_path / "out").exists()
