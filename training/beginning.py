@@ -141,7 +141,7 @@ def begin_from_run(config: Config, workdir: Path, kind: ImageKind, init_from: st
 
 
 def fit_kind(config: Config, kind: ImageKind, init_from: str) -> ImageKind:
-    """The images to train on as the other run's model knows them: classes of its names keep its order.
+    """The images to train on as the other run's model knows them: classes of its names keep its numbers.
 
     Args:
         config: The config.
@@ -164,12 +164,10 @@ def fit_kind(config: Config, kind: ImageKind, init_from: str) -> ImageKind:
     names = tuple(map(str, said.get("class_names") or ()))
     if not config.model.class_conditional or not names or not kind.class_names:
         return kind
-    if sorted(names) == sorted(kind.class_names):
-        return replace(kind, class_names=names)
-    pairs = [
-        f"{k} was {was}, is {now}"
-        for k, (was, now) in enumerate(zip(names, kind.class_names, strict=False))
-        if was != now
-    ]
-    say(f"other classes than those of {init_from}: {one_line('; '.join(pairs), 200)}")
-    return kind
+    # a class of a name that the model knows stays that class, and new ones take the places of those that are gone
+    new = iter([name for name in kind.class_names if name not in names])
+    order = tuple(name if name in kind.class_names else next(new) for name in names)
+    changed = [f"{k} was {was}, is {now}" for k, (was, now) in enumerate(zip(names, order, strict=True)) if was != now]
+    if changed:
+        say(f"other classes than those of {init_from}: {one_line('; '.join(changed), 200)}")
+    return replace(kind, class_names=order)

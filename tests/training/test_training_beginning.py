@@ -148,3 +148,22 @@ def test_what_is_no_run_is_one_line(run_copy: Path, tmp_path: Path, capsys: pyte
 def test_another_sde_is_said(run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main.run(begin(tmp_path / "new", run_copy, "--config.sde.name=vp_cosine")) == 0
     assert "was trained on another SDE: sde.name is 'ddpm' there, 'vp_cosine' here" in capsys.readouterr().err
+
+
+def test_classes_keep_their_numbers_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def data(*names: str) -> list[str]:
+        for split in ("train", "test"):
+            images = np.arange(24 * 64).reshape(24, 8, 8, 1).astype(np.uint8)
+            arrays = {"labels": np.arange(24) % len(names), "class_names": np.array(names)}
+            np.savez(tmp_path / f"{split}.npz", images=images, **arrays)
+        flags = ["--config.data.dataset=npz", f"--config.data.root={tmp_path}"]
+        return [*flags, "--config.model.class_conditional=true"]
+
+    assert main.run(tiny_command("train", tmp_path / "old", *OTHER, *data("ant", "bee", "cat"))) == 0
+    assert main.run(begin(tmp_path / "new", tmp_path / "old", *data("bee", "cat", "dog"))) == 0
+    assert f"other classes than those of {tmp_path / 'old'}: 0 was ant, is dog\n" in capsys.readouterr().err
+    for step in (0, 2):
+        path = tmp_path / "new" / "checkpoints" / f"step_{step:08d}" / "state.json"
+        assert json.loads(path.read_text())["data"]["class_names"] == ["dog", "bee", "cat"]
+    said = error(capsys, begin(tmp_path / "other", tmp_path / "old", *data("bee", "cat")))
+    assert "is of images of num_classes 3, got 2 in npz; use such images" in said
