@@ -90,10 +90,14 @@ def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device, in
     kind = fit_kind(config, dataset.kind, init_from) if begins else dataset.kind
     state = TrainingState.create(config, kind, device, sharded=communication.sharded)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
-    check_for_training(workdir, config)
-    with locked(workdir, "train") if ranks.first else nullcontext():
-        # another process may have begun in the meantime
+    # the first process writes step 0 meanwhile where it has --init-from, so that the others are not to look
+    looks = ranks.first or not init_from
+    if looks:
         check_for_training(workdir, config)
+    with locked(workdir, "train") if ranks.first else nullcontext():
+        if looks:
+            # another job may have begun in the meantime
+            check_for_training(workdir, config)
         if begins and not has_begun(workdir, init_from):
             begin_from_run(config, workdir, kind, init_from)
         _train_there(config, workdir, ranks, device, communication, dataset, state)
