@@ -22,7 +22,7 @@ from tqdm import tqdm
 from configs.default import get_default_config
 from data import to_model_space
 from likelihood import ContinuousBound, VariationalBound, nats_to_bits_per_dim
-from models import ClippedScoreModel, ScoreModel
+from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import NoiseStreams
 from training.build import build_dataset, pick_device
 from training.config import load_config
@@ -161,7 +161,8 @@ def main() -> None:
     workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
     model, step = load_trained(config, workdir, dataset.kind, device)
     model = ClippedScoreModel(model) if config.eval.clip_x0 else model
-    num_levels, variance = dataset.num_levels, config.eval.vlb_variance
+    num_levels = dataset.num_levels
+    variance = pick_variance(config.eval.vlb_variance, learned=config.model.learned_variance)
     x0 = to_model_space(dataset.images[: arguments.num_images or None], num_levels).to(device)
     # spread over the split, which may be sorted
     train = build_dataset(config, "train").images

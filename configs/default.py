@@ -155,7 +155,7 @@ def _eval() -> ConfigDict:
             "precision": "fp32",  # as in training; a likelihood by a bf16 network is that of another model
             "compile": "off",
             "clip_x0": True,  # measures the chain whose predicted x0 is clipped
-            "vlb_variance": "small",  # reverse variance: small, large or learned
+            "vlb_variance": "auto",  # small, large or learned; auto: learned where the model has it, else small
             "vlb_num_steps": 0,  # 0: the SDE's table, or 1000
             "vlb_grid": "uniform",  # where those steps are: any time grid of the samplers
             "vlb_samples_per_image": 0,  # L_t evaluated per image, at random; 0: all of them (continuous: 10)

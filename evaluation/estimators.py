@@ -6,7 +6,7 @@ from typing import Any
 
 from data import ImageDataset
 from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
-from models import ClippedScoreModel, ScoreModel
+from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import TABLEAUS
 from training.checks import check_learned_parts
 from training.config import Config
@@ -32,7 +32,7 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
             name,
             num_levels=dataset.num_levels,
             num_steps=settings.vlb_num_steps or None,
-            variance=settings.vlb_variance,
+            variance=pick_variance(settings.vlb_variance, learned=config.model.learned_variance),
             grid=settings.vlb_grid,
             steps_per_image=settings.vlb_samples_per_image or None,
             step_sampling=settings.vlb_step_sampling,

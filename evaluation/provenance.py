@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from data import ImageKind
-from models import NetworkScoreModel
+from models import NetworkScoreModel, ReverseVariance, pick_variance
+from samplers import Sampler
 from training.config import Config, flatten, parse_options
 
 from .partial import code_digest, digest_of
@@ -104,8 +105,19 @@ def fingerprint_of(
     return json.loads(json.dumps(found))
 
 
+def variance_of(sampler: Sampler, *, learned: bool) -> ReverseVariance | None:
+    """The reverse variance that a sampler draws with, of a model that learns its own or not; None of others."""
+    variance = getattr(getattr(sampler, "predictor", None), "variance", None)
+    return None if variance is None else pick_variance(variance, learned=learned)
+
+
 def about_of(
-    config: Config, step: int, kind: ImageKind, classes: Sequence[int] | None, network: dict[str, Any]
+    config: Config,
+    step: int,
+    kind: ImageKind,
+    classes: Sequence[int] | None,
+    network: dict[str, Any],
+    variance: ReverseVariance | None,
 ) -> dict[str, Any]:
     """What ``samples.json`` tells its reader.
 
@@ -115,12 +127,14 @@ def about_of(
         kind: The images that the model is for.
         classes: The classes that are drawn in turn.
         network: How the network computes.
+        variance: See ``variance_of``.
     """
     settings, names = config.sampling, kind.class_names
     channels, height, width = kind.image_shape
     return {
         "sampler": settings.sampler,
         "options": parse_options(settings.options),
+        "variance": variance,
         "grid": settings.grid,
         "num_steps": settings.num_steps,
         "seed": config.seed,

@@ -28,7 +28,7 @@ from training.workdir import check_for_use
 
 from .dealing import deal, says_what_is_kept
 from .drawing import draw_batch, labels_of
-from .provenance import about_of, classes_of, fingerprint_of
+from .provenance import about_of, classes_of, fingerprint_of, variance_of
 from .sample_set import SampleSet
 from .trajectory import MOST_SAMPLES
 
@@ -82,10 +82,11 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
                 say(reason)
             say_changed_plugins(workdir, config.plugins)
             say_lost_signal(config, trained.sde)
+        variance = variance_of(sampler, learned=trained.learned_variance)
         samples = SampleSet(
             folder,
             fingerprint_of(config, trained, step, kind, classes, mode.recorded(), device),
-            about_of(config, step, kind, classes, mode.recorded()),
+            about_of(config, step, kind, classes, mode.recorded(), variance),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             image_shape=(height, width, channels),
@@ -125,9 +126,10 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
                 nfe, notes = samples.finish()
                 for note in notes:
                     say(note)
+                chain = f" with the {variance} variance" if variance else ""
                 say(
-                    f"{settings.num_samples} samples of step {step} by {settings.sampler}, {nfe} network calls each; "
-                    f"wrote {folder / 'grid.png'} and samples.npz"
+                    f"{settings.num_samples} samples of step {step} by {settings.sampler}{chain}, {nfe} network calls "
+                    f"each; wrote {folder / 'grid.png'} and samples.npz"
                 )
 
 

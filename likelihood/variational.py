@@ -129,7 +129,8 @@ class VariationalBound(LikelihoodEstimator):
     Args:
         num_levels: Number of grey levels of the data: sets the bin width.
         num_steps: Number of steps n; None takes the SDE's table, or 1000.
-        variance: "small", "large" or "learned".
+        variance: "small", "large", "learned", or "auto": the learned one of a model that has it, else the small one,
+            as ``AncestralPredictor`` samples.
         grid: Name of a time grid, or a falling tensor of times.
         steps_per_image: None evaluates every L_t. K evaluates K of them per image and returns an unbiased estimate of
             the sum; L_0 and L_T are always evaluated. With K no less than the number of steps, all are.
@@ -150,7 +151,7 @@ class VariationalBound(LikelihoodEstimator):
         *,
         num_levels: int,
         num_steps: int | None = None,
-        variance: ReverseVariance = "small",
+        variance: ReverseVariance = "auto",
         grid: str | Tensor = "uniform",
         steps_per_image: int | None = None,
         step_sampling: StepSampling = "stratified",

@@ -17,7 +17,7 @@ from .parameterization import (
     time_input,
 )
 from .prediction import Prediction
-from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, reverse_log_var
+from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, pick_variance, reverse_log_var
 from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_network_calls
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "interpolate_log_var",
     "level_posterior_mean",
     "make_parameterization",
+    "pick_variance",
     "place_on_bin",
     "register_parameterization",
     "reverse_log_var",

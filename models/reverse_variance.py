@@ -12,7 +12,7 @@ from sde_lib import SDE, choices_message, expand_like
 
 from .prediction import Prediction
 
-ReverseVariance = Literal["small", "large", "learned"]
+ReverseVariance = Literal["auto", "small", "large", "learned"]
 
 
 def check_variance(kind: str) -> ReverseVariance:
@@ -26,6 +26,18 @@ def check_variance(kind: str) -> ReverseVariance:
     raise ValueError(choices_message("variance", kind, sorted(get_args(ReverseVariance))))
 
 
+def pick_variance(kind: ReverseVariance, *, learned: bool) -> ReverseVariance:
+    """Turn "auto" into "learned" where the model learns its variance, else into "small"; leave another as it is.
+
+    Args:
+        kind: A reverse variance.
+        learned: Whether the model learns its variance.
+    """
+    if kind != "auto":
+        return kind
+    return "learned" if learned else "small"
+
+
 def interpolate_log_var(
     kind: ReverseVariance, prediction: Prediction, log_small: Tensor, log_large: Tensor
 ) -> Float[Tensor, "batch *_"]:
@@ -34,7 +46,7 @@ def interpolate_log_var(
         log var = fraction log large + (1 - fraction) log small      (Nichol & Dhariwal 2021, Eq. 15).
 
     Args:
-        kind: "small", "large" or "learned".
+        kind: "small", "large", "learned", or "auto": see ``pick_variance``.
         prediction: The model's answer, for its ``variance_fraction``.
         log_small: Log variance of q(x_s | x_t, x0), [B].
         log_large: Log variance of q(x_t | x_s), [B].
@@ -46,6 +58,7 @@ def interpolate_log_var(
         ValueError: If "learned" is asked of a model that does not learn it.
     """
     x0 = prediction.x0.double()
+    kind = pick_variance(kind, learned=prediction.variance_fraction is not None)
     if kind == "small":
         return expand_like(log_small, x0)
     if kind == "large":
@@ -63,7 +76,7 @@ def reverse_log_var(
 
     Args:
         kind: "small": sigma_s^2 / sigma_t^2 sigma_{t|s}^2; "large": sigma_{t|s}^2 (both in Ho et al. 2020, Section
-            3.2); "learned": between them.
+            3.2); "learned": between them; "auto": learned where the model has it, else small.
         prediction: The model's answer at t.
         sde: The SDE.
         s: Earlier times, [B].

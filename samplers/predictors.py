@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import ReverseVariance, check_variance, reverse_log_var
+from models import ReverseVariance, check_variance, pick_variance, reverse_log_var
 from sde_lib import Registry, combine
 
 from .grid_sampler import GridSampler
@@ -59,14 +59,15 @@ class AncestralPredictor(Predictor):
     """x_s = mean of q(x_s | x_t, x0 = prediction) + sqrt(var) z (Ho et al. 2020, Alg. 2; Song et al. 2021, App. F).
 
     Args:
-        variance: "small": that of q(x_s | x_t, x0); "large": that of q(x_t | x_s) (Ho et al. 2020, Section 3.2); or
-            "learned": between the two as the model says (Nichol & Dhariwal 2021, Eq. 15).
+        variance: "small": that of q(x_s | x_t, x0); "large": that of q(x_t | x_s) (Ho et al. 2020, Section 3.2);
+            "learned": between the two as the model says (Nichol & Dhariwal 2021, Eq. 15); or "auto": the learned one of
+            a model that has it, else the small one, as ``VariationalBound`` measures.
 
     Raises:
-        ValueError: If the variance is unknown.
+        ValueError: If the variance is unknown, or "learned" of a model that does not learn it.
     """
 
-    def __init__(self, *, variance: ReverseVariance = "small") -> None:
+    def __init__(self, *, variance: ReverseVariance = "auto") -> None:
         self.variance: ReverseVariance = check_variance(variance)
 
     def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
@@ -77,10 +78,11 @@ class AncestralPredictor(Predictor):
         on_x = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
         mean = weigh(prediction, x, t, on_x0=s.alpha * one_minus_ratio, on_x=on_x)
         noise = run.borrow_noise(x)
-        if self.variance == "learned":
-            log_var = reverse_log_var(self.variance, prediction, run.sde, time_at(s, x), time_at(t, x))
+        variance = pick_variance(self.variance, learned=prediction.variance_fraction is not None)
+        if variance == "learned":
+            log_var = reverse_log_var(variance, prediction, run.sde, time_at(s, x), time_at(t, x))
             return mean.addcmul_((0.5 * log_var).exp().to(x.dtype), noise)
-        sigma = s.sigma if self.variance == "small" else t.sigma
+        sigma = s.sigma if variance == "small" else t.sigma
         return mean.add_(noise, alpha=sigma * math.sqrt(one_minus_ratio))
 
 
@@ -155,14 +157,14 @@ class AncestralSampler(PredictorSampler):
     Of weak order 1; with DDPM's own 1000 steps it is the sampler that DDPM was published with.
 
     Args:
-        variance: "small", "large" or "learned".
+        variance: "auto", "small", "large" or "learned".
         **kwargs: See ``GridSampler``.
 
     Raises:
         ValueError: If the variance is unknown, or "learned" of a model that does not learn it.
     """
 
-    def __init__(self, *, variance: ReverseVariance = "small", **kwargs: Any) -> None:
+    def __init__(self, *, variance: ReverseVariance = "auto", **kwargs: Any) -> None:
         super().__init__(AncestralPredictor(variance=variance), **kwargs)
 
 

@@ -103,7 +103,7 @@ def test_improved_cifar10_is_the_network_and_training_of_nichol_and_dhariwal():
     assert sum(p.numel() for p in model.parameters()) == 52_546_438
     sde = build_sde(config)
     assert (config.sde.name, sde.table_size, config.training.loss) == ("improved_ddpm", 4000, "hybrid")
-    assert model.learned_variance and config.eval.vlb_variance == "learned"
+    assert model.learned_variance and config.eval.vlb_variance == "auto"
     assert (config.training.num_steps, config.training.batch_size, config.optim.learning_rate) == (500_000, 128, 1e-4)
 
 

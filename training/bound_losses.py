@@ -54,10 +54,6 @@ def _select(prediction: Prediction, index: Tensor) -> Prediction:
     )
 
 
-def _variance_of(model: ScoreModel) -> ReverseVariance:
-    return "learned" if isinstance(model, NetworkScoreModel) and model.learned_variance else "small"
-
-
 class _TableBound(TableLoss):
     # of the error in eps, where a bound has one: L_simple's
     own_weighting = "eps"
@@ -99,7 +95,7 @@ class VariationalLoss(_TableBound):
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
         prediction, rows = self._ask(model, x0, t, eps, cond)
-        bits = row_bits(_variance_of(model), prediction, x0, model.sde, rows, num_levels=self._levels)
+        bits = row_bits("auto", prediction, x0, model.sde, rows, num_levels=self._levels)
         return bits * (model.sde.table_size or 1)
 
 
@@ -123,9 +119,9 @@ class HybridLoss(_TableBound):
         Raises:
             ValueError: If the model does not learn its variance.
         """
-        if _variance_of(model) != "learned":
-            raise ValueError("loss 'hybrid' needs model.learned_variance; set it to True, or use loss 'ddpm'")
         prediction, rows = self._ask(model, x0, t, eps, cond)
+        if prediction.variance_fraction is None:
+            raise ValueError("loss 'hybrid' needs model.learned_variance; set it to True, or use loss 'ddpm'")
         simple = (prediction.eps - eps).square().flatten(1).mean(1)
         fixed_mean = Prediction(
             prediction.x0.detach(), prediction.eps.detach(), prediction.sigma, prediction.variance_fraction

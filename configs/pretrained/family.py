@@ -40,8 +40,7 @@ def openai(source: str, flags: str, *, cifar10: bool = False, image_size: int = 
     """
     config = pretrained(source, flags, cifar10=cifar10, image_size=image_size)
     config.data.random_flip = False
-    config.sampling.update({"sampler": "ancestral", "num_steps": 250, "options": "variance=learned"})
-    config.eval.vlb_variance = "learned"
+    config.sampling.update({"sampler": "ancestral", "num_steps": 250})
     config.training.loss = "hybrid"
     config.optim.learning_rate = 1e-4
     return config

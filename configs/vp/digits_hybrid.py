@@ -17,5 +17,4 @@ def get_config() -> ConfigDict:
     digits_network(config)
     config.model.learned_variance = True
     config.training.loss = "hybrid"
-    config.eval.vlb_variance = "learned"
     return config

@@ -13,5 +13,4 @@ def get_config() -> ConfigDict:
     mnist_network(config)
     config.model.learned_variance = True
     config.training.update({"loss": "vlb", "time_sampling": "importance"})
-    config.eval.vlb_variance = "learned"
     return config
