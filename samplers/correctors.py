@@ -75,7 +75,8 @@ class LangevinCorrector(Corrector):
 
     (Song et al. 2021, Algorithms 4 and 5), alpha_i = 1 - beta_i of a table of 1000 steps if the SDE has none. The norms
     are those of each sample, where their code takes the mean over the batch. The step is fit for many dimensions, where
-    the norms hardly vary; in few, a score near 0 makes it very long.
+    the norms hardly vary; in few, a score near 0 makes it very long. A score of 0, as of a new network, says no size: it
+    is then taken as that of noise, |z| / sigma.
 
     Args:
         snr: r, above 0.
@@ -85,7 +86,8 @@ class LangevinCorrector(Corrector):
         """One Langevin step."""
         eps = run.predict(x, t).eps
         z = run.borrow_noise(x)
-        ratio = t.sigma * _norms(z) / _norms(eps)
+        of_z, of_eps = _norms(z), _norms(eps)
+        ratio = t.sigma * of_z / torch.where(of_eps > 0, of_eps, of_z)
         step = 2 * _alpha_of_table_step(run.sde, t) * (self.snr * ratio).square()
         out = torch.addcmul(x, expand_like(-step / t.sigma, x), eps)
         return out.addcmul_(expand_like((2 * step).sqrt(), x), z)

@@ -130,7 +130,6 @@ def _train_there(
             say_changed_plugins(workdir, config.plugins)
         else:
             claim_for_training(workdir, config)
-        keep_plugins(workdir, config.plugins)
         _introduce(config, workdir, state, dataset, device, mode, share)
         say_lost_signal(config, state.model.sde)
     flip = config.data.random_flip
@@ -217,6 +216,7 @@ def _run(
         # only now, so that config.json is of what was trained
         if log is not None and not claimed:
             claim_for_training(workdir, config)
+            keep_plugins(workdir, config.plugins)
         claimed = True
         state.save(checkpoints, keep=training.keep_checkpoints, write=log is not None)
         if log is not None:

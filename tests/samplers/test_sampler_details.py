@@ -8,7 +8,7 @@ import torch
 from sampler_oracles import GaussianModel, mixture
 
 from models import Prediction, ScoreModel
-from samplers import make_sampler
+from samplers import Run, make_corrector, make_sampler, points_of
 from samplers.base import check_finite
 from sde_lib import ADAPTIVE, VE, VP, CosineVP, NoiseStreams, Tabulated
 
@@ -287,3 +287,27 @@ def test_the_langevin_corrector_takes_samples_of_one_number():
 class ScalarModel(ScoreModel):
     def forward(self, x_t, t, *, cond=None):
         return Prediction(x0=x_t, eps=x_t + 1, sigma=self.sde.sigma(t))
+
+
+class PartlySilent(ScoreModel):
+    """eps = 0 of every other sample, as of a network whose last layer is still zero."""
+
+    def forward(self, x_t, t, *, cond=None):
+        speaks = (torch.arange(len(x_t)) % 2).to(x_t)[:, None]
+        return Prediction(x0=0 * x_t, eps=speaks * x_t, sigma=self.sde.sigma(t))
+
+
+@pytest.mark.parametrize("sde", [VP(), VE(sigma_max=20.0), Tabulated.ddpm()], ids=["vp", "ve", "ddpm"])
+def test_a_score_of_zero_takes_the_usual_step(sde):
+    """With |score| = |z| / sigma the step is 2 alpha_i (r sigma)^2, that of the annealed corrector."""
+    x, indices = torch.ones(4, 3, dtype=torch.float64), range(4)
+    (t,) = points_of(sde, torch.tensor([0.6], dtype=torch.float64))
+    found, usual = (
+        make_corrector(name, snr=0.1)(Run(PartlySilent(sde), None, NoiseStreams(3, indices)), x, t)
+        for name in ("langevin", "annealed_langevin")
+    )
+    assert torch.allclose(found[::2], usual[::2], rtol=1e-6)
+    assert not torch.allclose(found[1::2], usual[1::2], rtol=1e-2)
+    # a single dimension too, as of a point
+    alone = make_corrector("langevin")(Run(PartlySilent(sde), None, NoiseStreams(3, [0])), x[:1, :1], t)
+    assert torch.isfinite(alone).all()

@@ -117,5 +117,7 @@ def test_what_is_measured_or_sampled_all_the_same_says_what_to_lower():
         with pytest.raises(ValueError, match=r"alpha is 0; set t_max of RectifiedFlow lower, such as 0\.999"):
             estimator(model, x0)
     for name in ("heun", "unipc", "dpm_solver_pp", "probability_flow", "euler_maruyama"):
-        with pytest.raises(ValueError, match=r"t_max, where signal is left, such as at 0\.999"):
+        with pytest.raises(
+            ValueError, match=r"begin the grid at sde\.t_max, and if that is here, set it lower, such as 0\.999"
+        ):
             make_sampler(name, num_steps=5).sample(model, x0)
