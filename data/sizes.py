@@ -17,7 +17,7 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         DataError: If it is neither.
     """
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else (int(image_size), int(image_size))
     if len(sides) != 2 or min(sides) < 1:
         raise DataError(
             f"image_size must be one number, or height and width, each at least 1, got {image_size}; "

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import ScoreModel, count_network_calls
+from runtime.whole_numbers import whole_number
 from sde_lib import SDE, NoiseStreams, expand_like
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
@@ -61,8 +62,7 @@ class ContinuousBound(LikelihoodEstimator):
         step_weights: Tensor | None = None,
     ) -> None:
         levels_of(torch.zeros(0), num_levels)
-        if isinstance(steps_per_image, bool) or not isinstance(steps_per_image, int) or steps_per_image < 1:
-            raise ValueError(f"steps_per_image must be at least 1, a whole number, got {steps_per_image}; try 10")
+        steps_per_image = whole_number("steps_per_image", steps_per_image, fix="try 10")
         if t_end is not None and not 0 <= t_end < 1:
             raise ValueError(f"t_end must lie in [0, 1), got {t_end}; leave it out for the SDE's own")
         self.num_levels, self.steps_per_image, self.t_end = num_levels, steps_per_image, t_end

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from runtime.whole_numbers import whole_number
+
 
 def levels_of(x: Float[Tensor, "*shape"], num_levels: int) -> Float[Tensor, "*shape"]:
     """The grey level k of data x = 2 k / (num_levels - 1) - 1, checked.
@@ -22,10 +24,7 @@ def levels_of(x: Float[Tensor, "*shape"], num_levels: int) -> Float[Tensor, "*sh
     Raises:
         ValueError: If num_levels is below 2 or not whole, or x is off the lattice by more than 1 % of a bin, or NaN.
     """
-    if isinstance(num_levels, bool) or not isinstance(num_levels, int) or num_levels < 2:
-        raise ValueError(
-            f"num_levels must be at least 2, got {num_levels!r}; pass the data's whole number of grey levels"
-        )
+    whole_number("num_levels", num_levels, least=2, fix="pass the data's number of grey levels")
     place = 0.5 * (x.double() + 1) * (num_levels - 1)
     level = place.round()
     # what must hold, rather than what must not: NaN fails every comparison

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_options, count_network_calls, follow_flow
+from runtime.whole_numbers import whole_number
 from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, check_grid, choices_message, expand_like, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
@@ -94,8 +95,7 @@ class FlowLikelihood(LikelihoodEstimator):
         if divergence not in get_args(Divergence):
             raise ValueError(choices_message("divergence", divergence, sorted(get_args(Divergence))))
         for name, value in (("num_importance_samples", num_importance_samples), ("num_probes", num_probes)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be at least 1, a whole number, got {value}; 1 is usual")
+            whole_number(name, value, fix="1 is usual")
         if num_importance_samples > 1 and divergence != "exact":
             raise ValueError(
                 f"{num_importance_samples} importance samples need divergence='exact', got {divergence!r}, whose noise "
@@ -109,8 +109,8 @@ class FlowLikelihood(LikelihoodEstimator):
                 raise ValueError(
                     f"the grid has {len(grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out"
                 )
-        elif not self.adaptive and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1):
-            raise ValueError(f"{solver} needs num_steps, at least 1, got {num_steps}; or take an adaptive solver")
+        elif not self.adaptive:
+            num_steps = whole_number(f"num_steps of {solver}", num_steps, fix="or take an adaptive solver")
         if t_end is not None and not 0 <= t_end < 1:
             raise ValueError(f"t_end must lie in [0, 1), got {t_end}; leave it out for the SDE's own")
         if t_end is not None and (isinstance(grid, Tensor) or not self.adaptive):

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from runtime.whole_numbers import whole_number
 from sde_lib import NoiseStreams, choices_message, derive_seed
 
 StepSampling = Literal["stratified", "uniform", "low_discrepancy", "importance"]
@@ -140,8 +141,7 @@ def check_num_knots(num_knots: int) -> None:
     Raises:
         ValueError: Below 2, or if not a whole number.
     """
-    if isinstance(num_knots, bool) or not isinstance(num_knots, int) or num_knots < 2:
-        raise ValueError(f"num_knots must be at least 2, a whole number, got {num_knots!r}; 24 is usual")
+    whole_number("num_knots", num_knots, least=2, fix="24 is usual")
 
 
 def pilot_steps(num_steps: int, num_knots: int) -> Int[Tensor, " knots"]:

@@ -15,6 +15,7 @@ from models import (
     interpolate_log_var,
     reverse_log_var,
 )
+from runtime.whole_numbers import whole_number
 from sde_lib import SDE, NoiseStreams, check_grid, expand_like, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
@@ -159,10 +160,8 @@ class VariationalBound(LikelihoodEstimator):
     ) -> None:
         levels_of(torch.zeros(0), num_levels)
         for name, value in (("num_steps", num_steps), ("steps_per_image", steps_per_image)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(
-                    f"{name} must be at least 1, a whole number, got {value!r}; leave it out for all steps"
-                )
+            if value is not None:
+                whole_number(name, value, fix="leave it out for all steps")
         self.num_levels = num_levels
         self.num_steps = num_steps
         self.variance: ReverseVariance = check_variance(variance)

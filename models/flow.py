@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from runtime.whole_numbers import whole_number
 from sde_lib import (
     ADAMS,
     ADAPTIVE,
@@ -192,5 +193,5 @@ def check_ode_options(solver: str, *, rtol: float, atol: float, max_nfe: int | N
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0 and finite, got {value}; try 1e-5")
-    if max_nfe is not None and (isinstance(max_nfe, bool) or not isinstance(max_nfe, int) or max_nfe < 1):
-        raise ValueError(f"max_nfe must be at least 1, a whole number, got {max_nfe}; None is no limit")
+    if max_nfe is not None:
+        whole_number("max_nfe", max_nfe, fix="None is no limit")

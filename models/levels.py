@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from runtime.whole_numbers import whole_number
 from sde_lib import SDE, expand_like
 
 from .parameterization import Parameterization, Reading, TimeInput, register_parameterization
@@ -97,8 +98,7 @@ class LevelsParameterization(Parameterization):
 
     def __init__(self, *, num_levels: int, noise_input: TimeInput = "auto") -> None:
         super().__init__(noise_input=noise_input)
-        if isinstance(num_levels, bool) or not isinstance(num_levels, int) or num_levels < 2:
-            raise ValueError(f"num_levels must be at least 2, a whole number, got {num_levels}; pass the data's")
+        num_levels = whole_number("num_levels", num_levels, least=2, fix="pass the data's")
         self.num_levels = self.outputs_per_channel = num_levels
 
     def c_in(self, sde: SDE, t: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from runtime.whole_numbers import whole_number
 from sde_lib import combine
 
 from .base import States
@@ -45,11 +46,9 @@ class AnnealedLangevinSampler(GridSampler):
 
     def __init__(self, *, steps_per_level: int = 100, step_size: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if isinstance(steps_per_level, bool) or not isinstance(steps_per_level, int) or steps_per_level < 1:
-            raise ValueError(f"steps_per_level must be at least 1, got {steps_per_level}; NCSN takes 100")
+        self.steps_per_level = whole_number("steps_per_level", steps_per_level, fix="NCSN takes 100")
         if step_size is not None and not 0 < step_size < math.inf:
             raise ValueError(f"step_size must be above 0 and finite, got {step_size}; leave it out for r_L^2 / 5")
-        self.steps_per_level = steps_per_level
         self.step_size = step_size
 
     def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:

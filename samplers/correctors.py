@@ -75,8 +75,8 @@ class LangevinCorrector(Corrector):
 
     (Song et al. 2021, Algorithms 4 and 5), alpha_i = 1 - beta_i of a table of 1000 steps if the SDE has none. The norms
     are those of each sample, where their code takes the mean over the batch. The step is fit for many dimensions, where
-    the norms hardly vary; in few, a score near 0 makes it very long. A score of 0, as of a new network, says no size: it
-    is then taken as that of noise, |z| / sigma.
+    the norms hardly vary; in few, a score near 0 makes it very long. A score of 0, as of a new network, says no size;
+    that of noise, |z| / sigma, is then taken.
 
     Args:
         snr: r, above 0.

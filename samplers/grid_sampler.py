@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from models import ScoreModel, count_network_calls
+from runtime.whole_numbers import whole_number
 from sde_lib import SDE, NoiseStreams, available_grids, check_grid, choices_message, make_grid
 
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
@@ -61,10 +62,10 @@ class GridSampler(Sampler):
                 f"grid must be a name or a falling torch tensor of times, got {type(grid).__name__}; "
                 "pass torch.tensor(grid, dtype=torch.float64)"
             )
-        elif num_steps is None or isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}; pass 1 or more, a whole number")
-        elif grid not in available_grids():
-            raise ValueError(choices_message("grid", grid, available_grids()))
+        else:
+            num_steps = whole_number("num_steps", num_steps, fix="pass 1 or more")
+            if grid not in available_grids():
+                raise ValueError(choices_message("grid", grid, available_grids()))
         if denoise_final not in (None, True, False):
             raise ValueError(f"denoise_final must be None, True or False, got {denoise_final!r}; leave it out")
         self.num_steps = num_steps

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from runtime.whole_numbers import whole_number
+
 from .correctors import Corrector, NoCorrector, make_corrector
 from .grid_sampler import GridSampler
 from .predictors import NoPredictor, Predictor, make_predictor
@@ -42,8 +44,7 @@ class PredictorCorrectorSampler(GridSampler):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(corrector_steps, bool) or not isinstance(corrector_steps, int) or corrector_steps < 1:
-            raise ValueError(f"corrector_steps must be at least 1, got {corrector_steps}; corrector='none' takes none")
+        self.corrector_steps = whole_number("corrector_steps", corrector_steps, fix="corrector='none' takes none")
         self.predictor = predictor if isinstance(predictor, Predictor) else make_predictor(_name(predictor))
         if isinstance(corrector, Corrector):
             if snr is not None:
@@ -53,7 +54,6 @@ class PredictorCorrectorSampler(GridSampler):
             self.corrector = make_corrector(_name(corrector), **({} if snr is None else {"snr": snr}))
         if isinstance(self.predictor, NoPredictor) and isinstance(self.corrector, NoCorrector):
             raise ValueError("predictor and corrector are both 'none'; choose one of them")
-        self.corrector_steps = corrector_steps
 
     def advance(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
         """Predict, then correct."""

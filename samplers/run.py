@@ -47,8 +47,8 @@ class Point:
         """
         if self.alpha == 0:
             raise ValueError(
-                f"alpha is 0 at t = {self.t:.6g}, where this sampler cannot start; begin the grid at sde.t_max, and if that "
-                f"is here, set it lower, such as {0.999 * self.t:.6g}"
+                f"alpha is 0 at t = {self.t:.6g}, where this sampler cannot start; begin the grid at sde.t_max, and if "
+                f"that is here, set it lower, such as {0.999 * self.t:.6g}"
             )
 
 

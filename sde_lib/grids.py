@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.whole_numbers import whole_number
+
 from .base import SDE
 from .registry import Registry
 
@@ -32,8 +34,7 @@ def make_grid(name: str, sde: SDE, num_steps: int) -> Tensor:
     Raises:
         ValueError: If the name is unknown, or num_steps does not fit.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}; pass 1 or more")
+    num_steps = whole_number("num_steps", num_steps, fix="pass 1 or more")
     return check_grid(_GRIDS.make(name, sde=sde, num_steps=num_steps))
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runtime.whole_numbers import whole_number
+
 from .base import SDE, PerSample
 
 _MARGIN = 0.25  # how far the units reach beyond [0, 1], so that its ends are as its middle
@@ -96,8 +98,7 @@ class LearnedVP(SDE, nn.Module):
                 f"LearnedVP needs -700 < log_snr_min < log_snr_max < 700, got {log_snr_min} and {log_snr_max}; "
                 "try -5 and 13.3"
             )
-        if isinstance(hidden_size, bool) or not isinstance(hidden_size, int) or hidden_size < 1:
-            raise ValueError(f"hidden_size must be at least 1, a whole number, got {hidden_size}; try 64")
+        hidden_size = whole_number("hidden_size", hidden_size, fix="try 64")
         spacing = (1 + 2 * _MARGIN) / hidden_size
         centers = (torch.arange(hidden_size, dtype=torch.float64) + 0.5) * spacing - _MARGIN
         slopes = torch.full_like(centers, min(1 / spacing, _SHARPEST))

@@ -9,12 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from runtime.whole_numbers import whole_number
+
 
 def _seed_sequence(*keys: int) -> np.random.SeedSequence:
     """Each key as two words and their number first: SeedSequence alone takes (1,) and (1, 0) as the same."""
-    if any(not 0 <= key < 2**64 for key in keys):
-        raise ValueError(f"seeds and indices must lie in [0, 2^64), got {keys}; pass non-negative integers")
-    words = [word for key in keys for word in (int(key) & 0xFFFFFFFF, int(key) >> 32)]
+    numbers = [whole_number("a seed or index", key, least=0, fix="pass non-negative integers") for key in keys]
+    if any(number >= 2**64 for number in numbers):
+        raise ValueError(f"seeds and indices must lie in [0, 2^64), got {keys}; pass smaller integers")
+    words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
     return np.random.SeedSequence([len(keys), *words])
 
 

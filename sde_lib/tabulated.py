@@ -11,25 +11,26 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
+from runtime.whole_numbers import whole_number
+
 from .base import SDE, PerSample
 
 Table = Sequence[float] | np.ndarray | Tensor
 
 
-def _check_num_steps(num_steps: int) -> None:
-    if num_steps < 2:
-        raise ValueError(f"a table needs num_steps of at least 2, got {num_steps}; Ho et al. take 1000")
+def _rows(num_steps: int) -> int:
+    return whole_number("num_steps of a table", num_steps, least=2, fix="Ho et al. take 1000")
 
 
 def ddpm_betas(num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """beta rising linearly over the steps (Ho et al. 2020, Section 4), float64 [num_steps]."""
-    _check_num_steps(num_steps)
+    num_steps = _rows(num_steps)
     return torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
 
 
 def cosine_betas(num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
     """beta_i = min(1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), max_beta) (Nichol & Dhariwal 2021, Eq. 17), [N]."""
-    _check_num_steps(num_steps)
+    num_steps = _rows(num_steps)
     phase = (torch.arange(num_steps + 1, dtype=torch.float64) / num_steps + s) / (1 + s) * math.pi / 2
     alpha_bar = torch.cos(phase).square()
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
@@ -121,11 +122,11 @@ class Tabulated(SDE):
 
         Song & Ermon 2019, Section 5, have 10 levels from 1 to 0.01: at sigma 1 data in [-1, 1] can still be seen.
         """
-        _check_num_steps(num_steps)
+        num_steps = _rows(num_steps)
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"NCSN needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}; try 0.01 and 50")
         ends = math.log(sigma_min), math.log(sigma_max)
-        return cls.from_sigmas(torch.linspace(*ends, num_steps, dtype=torch.float64).exp())
+        return cls.from_sigmas(torch.linspace(*ends, _rows(num_steps), dtype=torch.float64).exp())
 
     def _rows_of(self, t: PerSample) -> Tensor | None:
         """The row of each time, if all are rows and no gradient is asked for, as samplers call it; else None."""

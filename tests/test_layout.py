@@ -32,8 +32,8 @@ THIRD_PARTY = {
 }
 STANDARD_LIBRARY = {
     "__future__", "abc", "argparse", "ast", "collections", "contextlib", "copy", "dataclasses", "difflib", "functools",
-    "hashlib", "importlib", "inspect", "io", "itertools", "json", "math", "os", "pathlib", "shutil", "signal", "struct",
-    "sys", "tempfile", "time", "types", "typing",
+    "hashlib", "importlib", "inspect", "io", "itertools", "json", "math", "operator", "os", "pathlib", "shutil",
+    "signal", "struct", "sys", "tempfile", "time", "types", "typing",
 }  # fmt: skip
 
 

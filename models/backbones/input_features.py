@@ -32,7 +32,8 @@ class InputFourierFeatures(nn.Module):
     def __init__(self, frequencies: Sequence[int]) -> None:
         super().__init__()
         for n in frequencies:
-            if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= _HIGHEST:
+            whole = hasattr(n, "__index__") and not isinstance(n, bool)
+            if not whole or not 0 <= n <= _HIGHEST:
                 raise ValueError(f"input frequencies must be whole numbers from 0 to {_HIGHEST}, got {n!r}; try (7, 8)")
         if len(set(frequencies)) < len(frequencies):
             raise ValueError(f"input frequencies must be distinct, got {tuple(frequencies)}; drop the repeats")

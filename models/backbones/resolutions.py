@@ -1,5 +1,6 @@
 """Sizes of images, square or not, and of the levels that halve them."""
 
+import operator
 from collections.abc import Sequence
 
 ImageSize = int | tuple[int, int]
@@ -15,12 +16,14 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: It is neither.
     """
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-        raise ValueError(f"image_size must be one number or (height, width), got {image_size!r}")
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
+    try:
+        height, width = map(operator.index, sides)
+    except (TypeError, ValueError):
+        raise ValueError(f"image_size must be one number or (height, width), got {image_size!r}") from None
     if min(sides) < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}; raise it")
-    return sides[0], sides[1]
+    return height, width
 
 
 def one_or_pair(height: int, width: int) -> ImageSize:

@@ -105,8 +105,8 @@ def test_pilots_that_say_nothing_are_refused_in_one_line(kind):
             lambda: make_likelihood("vlb", num_levels=3, steps_per_image=2.5),
             "steps_per_image must .*a whole number, got 2.5",
         ),
-        (lambda: make_likelihood("vlb", num_levels=16.5), "num_levels must be at least 2, got 16.5"),
-        (lambda: make_likelihood("ode", num_levels="3"), "num_levels must be at least 2, got '3'"),
+        (lambda: make_likelihood("vlb", num_levels=16.5), "num_levels must be at least 2, a whole number, got 16.5"),
+        (lambda: make_likelihood("ode", num_levels="3"), "num_levels must be at least 2, a whole number, got '3'"),
         (
             lambda: FlowLikelihood(solver="heun", num_steps=4, t_end=0.3),
             "t_end is for adaptive solvers .*got t_end = 0.3 for 'heun'",

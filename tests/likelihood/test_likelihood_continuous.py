@@ -167,7 +167,7 @@ def test_no_image_depends_on_its_batch_and_shifts_are_spread():
     [
         ({"steps_per_image": 0}, "steps_per_image must be at least 1, a whole number, got 0"),
         ({"t_end": -0.1}, r"t_end must lie in \[0, 1\), got -0.1"),
-        ({"num_levels": 1}, "num_levels must be at least 2, got 1"),
+        ({"num_levels": 1}, "num_levels must be at least 2, a whole number, got 1"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(options, message):

@@ -238,11 +238,14 @@ class Broken(ScoreModel):
         ({"num_probes": 0}, "num_probes must be at least 1, a whole number, got 0"),
         ({"num_importance_samples": 4}, "4 importance samples need divergence='exact', got 'rademacher'"),
         ({"solver": "rk5"}, "unknown ODE solver 'rk5'"),
-        ({"solver": "heun"}, "heun needs num_steps, at least 1, got None"),
+        (
+            {"solver": "heun"},
+            "num_steps of heun must be at least 1, a whole number, got None; or take an adaptive solver",
+        ),
         ({"rtol": 0.0}, "rtol must be above 0 and finite, got 0"),
         ({"max_nfe": 0}, "max_nfe must be at least 1, a whole number, got 0"),
         ({"t_end": 1.0}, r"t_end must lie in \[0, 1\), got 1.0"),
-        ({"num_levels": 1}, "num_levels must be at least 2, got 1"),
+        ({"num_levels": 1}, "num_levels must be at least 2, a whole number, got 1"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(options, message):

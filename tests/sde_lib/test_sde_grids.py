@@ -133,7 +133,7 @@ def test_log_snr_steps_are_equal(sde, num_steps):
 
 @pytest.mark.parametrize("num_steps", [0, -3])
 def test_no_steps_are_refused(num_steps):
-    with pytest.raises(ValueError, match=f"num_steps must be at least 1, got {num_steps}"):
+    with pytest.raises(ValueError, match=f"num_steps must be at least 1, a whole number, got {num_steps}"):
         make_grid("uniform", VP(), num_steps)
 
 
