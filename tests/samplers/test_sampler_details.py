@@ -248,7 +248,7 @@ def test_a_hook_may_change_the_state_in_place(name):
 )
 def test_a_start_without_signal_is_refused_in_one_line_where_it_cannot_be(name, options):
     grid = torch.tensor([1.0, 0.5, 0.1, 0.0], dtype=torch.float64)
-    with pytest.raises(ValueError, match="alpha is 0 at t = 1, where this sampler cannot start; begin the grid, or"):
+    with pytest.raises(ValueError, match="alpha is 0 at t = 1, where this sampler cannot start; begin the grid at sde"):
         draw(make_sampler(name, grid=grid, **options), GaussianModel(CosineVP()))
 
 
