@@ -53,15 +53,16 @@ def _data() -> ConfigDict:
 def _model() -> ConfigDict:
     return ConfigDict(
         {
-            # unet, adm or ncsnpp; or checkpoint: network, SDE, parameterization and time input are those of what was
-            # imported into the work directory, and a config need not say them: where it does, they must agree
+            # unet, adm or ncsnpp for images, mlp for vectors; or checkpoint: network, SDE, parameterization and time
+            # input are those of what was imported into the work directory, and a config need not say them: where it
+            # does, they must agree
             "backbone": "unet",
             "network": ConfigDict(),  # the backbone's options that have no key here, by the names that it gives them
             "parameterization": "eps",  # eps, x0, v, score, edm or levels
             # what the network is told of t: auto, index, index1000, reversed_index, t999, log_snr, log_sigma,
             # log_half_sigma or edm
             "noise_input": "auto",
-            "data_std": 0.5,  # used by edm alone
+            "data_std": 0.5,  # used by edm alone; vectors are standardized, to 1
             "channels": 128,
             "channel_mult": (1, 2, 2, 2),
             "num_res_blocks": 2,
@@ -134,7 +135,7 @@ def _sampling() -> ConfigDict:
             "classes": (),  # of a conditional model: numbers or names, as in 3,7, drawn in turn; (): all
             "grid": "uniform",
             "options": "",  # the sampler's own options, as in "eta=0.5"
-            "clip_x0": True,  # clip the predicted x0 to the data's range
+            "clip_x0": True,  # clip the predicted x0 to the range of images; vectors have none
             "threshold_x0": 0.0,  # instead: bring this quantile of |x0| into that range; 0.995 is usual, 0: none
             "precision": "auto",  # as in training
             "compile": "auto",
@@ -160,7 +161,9 @@ def _eval() -> ConfigDict:
             "vlb_grid": "uniform",  # where those steps are: any time grid of the samplers
             "vlb_samples_per_image": 0,  # L_t evaluated per image, at random; 0: all of them (continuous: 10)
             "vlb_step_sampling": "importance",  # or uniform, stratified, low_discrepancy: how those are drawn
-            "ode_dequantization": "decoder",  # decoder, uniform or, of a model that learned it, variational
+            # decoder, uniform or, of a model that learned it, variational; of vectors decoder, or none: the density of
+            # the flow
+            "ode_dequantization": "decoder",
             "ode_importance_samples": 1,  # a tighter bound with more; needs ode_divergence "exact"
             "ode_divergence": "rademacher",  # probes: rademacher or gaussian; or exact, for few dimensions
             "ode_num_probes": 1,

@@ -7,14 +7,14 @@ from .space import RealSpace
 from .vectors import VectorDataset
 
 NUM_TRAIN, NUM_TEST = 10_000, 2_000
-NOISE = 0.05  # standard deviation around the half circles, whose radius is 1
+NOISE = 0.1  # standard deviation around the half circles, whose radius is 1
 
 
 def load_moons(*, split: str) -> VectorDataset:
     """Draw the moons by scikit-learn's ``make_moons``; nothing is read from ``root``.
 
     With an angle a, uniform on a grid from 0 to pi, the points are (cos a, sin a) of the upper moon and
-    (1 - cos a, 1/2 - sin a) of the lower one, each plus Gaussian noise of standard deviation 0.05.
+    (1 - cos a, 1/2 - sin a) of the lower one, each plus Gaussian noise of standard deviation 0.1.
 
     Args:
         split: ``"train"``, 10,000 points, or ``"test"``, 2,000; each is the same one every time.

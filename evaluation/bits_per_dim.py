@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from data import VectorDataset
 from likelihood import LikelihoodEstimator, VariationalBound
 from models import ScoreModel
-from training.build import build_dataset, pick_device
+from training.build import build_dataset, build_sampler, pick_device
 from training.checks import check_config
 from training.config import Config
 from training.images import save_bound_curve
-from training.in_turn import in_trained_order, load_in_turn, load_same_trained, pick_together
+from training.in_turn import as_trained, load_in_turn, load_same_trained, pick_together
 from training.lock import locked
 from training.logging import say
 from training.memory import says_which_knobs
@@ -27,6 +29,7 @@ from training.trained import trained_channels
 from training.workdir import check_for_use, save_npz, write_json
 
 from .dealing import says_what_is_kept
+from .density_picture import draw_density
 from .estimators import build_estimators, seen_by, settings_of
 from .measurement import EvalSplit, Measurement
 from .partial import fingerprints
@@ -71,7 +74,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         with says_what_is_kept(lambda: "stopped before the first batch; the same command begins again"):
             channels = trained_channels(config, workdir)
             dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split, channels))
-            dataset = in_trained_order(ranks, config, workdir, dataset)
+            dataset = as_trained(ranks, config, workdir, dataset)
             estimators = build_estimators(config, dataset)
             split = EvalSplit(
                 dataset,
@@ -110,6 +113,12 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             return {}
         head = describe(config, split) | {"step": step, "precision": mode.recorded()["precision"]}
         report = _write(settings, workdir, estimators, measurements, model, split, head)
+        if isinstance(dataset, VectorDataset) and dataset.num_dims == 2:
+            with says_what_is_kept(lambda: "stopped at the picture of the density; the report is written"):
+                num_classes = dataset.num_classes if config.model.class_conditional else None
+                path, sampler = workdir / "eval" / "density.png", build_sampler(config)
+                draw_density(path, model, dataset, sampler, seed=config.seed, num_classes=num_classes)
+                say(f"wrote {path}")
         schedule.forget()
         return report
 
@@ -130,6 +139,10 @@ def _write(
     for name, measurement in measurements.items():
         estimator = estimators[name]
         report[name] = {"kind": estimator.kind} | measurement.report() | settings[name]
+        if dataset.num_levels is None:
+            a_dimension = dataset.num_dims * math.log(2)
+            report[name]["nats"] = measurement.total.mean * a_dimension
+            report[name]["nats_stderr"] = measurement.total.stderr * a_dimension
         arrays[name] = measurement.per_image
         parts = measurement.per_image_terms | measurement.per_image_steps
         arrays |= {f"{name}_{part}": values for part, values in parts.items()}
@@ -147,7 +160,8 @@ def _write(
         (folder / "bound_terms.png").unlink(missing_ok=True)
     save_npz(folder / "per_image.npz", arrays)
     write_json(folder / "report.json", without_nan(report))
-    title = f"{dataset.name} {dataset.split}, {split.num_images} images, step {head['step']}, {head['units']}"
+    what = "images" if dataset.num_levels else "vectors"
+    title = f"{dataset.name} {dataset.split}, {split.num_images} {what}, step {head['step']}, {head['units']}"
     print(table(measurements, title))
     for name in measurements:
         print(f"{name} {report[name]['quote']}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data import ImageDataset
+from data import AnyDataset
 from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
 from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import TABLEAUS
@@ -12,7 +12,7 @@ from training.checks import check_learned_parts
 from training.config import Config
 
 
-def build_estimator(name: str, config: Config, dataset: ImageDataset) -> LikelihoodEstimator:
+def build_estimator(name: str, config: Config, dataset: AnyDataset) -> LikelihoodEstimator:
     """A likelihood estimator with the settings of ``config.eval``.
 
     A setting of one likelihood begins with its name ("vlb_", "ode_"): what is kept of the others' measurements is then
@@ -21,7 +21,7 @@ def build_estimator(name: str, config: Config, dataset: ImageDataset) -> Likelih
     Args:
         name: One of ``available_likelihoods()``.
         config: The config.
-        dataset: The images, for their number of levels.
+        dataset: The data, for their number of levels.
 
     Raises:
         ValueError: If the name, or a setting, is unknown or out of range.
@@ -108,7 +108,7 @@ def _check_flow(flow: LikelihoodEstimator, settings: Any) -> None:
         )
 
 
-def build_estimators(config: Config, dataset: ImageDataset) -> dict[str, LikelihoodEstimator]:
+def build_estimators(config: Config, dataset: AnyDataset) -> dict[str, LikelihoodEstimator]:
     """All of ``config.eval.likelihoods``, in that order.
 
     Raises:
@@ -117,7 +117,27 @@ def build_estimators(config: Config, dataset: ImageDataset) -> dict[str, Likelih
     if not config.eval.likelihoods:
         raise ValueError("config.eval.likelihoods is empty; set it to vlb,ode")
     check_learned_parts(config)
+    if dataset.num_levels is None:
+        _check_density(config)
     return {name: build_estimator(name, config, dataset) for name in config.eval.likelihoods}
+
+
+def _check_density(config: Config) -> None:
+    """Refuse what is of grey levels alone for data that have a density.
+
+    Raises:
+        ValueError: Naming the first such key.
+    """
+    bounds = [name for name in config.eval.likelihoods if name in ("vlb", "vlb_continuous")]
+    if bounds:
+        raise ValueError(
+            f"eval.likelihoods={bounds[0]} ends in the probability of a grey level, which vectors do not have; set ode"
+        )
+    if "ode" in config.eval.likelihoods and config.eval.ode_dequantization in ("uniform", "variational"):
+        raise ValueError(
+            f"eval.ode_dequantization={config.eval.ode_dequantization} is of data with grey levels, got vectors; "
+            "set none, for the density of the flow, or decoder"
+        )
 
 
 def seen_by(estimator: LikelihoodEstimator, model: ScoreModel, *, clip_x0: bool) -> ScoreModel:

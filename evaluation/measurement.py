@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import ImageDataset, eval_batches, to_model_space
+from data import AnyDataset, RealSpace, eval_batches
 from likelihood import LikelihoodEstimator, LikelihoodTerms, RunningMean, nats_to_bits_per_dim
 from models import ScoreModel
 from runtime.terminal import ProgressBar
@@ -59,7 +59,7 @@ class EvalSplit:
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: AnyDataset,
         *,
         batch_size: int,
         num_images: int = 0,
@@ -84,9 +84,14 @@ class EvalSplit:
         images, labels = self._batches[k]
         first = k * self.batch_size
         noise = NoiseStreams(self.seed, range(first, first + len(images)))
-        x0 = to_model_space(images, self.dataset.num_levels).to(self.device)
+        space = self.dataset.space
+        x0 = space.encode(images).to(self.device)
         cond = labels.to(self.device) if self.class_conditional else None
-        return values_of(estimator(model, x0, cond=cond, noise=noise))
+        values = values_of(estimator(model, x0, cond=cond, noise=noise))
+        if isinstance(space, RealSpace):
+            # the density is of the vectors as they are stored
+            values["diffusion"] = values["diffusion"] + space.log_volume
+        return values
 
 
 def _moments(values: np.ndarray) -> RunningMean:
@@ -170,7 +175,7 @@ def _step_means(index: np.ndarray, values: np.ndarray) -> dict[int, RunningMean]
 def measure(
     estimator: LikelihoodEstimator,
     model: ScoreModel,
-    dataset: ImageDataset,
+    dataset: AnyDataset,
     *,
     batch_size: int,
     num_images: int = 0,

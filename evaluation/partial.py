@@ -11,12 +11,14 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from data import RealSpace
 from likelihood import available_likelihoods
 from models import ScoreModel
 from training.config import Config, flatten
@@ -85,8 +87,10 @@ def fingerprints(
     """
     state = model.state_dict()
     common: dict[str, Any] = {"step": step, "weights": digest_of(*(state[key] for key in sorted(state)))}
-    common["images"] = digest_of(split.dataset.images[: split.num_images], split.dataset.labels[: split.num_images])
-    common |= {"num_images": split.num_images, "num_levels": split.dataset.num_levels, "seed": split.seed}
+    common["images"] = digest_of(split.dataset.stored[: split.num_images], split.dataset.labels[: split.num_images])
+    common |= {"num_images": split.num_images, "num_levels": split.dataset.space.num_levels, "seed": split.seed}
+    if isinstance(split.dataset.space, RealSpace):
+        common["space"] = asdict(split.dataset.space)
     settings = {k: v for k, v in flatten(config) if k.startswith(_FIXED) and k not in _FREE}
     common |= {"device": split.device.type, "torch": torch.__version__, "format": _FORMAT}
     common["network"] = network or {}

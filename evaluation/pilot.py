@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from data import ImageDataset, eval_batches, to_model_space
+from data import AnyDataset, eval_batches
 from likelihood import ContinuousBound, LikelihoodEstimator, VariationalBound
 from models import ScoreModel
 from sde_lib import NoiseStreams, derive_seed
@@ -21,7 +21,7 @@ _PILOT = 0x70696C6F74
 def fit_step_weights(
     config: Config,
     estimators: dict[str, tuple[LikelihoodEstimator, ScoreModel]],
-    measured: ImageDataset,
+    measured: AnyDataset,
     device: torch.device,
     ranks: Ranks,
 ) -> dict[str, list[float]]:
@@ -69,23 +69,23 @@ def _draws(estimator: VariationalBound | ContinuousBound, model: ScoreModel) -> 
 def _fit(
     config: Config,
     drawn: list[tuple[VariationalBound | ContinuousBound, ScoreModel]],
-    measured: ImageDataset,
+    measured: AnyDataset,
     device: torch.device,
 ) -> None:
-    pilot: ImageDataset | None = None
+    pilot: AnyDataset | None = None
     for estimator, model in drawn:
         pilot = pilot or _other_split(config, measured)
         count = min(NUM_PILOT_IMAGES, len(pilot))
         ((images, labels),) = eval_batches(pilot, batch_size=count, num_images=count)
         estimator.fit_steps(
             model,
-            to_model_space(images, pilot.num_levels).to(device),
+            pilot.space.encode(images).to(device),
             cond=labels.to(device) if config.model.class_conditional else None,
             noise=NoiseStreams(derive_seed(config.seed, _PILOT), range(count)),
         )
 
 
-def _other_split(config: Config, measured: ImageDataset) -> ImageDataset:
+def _other_split(config: Config, measured: AnyDataset) -> AnyDataset:
     split = "test" if measured.split == "train" else "train"
     other = build_dataset(config, split, measured.image_shape[0] if measured.name == "folder" else None)
     named = config.model.class_conditional and measured.class_names

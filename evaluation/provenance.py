@@ -6,15 +6,17 @@ import difflib
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from data import ImageKind
+from data import AnyKind, VectorKind
 from models import NetworkScoreModel, ReverseVariance, pick_variance
 from samplers import Sampler
 from training.config import Config, flatten, parse_options
+from training.pictures import array_shape
 
 from .partial import code_digest, digest_of
 
@@ -32,7 +34,7 @@ _FREE = (
 _MOST_NAMES = 20  # that an error lists
 
 
-def classes_of(config: Config, kind: ImageKind) -> tuple[int, ...] | None:
+def classes_of(config: Config, kind: AnyKind) -> tuple[int, ...] | None:
     """The classes that samples are drawn of, in turn: those of ``sampling.classes``, or all.
 
     Args:
@@ -80,7 +82,7 @@ def fingerprint_of(
     config: Config,
     model: NetworkScoreModel,
     step: int,
-    kind: ImageKind,
+    kind: AnyKind,
     classes: Sequence[int] | None,
     network: dict[str, Any],
     device: torch.device,
@@ -100,6 +102,8 @@ def fingerprint_of(
     found = {key: value for key, value in flatten(config) if key.startswith(_FIXED) and key not in _FREE}
     found |= {"step": step, "weights": digest_of(*(state[key] for key in sorted(state))), "seed": config.seed}
     found |= {"image_shape": kind.image_shape, "num_levels": kind.num_levels, "classes": classes}
+    if isinstance(kind, VectorKind):
+        found["space"] = asdict(kind.space)
     found |= {"network": network, "device": device.type, "torch": torch.__version__, "format": _FORMAT}
     found["code"] = code_digest(_PACKAGES, config.plugins)
     return json.loads(json.dumps(found))
@@ -114,7 +118,7 @@ def variance_of(sampler: Sampler, *, learned: bool) -> ReverseVariance | None:
 def about_of(
     config: Config,
     step: int,
-    kind: ImageKind,
+    kind: AnyKind,
     classes: Sequence[int] | None,
     network: dict[str, Any],
     variance: ReverseVariance | None,
@@ -130,7 +134,6 @@ def about_of(
         variance: See ``variance_of``.
     """
     settings, names = config.sampling, kind.class_names
-    channels, height, width = kind.image_shape
     return {
         "sampler": settings.sampler,
         "options": parse_options(settings.options),
@@ -143,12 +146,13 @@ def about_of(
         "batch_size": settings.batch_size,
         "classes": None if classes is None else list(classes),
         "class_names": [names[k] for k in classes] if classes is not None and names else None,
-        "clip_x0": settings.clip_x0,
+        # vectors have no range
+        "clip_x0": settings.clip_x0 and kind.num_levels is not None,
         "threshold_x0": settings.threshold_x0,
         "precision": network.get("precision"),
         "record_trajectory": settings.record_trajectory,
         "dataset": config.data.dataset,
-        "image_shape": [height, width, channels],
+        "image_shape": list(array_shape(kind)),
         "num_levels": kind.num_levels,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }

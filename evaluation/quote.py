@@ -25,7 +25,8 @@ def quote(report: Mapping[str, Any], name: str) -> str:
     ours = report[name]
     number = plus_minus(ours["bits_per_dim"], ours["stderr"])
     parts = [*_method(name, ours), *_model_and_data(report)]
-    return f"{_SIGNS[ours['kind']]} {number} {report['units']}: {', '.join(parts)}"
+    of_vector = f" ({plus_minus(ours['nats'], ours['nats_stderr'])} nats a vector)" if "nats" in ours else ""
+    return f"{_SIGNS[ours['kind']]} {number} {report['units']}{of_vector}: {', '.join(parts)}"
 
 
 def _method(name: str, ours: Mapping[str, Any]) -> list[str]:
@@ -67,6 +68,7 @@ def _model_and_data(report: Mapping[str, Any]) -> list[str]:
     parts.append(f"{'EMA' if report['weights'] == 'ema' else report['weights']} weights")
     first = "" if report["num_images"] == report["split_size"] else f"the first {report['num_images']} of "
     plural = "" if report["split_size"] == 1 else "s"
-    parts.append(f"{first}{report['split_size']} {report['split']} image{plural} of {report['dataset']}")
     levels = report["num_levels"]
+    what = "vector" if levels is None else "image"
+    parts.append(f"{first}{report['split_size']} {report['split']} {what}{plural} of {report['dataset']}")
     return parts if levels is None else [*parts, f"{levels} levels"]

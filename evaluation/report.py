@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data import RealSpace
 from training.config import Config, data_root
 
 from .measurement import EvalSplit
@@ -25,7 +27,8 @@ def describe(config: Config, split: EvalSplit) -> dict[str, Any]:
         split: The images.
     """
     dataset, model = split.dataset, config.model
-    return {
+    standardized_by = asdict(dataset.space) if isinstance(dataset.space, RealSpace) else {}
+    return standardized_by | {
         "dataset": dataset.name,
         "root": data_root(config),
         "split": dataset.split,
@@ -36,7 +39,7 @@ def describe(config: Config, split: EvalSplit) -> dict[str, Any]:
         "num_levels": dataset.num_levels,
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
-        "units": "bits/dim",
+        "units": "bits/dim" if dataset.num_levels else "bits/dim of the density",
         "sde": config.sde.to_dict(),
         "parameterization": model.parameterization,
         "learned_variance": model.learned_variance,

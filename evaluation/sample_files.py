@@ -15,28 +15,30 @@ from PIL import Image
 
 from training.images import image_grid, to_uint8
 
+_BYTES = np.dtype(np.uint8)
 _FRAME = 80  # milliseconds of a GIF's frame; the last one stays for a while
 _LAST_FRAME = 1500
 
 
 @contextmanager
 def open_npz(
-    path: Path, shape: tuple[int, ...], labels: np.ndarray | None = None
+    path: Path, shape: tuple[int, ...], labels: np.ndarray | None = None, *, dtype: np.dtype = _BYTES
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write ``np.savez(path, images, labels)``, the images a batch at a time.
+    """Write ``np.savez(path, samples, labels)``, the samples a batch at a time.
 
     Args:
         path: Where to; once the ``with`` block ends, the disk has it.
-        shape: Shape of all images together, uint8.
+        shape: Shape of all samples together.
         labels: Their classes, [N].
+        dtype: Of the samples.
 
     Yields:
-        A function that appends a batch of images.
+        A function that appends a batch of samples.
     """
     with path.open("wb") as file:
         with zipfile.ZipFile(file, "w") as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
                 yield lambda images: _write(member, images)
             if labels is not None:
@@ -51,26 +53,26 @@ def _write(member: IO[bytes], images: np.ndarray) -> None:
 
 
 def read_npz(path: Path, batch_size: int) -> Iterator[np.ndarray]:
-    """The images of such a file, a batch at a time.
+    """The samples of such a file, a batch at a time.
 
     Args:
         path: The file.
-        batch_size: Images a batch; the last one may be short.
+        batch_size: Samples a batch; the last one may be short.
 
     Raises:
         ValueError: If it holds something else.
-        zipfile.BadZipFile: If it is damaged; damage within the images shows at the last batch.
+        zipfile.BadZipFile: If it is damaged; damage within the samples shows at the last batch.
         OSError: If it cannot be read.
     """
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
         if np.lib.format.read_magic(member) != (1, 0):
             raise ValueError(f"{path} is of another version of NumPy's format")
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-        if dtype != np.uint8 or len(shape) != 4:
-            raise ValueError(f"{path} holds no images")
+        if (dtype, len(shape)) not in ((_BYTES, 4), (np.float32, 2)):
+            raise ValueError(f"{path} holds no samples")
         for first in range(0, shape[0], batch_size):
             size = (min(batch_size, shape[0] - first), *shape[1:])
-            yield np.frombuffer(member.read(int(np.prod(size))), dtype=np.uint8).reshape(size)
+            yield np.frombuffer(member.read(int(np.prod(size)) * dtype.itemsize), dtype=dtype).reshape(size)
         # the checksum is compared at the end of the file
         member.read(1)
 

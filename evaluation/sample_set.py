@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from data import AnyKind, ImageKind
 from training.files import make_folder, parse_json, read_regular, sync_folder
-from training.images import image_grid, save_png
+from training.images import save_png
+from training.pictures import array_shape, has_picture, picture_of
 from training.workdir import save_npz, write_json
 
 from .measurement import Values
@@ -24,7 +26,7 @@ from .sample_files import open_npz, read_npz, save_pngs, save_trajectory_gif
 _ABOUT = "samples.json"
 # all that belongs to a set
 FILES = (_ABOUT, "samples.npz", "grid.png", "png", "trajectory.npz", "trajectory.gif")
-_IN_GRID = 256
+_IN_GRID, _IN_SCATTER = 256, 10_000
 
 
 class SampleSet:
@@ -37,10 +39,9 @@ class SampleSet:
         folder: Where the files go.
         fingerprint: All that the samples depend on, but their number.
         about: What the reader of ``samples.json`` is told besides.
-        image_shape: [H, W, C] of the images.
+        kind: What the samples are.
         num_samples: How many there are.
         batch_size: How many a batch has; the last one may be short.
-        num_levels: Number of grey levels of the data.
         labels: Classes of the samples, int64 [num_samples]; None without classes.
         pngs: Whether a folder of PNGs is wanted.
 
@@ -55,15 +56,15 @@ class SampleSet:
         fingerprint: dict[str, Any],
         about: dict[str, Any],
         *,
-        image_shape: tuple[int, int, int],
+        kind: AnyKind,
         num_samples: int,
         batch_size: int,
-        num_levels: int,
         labels: np.ndarray | None,
         pngs: bool,
     ) -> None:
         self.folder, self._fingerprint, self._about = folder, fingerprint, about
-        self._image_shape, self._num_levels, self._labels, self._pngs = image_shape, num_levels, labels, pngs
+        self._kind, self._labels, self._pngs = kind, labels, pngs
+        self._dtype = np.dtype(np.uint8 if isinstance(kind, ImageKind) else np.float32)
         self._num_samples, self._batch_size = num_samples, batch_size
         # as JSON gives it back
         self._made_by = json.loads(json.dumps({"num_samples": num_samples, "fingerprint": fingerprint}))
@@ -112,7 +113,7 @@ class SampleSet:
         return sorted([*numbers, *taken]), notes
 
     def encode(self, k: int, values: Values) -> bytes:
-        """A batch as bytes: "images", uint8 [b, H, W, C], "nfe", and perhaps a trajectory."""
+        """A batch as bytes: "images", uint8 [b, H, W, C] (vectors: float32 [b, D]), "nfe", perhaps a trajectory."""
         return self._partial.encode(k, values)
 
     def keep(self, k: int, data: bytes) -> None:
@@ -140,29 +141,34 @@ class SampleSet:
     def _write(self, folder: Path) -> int:
         """Write all files but ``samples.json``; return the network calls a batch."""
         nfe, shown, parts = 0, [], []
-        with open_npz(folder / "samples.npz", (self._num_samples, *self._image_shape), self._labels) as append:
+        # of points more can be told apart than of images
+        most = _IN_GRID if isinstance(self._kind, ImageKind) else _IN_SCATTER
+        shape = (self._num_samples, *array_shape(self._kind))
+        with open_npz(folder / "samples.npz", shape, self._labels, dtype=self._dtype) as append:
             for k in range(len(self)):
                 values = self._partial.read(k)
                 images, nfe = values["images"], max(nfe, int(values["nfe"]))
                 append(images)
                 first = self.index(k).start
-                if first < _IN_GRID:
-                    shown.append(images[: _IN_GRID - first])
+                if first < most:
+                    shown.append(images[: most - first])
                 if self._pngs:
                     save_pngs(folder / "png", images, first)
                 if "states" in values:
                     parts.append(values)
-        save_png(folder / "grid.png", image_grid(np.concatenate(shown)))
+        if has_picture(self._kind):
+            save_png(folder / "grid.png", picture_of(np.concatenate(shown)))
         if parts:
             states, t = np.concatenate([part["states"] for part in parts], axis=1), parts[0]["t"]
             save_npz(folder / "trajectory.npz", {"states": states, "t": t})
-            save_trajectory_gif(folder / "trajectory.gif", states, parts[0]["scales"], self._num_levels)
+            if isinstance(self._kind, ImageKind):
+                save_trajectory_gif(folder / "trajectory.gif", states, parts[0]["scales"], self._kind.num_levels)
         return nfe
 
     def _is_complete(self, folder: Path) -> bool:
         found = _about(folder)
         same = {key: found.get(key) for key in self._made_by} == self._made_by
-        wanted = ("samples.npz", "grid.png", *(["png"] if self._pngs else []))
+        wanted = ["samples.npz", *["grid.png"] * has_picture(self._kind), *["png"] * self._pngs]
         # what is kept is deleted last
         unfinished = folder == self.folder and (self._partial.folder / "files").exists()
         return same and not unfinished and all((folder / name).exists() for name in wanted)

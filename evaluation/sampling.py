@@ -14,11 +14,11 @@ from samplers import StepState
 from training.build import bound_x0, build_sampler, pick_device
 from training.checks import check_config
 from training.config import Config
-from training.images import to_uint8
 from training.in_turn import load_in_turn, load_same_trained, pick_together
 from training.lock import locked
 from training.logging import say
 from training.memory import says_which_knobs
+from training.pictures import as_array, has_picture
 from training.plugins import say_changed_plugins
 from training.precision import fast_inference, forward_flops, pick_mode
 from training.prior import say_lost_signal
@@ -66,9 +66,9 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
         device = ranks.device(pick_device(config))
         sampler = build_sampler(config)
         kind = load_in_turn(ranks, "data", lambda: trained_kind(config, workdir))
-        channels, height, width = kind.image_shape
-        if settings.png_folder and channels not in (1, 3):
-            raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {channels}; leave it out")
+        if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
+            got = "vectors" if kind.num_levels is None else kind.image_shape[0]
+            raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
         classes = classes_of(config, kind)
         trained, step = load_same_trained(ranks, config, workdir, kind, device)
         work = settings.num_samples * settings.num_steps * forward_flops(trained.backbone, kind.image_shape)
@@ -89,8 +89,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
             about_of(config, step, kind, classes, mode.recorded(), variance),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
-            image_shape=(height, width, channels),
-            num_levels=kind.num_levels,
+            kind=kind,
             labels=labels_of(range(settings.num_samples), classes).numpy() if classes else None,
             pngs=settings.png_folder,
         )
@@ -117,10 +116,10 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
                         hooks=[progress],
                         num_trajectories=MOST_SAMPLES - index.start if settings.record_trajectory else 0,
                     )
-                    images = to_uint8(result.x0, kind.num_levels)
+                    images = as_array(result.x0, kind)
                     return samples.encode(int(unit), {"images": images, "nfe": np.asarray(result.nfe)} | trajectory)
 
-                model = bound_x0(config, fast_inference(trained, mode))
+                model = bound_x0(config, fast_inference(trained, mode), kind)
                 deal(ranks, todo, drawn, lambda unit, data: samples.keep(int(unit), data))
             if ranks.first:
                 nfe, notes = samples.finish()
@@ -129,7 +128,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
                 chain = f" with the {variance} variance" if variance else ""
                 say(
                     f"{settings.num_samples} samples of step {step} by {settings.sampler}{chain}, {nfe} network calls "
-                    f"each; wrote {folder / 'grid.png'} and samples.npz"
+                    f"each; wrote {folder / 'grid.png' if has_picture(kind) else folder} and samples.npz"
                 )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from data import ImageDataset, TrainBatches, to_model_space
+from data import AnyDataset, ImageDataset, TrainBatches, load_dataset, to_model_space
 from sde_lib import make_grid
 from training.build import build_model, build_sampler, build_sde
 from training.checks import check_config
@@ -31,7 +31,9 @@ SHAPES = {
 FOR_LIKELIHOOD = ("cifar10_improved", "digits_dequantized", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
 
 
-def _images(config: ConfigDict) -> ImageDataset:
+def _data(config: ConfigDict) -> AnyDataset:
+    if config.data.dataset == "moons":
+        return load_dataset("moons", root=".", split="train")
     channels, height, width, levels = SHAPES[config.data.dataset]
     images = torch.randint(levels, (12, channels, height, width), dtype=torch.uint8)
     return ImageDataset(images, torch.arange(12) % 10, levels, 10, config.data.dataset, "train")
@@ -39,7 +41,7 @@ def _images(config: ConfigDict) -> ImageDataset:
 
 def test_the_promised_configs_are_there():
     names = [f"configs/{f}/{d}.py" for f in ("vp", "ve", "subvp") for d in ("digits", "mnist", "cifar10")]
-    assert sorted([*names, *(f"configs/vp/{name}.py" for name in ("folder", *FOR_LIKELIHOOD))]) == CONFIGS
+    assert sorted([*names, *(f"configs/vp/{name}.py" for name in ("folder", "moons", *FOR_LIKELIHOOD))]) == CONFIGS
 
 
 @pytest.mark.parametrize("path", CONFIGS)
@@ -47,13 +49,12 @@ def test_config_builds_its_model_and_takes_one_step(path: str):
     overrides = ["--config.model.channels=16", "--config.model.num_res_blocks=1", "--config.training.batch_size=3"]
     config = load_config(str(ROOT / path), overrides)
     check_config(config)
-    dataset = _images(config)
+    dataset = _data(config)
     state = TrainingState.create(config, dataset.kind, torch.device("cpu"))
     do_step = TrainingStep(
         state,
         TrainBatches(dataset, batch_size=3, seed=0, random_flip=config.data.random_flip),
         seed=0,
-        num_levels=dataset.num_levels,
         class_conditional=False,
         precision=torch.float32,
         learning_rate=config.optim.learning_rate,
@@ -87,7 +88,7 @@ def test_config_is_the_family_that_its_folder_says(path: str):
 
 def test_cifar10_is_the_network_and_training_of_ho_et_al():
     config = load_config(str(ROOT / "configs/vp/cifar10.py"))
-    model = build_model(config, _images(config).kind)
+    model = build_model(config, _data(config).kind)
     assert sum(p.numel() for p in model.parameters()) == 35_746_307
     training, optim = config.training, config.optim
     assert (training.num_steps, training.batch_size, training.ema_decay) == (800_000, 128, 0.9999)
@@ -99,7 +100,7 @@ def test_cifar10_is_the_network_and_training_of_ho_et_al():
 
 def test_improved_cifar10_is_the_network_and_training_of_nichol_and_dhariwal():
     config = load_config(str(ROOT / "configs/vp/cifar10_improved.py"))
-    model = build_model(config, _images(config).kind)
+    model = build_model(config, _data(config).kind)
     assert sum(p.numel() for p in model.parameters()) == 52_546_438
     sde = build_sde(config)
     assert (config.sde.name, sde.table_size, config.training.loss) == ("improved_ddpm", 4000, "hybrid")
@@ -109,7 +110,7 @@ def test_improved_cifar10_is_the_network_and_training_of_nichol_and_dhariwal():
 
 def test_model_weights_depend_on_the_seed_alone():
     config = load_config(str(ROOT / "configs/vp/digits.py"), ["--config.model.channels=16"])
-    dataset = _images(config)
+    dataset = _data(config)
     one = build_model(config, dataset.kind).state_dict()
     torch.rand(7)
     two = build_model(config, dataset.kind).state_dict()
@@ -121,6 +122,7 @@ def test_model_weights_depend_on_the_seed_alone():
 
 def test_data_reaches_the_network_in_minus_one_to_one():
     config = load_config(str(ROOT / "configs/vp/digits.py"))
-    dataset = _images(config)
+    dataset = _data(config)
+    assert isinstance(dataset, ImageDataset)
     x = to_model_space(dataset.images, dataset.num_levels)
     assert float(x.min()) == -1.0 and float(x.max()) == 1.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data import ImageKind
+from data import AnyKind
 
 from .checkpoint import checkpoint_folders
 from .checkpoint_files import step_of
@@ -118,7 +118,7 @@ def _shown(different: dict[str, tuple[Any, Any]], section: str) -> str:
     return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def begin_from_run(config: Config, workdir: Path, kind: ImageKind, init_from: str) -> None:
+def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str) -> None:
     """Write step 0 of a run: the averaged weights of another one, a fresh average of them and a fresh optimizer.
 
     Args:
@@ -140,7 +140,7 @@ def begin_from_run(config: Config, workdir: Path, kind: ImageKind, init_from: st
     say(f"begins at step 0 with the averaged weights (EMA) of step {step} of {source}, and a fresh optimizer")
 
 
-def fit_kind(config: Config, kind: ImageKind, init_from: str) -> ImageKind:
+def fit_kind(config: Config, kind: AnyKind, init_from: str) -> AnyKind:
     """The images to train on as the other run's model knows them: classes of its names keep its numbers.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from data import ImageDataset, ImageKind, load_dataset
+from data import AnyDataset, AnyKind, VectorKind, load_dataset
 from models import (
     ClippedScoreModel,
     Dequantizer,
@@ -39,7 +39,7 @@ def build_sde(config: Config) -> SDE:
     return sde
 
 
-def build_dataset(config: Config, split: str, channels: int | None = None) -> ImageDataset:
+def build_dataset(config: Config, split: str, channels: int | None = None) -> AnyDataset:
     """A split of ``config.data``; what it has to say, the first process of a job says.
 
     Args:
@@ -61,13 +61,14 @@ def build_dataset(config: Config, split: str, channels: int | None = None) -> Im
     return dataset
 
 
-def build_model(config: Config, kind: ImageKind) -> NetworkScoreModel:
-    """The network of ``config.model`` for a kind of images, initialised from ``config.seed``.
+def build_model(config: Config, kind: AnyKind) -> NetworkScoreModel:
+    """The network of ``config.model`` for a kind of data, initialised from ``config.seed``.
 
     Raises:
-        ValueError: If the network cannot work on such images.
+        ValueError: If the network cannot work on such data.
     """
     model = config.model
+    _check_has_levels(config, kind)
     parameterization = make_parameterization(
         model.parameterization,
         noise_input=model.noise_input,
@@ -100,14 +101,34 @@ def build_sampler(config: Config) -> Sampler:
     return sampler
 
 
-def bound_x0(config: Config, model: ScoreModel) -> ScoreModel:
-    """The model with its x0 brought into the range of the data, as ``config.sampling`` says."""
+def _check_has_levels(config: Config, kind: AnyKind) -> None:
+    """Refuse what is of grey levels alone for data without.
+
+    Raises:
+        ValueError: Naming the first such key.
+    """
+    model, training = config.model, config.training
+    of_levels = {
+        "model.parameterization": (model.parameterization, ["levels"]),
+        "model.dequantizer": (bool(model.dequantizer), [True]),
+        "training.loss": (training.loss, ["vlb", "vlb_continuous", "hybrid", "dequantized"]),
+        "sampling.threshold_x0": (config.sampling.threshold_x0 > 0, [True]),
+    }
+    for key, (value, refused) in of_levels.items():
+        if kind.num_levels is None and value in refused:
+            raise ValueError(f"{key}={value} is of data with grey levels, got vectors; leave it at its default")
+
+
+def bound_x0(config: Config, model: ScoreModel, kind: AnyKind) -> ScoreModel:
+    """The model with its x0 brought into the range of the data, as ``config.sampling`` says; vectors have no range."""
+    if isinstance(kind, VectorKind):
+        return model
     if config.sampling.threshold_x0 > 0:
         return ThresholdedScoreModel(model, quantile=config.sampling.threshold_x0)
     return ClippedScoreModel(model) if config.sampling.clip_x0 else model
 
 
-def build_loss(config: Config, sde: SDE, kind: ImageKind) -> Loss:
+def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
     """The loss of ``config.training``.
 
     Raises:

@@ -56,7 +56,7 @@ _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
     ("training", "sharding", ["none", "fsdp"]),
     # without dequantization a density is measured, and images have levels
-    ("eval", "ode_dequantization", ["decoder", "uniform", "variational"]),
+    ("eval", "ode_dequantization", ["decoder", "none", "uniform", "variational"]),
 )
 
 

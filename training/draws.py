@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from data import TrainBatches
@@ -24,14 +24,14 @@ class Draw:
     """The random part of a step, on the CPU.
 
     Attributes:
-        images: Of this process's samples, uint8 [b, C, H, W].
+        images: This process's samples as they are stored, uint8 [b, C, H, W] or float64 [b, D].
         labels: Theirs, int64 [b].
         uniform: For the times of the whole global batch, float64 [B]: some losses spread times over all of it.
         eps: Standard normal noise of this process's samples, [b, C, H, W].
         more_noise: As much again, for losses that want it.
     """
 
-    images: UInt8[Tensor, "part channels height width"]
+    images: Shaped[Tensor, "part *shape"]
     labels: Int[Tensor, " part"]
     uniform: Float[Tensor, " batch"]
     eps: Float[Tensor, "part channels height width"]

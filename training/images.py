@@ -66,7 +66,8 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _save_figure(path: Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
     write_atomically(path, buffer.getvalue())
@@ -90,7 +91,7 @@ def save_learning_curve(path: Path, steps: Sequence[int], losses: Sequence[float
     axes.set(xlabel="step", ylabel="loss per dimension", yscale="log", title="Training loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save_figure(path, figure)
+    save_figure(path, figure)
 
 
 def save_bound_curve(
@@ -114,4 +115,4 @@ def save_bound_curve(
     if len(positive):
         axes.set_ylim(positive.min() / 2, mean.max() * 2)
     axes.grid(alpha=0.3)
-    _save_figure(path, figure)
+    save_figure(path, figure)

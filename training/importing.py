@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data import ImageKind, height_and_width, image_kind, one_or_pair
+from data import AnyKind, ImageKind, VectorKind, height_and_width, image_kind, one_or_pair
 from models.importers import (
     ModelPlan,
     PlannedModel,
@@ -132,7 +132,12 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
         asked = height_and_width(data.image_size or size)
         kind = ImageKind((data.channels or channels, *asked), 256, classes or 1)
     else:
-        kind = image_kind(data.dataset) or build_dataset(config, "train").kind
+        known: AnyKind = image_kind(data.dataset) or build_dataset(config, "train").kind
+        if isinstance(known, VectorKind):
+            raise ValueError(
+                f"checkpoint {checkpoint} is of images, but {data.dataset} holds vectors; set data.dataset"
+            )
+        kind = known
     ours = {
         "channels": kind.image_shape[0],
         "image_size": one_or_pair(*kind.image_shape[1:]),

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from data import ImageDataset, ImageKind
+from data import AnyDataset, AnyKind, RealSpace, VectorDataset
 from models import NetworkScoreModel
 
 from .config import Config
 from .precision import NetworkMode
 from .ranks import Ranks
-from .trained import check_data, load_trained
+from .trained import check_data, load_trained, trained_space
 
 T = TypeVar("T")
 
@@ -38,15 +39,26 @@ def load_in_turn(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
     return found[0] if found else load()
 
 
-def in_trained_order(ranks: Ranks, config: Config, workdir: Path, dataset: ImageDataset) -> ImageDataset:
-    """A data set that ``check_data`` passes, with its classes numbered as in the checkpoints that rank 0 sees."""
-    said = ranks.share("classes", lambda: json.dumps(check_data(config, workdir, dataset)).encode())
-    names = json.loads(said)
-    return dataset.with_class_order(names) if names else dataset
+def as_trained(ranks: Ranks, config: Config, workdir: Path, dataset: AnyDataset) -> AnyDataset:
+    """A data set that ``check_data`` passes, as a model knows it by the checkpoints that rank 0 sees.
+
+    Its classes are numbered as theirs are, and its vectors, if it has any, standardized as theirs.
+    """
+
+    def said() -> bytes:
+        names, space = check_data(config, workdir, dataset), trained_space(workdir)
+        return json.dumps([names, space and asdict(space)]).encode()
+
+    names, space = json.loads(ranks.share("classes and space", said))
+    if names:
+        dataset = dataset.with_class_order(names)
+    if space and isinstance(dataset, VectorDataset):
+        dataset = replace(dataset, space=RealSpace(tuple(space["mean"]), tuple(space["std"])))
+    return dataset
 
 
 def load_same_trained(
-    ranks: Ranks, config: Config, workdir: Path, kind: ImageKind, device: torch.device
+    ranks: Ranks, config: Config, workdir: Path, kind: AnyKind, device: torch.device
 ) -> tuple[NetworkScoreModel, int]:
     """``load_trained`` on every process, of the step that rank 0 finds: a trainer may write another in the meantime."""
     found: list[tuple[NetworkScoreModel, int]] = []

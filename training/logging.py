@@ -24,7 +24,7 @@ from tqdm import tqdm
 from runtime.terminal import ProgressBar
 
 from .files import append_whole, make_folder, one_line, read_regular, write_atomically
-from .images import image_grid, save_learning_curve, save_png
+from .images import save_learning_curve, save_png
 
 
 def say(message: str) -> None:
@@ -172,14 +172,13 @@ class TrainingLog:
         with contextlib.suppress(OSError):
             self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
 
-    def samples(self, step: int, images: np.ndarray) -> None:
-        """Log a grid of samples, uint8 [N, H, W, C], to TensorBoard and ``samples/``."""
-        grid = image_grid(images)
+    def samples(self, step: int, picture: np.ndarray) -> None:
+        """Log a picture of samples, uint8 [H, W, 3], to TensorBoard and ``samples/``."""
         with self._going_on("TensorBoard's events"):
             if self._board is not None:
-                self._board.add(image("samples", grid, dataformats="HWC"), step)
+                self._board.add(image("samples", picture, dataformats="HWC"), step)
         with self._going_on("pictures"):
-            save_png(self._workdir / "samples" / f"training_{step:08d}.png", grid)
+            save_png(self._workdir / "samples" / f"training_{step:08d}.png", picture)
 
     def learning_curve(self) -> None:
         """Write ``logs/learning_curve.png``."""

@@ -12,7 +12,7 @@ from statistics import fmean
 import torch
 from torch.distributed import is_torchelastic_launched
 
-from data import ImageDataset, TrainBatches
+from data import AnyDataset, TrainBatches
 
 from .beginning import begin_from_run, fit_kind, has_begun, is_to_begin, where_the_model_is
 from .build import build_dataset, build_sampler, pick_device
@@ -21,7 +21,7 @@ from .checks import check_config, check_eval_names, check_schedule
 from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
 from .first_noise import first_noise_warning
-from .in_turn import in_trained_order, load_in_turn, pick_together
+from .in_turn import as_trained, load_in_turn, pick_together
 from .lock import locked
 from .logging import TrainingLog, say
 from .memory import says_which_knobs
@@ -109,11 +109,11 @@ def _train_there(
     ranks: Ranks,
     device: torch.device,
     communication: Communication,
-    dataset: ImageDataset,
+    dataset: AnyDataset,
     state: TrainingState,
 ) -> None:
     training, share = config.training, communication.share
-    dataset = in_trained_order(ranks, config, workdir, dataset)
+    dataset = as_trained(ranks, config, workdir, dataset)
     state.kind = dataset.kind
     restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
     if restored and ranks.first and state.step:
@@ -137,7 +137,6 @@ def _train_there(
         state,
         TrainBatches(dataset, batch_size=training.batch_size, seed=config.seed, random_flip=flip),
         seed=config.seed,
-        num_levels=dataset.num_levels,
         class_conditional=config.model.class_conditional,
         precision=mode.precision,
         learning_rate=config.optim.learning_rate,
@@ -182,13 +181,14 @@ def _introduce(
     config: Config,
     workdir: Path,
     state: TrainingState,
-    dataset: ImageDataset,
+    dataset: AnyDataset,
     device: torch.device,
     mode: NetworkMode,
     share: Share,
 ) -> None:
     size = sum(p.numel() for p in state.model.parameters())
-    warning = first_noise_warning(state.model.sde, config.sde.name, dataset.num_levels)
+    levels = dataset.num_levels
+    warning = first_noise_warning(state.model.sde, config.sde.name, levels) if levels else None
     lines = data_lines(dataset, workdir, num_parameters=size, device=str(device))
     for line in [*lines, *mode.reasons, *([warning] if warning else [])]:
         say(line)

@@ -10,9 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data import ImageKind, one_or_pair
-from models.backbones import ADM, NCSNpp, UNet
-from models.importers import BACKBONES, ModelPlan
+from data import AnyKind, VectorKind, one_or_pair
+from models.importers import BACKBONES, Backbone, ModelPlan
 from sde_lib import choices_message, sde_defaults
 
 from .config import Config, flatten
@@ -26,7 +25,7 @@ _SHARED = (
     "symmetric_downsample",
 )  # fmt: skip
 # options that follow from the data; config.model.network says them where a model must be built without
-_OF_DATA = ("image_size", "in_channels", "num_classes")
+_OF_DATA = ("image_size", "in_channels", "num_classes", "num_dims")
 _DERIVED = "outputs_per_channel"
 
 
@@ -46,25 +45,45 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(one) for one in value) if isinstance(value, (list, tuple)) else value
 
 
-def build_backbone(config: Config, kind: ImageKind, *, outputs_per_channel: int) -> UNet | ADM | NCSNpp:
-    """The backbone of ``config.model`` for a kind of images, with new weights.
+def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> dict[str, Any]:
+    """A backbone's options that the shape of the data sets.
+
+    Raises:
+        ValueError: If it is of images, and these are vectors, or the other way round.
+    """
+    shape, of_vectors = "x".join(map(str, kind.image_shape)), isinstance(kind, VectorKind)
+    if of_vectors != (backbone == "mlp"):
+        if of_vectors:
+            raise ValueError(
+                f"backbone {backbone} is of images, got vectors of {shape} numbers; set model.backbone=mlp"
+            )
+        raise ValueError(
+            f"backbone mlp is of vectors, got images of {shape}; set model.backbone to adm, ncsnpp or unet"
+        )
+    if isinstance(kind, VectorKind):
+        return {"num_dims": kind.image_shape[0]}
+    channels, height, width = kind.image_shape
+    return {"image_size": one_or_pair(height, width), "in_channels": channels, _DERIVED: outputs_per_channel}
+
+
+def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -> Backbone:
+    """The backbone of ``config.model`` for a kind of data, with new weights.
 
     Args:
         config: The config; its ``model.network`` holds the backbone's options that ``model`` has no key for.
-        kind: The images that it is for.
+        kind: The data that it is for.
         outputs_per_channel: Outputs for each channel of the data.
 
     Raises:
-        ValueError: If an option is unknown or impossible, or the network is of other images.
+        ValueError: If an option is unknown or impossible, or the network is of other data.
     """
     model = config.model
     backbone = model.get("backbone", "unet")
     known = _defaults(backbone)
-    channels, height, width = kind.image_shape
     arguments = {key: _plain(model[key]) for key in _SHARED if key in known}
     if "head_channels" in arguments:
         arguments["head_channels"] = arguments["head_channels"] or None
-    arguments |= {"image_size": one_or_pair(height, width), "in_channels": channels, _DERIVED: outputs_per_channel}
+    arguments |= _shape_arguments(backbone, kind, outputs_per_channel)
     arguments["num_classes"] = kind.num_classes if model.class_conditional else None
     free = sorted(known.keys() - {*_SHARED, _DERIVED})
     for key, value in model.get("network", {}).items():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from models import ClippedScoreModel
+from data import ImageKind
+from models import ClippedScoreModel, ScoreModel
 from samplers import DDIMSampler, StepState
 from sde_lib import NoiseStreams
 
 from .config import Config
 from .distributed import Communication
-from .images import to_uint8
 from .logging import TrainingLog
+from .pictures import as_array, has_picture, picture_of
 from .state import TrainingState
 from .stopping import StopRequest
 
@@ -27,17 +28,21 @@ def log_preview(
     request: StopRequest,
     communication: Communication,
 ) -> None:
-    """16 samples by 50 steps of DDIM, from the same noise every time; a request to stop does without them."""
+    """A picture of samples by 50 steps of DDIM, from the same noise every time; a request to stop does without it."""
 
     def stop(_: StepState) -> None:
         # of a sharded network no process can stop without the others
         if communication.any(bool(request)) if communication.sharded else request:
             raise _PreviewStopped
 
+    if not has_picture(state.kind):
+        return
     device = next(state.model.parameters()).device
-    noise = NoiseStreams(config.seed, range(16))
-    model = ClippedScoreModel(state.ema.model)
-    cond = torch.arange(16, device=device) % state.kind.num_classes if config.model.class_conditional else None
+    of_images = isinstance(state.kind, ImageKind)
+    count = 16 if of_images else 500
+    noise = NoiseStreams(config.seed, range(count))
+    model: ScoreModel = ClippedScoreModel(state.ema.model) if of_images else state.ema.model
+    cond = torch.arange(count, device=device) % state.kind.num_classes if config.model.class_conditional else None
     sampler = DDIMSampler(num_steps=50)
     x_T = sampler.prior_sample(model.sde, state.kind.image_shape, noise, device=device)
     try:
@@ -45,4 +50,4 @@ def log_preview(
     except _PreviewStopped:
         return
     if log is not None:
-        log.samples(state.step, to_uint8(result.x0, state.kind.num_levels))
+        log.samples(state.step, picture_of(as_array(result.x0, state.kind)))

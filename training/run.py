@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from data import ImageKind
+from data import AnyKind
 from models import NetworkScoreModel
 from sde_lib import SDE, choices_message
 
@@ -29,13 +29,14 @@ class TrainedRun:
     Attributes:
         model: The score model, in evaluation mode and without gradients of its weights. Samplers and likelihoods take
             it as it is; ``--mode sample`` wraps it in ``ClippedScoreModel`` where ``config.sampling.clip_x0`` says so.
-        kind: The images that it was trained on: ``image_shape``, ``num_levels``, ``num_classes`` and ``class_names``.
+        kind: The images or vectors that it was trained on: ``image_shape``, ``num_levels``, ``num_classes``,
+            ``class_names`` and ``space``.
         config: Its config, as ``config.json`` has it.
         step: Number of training steps of the checkpoint.
     """
 
     model: NetworkScoreModel
-    kind: ImageKind
+    kind: AnyKind
     config: Config
     step: int
 
@@ -46,15 +47,15 @@ class TrainedRun:
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one sample."""
+        """(C, H, W) of one sample, or (D,) of a vector."""
         return self.kind.image_shape
 
-    def encode(self, images: Tensor) -> Tensor:
-        """What the model sees of images: grey levels, integers [N, C, H, W], to x0 in [-1, 1], float32."""
-        return self.kind.space.encode(images)
+    def encode(self, stored: Tensor) -> Tensor:
+        """What the model sees of data: x0, float32, of grey levels, integers [N, C, H, W], or of vectors [N, D]."""
+        return self.kind.space.encode(stored)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images of samples: x0 [N, C, H, W] to the nearest grey levels 0 .. ``kind.num_levels`` - 1, uint8."""
+        """Data of samples x0: the nearest grey levels 0 .. ``kind.num_levels`` - 1, uint8, or vectors, float64."""
         return self.kind.space.decode(x0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data import ImageDataset
+from data import AnyDataset
 
 from .distributed import Share
 from .files import one_line
@@ -12,7 +12,7 @@ from .files import one_line
 _MOST_CLASSES = 5  # that are named
 
 
-def data_lines(dataset: ImageDataset, workdir: Path, *, num_parameters: int, device: str) -> list[str]:
+def data_lines(dataset: AnyDataset, workdir: Path, *, num_parameters: int, device: str) -> list[str]:
     """The images that are trained on, and where to, such as
 
         180 train + 20 test, 3 classes: 0 circle, 1 square, 2 triangle → runs/vp/folder
@@ -27,9 +27,8 @@ def data_lines(dataset: ImageDataset, workdir: Path, *, num_parameters: int, dev
     count = f"{len(dataset):,} {dataset.split}"
     if dataset.other_split_size is not None:
         count += f" + {dataset.other_split_size:,} {'train' if dataset.split == 'test' else 'test'}"
-    shape = "x".join(map(str, dataset.image_shape))
     parts = [
-        f"{dataset.name}: images of {shape}, {dataset.num_levels} grey levels",
+        f"{dataset.name}: {_samples(dataset)}",
         dataset.split_source,
         f"{num_parameters:,} parameters on {device}",
     ]
@@ -45,7 +44,13 @@ def share_line(share: Share) -> str:
     return f"{processes}, {steps}: {' or '.join(map(str, sizes))} image{'s' if sizes[-1] > 1 else ''} at a time"
 
 
-def _classes(dataset: ImageDataset) -> str:
+def _samples(dataset: AnyDataset) -> str:
+    if dataset.num_levels is None:
+        return f"vectors of {dataset.num_dims} number{'s' if dataset.num_dims > 1 else ''}"
+    return f"images of {'x'.join(map(str, dataset.image_shape))}, {dataset.num_levels} grey levels"
+
+
+def _classes(dataset: AnyDataset) -> str:
     """The classes by number and name, the first few of many."""
     if dataset.num_classes == 1:
         return "no classes"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import ImageKind
+from data import AnyKind
 from models import NetworkScoreModel
 
 from .build import build_loss, build_model, build_optimizer
@@ -36,7 +36,7 @@ class TrainingState:
         ema: The average of its weights.
         optimizer: The optimizer of its weights.
         loss: The loss, with what it remembers.
-        kind: The images that the model is for.
+        kind: The data that the model is for.
         guard: What keeps bad steps out, with what it remembers.
         history: The settings that it is trained with, and what was changed of them.
         step: Number of steps done.
@@ -51,7 +51,7 @@ class TrainingState:
     ema: ExponentialMovingAverage
     optimizer: torch.optim.Optimizer
     loss: Loss
-    kind: ImageKind
+    kind: AnyKind
     guard: StepGuard = field(default_factory=StepGuard)
     history: SettingsHistory = field(default_factory=SettingsHistory)
     step: int = 0
@@ -61,12 +61,12 @@ class TrainingState:
     flops: float = 0.0
 
     @classmethod
-    def create(cls, config: Config, kind: ImageKind, device: torch.device, *, sharded: bool = False) -> TrainingState:
+    def create(cls, config: Config, kind: AnyKind, device: torch.device, *, sharded: bool = False) -> TrainingState:
         """A fresh state on a device.
 
         Args:
             config: The config.
-            kind: The images.
+            kind: The data.
             device: Where the model goes.
             sharded: Split the network, its average and the optimizer's state over the processes.
         """

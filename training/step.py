@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from data import TrainBatches, to_model_space
+from data import TrainBatches
 from models import NetworkScoreModel
 from sde_lib import LearnedVP, derive_seed
 
@@ -46,7 +46,6 @@ class TrainingStep:
         state: What is trained.
         batches: Where images come from.
         seed: Seed of the run.
-        num_levels: Grey levels of the data.
         class_conditional: Hand the labels to the network.
         precision: dtype of the network's arithmetic.
         learning_rate: After the warm-up.
@@ -65,7 +64,6 @@ class TrainingStep:
         batches: TrainBatches,
         *,
         seed: int,
-        num_levels: int,
         class_conditional: bool,
         precision: torch.dtype,
         learning_rate: float,
@@ -77,7 +75,7 @@ class TrainingStep:
         ahead: bool = False,
     ) -> None:
         self._state, self._seed = state, seed
-        self._num_levels, self._class_conditional = num_levels, class_conditional
+        self._space, self._class_conditional = batches.dataset.space, class_conditional
         self._decay_steps = decay_steps
         self._learning_rate, self._warmup_steps, self._grad_clip = learning_rate, warmup_steps, grad_clip
         model = state.model
@@ -139,7 +137,7 @@ class TrainingStep:
         parts = share.parts
         for part in parts:
             local = slice(part.start - own, part.stop - own)
-            x0 = to_model_space(draw.images[local].to(device, non_blocking=True), self._num_levels)
+            x0 = self._space.encode(draw.images[local].to(device, non_blocking=True))
             cond = draw.labels[local].to(device, non_blocking=True) if self._class_conditional else None
             t, weight = times.t[part].to(device), times.weight[part].to(device)
             # dropout draws from the global generator: there is no other way to reach it

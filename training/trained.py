@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from data import ImageDataset, ImageKind, image_kind
+from data import AnyDataset, AnyKind, DataError, ImageKind, RealSpace, VectorKind, image_kind
 from models import NetworkScoreModel
 
 from .build import build_dataset, build_model
@@ -33,15 +33,15 @@ def said_of_images(workdir: Path) -> dict[str, Any]:
     return {} if found is None else found[1]
 
 
-def trained_kind(config: Config, workdir: Path) -> ImageKind:
-    """The images that a work directory's model is for, as its checkpoints say; the data set is not touched.
+def trained_kind(config: Config, workdir: Path) -> AnyKind:
+    """The data that a work directory's model is for, as its checkpoints say; the data set is not touched.
 
     Args:
         config: The config that it was trained with.
         workdir: The work directory.
 
     Returns:
-        The kind of images. Of checkpoints of an earlier version, which do not say it in full, what is missing is that
+        The kind of data. Of checkpoints of an earlier version, which do not say it in full, what is missing is that
         of the data set, which is loaded where only loading says it.
 
     Raises:
@@ -57,11 +57,27 @@ def trained_kind(config: Config, workdir: Path) -> ImageKind:
     if classes is None:
         # an imported network says it itself, and one without labels needs none
         classes = config.model.get("network", {}).get("num_classes") or (None if config.model.class_conditional else 1)
-    if not (_is_shape(shape) and _is_count(levels, 2, 256) and _is_count(classes, 1)):
-        return image_kind(config.data.dataset) or build_dataset(config, "train").kind
     names: Any = said.get("class_names")
     named = isinstance(names, list) and len(names) == classes and all(isinstance(name, str) for name in names)
+    space = _space_of(said)
+    if space is not None and _is_count(classes, 1):
+        return VectorKind((len(space.mean),), space, classes, tuple(names) if named else ())
+    if not (_is_shape(shape) and _is_count(levels, 2, 256) and _is_count(classes, 1)):
+        return image_kind(config.data.dataset) or build_dataset(config, "train").kind
     return ImageKind(tuple(shape), levels, classes, tuple(names) if named else ())
+
+
+def trained_space(workdir: Path) -> RealSpace | None:
+    """What a work directory's model sees of vectors, as its checkpoints say; None of images, or without checkpoints."""
+    _, said = _said(workdir / "checkpoints") or (None, {})
+    return _space_of(said)
+
+
+def _space_of(said: dict[str, Any]) -> RealSpace | None:
+    try:
+        return RealSpace(tuple(said["space"]["mean"]), tuple(said["space"]["std"]))
+    except (KeyError, TypeError, DataError):
+        return None
 
 
 def _is_count(value: Any, least: int, most: int = 2**31) -> bool:
@@ -79,13 +95,13 @@ def trained_channels(config: Config, workdir: Path) -> int | None:
     return 3 if config.data.dataset == "folder" and _is_shape(shape) and shape[0] == 3 else None
 
 
-def check_data(config: Config, workdir: Path, dataset: ImageDataset) -> tuple[str, ...]:
-    """Refuse images that a work directory's model is not for, as far as its checkpoints say.
+def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str, ...]:
+    """Refuse data that a work directory's model is not for, as far as its checkpoints say.
 
     Args:
         config: The config. Classes must agree where its model is told them.
         workdir: The work directory.
-        dataset: The images.
+        dataset: The data.
 
     Returns:
         The names of the classes in the order that the model knows them by, for ``dataset.with_class_order``; those of
@@ -99,7 +115,9 @@ def check_data(config: Config, workdir: Path, dataset: ImageDataset) -> tuple[st
         # there is none, or it is damaged, which is for load_newest to say, or an old one
         return dataset.class_names
     (folder, said), source = found, f"{dataset.name} {dataset.split}"
-    ours: dict[str, Any] = {"image_shape": list(dataset.image_shape), "num_levels": dataset.num_levels}
+    ours: dict[str, Any] = {"image_shape": list(dataset.image_shape)}
+    if dataset.num_levels is not None:
+        ours["num_levels"] = dataset.num_levels
     labelled = config.model.class_conditional
     names = tuple(map(str, said.get("class_names") or ())) if labelled else ()
     if names and dataset.class_names:
@@ -111,15 +129,15 @@ def check_data(config: Config, workdir: Path, dataset: ImageDataset) -> tuple[st
     ]
     if different:
         raise ValueError(
-            f"{folder} was trained on images of {'; '.join(different)} in {source}; give both splits one shape and "
-            "number of levels and classes, or choose another --workdir"
+            f"{folder} was trained on {'images' if 'num_levels' in said else 'vectors'} of {'; '.join(different)} in "
+            f"{source}; give both splits one shape and number of levels and classes, or choose another --workdir"
         )
     if labelled and "class_names" not in said:
         return _order_before(folder, dataset)
     return names if dataset.class_names and names else dataset.class_names
 
 
-def _order_before(folder: Path, dataset: ImageDataset) -> tuple[str, ...]:
+def _order_before(folder: Path, dataset: AnyDataset) -> tuple[str, ...]:
     """The classes as numbered when checkpoints named none: those of a folder by characters, 10 before 2."""
     if dataset.name != "folder":
         return dataset.class_names
@@ -145,7 +163,7 @@ def _check_names(folder: Path, theirs: tuple[str, ...], ours: tuple[str, ...], s
 def load_trained(
     config: Config,
     workdir: Path,
-    kind: ImageKind,
+    kind: AnyKind,
     device: torch.device,
     *,
     weights: str = "ema",
@@ -156,7 +174,7 @@ def load_trained(
     Args:
         config: The config it was trained with.
         workdir: The work directory.
-        kind: The images, as ``trained_kind`` says, or a data set that ``check_data`` passed.
+        kind: The data, as ``trained_kind`` says, or a data set that ``check_data`` passed.
         device: Where the model goes.
         weights: "ema", the average of the weights, or "raw", the last ones.
         step: The step of the checkpoint; None for the newest good one.

@@ -7,11 +7,12 @@ from typing import Any
 
 from sde_lib import SDE, choices_message, make_sde
 
-from ..backbones import ADM, NCSNpp, UNet
+from ..backbones import ADM, MLP, NCSNpp, UNet
 from ..parameterization import TimeInput, make_parameterization
 from ..score_model import NetworkScoreModel
 
-BACKBONES: dict[str, type[UNet] | type[ADM] | type[NCSNpp]] = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp}
+Backbone = UNet | ADM | NCSNpp | MLP
+BACKBONES: dict[str, type[Backbone]] = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "mlp": MLP}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ModelPlan:
     parameterization: str = "eps"
     noise_input: TimeInput = "index"
 
-    def build_backbone(self) -> UNet | ADM | NCSNpp:
+    def build_backbone(self) -> Backbone:
         """The network, with new weights.
 
         Raises:

@@ -13,6 +13,7 @@ import pytest
 from tiny import error, tiny_command
 
 import main
+from data import ImageKind
 from evaluation import drawing, partial, sample_files, sample_set, sampling
 from evaluation.sample_files import open_npz, read_npz
 from evaluation.sample_set import SampleSet
@@ -337,7 +338,7 @@ def test_memory_holds_a_batch_not_the_set(tmp_path: Path, pngs: bool):
         """The most bytes at a time while batches are kept, made into files, and taken over into a larger set."""
         folder, most = tmp_path / str(number), 0
         for num_batches in (number - 1, number):
-            how: dict[str, Any] = {"image_shape": batch.shape[1:], "num_levels": 256, "pngs": pngs, "labels": None}
+            how: dict[str, Any] = {"kind": ImageKind((3, 32, 32), 256), "pngs": pngs, "labels": None}
             one = SampleSet(folder, {}, about, num_samples=num_batches * size, batch_size=size, **how)
             tracemalloc.start()
             known, _ = one.known()

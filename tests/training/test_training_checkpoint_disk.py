@@ -260,7 +260,7 @@ def test_numbers_that_were_missed_are_written_when_there_is_room_again(tmp_path:
         with _longest_file(len(whole) + 20):
             log.scalars(2, loss=0.25, **numbers)
             assert (tmp_path / "logs" / "metrics.jsonl").read_bytes() == whole
-            log.samples(2, np.zeros((4, 8, 8, 1), dtype=np.uint8))
+            log.samples(2, np.zeros((16, 16, 3), dtype=np.uint8))
             log.learning_curve()
         log.scalars(3, loss=0.125, **numbers)
     lines = (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()
@@ -278,7 +278,7 @@ def test_tensorboard_reads_what_is_logged_and_forgets_what_a_killed_run_logged(t
         log.scalars(4, loss=9.0, **numbers)
     with TrainingLog(tmp_path, start=3, num_steps=9, batch_size=4) as log:
         log.scalars(4, loss=0.25, **numbers)
-        log.samples(4, np.zeros((4, 8, 8, 1), dtype=np.uint8))
+        log.samples(4, np.zeros((16, 16, 3), dtype=np.uint8))
     board = EventAccumulator(str(tmp_path / "logs"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(2, 0.5), (4, 0.25)]

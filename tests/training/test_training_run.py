@@ -47,7 +47,7 @@ def test_it_is_the_model_that_the_commands_sample_and_measure(run_copy: Path, mo
     assert main.run(tiny_command("sample", run_copy)) == 0
     noise, sampler = NoiseStreams(0, range(5)), build_sampler(run.config)
     x_T = sampler.prior_sample(run.sde, run.sample_shape, noise)
-    x0 = sampler.sample(bound_x0(run.config, run.model), x_T, noise=noise).x0
+    x0 = sampler.sample(bound_x0(run.config, run.model, run.kind), x_T, noise=noise).x0
     images = np.load(run_copy / "samples" / "samples.npz")["arr_0"]
     difference = np.abs(to_uint8(x0, 17).astype(int) - images.astype(int))
     # another size of batch may round otherwise, which moves a pixel by a level at most

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from training_runs import CPU, LEVELS, ROOT, digits_like
+from training_runs import CPU, ROOT, digits_like
 
 from data import TrainBatches
 from sde_lib import derive_seed
@@ -103,7 +103,6 @@ def _trained(name: str, accumulation: int, *extra: str, steps: int = 3) -> tuple
         state,
         TrainBatches(dataset, batch_size=12, seed=0),
         seed=0,
-        num_levels=LEVELS,
         class_conditional=False,
         precision=torch.float32,
         learning_rate=1e-3,
@@ -154,7 +153,6 @@ def test_parts_draw_dropout_of_their_own():
         state,
         batches,
         seed=0,
-        num_levels=LEVELS,
         class_conditional=False,
         precision=torch.float32,
         learning_rate=1e-3,

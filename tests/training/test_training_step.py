@@ -29,7 +29,6 @@ def _ready(config_name: str, seed: int = 0) -> tuple[TrainingState, TrainingStep
         state,
         TrainBatches(dataset, batch_size=4, seed=0),
         seed=0,
-        num_levels=LEVELS,
         class_conditional=False,
         precision=torch.float32,
         learning_rate=1e-3,
