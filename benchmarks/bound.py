@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.images import load_images
 from configs.default import get_default_config
 from data import to_model_space
 from likelihood import ContinuousBound, VariationalBound, nats_to_bits_per_dim
 from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import NoiseStreams
-from training.build import build_dataset, pick_device
+from training.build import pick_device
 from training.config import load_config
 from training.trained import load_trained
 from training.workdir import default_workdir, write_json
@@ -157,7 +158,7 @@ def main() -> None:
     """Measure, print, write."""
     arguments = _arguments()
     config = load_config(arguments.config, defaults=get_default_config())
-    dataset, device = build_dataset(config, "test"), pick_device(config)
+    dataset, device = load_images(config, "test"), pick_device(config)
     workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
     model, step = load_trained(config, workdir, dataset.kind, device)
     model = ClippedScoreModel(model) if config.eval.clip_x0 else model
@@ -165,7 +166,7 @@ def main() -> None:
     variance = pick_variance(config.eval.vlb_variance, learned=config.model.learned_variance)
     x0 = to_model_space(dataset.images[: arguments.num_images or None], num_levels).to(device)
     # spread over the split, which may be sorted
-    train = build_dataset(config, "train").images
+    train = load_images(config, "train").images
     chosen = torch.linspace(0, len(train) - 1, arguments.pilot_images).long()
     pilot = to_model_space(train[chosen], num_levels).to(device)
     full = VariationalBound(num_levels=num_levels, variance=variance)

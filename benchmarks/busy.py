@@ -27,12 +27,13 @@ def calls_per_second(config: str, batch_size: int, seconds: float) -> float:
     """Calls of a config's network a second, in this process."""
     import torch
 
-    from training.build import build_dataset, build_model
+    from benchmarks.images import load_images
+    from training.build import build_model
     from training.config import load_config
 
     loaded = load_config(config, [])
-    dataset = build_dataset(loaded, "train")
-    model = build_model(loaded, dataset).eval()
+    dataset = load_images(loaded, "train")
+    model = build_model(loaded, dataset.kind).eval()
     x, t = torch.randn(batch_size, *dataset.image_shape), torch.rand(batch_size)
     with torch.no_grad():
         for _ in range(3):

@@ -23,12 +23,13 @@ import torch
 from scipy import integrate
 from torch import Tensor, nn
 
+from benchmarks.images import load_images
 from configs.default import get_default_config
 from data import to_model_space
 from likelihood import FlowLikelihood
 from models import EpsParameterization, NetworkScoreModel, ScoreModel
 from sde_lib import SDE, VP, NoiseStreams, Tabulated, expand_like
-from training.build import build_dataset, pick_device
+from training.build import pick_device
 from training.config import load_config
 from training.trained import load_trained
 from training.workdir import default_workdir, write_json
@@ -148,7 +149,7 @@ def timed(measure: Callable[[float], Measured], tolerance: float, before: Measur
 def load_pair(arguments: argparse.Namespace) -> tuple[Pair, int]:
     """The trained network as a VP-SDE's, on the first test images; and the step it was trained to."""
     config = load_config(arguments.config, defaults=get_default_config())
-    dataset = build_dataset(config, "test")
+    dataset = load_images(config, "test")
     workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
     trained, step = load_trained(config, workdir, dataset.kind, pick_device(config))
     if not isinstance(trained, NetworkScoreModel) or not isinstance(trained.sde, Tabulated):

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import options
-from data import ImageDataset, TrainBatches, load_dataset, to_model_space
+from data import ImageDataset, TrainBatches, to_model_space
+from data.digits import load_digits
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
 from sde_lib import Tabulated, derive_seed
@@ -33,7 +34,7 @@ NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def digits(split: str) -> ImageDataset:
     """They come with scikit-learn: nothing is downloaded."""
-    return load_dataset("digits", root="unused", split=split)
+    return load_digits(split=split)
 
 
 def train(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.images import load_images
 from benchmarks.quality_report import write_report
 from configs.default import get_default_config
 from data import ImageDataset, to_levels, to_model_space
@@ -32,7 +33,7 @@ from evaluation.quality import (
 from models import GaussianMixtureScoreModel, ScoreModel
 from samplers import Sampler, available_samplers, make_sampler
 from sde_lib import SDE, NoiseStreams
-from training.build import bound_x0, build_dataset, pick_device
+from training.build import bound_x0, pick_device
 from training.config import load_config
 from training.loop import train
 from training.trained import load_trained
@@ -246,7 +247,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> None:
         train(config, workdir)
     check_for_use(workdir, config)
     device = pick_device(config)
-    train_split, held_out = build_dataset(config, "train"), build_dataset(config, "test")
+    train_split, held_out = load_images(config, "train"), load_images(config, "test")
     network, step = load_trained(config, workdir, train_split.kind, device)
     model = bound_x0(config, network, train_split.kind)
     quality = Quality(train_split, held_out)
