@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ class _Countdown:
             sync(descriptor)
             self.tick()
 
-        def torn_write(path: Path, data: bytes) -> None:
+        def torn_write(path: Path, chunks: Iterable[bytes]) -> None:
+            data = b"".join(chunks)
             path.write_bytes(data[: len(data) // 2])
             self.tick()
-            write_whole(path, data)
+            write_whole(path, [data])
 
         def save_inside(*args: Any, **kwargs: Any) -> Path:
             self.running = True

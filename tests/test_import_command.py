@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_checkpoints import WRITERS, Foreign
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import ROOT, snapshot
 
 import main
@@ -18,6 +20,9 @@ from evaluation.drawing import draw
 from evaluation.estimators import build_estimators, seen_by
 from evaluation.measurement import measure
 from models.importers import PlannedModel, from_diffusers
+from models.importers.guided import guided_sources
+from models.importers.guided_settings import plan_guided
+from models.importers.renaming import renamed
 from samplers import available_samplers, registry
 from training.build import bound_x0, build_dataset, build_sampler
 from training.config import Config, load_config
@@ -247,3 +252,36 @@ def test_of_a_bare_network_the_scheduler_is_said_or_assumed_in_a_line(
     assert saved == {**expected.plan.sde, "name": "ddpm"}
     weights, found = expected.backbone.state_dict(), tensors_of(tmp_path / "said", 0)
     assert all(torch.equal(found[f"ema.{name}"], weights[name]) for name in weights)
+
+
+LARGE = (
+    "--image_size 32 --in_channels 1 --num_channels 96 --channel_mult 1,2,3 --num_res_blocks 2 --attention_resolutions "
+    "16,8 --learn_sigma True --dropout 0.3 --diffusion_steps 40 --noise_schedule cosine"
+)
+PEAK = """
+import resource, sys
+import evaluation.estimators, main, training.importing
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+assert main.run(sys.argv[1:]) == 0
+print("peak", peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torch", "legacy", "safetensors"])
+def test_importing_takes_at_most_three_times_the_file_s_memory(tmp_path: Path, form: str):
+    network = plan_guided(LARGE, project="improved").build_backbone()
+    tensors = renamed(network, guided_sources(network))
+    path = tmp_path / ("large.safetensors" if form == "safetensors" else "large.pt")
+    if form == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=form == "torch")
+    kind = ("--config.data.dataset=folder", "--config.data.image_size=32", "--config.data.channels=1")
+    extra = (f"--config.source.config={LARGE}", *kind)
+    command = Foreign("improved_diffusion", "improved_cifar10", path, extra).command("import", tmp_path / "run")
+    done = subprocess.run([sys.executable, "-c", PEAK, *command], cwd=ROOT, capture_output=True, text=True, check=True)
+    kilobytes = int(done.stdout.split()[-1])
+    size = path.stat().st_size
+    assert size > 80e6 and kilobytes * 1024 < 3 * size, kilobytes * 1024 / size

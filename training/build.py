@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -61,8 +62,13 @@ def build_dataset(config: Config, split: str, channels: int | None = None) -> An
     return dataset
 
 
-def build_model(config: Config, kind: AnyKind) -> NetworkScoreModel:
+def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> NetworkScoreModel:
     """The network of ``config.model`` for a kind of data, initialised from ``config.seed``.
+
+    Args:
+        config: The config.
+        kind: The data.
+        empty: Leave the network on the meta device, without memory, for weights that are there already.
 
     Raises:
         ValueError: If the network cannot work on such data.
@@ -75,7 +81,7 @@ def build_model(config: Config, kind: AnyKind) -> NetworkScoreModel:
         data_std=model.data_std,
         num_levels=kind.num_levels,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("meta") if empty else nullcontext():
         torch.manual_seed(config.seed)
         backbone = build_backbone(config, kind, outputs_per_channel=parameterization.outputs_per_channel)
         dequantizer = Dequantizer(kind.image_shape[0]) if model.dequantizer else None

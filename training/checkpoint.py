@@ -24,6 +24,7 @@ from .checkpoint_files import (
 )
 from .files import one_line
 from .logging import say
+from .tensor_bytes import Content
 
 __all__ = [
     "Checkpoint",
@@ -131,9 +132,9 @@ def _make_room(root: Path, step: int, tensors: dict[str, Tensor]) -> bool:
     return bool(old)
 
 
-def _not_written(root: Path, step: int, files: dict[str, bytes], tensors: dict[str, Tensor], error: OSError) -> str:
+def _not_written(root: Path, step: int, files: dict[str, Content], tensors: dict[str, Tensor], error: OSError) -> str:
     reason = one_line(error.strerror or error)
-    needed = sum(map(len, files.values())) / 2**20
+    needed = sum(content.size for content in files.values()) / 2**20
     try:
         room = f"it needs {needed:.1f} MB and {shutil.disk_usage(root).free / 2**20:.1f} MB are free"
         good = _newest_good(root, step, tensors)

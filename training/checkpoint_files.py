@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from .files import make_folder, parse_json, read_regular, sync_folder, write_synced
+from .tensor_bytes import Content
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _WRITING, _DROPPED = ".writing_", ".dropped_"
@@ -39,17 +39,24 @@ def checkpoint_folders(root: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def encode(step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> dict[str, bytes]:
+def encode(step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> dict[str, Content]:
     """The files of a checkpoint, by name, but for the manifest, which follows from them."""
     return {
-        _TENSORS: save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}),
-        _STATE: json.dumps({"step": step, **state}, indent=1).encode(),
+        _TENSORS: Content(tensors),
+        _STATE: Content(json.dumps({"step": step, **state}, indent=1).encode()),
     }
 
 
-def _manifest(files: dict[str, bytes]) -> bytes:
-    sums = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+def _manifest(files: dict[str, Content]) -> bytes:
+    sums = {name: {"bytes": content.size, "sha256": _sha256(content)} for name, content in files.items()}
     return json.dumps(sums, indent=1).encode()
+
+
+def _sha256(content: Content) -> str:
+    found = hashlib.sha256()
+    for chunk in content:
+        found.update(chunk)
+    return found.hexdigest()
 
 
 def _promised(folder: Path) -> list[tuple[str, int, str]]:
@@ -153,7 +160,7 @@ def drop_folder(folder: Path) -> None:
     _delete(_set_aside(folder))
 
 
-def write_folder(root: Path, step: int, files: dict[str, bytes]) -> Path:
+def write_folder(root: Path, step: int, files: dict[str, Content]) -> Path:
     """Write one checkpoint: it is there in full, or nothing is. What a killed writer left behind is swept away.
 
     Args:
@@ -173,9 +180,9 @@ def write_folder(root: Path, step: int, files: dict[str, bytes]) -> Path:
         aside = None
         try:
             temporary.mkdir()
-            for name, data in files.items():
-                write_synced(temporary / name, data)
-            write_synced(temporary / _MANIFEST, manifest)
+            for name, content in files.items():
+                write_synced(temporary / name, content)
+            write_synced(temporary / _MANIFEST, [manifest])
             sync_folder(temporary)
             aside = _set_aside(final) if final.exists() else None
             temporary.rename(final)

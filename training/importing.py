@@ -191,14 +191,10 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     check_eval_names(whole)
     build_sampler(whole)
     kind = check_images(whole, model.plan, checkpoint)
-    with says_which_knobs("model.channels", whole.model.get("channels", 0)):
-        state = TrainingState.create(whole, kind, torch.device("cpu"))
-    for one in (state.model, state.ema.model):
-        one.backbone.load_state_dict(model.backbone.state_dict())
+    plan, weights = model.plan, model.backbone.state_dict()
     size = sum(parameter.numel() for parameter in model.backbone.parameters())
-    plan = model.plan
-    # gigabytes, of the largest
-    del model
+    with says_which_knobs("model.channels", whole.model.get("channels", 0)):
+        state = TrainingState.of_weights(whole, kind, weights)
     check_for_training(workdir, whole)
     with locked(workdir, "train"):
         # another process may have begun in the meantime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,33 @@ class TrainingState:
         if sharded:
             for one in (model, ema.model):
                 shard(one.backbone, getattr(one.backbone, "stages", []))
+        return cls._begin(config, kind, model, ema, flops=flops)
+
+    @classmethod
+    def of_weights(cls, config: Config, kind: AnyKind, weights: Mapping[str, Tensor]) -> TrainingState:
+        """A fresh state to be saved, not trained: the weights and their average are the same tensors.
+
+        Args:
+            config: The config.
+            kind: The images.
+            weights: The backbone's state dict.
+        """
+        model = build_model(config, kind, empty=True)
+        ema = ExponentialMovingAverage(model, config.training.ema_decay)
+        for one in (model, ema.model):
+            one.backbone.load_state_dict(weights, assign=True)
+        return cls._begin(config, kind, model, ema, flops=0.0)
+
+    @classmethod
+    def _begin(
+        cls,
+        config: Config,
+        kind: AnyKind,
+        model: NetworkScoreModel,
+        ema: ExponentialMovingAverage,
+        *,
+        flops: float,
+    ) -> TrainingState:
         optimizer = build_optimizer(config, model)
         loss = build_loss(config, model.sde, kind)
         training = config.training

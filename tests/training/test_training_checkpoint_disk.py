@@ -6,7 +6,7 @@ import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,12 @@ class Faults:
         self.first, self.last, self.code, self.seen, self.failed = first, first + count - 1, code, 0, 0
         whole_write = files.write_synced
 
-        def torn_write(path: Path, data: bytes) -> None:
+        def torn_write(path: Path, chunks: Iterable[bytes]) -> None:
+            data = b"".join(chunks)
             self.tick(path)
             path.write_bytes(data[: len(data) // 2])
             self.tick(path)
-            whole_write(path, data)
+            whole_write(path, [data])
 
         monkeypatch.setattr("training.checkpoint_files.write_synced", torn_write)
         for owner, name in ((os, "fsync"), (Path, "mkdir"), (Path, "rename")):
