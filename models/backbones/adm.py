@@ -72,6 +72,7 @@ class ADM(nn.Module):
         middle_attention_norm: Normalize before it.
         learned_variance: Return ``2 C`` channels, the last ``C`` being the raw variance interpolation.
         num_classes: Number of classes, or None for an unconditional network.
+        null_class: Take the label -1, no class, too: for a network that is trained without its class now and then.
         norm_eps: Epsilon of the group norms.
         norm_groups: Groups of the norms.
         norm_group_channels: Channels that a group has at least; there are fewer groups where needed, as EDM.
@@ -106,6 +107,7 @@ class ADM(nn.Module):
         middle_attention_norm: bool = True,
         learned_variance: bool = False,
         num_classes: int | None = None,
+        null_class: bool = False,
         norm_eps: float = 1e-5,
         norm_groups: int = 32,
         norm_group_channels: int = 1,
@@ -146,7 +148,7 @@ class ADM(nn.Module):
             up_attends = [resolution in up_attention_resolutions for resolution in resolutions]
 
         self.embed = ConditioningEmbedding(
-            embedding_dim or channels, 4 * channels, num_classes=num_classes, kind=embedding
+            embedding_dim or channels, 4 * channels, num_classes=num_classes, null_class=null_class, kind=embedding
         )
         self.conv_in = initialize(nn.Conv2d(in_channels, widths[0], 3, padding=1))
         self.down, skips = build.encoder(widths[0], widths, down_attends, num_res_blocks)
@@ -186,7 +188,7 @@ class ADM(nn.Module):
         Args:
             x: Scaled noisy data, [B, C, H, W].
             c_noise: Noise labels, [B], in any real dtype: the embedding is computed in float64.
-            cond: Class labels, int64 [B] in -1 .. num_classes - 1 (-1: no class), or None without classes.
+            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_class``; None without classes.
 
         Returns:
             The prediction, [B, C, H, W], or [B, 2 C, H, W] with ``learned_variance``: the prediction, then the raw

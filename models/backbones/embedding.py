@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .classes import check_classes, look_up_classes
+
 EmbeddingKind = Literal["sin_first", "cos_first", "fourier"]
 
 
@@ -85,15 +87,16 @@ class FourierEmbedding(nn.Module):
 class ConditioningEmbedding(nn.Module):
     """What every block is told: noise level and class in one activated vector.
 
-    ``SiLU(linear2(SiLU(linear1(embedding(c_noise)))) + class_table[cond])``. The label -1 means "no class" and adds
-    zero, which is what classifier-free guidance trains and samples with; the rows of the table start as N(0, 1). The
-    last SiLU is the one that opens each residual block's projection in Ho et al.'s network, computed once here instead
-    of once a block.
+    ``SiLU(linear2(SiLU(linear1(embedding(c_noise)))) + class_table[cond])``. With ``null_class`` the label -1 means "no
+    class" and adds zero, which is what classifier-free guidance trains and samples with; without it -1 is refused,
+    since what the network answers there was never trained. The rows of the table start as N(0, 1). The last SiLU is the
+    one that opens each residual block's projection in Ho et al.'s network, computed once here instead of once a block.
 
     Args:
         embedding_dim: Features of the noise embedding, even.
         out_dim: Features of the result, ``E``.
         num_classes: Number of classes, or None for an unconditional network.
+        null_class: Take the label -1 too.
         kind: ``sin_first`` (Ho et al.), ``cos_first`` (Improved DDPM) or ``fourier`` (Song et al., for ln sigma).
 
     Raises:
@@ -108,6 +111,7 @@ class ConditioningEmbedding(nn.Module):
         out_dim: int,
         *,
         num_classes: int | None = None,
+        null_class: bool = False,
         kind: EmbeddingKind = "sin_first",
     ) -> None:
         super().__init__()
@@ -118,7 +122,7 @@ class ConditioningEmbedding(nn.Module):
         _check_even(embedding_dim, smallest=4 if kind == "sin_first" else 2)
         self.kind = kind
         self.embedding_dim = embedding_dim
-        self.num_classes = num_classes
+        self.num_classes, self.null_class = num_classes, null_class
         self.fourier = FourierEmbedding(embedding_dim) if kind == "fourier" else None
         self.linear1 = nn.Linear(embedding_dim, out_dim)
         self.linear2 = nn.Linear(out_dim, out_dim)
@@ -132,7 +136,7 @@ class ConditioningEmbedding(nn.Module):
 
         Args:
             c_noise: Noise labels, [B].
-            cond: Class labels, int64 [B] in -1 .. num_classes - 1, or None for an unconditional network.
+            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_class``; None without classes.
             batch_size: ``B``, that of the data these labels go with.
 
         Returns:
@@ -155,28 +159,10 @@ class ConditioningEmbedding(nn.Module):
         return F.silu(embedded if classes is None else embedded + classes)
 
     def _embed_classes(self, cond: Tensor | None, batch_size: int) -> Tensor | None:
-        if self.class_table is None:
-            if cond is not None:
-                raise ValueError("cond must be None: the network has no classes; build it with num_classes=...")
+        check_classes(cond, batch_size, num_classes=self.num_classes, null_class=self.null_class)
+        if self.class_table is None or cond is None:
             return None
-        if cond is None:
-            raise ValueError(
-                f"cond must be int64 labels of shape [{batch_size}], got None; pass -1 for samples without a class"
-            )
-        if cond.shape != (batch_size,):
-            raise ValueError(_vector_message("cond", cond, batch_size))
-        if cond.dtype != torch.int64:
-            raise ValueError(f"cond must be int64, got {cond.dtype}; pass cond.long()")
-        # The look-up itself refuses what is out of range, so nothing has to be read back from a GPU to check.
-        known = torch.where(cond == -1, 0, cond)
-        try:
-            rows = self.class_table(known)
-        except IndexError:
-            raise ValueError(
-                f"cond must be in -1 .. {self.class_table.num_embeddings - 1}, got {int(cond.min())} .. "
-                f"{int(cond.max())}; build the network with more num_classes"
-            ) from None
-        return rows * (cond != -1).to(rows.dtype).unsqueeze(-1)
+        return look_up_classes(self.class_table.weight, cond, null_class=self.null_class)
 
 
 def _sin_cos(t: Tensor, frequencies: Tensor, *, cos_first: bool = False, dtype: torch.dtype) -> Tensor:

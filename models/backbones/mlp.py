@@ -38,6 +38,7 @@ class MLP(nn.Module):
         num_layers: Residual layers.
         embedding_dim: Features of the noise embedding, even; ``hidden`` (or the next even number) when None.
         num_classes: Number of classes, or None for an unconditional network.
+        null_class: Take the label -1, no class, too: for a network that is trained without its class now and then.
         learned_variance: Return ``2 D`` values, the last ``D`` being the raw variance interpolation.
         embedding: Embedding of the noise label: ``sin_first``, ``cos_first`` or ``fourier`` (for ln sigma).
 
@@ -53,6 +54,7 @@ class MLP(nn.Module):
         *,
         embedding_dim: int | None = None,
         num_classes: int | None = None,
+        null_class: bool = False,
         learned_variance: bool = False,
         embedding: EmbeddingKind = "sin_first",
     ) -> None:
@@ -63,7 +65,9 @@ class MLP(nn.Module):
         self.num_dims = num_dims
         self.num_classes = num_classes
         features = max(4, hidden + hidden % 2) if embedding_dim is None else embedding_dim
-        self.embed = ConditioningEmbedding(features, hidden, num_classes=num_classes, kind=embedding)
+        self.embed = ConditioningEmbedding(
+            features, hidden, num_classes=num_classes, null_class=null_class, kind=embedding
+        )
         self.linear_in = initialize(nn.Linear(num_dims, hidden))
         self.layers = nn.ModuleList(MLPBlock(hidden, hidden) for _ in range(num_layers))
         self.linear_out = initialize(nn.Linear(hidden, num_dims * (2 if learned_variance else 1)), zero=True)
@@ -74,7 +78,7 @@ class MLP(nn.Module):
         Args:
             x: Scaled noisy data, [B, D].
             c_noise: Noise labels, [B], in any real dtype: the embedding is computed in float64.
-            cond: Class labels, int64 [B] in -1 .. num_classes - 1 (-1: no class), or None without classes.
+            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_class``; None without classes.
 
         Returns:
             The prediction, [B, D], or [B, 2 D] with ``learned_variance``, in the dtype of ``x``.

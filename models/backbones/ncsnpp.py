@@ -74,6 +74,7 @@ class NCSNpp(nn.Module):
         embedding: Embedding of the noise label: ``sin_first`` or ``fourier``.
         noise_features: Features of that embedding, even; ``channels``, or twice that with ``fourier``, when None.
         num_classes: Number of classes, or None for an unconditional network.
+        null_class: Take the label -1, no class, too: for a network that is trained without its class now and then.
         augment_dim: Numbers that say how an image was augmented (Karras et al. 2022, Appendix F.2); 0 for none.
         min_group_channels: Each group of a norm has at least as many channels, up to 32 groups.
         norm_eps: Epsilon of the group norms.
@@ -105,6 +106,7 @@ class NCSNpp(nn.Module):
         embedding: NoiseEmbedding = "sin_first",
         noise_features: int | None = None,
         num_classes: int | None = None,
+        null_class: bool = False,
         augment_dim: int = 0,
         min_group_channels: int = 4,
         norm_eps: float = 1e-6,
@@ -166,7 +168,12 @@ class NCSNpp(nn.Module):
             return InputResidual(make_conv_downsample(before, widths[level], fir_kernel), rescale=rescale)
 
         self.embed = NoiseLabelEmbedding(
-            features, embedding_dim, kind=embedding, num_classes=num_classes, augment_dim=augment_dim
+            features,
+            embedding_dim,
+            kind=embedding,
+            num_classes=num_classes,
+            null_class=null_class,
+            augment_dim=augment_dim,
         )
         self.conv_in = initialize(nn.Conv2d(in_channels, channels, 3, padding=1))
 
@@ -218,7 +225,7 @@ class NCSNpp(nn.Module):
         Args:
             x: Scaled noisy data, [B, C, H, W].
             c_noise: Noise labels, [B], in any real dtype: the embedding is computed in float64.
-            cond: Class labels, int64 [B] in -1 .. num_classes - 1 (-1: no class), or None without classes.
+            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_class``; None without classes.
             augment: How each image was augmented, [B, A], or None for not at all.
 
         Returns:

@@ -3,10 +3,10 @@
 import math
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .classes import check_classes, look_up_classes
 from .embedding import FourierEmbedding, sinusoidal_embedding
 from .initialization import initialize
 from .layers import NormFactory
@@ -83,13 +83,14 @@ class NoiseLabelEmbedding(nn.Module):
 
     The class is added to the features of the noise before the two linear layers, as EDM does, not after them as
     ``ConditioningEmbedding`` does. ``sqrt(n)``, with ``n`` classes, makes up for the one-hot vector's small variance.
-    The class -1 is no class: zeros in place of the one-hot vector. No augmentation is zeros as well.
+    With ``null_class`` the label -1 is no class: zeros in place of the one-hot vector. No augmentation is zeros too.
 
     Args:
         features: Features of the noise embedding, even.
         out_dim: Features of the result, ``E``.
         kind: ``sin_first`` (Ho et al. 2020), or ``fourier`` (for the logarithm of sigma).
         num_classes: Number of classes, ``n``, or None.
+        null_class: Take the label -1 too.
         augment_dim: Numbers that say how an image was augmented, ``A``; 0 for none.
 
     Raises:
@@ -105,6 +106,7 @@ class NoiseLabelEmbedding(nn.Module):
         *,
         kind: NoiseEmbedding = "sin_first",
         num_classes: int | None = None,
+        null_class: bool = False,
         augment_dim: int = 0,
     ) -> None:
         super().__init__()
@@ -119,7 +121,8 @@ class NoiseLabelEmbedding(nn.Module):
             raise ValueError(
                 f"the noise embedding needs an even number of features, at least {smallest}, got {features}"
             )
-        self.features, self.num_classes, self.augment_dim = features, num_classes, augment_dim
+        self.features, self.num_classes, self.null_class = features, num_classes, null_class
+        self.augment_dim = augment_dim
         self.fourier = FourierEmbedding(features) if kind == "fourier" else None
         self.class_map = None if num_classes is None else initialize(nn.Linear(num_classes, features))
         self.augment_map = initialize(nn.Linear(augment_dim, features, bias=False)) if augment_dim else None
@@ -131,7 +134,7 @@ class NoiseLabelEmbedding(nn.Module):
 
         Args:
             c_noise: Noise labels, [B].
-            cond: Class labels, int64 [B] in -1 .. n - 1, or None without classes.
+            cond: Class labels, int64 [B] in 0 .. n - 1, -1 too with ``null_class``; None without classes.
             augment: Augmentation labels, [B, A], or None for none.
             batch_size: ``B``, that of the data these labels go with.
 
@@ -155,28 +158,11 @@ class NoiseLabelEmbedding(nn.Module):
         return F.silu(self.linear2(F.silu(self.linear1(features))))
 
     def _embed_classes(self, cond: Tensor | None, batch_size: int) -> Tensor | None:
-        if self.class_map is None or self.num_classes is None:
-            if cond is not None:
-                raise ValueError("cond must be None: the network has no classes; build it with num_classes=...")
+        check_classes(cond, batch_size, num_classes=self.num_classes, null_class=self.null_class)
+        if self.class_map is None or cond is None:
             return None
-        if cond is None:
-            raise ValueError(
-                f"cond must be int64 labels of shape [{batch_size}], got None; pass -1 for samples without a class"
-            )
-        if cond.shape != (batch_size,) or cond.dtype != torch.int64:
-            raise ValueError(
-                f"cond must be int64 of shape [{batch_size}], got {cond.dtype} of {list(cond.shape)}; one a sample"
-            )
-        known = torch.where(cond == -1, 0, cond)
-        try:  # the look-up itself refuses what is out of range, so nothing is read back from a GPU to check
-            rows = F.embedding(known, self.class_map.weight.t())
-        except IndexError:
-            raise ValueError(
-                f"cond must be in -1 .. {self.num_classes - 1}, got {int(cond.min())} .. {int(cond.max())}; "
-                "build the network with more num_classes"
-            ) from None
-        present = (cond != -1).to(rows.dtype).unsqueeze(-1)
-        return rows * (present * math.sqrt(self.num_classes)) + self.class_map.bias
+        rows = look_up_classes(self.class_map.weight.t(), cond, null_class=self.null_class)
+        return rows * math.sqrt(self.class_map.in_features) + self.class_map.bias
 
     def _embed_augmentation(self, augment: Tensor | None, features: Tensor) -> Tensor | None:
         if self.augment_map is None:

@@ -48,6 +48,7 @@ class UNet(nn.Module):
         scale_shift_norm: Let the embedding scale and shift the second norm instead of adding before it.
         learned_variance: Return ``2 C`` channels, the last ``C`` being the raw variance interpolation.
         num_classes: Number of classes, or None for an unconditional network.
+        null_class: Take the label -1, no class, too: for a network that is trained without its class now and then.
         norm_eps: Epsilon of the group norms.
         norm_groups: Groups of the norms; see ``group_norm`` for layers that it does not divide. With the default 32,
             blocks of exactly 32 channels are blind to an additive embedding.
@@ -79,6 +80,7 @@ class UNet(nn.Module):
         scale_shift_norm: bool = False,
         learned_variance: bool = False,
         num_classes: int | None = None,
+        null_class: bool = False,
         norm_eps: float = 1e-6,
         norm_groups: int = 32,
         embedding: EmbeddingKind = "sin_first",
@@ -112,7 +114,9 @@ class UNet(nn.Module):
         widths = [channels * mult for mult in channel_mult]
         attends = [resolution in attention_resolutions for resolution in resolutions]
 
-        self.embed = ConditioningEmbedding(channels, embedding_dim, num_classes=num_classes, kind=embedding)
+        self.embed = ConditioningEmbedding(
+            channels, embedding_dim, num_classes=num_classes, null_class=null_class, kind=embedding
+        )
         self.input_features = InputFourierFeatures(input_frequencies)
         self.conv_in = initialize(nn.Conv2d(self.input_features.out_channels(in_channels), channels, 3, padding=1))
 
@@ -162,7 +166,7 @@ class UNet(nn.Module):
         Args:
             x: Scaled noisy data, [B, C, H, W].
             c_noise: Noise labels, [B], in any real dtype: the embedding is computed in float64.
-            cond: Class labels, int64 [B] in -1 .. num_classes - 1 (-1: no class), or None without classes.
+            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_class``; None without classes.
 
         Returns:
             The prediction, [B, C, H, W], or [B, 2 C, H, W] with ``learned_variance``: the prediction, then the raw

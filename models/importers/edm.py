@@ -22,10 +22,9 @@ Preconditioning = Literal["edm", "vp", "ve"]
 Config = Mapping[str, Any] | Path | str
 
 _CLASSES: dict[Any, Preconditioning] = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
-# arguments of the preconditioners, and of training
+# arguments of the preconditioners
 _OF_PRECONDITIONING = (
     "class_name", "sigma_data", "sigma_min", "sigma_max", "beta_d", "beta_min", "M", "epsilon_t", "use_fp16",
-    "label_dropout",
 )  # fmt: skip
 
 
@@ -115,7 +114,8 @@ def from_edm(
 
     The structure of a ``SongUNet`` is read off its tensors; a ``DhariwalUNet`` needs ``img_resolution`` and what
     differs from its class's defaults. What maps the labels of augmentation is kept for further training; without such
-    labels it adds nothing.
+    labels it adds nothing. Where ``label_dropout`` says that it was trained without its class now and then, the label
+    -1, no class, is one of its labels.
 
     Args:
         path: The state dict of the preconditioned network, whose names start with ``model.``, or of the one inside.

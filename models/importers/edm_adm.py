@@ -26,7 +26,7 @@ def plan_edm_adm(settings: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         settings: Its arguments: ``img_resolution``, ``img_channels`` (or ``in_channels`` and ``out_channels``),
             ``label_dim``, ``augment_dim``, ``model_channels``, ``channel_mult``, ``num_blocks``, ``attn_resolutions``,
-            ``dropout``. What is left out has the class's default.
+            ``dropout``, ``label_dropout``. What is left out has the class's default.
 
     Raises:
         ValueError: In one line: a setting is unknown, or of a network that is not supported.
@@ -49,10 +49,11 @@ def plan_edm_adm(settings: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": read.number("dropout", 0.1),
         "resampling": "residual",
         "num_classes": num_classes or None,
+        "null_class": read.number("label_dropout", 0.0) > 0 and num_classes > 0,
         "norm_group_channels": 4,
     }
     # the preconditioning, and what is used in training alone
-    read.ignore(("augment_dim", "label_dropout", "class_name", "sigma_data", "sigma_min", "sigma_max", "use_fp16"))
+    read.ignore(("augment_dim", "class_name", "sigma_data", "sigma_min", "sigma_max", "use_fp16"))
     read.finish()
     return network
 
@@ -60,8 +61,9 @@ def plan_edm_adm(settings: Mapping[str, Any]) -> dict[str, Any]:
 def adm_from_edm(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, path: Path) -> ADM:
     """The network inside one of EDM's preconditioners (Karras et al. 2022).
 
-    ``class_table`` holds the columns of EDM's linear map of class vectors: no class, -1 here, is its vector of zeros.
-    What maps augmentation labels is left out: without such labels, as in sampling, it is not used.
+    ``class_table`` holds the columns of EDM's linear map of class vectors; where ``label_dropout`` says that it was
+    trained with it, no class, -1 here, is its vector of zeros. What maps augmentation labels is left out: without such
+    labels, as in sampling, it is not used.
 
     Args:
         tensors: The state dict of the network, or of its preconditioner, whose names start with ``model.``.

@@ -101,7 +101,8 @@ def plan_edm_song(tensors: Mapping[str, Tensor], settings: Settings, *, path: Pa
             f"{sorted(found['attention_resolutions'])}; correct it"
         )
     settings.refuse_unless(channel_mult_emb=4)
-    return found | {"dropout": settings.number("dropout", 0.0)}
+    null_class = settings.number("label_dropout", 0.0) > 0 and label is not None
+    return found | {"dropout": settings.number("dropout", 0.0), "null_class": null_class}
 
 
 def _kernel(tensors: Mapping[str, Tensor], *, path: Path) -> tuple[float, ...]:

@@ -156,10 +156,10 @@ def test_on_ho_table_they_are_beta_and_beta_tilde():
 
 
 def test_unknown_or_unlearned_variances_are_refused():
-    for kind in ("small", "large", "learned"):
+    for kind in ("auto", "small", "large", "learned"):
         assert check_variance(kind) == kind
     with pytest.raises(ValueError) as error:
         check_variance("smal")
-    assert str(error.value) == "unknown variance 'smal'; did you mean 'small'? choices: large, learned, small"
+    assert str(error.value) == "unknown variance 'smal'; did you mean 'small'? choices: auto, large, learned, small"
     with pytest.raises(ValueError, match="'learned' needs a model that learns its variance; use 'small' or 'large'"):
         interpolate_log_var("learned", predicted(), torch.zeros(3), torch.zeros(3))

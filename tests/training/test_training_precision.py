@@ -180,7 +180,7 @@ def test_the_network_sees_channels_last_and_keeps_its_own_parameters():
 
 
 def test_inference_in_bf16_is_autocast_bit_for_bit():
-    net = network(num_classes=3).eval()
+    net = network(num_classes=3, null_class=True).eval()
     x, c_noise = batch()
     cond = torch.tensor([0, 2, -1, 1])
     fast = InferenceBackbone(net, BF16)
@@ -194,14 +194,15 @@ def test_inference_in_bf16_is_autocast_bit_for_bit():
 
 
 OTHERS = {
-    "adm": lambda: ADM(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3,
+    "adm": lambda: ADM(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3, null_class=True,
                        attention_resolutions=(4,)),
     "adm, fourier": lambda: ADM(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3,
-                                attention_resolutions=(4,), resampling="convolution", embedding="fourier"),
+                                null_class=True, attention_resolutions=(4,), resampling="convolution",
+                                embedding="fourier"),
     "ncsnpp": lambda: NCSNpp(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3,
-                             attention_resolutions=(4,), embedding="fourier"),
+                             null_class=True, attention_resolutions=(4,), embedding="fourier"),
     "ncsnpp, ddpm blocks": lambda: NCSNpp(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1,
-                                          num_classes=3, attention_resolutions=(4,), block="ddpm"),
+                                          num_classes=3, null_class=True, attention_resolutions=(4,), block="ddpm"),
 }  # fmt: skip
 
 

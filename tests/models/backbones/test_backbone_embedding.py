@@ -67,7 +67,7 @@ def test_fourier_frequencies_are_fixed_saved_and_of_the_given_scale():
 @pytest.mark.parametrize("kind", ["sin_first", "cos_first", "fourier"])
 def test_conditioning_is_the_formula(kind):
     torch.manual_seed(2)
-    embedding = ConditioningEmbedding(8, 12, num_classes=3, kind=kind).double()
+    embedding = ConditioningEmbedding(8, 12, num_classes=3, null_class=True, kind=kind).double()
     labels, cond = torch.tensor([0.1, 2.5, 999.0], dtype=torch.float64), torch.tensor([2, -1, 0])
     if kind == "fourier":
         features = embedding.fourier(labels)
@@ -84,7 +84,7 @@ def test_conditioning_is_the_formula(kind):
 
 
 def test_no_class_adds_zero_and_trains_no_row():
-    embedding = ConditioningEmbedding(8, 12, num_classes=3)
+    embedding = ConditioningEmbedding(8, 12, num_classes=3, null_class=True)
     plain = ConditioningEmbedding(8, 12)
     plain.load_state_dict({k: v for k, v in embedding.state_dict().items() if not k.startswith("class_table")})
     labels = torch.tensor([3.0, 4.0])
@@ -133,11 +133,29 @@ def test_refusals_of_labels():
         "cond must be None: the network has no classes; build it with num_classes=..."
     )
     assert refusal(lambda: classes(t, None, 2)) == (
-        "cond must be int64 labels of shape [2], got None; pass -1 for samples without a class"
+        "cond must be int64 labels of shape [2], got None; pass one a sample, 0 .. 9"
     )
     assert refusal(lambda: classes(t, ok[:1], 2)) == "cond must have shape [2], got [1]; pass one cond for each sample"
     assert refusal(lambda: classes(t, ok.float(), 2)) == "cond must be int64, got torch.float32; pass cond.long()"
     for labels, span in (([0, 10], "0 .. 10"), ([-2, 3], "-2 .. 3")):
         assert refusal(lambda labels=labels: classes(t, torch.tensor(labels), 2)) == (
-            f"cond must be in -1 .. 9, got {span}; build the network with more num_classes"
+            f"cond must be in 0 .. 9, got {span}; build the network with more num_classes"
         )
+
+
+def test_no_class_is_refused_by_a_network_that_was_not_trained_without():
+    t, cond = torch.zeros(2), torch.tensor([4, -1])
+    trained = ConditioningEmbedding(8, 8, num_classes=10, null_class=True)
+    without = ConditioningEmbedding(8, 8, num_classes=10)
+    without.load_state_dict(trained.state_dict())
+    assert refusal(lambda: without(t, cond, 2)) == (
+        "cond must be in 0 .. 9, got -1: this network never saw samples without a class, as it was not trained with "
+        "its class dropped now and then (null_class); pass a class"
+    )
+    assert torch.equal(without(t, cond.abs(), 2), trained(t, cond.abs(), 2))
+    assert refusal(lambda: trained(t, None, 2)) == (
+        "cond must be int64 labels of shape [2], got None; pass one a sample, 0 .. 9, or -1 for no class"
+    )
+    assert refusal(lambda: trained(t, cond - 1, 2)) == (
+        "cond must be in 0 .. 9, or -1 for no class, got -2 .. 3; build the network with more num_classes"
+    )

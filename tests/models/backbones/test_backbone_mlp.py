@@ -21,7 +21,7 @@ def batch():
 
 @pytest.mark.parametrize("learned_variance", [False, True])
 def test_mlp_is_the_formula(learned_variance):
-    net = random_mlp(num_classes=3, learned_variance=learned_variance, embedding_dim=10)
+    net = random_mlp(num_classes=3, null_class=True, learned_variance=learned_variance, embedding_dim=10)
     x, c_noise, cond = batch()
 
     def silu(x):
@@ -42,7 +42,7 @@ def test_mlp_is_the_formula(learned_variance):
 
 @pytest.mark.parametrize("embedding", ["sin_first", "cos_first", "fourier"])
 def test_every_parameter_matters_and_no_sample_depends_on_its_batch_mates(embedding):
-    net = random_mlp(num_classes=3, embedding=embedding)
+    net = random_mlp(num_classes=3, null_class=True, embedding=embedding)
     x, c_noise, cond = batch()
     out = net(x, c_noise, cond)
     for i in range(4):
@@ -72,7 +72,8 @@ def test_refusals():
         (lambda: net(x.float(), c_noise), "x must be torch.float64 like the network, got torch.float32; "),
         (lambda: net(x, c_noise, cond), "cond must be None: the network has no classes; "),
         (lambda: classes(x, c_noise), "cond must be int64 labels of shape [4], got None; "),
-        (lambda: classes(x, c_noise, cond), "cond must be in -1 .. 1, got -1 .. 2; "),
+        (lambda: classes(x, c_noise, cond), "cond must be in 0 .. 1, got -1 .. 2; "),
+        (lambda: classes(x, c_noise, cond.clamp(max=1)), "cond must be in 0 .. 1, got -1: this network never saw"),
     ):
         with pytest.raises(ValueError) as caught:
             call()

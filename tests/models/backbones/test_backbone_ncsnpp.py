@@ -107,7 +107,9 @@ def test_the_whole_output_is_the_sum_of_the_levels_images():
     assert not torch.allclose(low, whole)
 
 
-@pytest.mark.parametrize("settings", [{}, DDPM, SKIPS, FOURIER, {"num_classes": 3}, {"outputs_per_channel": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, DDPM, SKIPS, FOURIER, {"num_classes": 3, "null_class": True}, {"outputs_per_channel": 2}]
+)
 def test_a_new_network_returns_zeros_of_the_right_shape(settings):
     network = NCSNpp(**SMALL, **settings)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 700.0])
@@ -159,7 +161,7 @@ def test_the_noise_label_changes_the_output_and_both_embeddings_are_their_formul
 
 
 def test_classes_are_scaled_one_hot_vectors_before_the_linear_layers():
-    embed = randomize(NoiseLabelEmbedding(8, 12, num_classes=5, augment_dim=4))
+    embed = randomize(NoiseLabelEmbedding(8, 12, num_classes=5, null_class=True, augment_dim=4))
     t, cond = torch.tensor([2.0, 3.0, 4.0]), torch.tensor([0, 4, -1])
     one_hot = torch.zeros(3, 5, dtype=torch.float64)
     one_hot[0, 0] = one_hot[1, 4] = math.sqrt(5)
@@ -178,7 +180,7 @@ def test_classes_are_scaled_one_hot_vectors_before_the_linear_layers():
 
 
 def test_every_parameter_has_a_gradient_without_augmentation_labels():
-    network = randomize(NCSNpp(**SMALL, num_classes=3, augment_dim=4))
+    network = randomize(NCSNpp(**SMALL, num_classes=3, null_class=True, augment_dim=4))
     x, t = batch()
     network(x, t, torch.tensor([-1, 1])).square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
@@ -244,8 +246,9 @@ def test_wrong_inputs_are_refused_in_one_line():
         (lambda: plain(x, t, cond), "cond must be None"),
         (lambda: plain(x, t, None, torch.zeros(2, 2)), "augment must be None"),
         (lambda: classes(x, t), "cond must be int64 labels"),
-        (lambda: classes(x, t, cond.float()), r"cond must be int64 of shape \[2\], got torch.float32"),
-        (lambda: classes(x, t, cond + 2), r"cond must be in -1 .. 2, got 2 .. 3"),
+        (lambda: classes(x, t, cond.float()), "cond must be int64, got torch.float32; pass cond.long()"),
+        (lambda: classes(x, t, cond + 2), r"cond must be in 0 .. 2, got 2 .. 3"),
+        (lambda: classes(x, t, cond - 1), r"cond must be in 0 .. 2, got -1: this network never saw samples without a"),
         (lambda: classes(x, t, cond, torch.zeros(2, 3)), r"augment must have shape \[2, 2\], got \[2, 3\]"),
     ):
         with pytest.raises(ValueError, match=message):

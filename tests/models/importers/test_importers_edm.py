@@ -10,6 +10,7 @@ from importer_references import Reference, edm_denoised, randomize
 
 from models.backbones import NCSNpp
 from models.importers.edm import from_edm
+from models.importers.edm_adm import plan_edm_adm
 from models.importers.edm_song import song_sources
 from models.importers.renaming import renamed
 from models.importers.score_sde import from_score_sde
@@ -97,7 +98,10 @@ def test_one_network_under_both_projects_names_is_one_model(tmp_path, name, kind
     [
         ({"attention_resolutions": (8,), "input_pyramid": "none", "fir_kernel": None}, (1, 1)),
         ({"attention_resolutions": (16, 4), "num_res_blocks": 3, "embedding": "fourier"}, (1, 3, 3, 1)),
-        ({"attention_resolutions": (), "num_classes": 4, "augment_dim": 6, "fir_kernel": (1, 1)}, (1, 1)),
+        (
+            {"attention_resolutions": (), "num_classes": 4, "null_class": True, "augment_dim": 6, "fir_kernel": (1, 1)},
+            (1, 1),
+        ),
         ({"attention_resolutions": (4,), "input_pyramid": "skip", "output_pyramid": "skip"}, (1, 3, 3, 1)),
         (
             {"attention_resolutions": (8,), "noise_features": 12, "fir_kernel": (1, 5, 10, 10, 5, 1)},
@@ -108,7 +112,8 @@ def test_one_network_under_both_projects_names_is_one_model(tmp_path, name, kind
 )
 def test_the_structure_is_read_off_the_tensors(tmp_path, settings, kernel, prefix):
     network = randomize(NCSNpp(**SMALL | settings))
-    model = from_edm(write(tmp_path, network, kernel, prefix), preconditioning="edm")
+    config = {"label_dropout": 0.1} if settings.get("null_class") else None
+    model = from_edm(write(tmp_path, network, kernel, prefix), config, preconditioning="edm")
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([0.3, -1.0])
     cond = torch.tensor([-1, 3]) if "num_classes" in settings else None
     torch.testing.assert_close(model.backbone(x, t, cond), network(x, t, cond), rtol=1e-5, atol=1e-6)
@@ -242,3 +247,17 @@ def test_a_truncated_file_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"is truncated or no file of torch.save") as error:
         from_edm(path, preconditioning="edm")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("dropout", "classes"), [(0.1, 10), (0.0, 10), (None, 10), (0.1, 0)])
+def test_no_class_is_a_label_of_networks_that_were_trained_with_it(tmp_path, dropout, classes):
+    said = {} if dropout is None else {"label_dropout": dropout}
+    trained = dropout == 0.1 and classes > 0
+    adm = plan_edm_adm({"img_resolution": 8, "label_dim": classes, **said})
+    assert adm["null_class"] is trained
+    network = randomize(NCSNpp(**SMALL, attention_resolutions=(8,), num_classes=classes or None, fir_kernel=None))
+    model = from_edm(write(tmp_path, network), said, preconditioning="edm")
+    assert model.backbone.embed.null_class is trained
+    if classes and not trained:
+        with pytest.raises(ValueError, match="never saw samples without a class"):
+            model(torch.randn(1, 3, 16, 16), torch.ones(1), cond=torch.tensor([-1]))
