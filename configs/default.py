@@ -78,7 +78,7 @@ def _model() -> ConfigDict:
             "input_frequencies": (),  # n of sin(2^n pi x), cos(2^n pi x) appended to the input; (7, 8) as VDM
             "learned_variance": False,
             "dequantizer": False,  # learn where on their bins grey levels go; with training.loss=dequantized
-            "class_conditional": False,
+            "class_conditional": False,  # the network is told the label; of data with two classes or more
         }
     )
 

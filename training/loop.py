@@ -17,6 +17,7 @@ from data import AnyDataset, TrainBatches
 from .beginning import begin_from_run, fit_kind, has_begun, is_to_begin, where_the_model_is
 from .build import build_dataset, build_sampler, pick_device
 from .changes import note_changes
+from .checkpoint import checkpoint_folders
 from .checks import check_config, check_eval_names, check_schedule
 from .config import Config
 from .distributed import Communication, Share, is_lost_peer, process_group
@@ -35,6 +36,7 @@ from .state import TrainingState
 from .step import TrainingStep
 from .stopping import Interrupted, StopRequest, stop_on_signals
 from .trained import trained_channels
+from .trained_classes import absent_line, check_trained_classes
 from .workdir import check_for_training, claim_for_training
 
 
@@ -87,6 +89,8 @@ def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device, in
     communication = Communication(share, device, sharding=training.sharding)
     channels = trained_channels(config, where_the_model_is(workdir, init_from))
     dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train", channels))
+    if not init_from and not checkpoint_folders(workdir / "checkpoints"):
+        check_trained_classes(config, dataset)
     kind = fit_kind(config, dataset.kind, init_from) if begins else dataset.kind
     state = TrainingState.create(config, kind, device, sharded=communication.sharded)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
@@ -190,8 +194,9 @@ def _introduce(
     levels = dataset.num_levels
     warning = first_noise_warning(state.model.sde, config.sde.name, levels) if levels else None
     lines = data_lines(dataset, workdir, num_parameters=size, device=str(device))
-    for line in [*lines, *mode.reasons, *([warning] if warning else [])]:
-        say(line)
+    for line in [*lines, absent_line(config, dataset), *mode.reasons, warning]:
+        if line:
+            say(line)
     if share.world > 1 or share.accumulation_steps > 1:
         say(share_line(share))
 
