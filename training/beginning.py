@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data import AnyKind
+from data import AnyKind, VectorKind
 
 from .checkpoint import checkpoint_folders
 from .checkpoint_files import step_of
@@ -16,7 +16,7 @@ from .config import Config
 from .files import one_line
 from .logging import say
 from .state import TrainingState
-from .trained import load_trained, said_of_images
+from .trained import load_trained, said_of_images, trained_space
 from .weights import load_weights, named_weights
 from .workdir import claim_for_training, config_differences, read_config, source_of
 
@@ -151,7 +151,11 @@ def fit_kind(config: Config, kind: AnyKind, init_from: str) -> AnyKind:
     Raises:
         ValueError: If the model is of images of another shape, or of another number of classes.
     """
-    said = said_of_images(split_init_from(init_from)[0])
+    source, _ = split_init_from(init_from)
+    said, space = said_of_images(source), trained_space(source)
+    if space is not None and isinstance(kind, VectorKind):
+        # what the model sees of a vector is to mean the same to it
+        kind = replace(kind, space=space)
     ours: dict[str, Any] = {"image_shape": list(kind.image_shape)}
     if config.model.class_conditional:
         ours["num_classes"] = kind.num_classes

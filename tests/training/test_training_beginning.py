@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import error, last_tensors, snapshot, tiny_command
+from vector_runs import command, gaussian_vectors
 
 import main
+from training.run import load_run
 
 # what a new run is begun for
 OTHER = ["--config.training.batch_size=4", "--config.optim.learning_rate=1e-3", "--config.training.num_steps=2",
@@ -167,3 +169,17 @@ def test_classes_keep_their_numbers_by_name(tmp_path: Path, capsys: pytest.Captu
         assert json.loads(path.read_text())["data"]["class_names"] == ["dog", "bee", "cat"]
     said = error(capsys, begin(tmp_path / "other", tmp_path / "old", *data("bee", "cat")))
     assert "is of images of num_classes 3, got 2 in npz; use such images" in said
+
+
+def test_vectors_are_standardized_as_the_weights_know_them(tmp_path: Path):
+    vectors = {"old": gaussian_vectors(2, 60), "new": 2 * gaussian_vectors(2, 60, seed=1) - 5}
+    for name, found in vectors.items():
+        np.savez(tmp_path / f"{name}.npz", vectors=found)
+    assert main.run(command("train", tmp_path / "a", tmp_path / "old.npz")) == 0
+    init = f"--init-from={tmp_path / 'a'}"
+    assert main.run(command("train", tmp_path / "b", tmp_path / "new.npz", init)) == 0
+    old, new = (load_run(tmp_path / name, device="cpu") for name in "ab")
+    assert new.kind.space == old.kind.space and new.step == 4
+    x0 = new.encode(torch.from_numpy(vectors["new"]))
+    assert torch.allclose(new.decode(x0), torch.from_numpy(vectors["new"]), rtol=1e-5)
+    assert x0.std() > 1.5
