@@ -27,7 +27,7 @@ def flow_density(
     points: Tensor,
     *,
     cond: Tensor | None = None,
-    num_steps: int = _NUM_STEPS,
+    num_steps: int,
 ) -> Tensor:
     """p(v) of the probability flow at vectors, by Heun steps on the log-SNR grid with the exact divergence.
 
@@ -69,7 +69,9 @@ def draw_density(
     points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2).to(device)
     labels = [None] if num_classes is None else range(num_classes)
     conds = [label if label is None else torch.full((len(points),), label, device=device) for label in labels]
-    density = torch.stack([flow_density(model, dataset, points, cond=cond) for cond in conds]).mean(0)
+    density = torch.stack(
+        [flow_density(model, dataset, points, cond=cond, num_steps=_NUM_STEPS) for cond in conds]
+    ).mean(0)
     noise = NoiseStreams(derive_seed(seed, _PICTURE), range(_NUM_SAMPLES))
     cond = None if num_classes is None else torch.arange(_NUM_SAMPLES, device=device) % num_classes
     drawn = sampler.sample(model, sampler.prior_sample(model.sde, (2,), noise, device=device), cond=cond, noise=noise)
