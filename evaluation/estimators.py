@@ -119,6 +119,11 @@ def build_estimators(config: Config, dataset: AnyDataset) -> dict[str, Likelihoo
     check_learned_parts(config)
     if dataset.num_levels is None:
         _check_density(config)
+    elif "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "none":
+        raise ValueError(
+            f"eval.ode_dequantization=none is of data without grey levels, got {dataset.num_levels}; "
+            "set decoder or uniform"
+        )
     return {name: build_estimator(name, config, dataset) for name in config.eval.likelihoods}
 
 

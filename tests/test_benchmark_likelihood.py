@@ -79,8 +79,8 @@ def test_the_network_of_a_table_is_told_the_row_of_the_same_log_snr():
 
 
 def test_another_sde_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(likelihood, "load_config", lambda *_: None)
-    monkeypatch.setattr(likelihood, "build_dataset", lambda *_: None)
+    monkeypatch.setattr(likelihood, "load_config", lambda *_, **__: None)
+    monkeypatch.setattr(likelihood, "load_images", lambda *_: SimpleNamespace(kind=None))
     monkeypatch.setattr(likelihood, "pick_device", lambda *_: None)
     monkeypatch.setattr(likelihood, "load_trained", lambda *_: (nn.Identity(), 0))
     with pytest.raises(SystemExit, match="needs a config on DDPM's table, got "):

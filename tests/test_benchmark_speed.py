@@ -75,7 +75,7 @@ def test_ratios_are_of_one_round_and_shares_of_the_formulas_work(bench: Workbenc
 def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     output = tmp_path / "speed.json"
     before = torch.get_num_threads()
-    options = ["--quick", "--no-compile", "--rounds=1", "--batch-size=2", "--sampling-steps=2", "--likelihood-steps=2"]
+    options = ["--quick", "--no-compile", "--rounds=1", "--batch-size=2", "--sampling-steps=4", "--likelihood-steps=2"]
     speed.main([*options, "--device=cpu", "--no-memory", f"--threads={before}", f"--output={output}"])
     report: dict[str, Any] = json.loads(output.read_text())
     assert report["machine"]["threads"] == before and report["machine"]["torch"] == torch.__version__
@@ -90,7 +90,7 @@ def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         profiled = [row["side"] for row in rows if "profile" in row]
         assert profiled == (["diffusers fp32", "ours bf16"] if task in speed.PROFILED else [])
     said = capsys.readouterr().out
-    for title in ("forward, batch 2", "training step", "sampling, 2 steps of DDIM", "likelihood, 2 steps of Heun"):
+    for title in ("forward, batch 2", "training step", "sampling, 4 steps of DDIM", "likelihood, 2 steps of Heun"):
         assert title in said
     assert said.count("diffusers fp32") > 6
 

@@ -60,7 +60,10 @@ class Trap:
         (["--config.training.batch_size=0"], "config.training.batch_size must be at least 1, got 0"),
         (["--config.sampling.sampler=ancestrl"], "unknown sampler 'ancestrl'"),
         (["--config.model.channels=64"], "unknown key of config.model: 'channels'; choices: backbone"),
-        (["--config.model.backbone=transformer"], "unknown backbone 'transformer'; choices: adm, ncsnpp, unet, checkp"),
+        (
+            ["--config.model.backbone=transformer"],
+            "unknown backbone 'transformer'; choices: adm, mlp, ncsnpp",
+        ),
         (["--format=diffusers"], "--format is a flag of --mode export, got --mode import; leave it out"),
     ],
 )

@@ -31,7 +31,10 @@ EARLY = [
     (["--config.eval.vlb_grid=unifrom"], "unknown grid 'unifrom'; did you mean 'uniform'?"),
     (["--config.eval.ode_divergence=exakt"], "unknown divergence 'exakt'; did you mean 'exact'?"),
     (["--config.eval.ode_importance_samples=5"], "eval.ode_importance_samples=5 needs eval.ode_divergence=exact"),
-    (["--config.eval.ode_dequantization=none"], "unknown ode_dequantization 'none'; choices: decoder, uniform"),
+    (
+        ["--config.eval.ode_dequantization=none"],
+        "eval.ode_dequantization=none is of data without grey levels, got 17",
+    ),
     (["--config.eval.ode_rtol=0"], "config.eval.ode_rtol must be at least 1e-16, got 0.0"),
     (["--config.eval.ode_max_nfe=-1"], "config.eval.ode_max_nfe must be at least 0, got -1"),
     (["--config.eval.likelihoods=vlb,odd"], "unknown likelihood 'odd'"),

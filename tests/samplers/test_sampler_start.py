@@ -6,7 +6,7 @@ import pytest
 import torch
 from sampler_oracles import SDES, GaussianModel
 
-from evaluation.sampling import draw
+from evaluation.drawing import draw
 from samplers import StepSampler, available_samplers, make_sampler
 from sde_lib import VE, VP, LearnedVP, NoiseStreams, SubVP, Tabulated, available_grids
 
