@@ -120,6 +120,7 @@ def test_the_profile_tells_kinds_of_work_apart():
     assert {name: operators.kind_of(name) for name in kinds} == kinds
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own():
     arguments = speed.parse(["--quick", "--batch-size=2", "--device=cpu", "--threads=1", "--no-compile"])
     filled = torch.ones(200 * 2**18)  # 200 MiB of this process

@@ -59,7 +59,7 @@ def log_weights(sde, dequantization, t_end, level, drawn):
 SDES = {"vp": (VP(), 0.05), "subvp": (SubVP(), 0.1), "ve": (VE(sigma_min=0.1, sigma_max=20.0), None)}
 
 
-@pytest.mark.parametrize("num_samples", [1, 8])
+@pytest.mark.parametrize("num_samples", [1, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dequantization", ["uniform", "decoder"])
 @pytest.mark.parametrize("name", SDES)
 def test_dequantized_bounds_are_their_closed_forms_and_fall_to_the_mass_of_the_bin(name, dequantization, num_samples):
