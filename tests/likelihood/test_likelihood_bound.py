@@ -119,7 +119,7 @@ def test_bound_falls_towards_the_entropy():
     for num_steps in (50, 200, 1000):
         sde = rescaled_ddpm(num_steps)
         gaps.append((exact_total(sde, pmf, "small") - entropy(pmf)) * BITS)
-        bound = VariationalBound(num_levels=17, steps_per_image=50)
+        bound = VariationalBound(num_levels=17, steps_per_image=50, variance="small")
         mean, stderr = weighted(bound_terms(bound, sde, pmf, dims=dims).total, pmf, dims)
         assert abs((mean - entropy(pmf)) * BITS - gaps[-1]) < 4 * stderr * BITS
     # the chain's steps grow finer, so that its Gaussians come nearer to the true reverse transitions
@@ -130,7 +130,7 @@ def test_bound_falls_towards_the_entropy():
 @pytest.mark.parametrize("steps_per_image", [1, 3, 7, 48])
 def test_evaluating_some_steps_is_unbiased(steps_per_image):
     sde, pmf, level, images, dims = SDES["ddpm"], random_pmf(17), 4, 800, 4
-    bound = VariationalBound(num_levels=17, steps_per_image=steps_per_image)
+    bound = VariationalBound(num_levels=17, steps_per_image=steps_per_image, variance="small")
     x0 = torch.full((images, dims), float(lattice(17)[level]), dtype=torch.float64)
     terms = bound(Pixels(sde, pmf), x0, noise=NoiseStreams(3, range(images)))
     values = terms.diffusion.numpy() / dims
