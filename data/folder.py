@@ -31,7 +31,7 @@ def load_folder(
     animation gives its first frame), resized with a Lanczos filter so that it just covers ``image_size``, and
     cropped to its centre. An image of that size already keeps its pixels. Grey values of more than 8 bits are
     read as 8, 10, 12, 14 or 16 bits, the least that the highest value of all images needs; floating point as 0 .. 1,
-    or 0 .. 255 where a value is above 1.
+    cut off at 1, or 0 .. 255 where a value is above 1.05.
 
     The whole split is held in memory: N * channels * H * W bytes (70,000 images of 64x64x3 are 0.8 GiB).
 

@@ -107,12 +107,12 @@ def _folders_of_splits(root: Path, images: Sequence[str]) -> dict[str, str]:
     folders = [path.name for path in _subfolders(root)]
     named = {name: _SPLIT_OF[name.casefold()] for name in folders if name.casefold() in _SPLIT_OF}
     roles = set(named.values())
-    both, certain = "train" in roles and len(roles) > 1, bool({"train", "test"} & named.keys())
+    both, certain = "train" in roles and len(roles) > 1, any(map(_is_certain, named))
     if not both and not certain:
         return {}
     beside = [name for name in folders if name not in named and _below(images, name)]
     if beside and not (both and certain):
-        split = min(named, key=lambda name: (name not in ("train", "test"), name))
+        split = min(named, key=lambda name: (not _is_certain(name), name))
         raise DataError(
             f"{root} has a folder {split!r} beside {_some(beside)}: it may be a split or a class; "
             f"if all are classes, rename {split!r}, and if it is a split, move the others out of {root}"
@@ -126,6 +126,11 @@ def _folders_of_splits(root: Path, images: Sequence[str]) -> dict[str, str]:
             raise DataError(f"{root / found[role]} and {root / name} could both be the {role} split; rename one")
         found[role] = name
     return {role: found[role] for role in ("train", "test") if role in found}
+
+
+def _is_certain(name: str) -> bool:
+    """Tell a name that is a split's even where it stands alone."""
+    return name.casefold() in ("train", "test")
 
 
 def _notes(

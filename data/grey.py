@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
+UNIT_SLACK = 1.05  # filters overshoot: floating point up to here is still of a white of 1
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class GreyRule:
     notes: tuple[str, ...] = ()
 
     def to_8_bits(self, image: Image.Image) -> Image.Image:
-        """The image, if it is of wide grey values as one of mode L.
+        """The image, if it is of wide grey values as one of mode L, or LA where one of its values is transparent.
 
         Raises:
             ValueError: If a value lies outside the range.
@@ -34,10 +35,15 @@ class GreyRule:
             return image
         values = np.asarray(image)
         if image.mode == "F":
-            _check(values, self.float_white)
-            return Image.fromarray((values * (255 / self.float_white)).round().astype(np.uint8))
+            _check(values, UNIT_SLACK if self.float_white == 1 else self.float_white)
+            scaled = values.clip(0, self.float_white) * (255 / self.float_white)
+            return Image.fromarray(scaled.round().astype(np.uint8))
         _check(values, 2**self.bits - 1)
-        return Image.fromarray((values >> (self.bits - 8)).astype(np.uint8))
+        grey = Image.fromarray((values >> (self.bits - 8)).astype(np.uint8))
+        if "transparency" in image.info:  # several wide values become one of 8 bits: only here can it be told apart
+            opaque = Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+            return Image.merge("LA", (grey, opaque))
+        return grey
 
 
 def is_wide(image: Image.Image) -> bool:
@@ -74,12 +80,13 @@ def choose_grey_rule(found: Sequence[tuple[str, float] | None]) -> GreyRule:
     integers = [high for kind, high in filter(None, found) if kind == "integers"]
     floats = [high for kind, high in filter(None, found) if kind == "floats"]
     bits = next((bits for bits in BIT_DEPTHS if max(integers, default=0) < 2**bits), 16)
-    float_white = 1.0 if max(floats, default=0) <= 1 else 255.0
+    float_white = 1.0 if max(floats, default=0) <= UNIT_SLACK else 255.0
     notes = []
     for values, white, kind in ((integers, 2**bits - 1, "more than 8 bits"), (floats, float_white, "floating point")):
         if values:
             reach = f"grey values of {kind} ({len(values):,} images) reach {max(values):,g}"
-            notes.append(f"{reach}: white is taken to be {white:,g}")
+            cut = ", and what is above is cut off" if max(values) > white else ""
+            notes.append(f"{reach}: white is taken to be {white:,g}{cut}")
     return GreyRule(bits, float_white, tuple(notes))
 
 

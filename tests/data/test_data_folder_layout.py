@@ -30,7 +30,15 @@ def levels(dataset):
 
 
 @pytest.mark.parametrize(
-    ("classes", "split"), [(["bus", "car", "train"], "train"), (["test", "trial"], "test"), (["a", "train", "val"], "")]
+    ("classes", "split"),
+    [
+        (["bus", "car", "train"], "train"),
+        (["test", "trial"], "test"),
+        (["a", "train", "val"], ""),
+        (["Train", "bus"], "Train"),
+        (["TRAIN", "dev"], "TRAIN"),
+        (["Test", "trial"], "Test"),
+    ],
 )
 def test_a_split_beside_classes_is_refused_in_both_readings_or_said(tmp_path, refuses, classes, split):
     for name in classes:
@@ -57,6 +65,13 @@ def test_splits_are_found_in_any_case_and_spelling(tmp_path, train, test):
     assert held_out.split_source.startswith(f"folders {train}/ and {test}/")
 
 
+@pytest.mark.parametrize("name", ["train", "Train", "TRAIN"])
+def test_a_train_folder_alone_is_the_split_in_any_case(tmp_path, name):
+    save(tmp_path, *many(f"{name}/a"), *many(f"{name}/b"))
+    dataset = load(tmp_path)
+    assert len(dataset) == 20 and dataset.class_names == ("a", "b") and dataset.split_source == f"folder {name}/"
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_val_is_the_test_split_where_there_is_no_other(tmp_path, name):
     save(tmp_path, "train/1.png", f"{name}/2.png")
@@ -70,7 +85,7 @@ def test_val_is_the_test_split_where_there_is_no_other(tmp_path, name):
 
 
 def test_what_may_well_be_classes_are_classes(tmp_path):
-    for case, names in enumerate((["invalid", "valid"], ["swimming", "training"], ["Train", "bus"], ["val"])):
+    for case, names in enumerate((["invalid", "valid"], ["swimming", "training"], ["val"])):
         root = tmp_path / str(case)
         for name in names:
             save(root, *many(name))

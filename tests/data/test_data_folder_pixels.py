@@ -51,14 +51,15 @@ def test_the_depth_is_that_of_the_whole_folder(tmp_path):
     assert np.array_equal(dataset.images.numpy()[:, 0], [dark >> 4, byte])
 
 
-@pytest.mark.parametrize(("high", "white"), [(1.0, 1), (0.7, 1), (255.0, 255), (40.0, 255)])
+@pytest.mark.parametrize(("high", "white"), [(1.0, 1), (0.7, 1), (1.00001, 1), (1.01, 1), (1.06, 255), (255.0, 255)])
 def test_floating_point_is_read_as_unit_or_byte_range(tmp_path, high, white):
     values = (RANDOM.rand(8, 8) * high).astype(np.float32)
     values[0, 0] = high
     save(tmp_path / "train" / "a.tiff", values)
     dataset = load(tmp_path)
-    assert np.array_equal(dataset.images.numpy()[0, 0], np.round(values * (255 / white)))
-    assert f"white is taken to be {white}" in dataset.notes[0]
+    assert np.array_equal(dataset.images.numpy()[0, 0], np.round(np.minimum(values, white) * (255 / white)))
+    cut = ", and what is above is cut off" if high > white else ""
+    assert dataset.notes[0].endswith(f"white is taken to be {white}{cut}")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,15 @@ def test_hidden_colours_are_not_seen(tmp_path):
     for image in dataset.images:
         assert image[:, 0, 0].tolist() == [10, 20, 30] and image[:, 1, 1].tolist() == [255, 255, 255]
     assert dataset.notes == ("images that are transparent in places, shown on white: 4",)
+
+
+def test_the_transparent_value_of_deep_grey_is_seen_alone(tmp_path):
+    values = integers(65535, np.uint16)
+    values[1, :3] = 1000, 1001, 999  # all three are 3 in 8 bits
+    save(tmp_path / "train" / "a.png", values, transparency=1000)
+    dataset = load(tmp_path)
+    assert np.array_equal(dataset.images[0, 0].numpy(), np.where(values == 1000, 255, values >> 8))
+    assert dataset.notes[-1] == "images that are transparent in places, shown on white: 1"
 
 
 def test_half_transparent_grey_is_mixed_with_white(tmp_path):
