@@ -29,7 +29,12 @@ Result = TypeVar("Result")
 
 
 def decode_all(
-    paths: Sequence[Path], *, mode: str, grey: GreyRule, size: tuple[int, int] | None
+    paths: Sequence[Path],
+    *,
+    mode: str,
+    grey: GreyRule,
+    size: tuple[int, int] | None,
+    checked: Sequence[Path] = (),
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode image files into one array.
 
@@ -38,6 +43,7 @@ def decode_all(
         mode: ``"L"`` for grey or ``"RGB"``.
         grey: How grey values of more than 8 bits become 8.
         size: Height and width to resize and crop to, or None for the one size that all of them have.
+        checked: Further files, which are refused as the others are, but not kept.
 
     Returns:
         uint8 [N, C, H, W], and lines on what was done to some of the images.
@@ -54,19 +60,21 @@ def decode_all(
             f"{len(paths)} images of shape {list(shape[1:])} do not fit in memory; lower image_size"
         ) from error
 
+    every = [*paths, *checked]
+
     def decode_into_place(index: int) -> tuple[str, tuple[int, int], list[str]]:
         try:
-            pixels, oddities = _decode(paths[index], mode, grey, size)
+            pixels, oddities = _decode(every[index], mode, grey, size)
         except UnidentifiedImageError:  # its message would repeat the path
             return "not an image", (height, width), []
         except Exception as error:  # the decoders of a dozen formats raise nearly anything on broken bytes
             return f"{type(error).__name__}: {error}", (height, width), []
-        if pixels.shape == shape[1:]:
+        if index < len(paths) and pixels.shape == shape[1:]:
             images[index] = pixels
         return "", pixels.shape[1:], oddities
 
-    done = in_threads(decode_into_place, range(len(paths)), "decoding")
-    _refuse_broken(paths, [reason for reason, _, _ in done])
+    done = in_threads(decode_into_place, range(len(every)), "decoding")
+    _refuse_broken(every, [reason for reason, _, _ in done])
     sizes = Counter(found for _, found, _ in done)
     if len(sizes) > 1:
         shown = ", ".join(f"{h}x{w} ({count:,} images)" for (h, w), count in sizes.most_common(10))
@@ -74,7 +82,7 @@ def decode_all(
             f"images as they are must all be of one size, got {len(sizes)} sizes: {shown}; "
             "set image_size, to which they are resized and cropped"
         )
-    counts = Counter(oddity for _, _, oddities in done for oddity in oddities)
+    counts = Counter(oddity for _, _, oddities in done[: len(paths)] for oddity in oddities)
     return images, tuple(f"{text}: {counts[name]:,}" for name, text in _ODDITIES.items() if counts[name])
 
 

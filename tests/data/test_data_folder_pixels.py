@@ -189,3 +189,33 @@ def test_all_broken_files_are_named_at_once(tmp_path, refuses):
         load(tmp_path, image_size=4)
     with refuses(train / "03.png", train / "17.png", train / "39.jpeg"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("image_size", [None, 4])
+def test_what_is_broken_in_the_test_split_is_named_before_training(tmp_path, refuses, image_size):
+    for name in ("train/a.png", "train/b.png", "test/a.png", "test/b.png"):
+        save(tmp_path / name, integers(255, np.uint8))
+    save(tmp_path / "test" / "c.png", transparent_png((0, 0, 0)).resize((8, 8)))
+    dataset = load(tmp_path, image_size=image_size)
+    assert len(dataset) == 2 and dataset.notes == ()
+    whole = (tmp_path / "test" / "b.png").read_bytes()
+    (tmp_path / "train" / "b.png").write_bytes(b"")
+    (tmp_path / "test" / "b.png").write_bytes(whole[:60])
+    with refuses("2 of 5 images", tmp_path / "train" / "b.png", tmp_path / "test" / "b.png"):
+        load(tmp_path, image_size=image_size)
+
+
+def test_a_folder_without_splits_is_checked_whole(tmp_path, refuses):
+    for i in range(10):
+        save(tmp_path / f"{i}.png", np.full((2, 2), i, np.uint8))
+    broken = tmp_path / f"{load(tmp_path, 'test').images[0, 0, 0, 0]}.png"
+    broken.write_bytes(b"")
+    with refuses("1 of 10 images", broken):
+        load(tmp_path)
+
+
+def test_images_as_they_are_must_be_of_one_size_in_both_splits(tmp_path, refuses):
+    save(tmp_path / "train" / "a.png", np.zeros((6, 9), np.uint8))
+    save(tmp_path / "test" / "a.png", np.zeros((5, 9), np.uint8))
+    with refuses("6x9 (1 images), 5x9 (1 images)", "set image_size"):
+        load(tmp_path)
