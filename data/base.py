@@ -29,6 +29,8 @@ class Dataset:
         split: ``"train"`` or ``"test"``.
         class_names: Name of each class, in the order of their numbers; empty where the source names none.
         space: What networks see of the samples.
+        train_files: Digest of the names of the train split's files; empty where adding a file cannot move others
+            between the splits.
     """
 
     labels: Tensor
@@ -37,6 +39,7 @@ class Dataset:
     name: str
     split: str
     class_names: tuple[str, ...]
+    train_files: str = ""
     _of_samples: ClassVar[str]  # the field that holds the samples
 
     @property
@@ -153,6 +156,7 @@ class ImageDataset(Dataset):
         split_source: Origin of the two splits in a few words, such as ``"official split"``; empty if unknown.
         other_split_size: Number of images of the other split, where it is known without loading them.
         notes: Lines that a user should read once, such as what was left out.
+        train_files: See ``Dataset``.
 
     Raises:
         DataError: If shapes, dtypes or values contradict the above, or if there is no image.
@@ -168,6 +172,7 @@ class ImageDataset(Dataset):
     split_source: str = ""
     other_split_size: int | None = None
     notes: tuple[str, ...] = ()
+    train_files: str = ""
     _of_samples: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:

@@ -75,6 +75,7 @@ def load_folder(
         split_source=layout.split_source,
         other_split_size=len(layout.all_paths) - len(layout.paths),
         notes=(*layout.notes, *grey.notes, *notes),
+        train_files=layout.train_files,
     )
 
 

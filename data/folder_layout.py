@@ -1,5 +1,6 @@
 """Which files of a folder are images, of which split and which class."""
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -39,6 +40,7 @@ class Layout:
         all_paths: Images of both splits.
         split_source: Where the splits are from.
         notes: Lines on what was left out.
+        train_files: Digest of the names of the train split, where the number of images decides which they are.
     """
 
     paths: list[Path]
@@ -47,6 +49,7 @@ class Layout:
     all_paths: list[Path]
     split_source: str
     notes: tuple[str, ...]
+    train_files: str = ""
 
 
 def read_layout(root: Path, split: str) -> Layout:
@@ -93,6 +96,7 @@ def read_layout(root: Path, split: str) -> Layout:
         all_paths=all_paths,
         split_source=source,
         notes=tuple(_notes(root, base, files, images, everything, classes, folders)),
+        train_files="" if folders else _digest_of_train(images),
     )
 
 
@@ -126,6 +130,11 @@ def _folders_of_splits(root: Path, images: Sequence[str]) -> dict[str, str]:
             raise DataError(f"{root / found[role]} and {root / name} could both be the {role} split; rename one")
         found[role] = name
     return {role: found[role] for role in ("train", "test") if role in found}
+
+
+def _digest_of_train(images: Sequence[str]) -> str:
+    names = "\0".join(images[int(i)] for i in fixed_split(len(images), "train"))
+    return hashlib.sha256(os.fsencode(names)).hexdigest()
 
 
 def _is_certain(name: str) -> bool:

@@ -16,7 +16,7 @@ from models import NetworkScoreModel
 from .config import Config
 from .precision import NetworkMode
 from .ranks import Ranks
-from .trained import check_data, load_trained, trained_space
+from .trained import check_data, load_trained, say_other_files, trained_space
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ def as_trained(ranks: Ranks, config: Config, workdir: Path, dataset: AnyDataset)
     """
 
     def said() -> bytes:
+        say_other_files(config, workdir, dataset)
         names, space = check_data(config, workdir, dataset), trained_space(workdir)
         return json.dumps([names, space and asdict(space)]).encode()
 

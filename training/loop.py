@@ -120,6 +120,7 @@ def _train_there(
     dataset = as_trained(ranks, config, workdir, dataset)
     state.kind = dataset.kind
     restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
+    state.train_files = state.train_files or dataset.train_files
     if restored and ranks.first and state.step:
         say(f"continues from step {state.step}")
     if state.step >= training.num_steps:

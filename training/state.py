@@ -46,6 +46,7 @@ class TrainingState:
         how: How the run computes, as JSON: precision, compilation and number of processes, on which the last digits
             depend.
         flops: Floating-point operations of a forward pass over one image.
+        train_files: ``Dataset.train_files`` as training began.
     """
 
     model: NetworkScoreModel
@@ -60,6 +61,7 @@ class TrainingState:
     losses: list[float] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
     flops: float = 0.0
+    train_files: str = ""
 
     @classmethod
     def create(cls, config: Config, kind: AnyKind, device: torch.device, *, sharded: bool = False) -> TrainingState:
@@ -162,7 +164,7 @@ class TrainingState:
             return
         state["ema_updates"] = self.ema.num_updates
         state["losses"] = self.losses
-        state["data"] = asdict(self.kind)
+        state["data"] = asdict(self.kind) | ({"train_files": self.train_files} if self.train_files else {})
         state["guard"] = self.guard.state()
         state["how"] = self.how
         state |= self.history.state()
@@ -204,5 +206,6 @@ class TrainingState:
         if checkpoint.state.get("guard") is not None:
             self.guard.restore(checkpoint.state["guard"])
         self.how = checkpoint.state.get("how") or {}
+        self.train_files = (checkpoint.state.get("data") or {}).get("train_files", "")
         self.history.restore(checkpoint.state)
         return True

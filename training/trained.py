@@ -137,6 +137,16 @@ def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str,
     return names if dataset.class_names and names else dataset.class_names
 
 
+def say_other_files(config: Config, workdir: Path, dataset: AnyDataset) -> None:
+    """Say it if a folder's images were divided otherwise when training began."""
+    theirs = said_of_images(workdir).get("train_files")
+    if theirs and dataset.train_files != theirs:
+        say(
+            f"the images under {config.data.root} are not those that were trained on: those measured may have been "
+            "trained on; put back what was added or removed, or train anew"
+        )
+
+
 def _order_before(folder: Path, dataset: AnyDataset) -> tuple[str, ...]:
     """The classes as numbered when checkpoints named none: those of a folder by characters, 10 before 2."""
     if dataset.name != "folder":

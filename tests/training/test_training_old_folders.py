@@ -85,4 +85,5 @@ def test_a_new_run_has_natural_order_and_one_channel(tmp_path: Path, capsys: pyt
     assert said.count("left out of") == 1 and "1 .heic" in said
     newest = max((tmp_path / "run" / "checkpoints").glob("step_*"))
     data = json.loads((newest / "state.json").read_text())["data"]
+    assert len(data.pop("train_files")) == 64  # a folder without splits
     assert data == {"image_shape": [1, 8, 8], "num_levels": 256, "num_classes": 3, "class_names": list(NAMES)}
