@@ -126,9 +126,10 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
                 for note in notes:
                     say(note)
                 chain = f" with the {variance} variance" if variance else ""
+                written = "grid.png and samples.npz" if has_picture(kind) else "samples.npz"
                 say(
                     f"{settings.num_samples} samples of step {step} by {settings.sampler}{chain}, {nfe} network calls "
-                    f"each; wrote {folder / 'grid.png' if has_picture(kind) else folder} and samples.npz"
+                    f"each; wrote {written} in {folder}"
                 )
 
 

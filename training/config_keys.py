@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from sde_lib import choices_message
+from sde_lib import available_sdes, choices_message, sde_defaults
 
 if TYPE_CHECKING:
     from .config import Config
@@ -65,6 +65,7 @@ def check_keys(config: Config, defaults: Config) -> None:
     leaves = isinstance(model, ConfigDict) and model.get("backbone") == "checkpoint"
     _check_unknown(config, defaults, defaults, "")
     _check_values(config, defaults, "", may_lack=("model", "sde") if leaves else ())
+    _check_sde_values(config.sde)
 
 
 def _check_unknown(config: Config, defaults: Config, root: Config, where: str) -> None:
@@ -102,6 +103,16 @@ def _check_values(config: Config, defaults: Config, where: str, *, may_lack: tup
         if type(fitting) is not type(value):
             with config.ignore_type():
                 config[key] = fitting
+
+
+def _check_sde_values(sde: Config) -> None:
+    """Refuse an SDE's options of another type than their defaults; names that it does not have are for it to refuse."""
+    name = sde.get("name")
+    for key, default in (sde_defaults(name) if name in available_sdes() else {}).items():
+        value = sde.get(key, default)
+        if default is not None and _fit(value, default) is None:
+            kind = type(default).__name__
+            raise ValueError(f"config.sde.{key} must be of type {kind}, got {value!r}; its default is {default!r}")
 
 
 def _fit(value: Any, default: Any) -> Any:

@@ -56,9 +56,9 @@ def cure_of_lost_signal(options: dict[str, Any]) -> str:
     num_steps, usual = options["num_steps"], sde_defaults(name)["num_steps"]
     if num_steps >= usual:
         return "raise sde.beta_end, 0.02 is usual"
-    scaled = {key: options[key] * usual / num_steps for key in ("beta_start", "beta_end")}
-    fix = " and ".join(f"sde.{key}={value:.4g}" for key, value in scaled.items())
+    # the same sum of betas; the first one stays, since it decides L_0
+    beta_end = (options["beta_start"] + options["beta_end"]) * usual / num_steps - options["beta_start"]
     return (
         f"sde.num_steps={num_steps} keeps the betas of {usual} steps: leave it at {usual} and lower sampling.num_steps"
-        + (f", or set {fix}" if scaled["beta_end"] < 1 else "")
+        + (f", or set sde.beta_end={beta_end:.4g}" if beta_end < 1 else "")
     )

@@ -78,6 +78,8 @@ def test_a_key_that_is_missing_misspelt_or_none_is_named(key: str, tmp_path: Pat
         ("config.data.image_size = 8.5", "config.data.image_size must be of type int, got 8.5"),
         ("config.data.image_size = (8, None)", "config.data.image_size must be of type int, got (8, None)"),
         ("config.data.image_size = (8, 8, 8)", "config.data.image_size must be of type int, got (8, 8, 8)"),
+        ("config.sde.beta_end = None", "config.sde.beta_end must be of type float, got None; its default is 0.02"),
+        ("config.sde.num_steps = 'many'", "config.sde.num_steps must be of type int, got 'many'; its default is 1000"),
         ("config.plugins = (None,)", "config.plugins must be of type tuple, got (None,)"),
     ],
 )

@@ -25,7 +25,7 @@ def said(capsys, **options):
         ({"name": "subvp", "beta_max": 2.0}, None, {"beta_max": 20.0}),
         ({"name": "ve", "sigma_max": 1.0}, 0.72, {"sigma_max": 10.0}),
         ({"name": "ncsn", "sigma_max": 1.0}, 0.72, {"sigma_max": 10.0}),
-        ({"name": "ddpm", "num_steps": 50}, 0.66, {"beta_start": 0.002, "beta_end": 0.4}),
+        ({"name": "ddpm", "num_steps": 50}, 0.66, {"beta_end": 0.4019}),
         ({"name": "ddpm", "num_steps": 50}, 0.66, {"num_steps": 1000}),
         ({"name": "ddpm", "num_steps": 15}, None, {"num_steps": 1000}),
         ({"name": "ddpm", "beta_end": 0.003}, None, {"beta_end": 0.02}),
