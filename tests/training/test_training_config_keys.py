@@ -64,7 +64,6 @@ def test_a_key_that_is_missing_misspelt_or_none_is_named(key: str, tmp_path: Pat
         ("config.training.learning_rate = 1e-5", "did you mean config.optim.learning_rate?"),
         ("config.ema_decay = 0.9", "did you mean config.training.ema_decay?"),
         ("config.sde.beta_ned = 0.02", "unknown option of SDE 'ddpm': 'beta_ned'; did you mean 'beta_end'?"),
-        ("config.sde.beta_end = None", "SDE 'ddpm' cannot be built"),
         ("config.sde = {'name': 'vp', 'num_steps': 5}", "unknown option of SDE 'vp': 'num_steps'"),
         ("config.model.network.fir = 1", "unknown key of config.model.network for backbone 'unet': 'fir'"),
         ("config.optim = {'learning_rate': 1.0}", "the config has no config.optim.beta1, whose default is 0.9;"),
