@@ -10,7 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from samplers import Sampler, available_correctors, available_predictors, available_samplers, make_sampler
+from samplers import (
+    Sampler,
+    available_correctors,
+    available_predictors,
+    available_samplers,
+    make_predictor,
+    make_sampler,
+)
 from sde_lib import SDE, make_grid
 
 from . import recursion
@@ -91,7 +98,9 @@ def _predictor_corrector(predictor: str, corrector: str) -> Entry:
 
     def build(sde: SDE, refinement: int) -> Sampler:
         num_steps = LEVELS if alone else STEPS * 2**refinement
-        options = {"predictor": predictor, "corrector": corrector, "num_steps": num_steps, "grid": "log_snr"}
+        # the law is that of the small variance, and the model has a learned one
+        first = make_predictor(predictor, variance="small") if predictor == "ancestral" else predictor
+        options = {"predictor": first, "corrector": corrector, "num_steps": num_steps, "grid": "log_snr"}
         return make_sampler("predictor_corrector", **options, **numbers(refinement))
 
     def law(sde: SDE, times: Tensor, refinement: int) -> Law:
@@ -153,6 +162,6 @@ def entries() -> list[Entry]:
         *(_plain(f"UniPC {p}", "unipc", min(p + 1, 3), 100, order=p) for p in (1, 2, 3)),
         *(_plain(f"flow, {solver}", "probability_flow", order, 50, solver=solver)
           for solver, order in (("euler", 1), ("heun", 2), ("midpoint", 2), ("rk4", 4))),
-        *(_adaptive(solver) for solver in ("dopri5", "scipy_rk45", "torchode_dopri5")),
+        *(_adaptive(solver) for solver in ("dopri5", "scipy_rk45", "torchode_dopri5", "adams")),
     ]  # fmt: skip
     return [entry for entry in listed if entry.name in available_samplers()]

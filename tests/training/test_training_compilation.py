@@ -164,8 +164,10 @@ def test_many_networks_are_compiled_each_for_itself(monkeypatch: pytest.MonkeyPa
     x, c_noise = batch()
     for count in range(1, 12):
         net = Small()
+        # in the same memory layout, on which the last bits of convolutions depend
+        plain = InferenceBackbone(net, torch.float32)
         with torch.no_grad():
-            assert torch.equal(InferenceBackbone(net, torch.float32, compiled=True)(x, c_noise), net(x, c_noise))
+            assert torch.equal(InferenceBackbone(net, torch.float32, compiled=True)(x, c_noise), plain(x, c_noise))
         assert len(made) == count
 
 
