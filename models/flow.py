@@ -31,6 +31,8 @@ from .score_model import CallCounter, ScoreModel
 _KNEE = 0.3
 # the first step of "adams", in the same: of 1e-2 and 1e-3, both well below the tolerance, the longer saves 7 calls
 _FIRST_STEP = 1e-2
+# how many of its step sizes are in a factor of 2: a network's rounding, other in another batch, must not move the steps
+_SIZES = 4
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,9 @@ def follow_flow(
 
     try:
         if solver == ADAMS:
-            return solve_adams(in_u, y, u_start, u_end, step_error=rms_error, first_step=_FIRST_STEP)
+            return solve_adams(
+                in_u, y, u_start, u_end, step_error=rms_error, first_step=_FIRST_STEP, sizes_an_octave=_SIZES
+            )
         return ADAPTIVE[solver](in_u, y, u_start, u_end, rtol=rtol, atol=atol)
     except NoProgressError as error:
         raise RuntimeError(

@@ -50,6 +50,7 @@ def solve_adams(
     *,
     step_error: StepError,
     first_step: float = 1e-3,
+    sizes_an_octave: int | None = None,
 ) -> Float[Tensor, "batch *shape"]:
     """dy/du = slope(u, y) from ``start`` to ``end`` by predictor, evaluation and corrector, one slope a step:
 
@@ -69,6 +70,10 @@ def solve_adams(
         end: Where to end, on either side.
         step_error: What steps are off by, in units of what is tolerated; called right after the slope at their ends.
         first_step: Size of the first step, above 0; it is taken with the lowest order.
+        sizes_an_octave: Change step sizes by powers of 2^(1 / this) alone, rounded down; None changes them freely. A
+            network rounds otherwise in another batch. With few sizes that moves no step, but for the rare one whose
+            error is at the edge of two sizes. Freely chosen steps all move a little, and where slopes are not quite
+            smooth they drift apart, and the results with them by as much as the steps are off.
 
     Returns:
         The state at ``end``.
@@ -77,7 +82,7 @@ def solve_adams(
         NoProgressError: If the steps become too small.
     """
     result = torch.empty_like(y)
-    track = _Track(len(y), start, end, first_step)
+    track = _Track(len(y), start, end, first_step, sizes_an_octave)
     rows = torch.arange(len(y), device=y.device)
     slopes = [slope(track.nodes[:, 0], y, rows), *(torch.zeros_like(y) for _ in range(_HISTORY - 1))]
     while len(rows):
@@ -104,7 +109,10 @@ def solve_adams(
 class _Track:
     """Where each sample is, [A], how many slopes it may use, and how long its next step is; on the CPU."""
 
-    def __init__(self, num_samples: int, start: float, end: float, first_step: float) -> None:
+    def __init__(
+        self, num_samples: int, start: float, end: float, first_step: float, sizes_an_octave: int | None
+    ) -> None:
+        self.sizes_an_octave = sizes_an_octave
         self.end, self.shortest = end, 1e-12 * abs(end - start)
         self.sign = 1.0 if end > start else -1.0
         # where the last slopes were taken, newest first
@@ -150,6 +158,8 @@ class _Track:
         share = torch.where(error.isfinite(), _SAFETY * error.clamp(min=1e-10) ** (-1 / (self.order + 1)), 0.0)
         longest = torch.where(self.order == _HISTORY, _LONGEST, _LONGEST_AT_FIRST)
         share = torch.where(taken, torch.minimum(share, longest), share.clamp(_SHORTEST, 0.9))
+        if self.sizes_an_octave:
+            share = 2 ** (torch.floor(self.sizes_an_octave * share.log2()) / self.sizes_an_octave)
         self.step = (target - self.nodes[:, 0]).abs() * share
         self.nodes = torch.where(taken[:, None], torch.cat([target[:, None], self.nodes[:, :-1]], 1), self.nodes)
         self.rejected = torch.where(taken, 0, self.rejected + 1)

@@ -76,3 +76,26 @@ def test_encode_is_right_within_the_tolerance_and_decode_undoes_it(sde):
     assert float(((latent / sde.prior_std - exact).abs() / (1 + exact.abs())).max()) < tolerance
     back = flow(tolerance).decode(model, latent).x
     assert float(((back - data).abs() / (1 + data.abs())).max()) < tolerance
+
+
+class RoundsByBatch(GaussianModel):
+    """Slopes with ripples in time, as of a network told sines of it, and a rounding that the batch size decides."""
+
+    def forward(self, x_t, t, *, cond=None):
+        exact = super().forward(x_t, t)
+        ripples = 2e-3 * torch.sin(expand_like(t, x_t) * torch.tensor([30.0, 300.0, 3000.0]).double() + x_t)
+        rounding = 1e-7 * torch.sin(1e7 * x_t + 17.0 * len(x_t))
+        return Prediction.from_eps(
+            x_t, exact.eps + ripples + rounding, alpha=self.sde.alpha(t), sigma=self.sde.sigma(t)
+        )
+
+
+@pytest.mark.parametrize(("sde", "tolerance"), [("vp", 1e-3), ("vp", 1e-4), ("ve", 1e-3)])
+def test_a_networks_rounding_does_not_move_the_steps(sde, tolerance):
+    """Steps that follow the error freely drift apart until the samples differ by the tolerance."""
+    model, sampler = RoundsByBatch(SDES[sde]), flow(tolerance)
+    x_T = SDES[sde].prior_sample((3,), NoiseStreams(5, range(5))).double()
+    together = sampler.sample(model, x_T).x0
+    for k in range(5):
+        alone = sampler.sample(model, x_T[k : k + 1]).x0
+        torch.testing.assert_close(alone, together[k : k + 1], rtol=0, atol=1e-5)
