@@ -14,7 +14,7 @@ from .space import LevelSpace, Space
 
 SPLITS = ("train", "test")
 DIGITS = tuple("0123456789")  # names of the classes of images of digits
-ONE_IN_TEN = "one image in ten held out, by a fixed permutation"  # what fixed_split does by default
+ONE_IN_TEN = "one in ten held out, by a fixed permutation"  # what fixed_split does by default
 
 T = TypeVar("T", bound="Dataset")
 
@@ -40,12 +40,12 @@ class Dataset:
     split: str
     class_names: tuple[str, ...]
     train_files: str = ""
-    _of_samples: ClassVar[str]  # the field that holds the samples
+    samples_are: ClassVar[str]  # "images" or "vectors", the field that holds them
 
     @property
     def stored(self) -> Tensor:
         """The samples as the source has them, [N, ...]."""
-        return getattr(self, self._of_samples)
+        return getattr(self, self.samples_are)
 
     @property
     def num_dims(self) -> int:
@@ -72,7 +72,7 @@ class Dataset:
                 f"num_images must be 1 .. {len(self)}, the size of the {self.name} {self.split} split, "
                 f"got {num_images}; ask for fewer images"
             )
-        return self._replace(**{self._of_samples: self.stored[:num_images], "labels": self.labels[:num_images]})
+        return self._replace(**{self.samples_are: self.stored[:num_images], "labels": self.labels[:num_images]})
 
     def with_class_order(self: T, class_names: Sequence[str]) -> T:
         """Number the classes in another order, such as that of a model that was trained before.
@@ -173,7 +173,7 @@ class ImageDataset(Dataset):
     other_split_size: int | None = None
     notes: tuple[str, ...] = ()
     train_files: str = ""
-    _of_samples: ClassVar[str] = "images"
+    samples_are: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
         where = f"{self.name} {self.split}"

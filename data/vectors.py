@@ -63,7 +63,7 @@ class VectorDataset(Dataset):
     split_source: str = ""
     notes: tuple[str, ...] = ()
     other_split_size: int | None = None
-    _of_samples: ClassVar[str] = "vectors"
+    samples_are: ClassVar[str] = "vectors"
 
     def __post_init__(self) -> None:
         where = f"{self.name} {self.split}"

@@ -160,8 +160,8 @@ def _write(
         (folder / "bound_terms.png").unlink(missing_ok=True)
     save_npz(folder / "per_image.npz", arrays)
     write_json(folder / "report.json", without_nan(report))
-    what = "images" if dataset.num_levels else "vectors"
-    title = f"{dataset.name} {dataset.split}, {split.num_images} {what}, step {head['step']}, {head['units']}"
+    measured = f"{dataset.name} {dataset.split}, {split.num_images} {dataset.samples_are}"
+    title = f"{measured}, step {head['step']}, {head['units']}"
     print(table(measurements, title))
     for name in measurements:
         print(f"{name} {report[name]['quote']}")

@@ -67,8 +67,8 @@ def _class_number(asked: int | str, num_classes: int, names: Sequence[str]) -> i
         return int(text)
     if text in names:
         return names.index(text)
-    # digits are called by their numbers
-    named = [name for k, name in enumerate(names) if name != str(k)]
+    # digits are called by their numbers, and so is a name with a comma, which a command line takes for two
+    named = [name for k, name in enumerate(names) if name != str(k) and "," not in name]
     close = difflib.get_close_matches(text, named, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     listed = ", ".join(named[:_MOST_NAMES]) + (", ..." if len(named) > _MOST_NAMES else "")

@@ -37,10 +37,11 @@ def _few_images(report: Mapping[str, Any]) -> Iterator[str]:
     count = report["num_images"]
     if count >= _FEW:
         return
-    cure = "raise eval.num_images" if count < report["split_size"] else f"hold out more {report['split']} images"
-    said = "one image has no standard error"
+    samples = "vectors" if report["num_levels"] is None else "images"
+    cure = "raise eval.num_images" if count < report["split_size"] else f"hold out more {report['split']} {samples}"
+    said = f"one {samples[:-1]} has no standard error"
     if count > 1:
-        said = f"{count} images are few: the standard error is itself off by {1 / math.sqrt(2 * count - 2):.0%}"
+        said = f"{count} {samples} are few: the standard error is itself off by {1 / math.sqrt(2 * count - 2):.0%}"
     yield f"{said}; {cure}"
 
 

@@ -170,7 +170,7 @@ class TrainingLog:
                 if key != "step" and self._board is not None:
                     self._board.add(scalar(f"train/{key}", value), step)
         with contextlib.suppress(OSError):
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} samples/s")
 
     def samples(self, step: int, picture: np.ndarray) -> None:
         """Log a picture of samples, uint8 [H, W, 3], to TensorBoard and ``samples/``."""

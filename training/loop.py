@@ -199,7 +199,7 @@ def _introduce(
         if line:
             say(line)
     if share.world > 1 or share.accumulation_steps > 1:
-        say(share_line(share))
+        say(share_line(share, dataset.samples_are))
 
 
 def _run(

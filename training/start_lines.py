@@ -16,7 +16,7 @@ def data_lines(dataset: AnyDataset, workdir: Path, *, num_parameters: int, devic
     """The images that are trained on, and where to, such as
 
         180 train + 20 test, 3 classes: 0 circle, 1 square, 2 triangle → runs/vp/folder
-        folder: images of 3x32x32, 256 grey levels; one image in ten held out, by a fixed permutation; 2,387,283 ...
+        folder: images of 3x32x32, 256 grey levels; one in ten held out, by a fixed permutation; 2,387,283 ...
 
     Args:
         dataset: The images.
@@ -35,13 +35,14 @@ def data_lines(dataset: AnyDataset, workdir: Path, *, num_parameters: int, devic
     return [f"{count}, {_classes(dataset)} → {workdir}", "; ".join(filter(None, parts))]
 
 
-def share_line(share: Share) -> str:
-    """Cuts of a batch, as in "2 processes, 1 accumulation step: 3 or 4 images at a time"."""
+def share_line(share: Share, samples: str) -> str:
+    """Parts of a batch of ``samples``: "2 processes, 1 accumulation step: 3 or 4 images at a time"."""
     processes = f"{share.world} process{'es' if share.world > 1 else ''}"
     steps = f"{share.accumulation_steps} accumulation step{'s' if share.accumulation_steps > 1 else ''}"
     # they differ by one at most
     sizes = sorted(set(share.part_sizes()))
-    return f"{processes}, {steps}: {' or '.join(map(str, sizes))} image{'s' if sizes[-1] > 1 else ''} at a time"
+    unit = samples if sizes[-1] > 1 else samples[:-1]
+    return f"{processes}, {steps}: {' or '.join(map(str, sizes))} {unit} at a time"
 
 
 def _samples(dataset: AnyDataset) -> str:

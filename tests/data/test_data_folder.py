@@ -85,7 +85,7 @@ def test_classes_are_named_and_the_origin_of_the_split_is_told(tmp_path):
     save_grey_levels(tmp_path / "whole", [f"cats/{i}.png" for i in range(10)])
     whole = load(tmp_path / "whole", "test")
     assert whole.class_names == ("cats",) and whole.subset(1).class_names == ("cats",)
-    assert whole.split_source == "one image in ten held out, by a fixed permutation"
+    assert whole.split_source == "one in ten held out, by a fixed permutation"
 
 
 def test_hidden_files_and_other_extensions_are_ignored(tmp_path):

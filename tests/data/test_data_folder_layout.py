@@ -90,7 +90,7 @@ def test_what_may_well_be_classes_are_classes(tmp_path):
         for name in names:
             save(root, *many(name))
         assert load(root).class_names == tuple(names)
-        assert load(root).split_source.startswith("one image in ten")
+        assert load(root).split_source.startswith("one in ten")
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path, refuses):

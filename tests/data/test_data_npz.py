@@ -27,7 +27,7 @@ def test_classes_may_be_named(tmp_path, refuses):
     assert dataset.class_names == ("north", "east", "south", "west") and dataset.num_classes == 4
     assert dataset.split_source == "files train.npz and test.npz"
     more = save(tmp_path / "more.npz", images=IMAGES, labels=LABELS, class_names=list("abcdef"))
-    assert load(more).num_classes == 6 and load(more).split_source.startswith("one image in ten")
+    assert load(more).num_classes == 6 and load(more).split_source.startswith("one in ten")
     assert load(save(tmp_path / "none.npz", images=IMAGES, labels=LABELS)).class_names == ()
     fewer = save(tmp_path / "fewer.npz", images=IMAGES, labels=LABELS, class_names=["a", "b"])
     with refuses(fewer, "labels must be 0 .. 1, got 3"):

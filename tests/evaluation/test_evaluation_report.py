@@ -200,16 +200,18 @@ def test_another_variance_than_the_learned_one_is_said(variance: str, learned: b
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "said"),
+    ("count", "size", "levels", "said"),
     [
-        (1, 1, "one image has no standard error; hold out more test images"),
-        (9, 9, "9 images are few: the standard error is itself off by 25%; hold out more test images"),
-        (9, 400, "9 images are few: the standard error is itself off by 25%; raise eval.num_images"),
-        (30, 400, None),
+        (1, 1, 256, "one image has no standard error; hold out more test images"),
+        (9, 9, 256, "9 images are few: the standard error is itself off by 25%; hold out more test images"),
+        (9, 400, 256, "9 images are few: the standard error is itself off by 25%; raise eval.num_images"),
+        (9, 9, None, "9 vectors are few: the standard error is itself off by 25%; hold out more test vectors"),
+        (30, 400, 256, None),
     ],
 )
-def test_few_images_are_said(count: int, size: int, said: str | None):
-    assert _warned({"num_images": count, "split_size": size}) == ([] if said is None else [said])
+def test_few_images_are_said(count: int, size: int, levels: int | None, said: str | None):
+    of_all = {"num_images": count, "split_size": size, "num_levels": levels}
+    assert _warned(of_all) == ([] if said is None else [said])
 
 
 def test_a_standard_error_is_as_uncertain_as_said():

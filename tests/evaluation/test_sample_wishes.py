@@ -61,14 +61,25 @@ def test_samples_are_of_the_chosen_classes_in_turn(conditional: Path, tmp_path: 
 
 
 def test_a_class_has_a_number_and_a_name(conditional: Path):
-    kind = ImageKind((1, 2, 2), 4, 3, ("plane", "car", "bird"))
-    for asked, expected in (("bird,plane", (2, 0)), ("1,bird", (1, 2)), ("car", (1,)), ("", (0, 1, 2)), ("0", (0,))):
+    kind = ImageKind((1, 2, 2), 4, 4, ("plane", "car", "bird", "cat, sleeping"))
+    for asked, expected in (
+        ("bird,plane", (2, 0)),
+        ("1,bird", (1, 2)),
+        ("car", (1,)),
+        ("", (0, 1, 2, 3)),
+        ("3", (3,)),
+        ("0", (0,)),
+    ):
         extra = [CONDITIONAL, f"--config.sampling.classes={asked}"]
         config = load_config(str(ROOT / "configs/vp/digits.py"), [*TINY, *extra])
         assert classes_of(config, kind) == expected
     for asked, message in (
-        ("brid", "unknown class 'brid' in sampling.classes; did you mean 'bird'? choices: 0 to 2, or plane, car, bird"),
-        ("0,3", "unknown class '3' in sampling.classes; choices: 0 to 2, or plane, car, bird"),
+        ("brid", "unknown class 'brid' in sampling.classes; did you mean 'bird'? choices: 0 to 3, or plane, car, bird"),
+        (
+            "cat, sleeping",
+            "unknown class 'cat' in sampling.classes; did you mean 'car'? choices: 0 to 3, or plane, car, bird",
+        ),
+        ("0,4", "unknown class '4' in sampling.classes; choices: 0 to 3, or plane, car, bird"),
     ):
         extra = [CONDITIONAL, f"--config.sampling.classes={asked}"]
         config = load_config(str(ROOT / "configs/vp/digits.py"), [*TINY, *extra])

@@ -106,17 +106,17 @@ def test_none_for_infinity_is_advised_where_there_is_one(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "world", "accumulation", "line"),
+    ("batch_size", "world", "accumulation", "samples", "line"),
     [
-        (7, 2, 1, "2 processes, 1 accumulation step: 3 or 4 images at a time"),
-        (8, 2, 1, "2 processes, 1 accumulation step: 4 images at a time"),
-        (7, 1, 2, "1 process, 2 accumulation steps: 3 or 4 images at a time"),
-        (13, 2, 3, "2 processes, 3 accumulation steps: 2 or 3 images at a time"),
-        (4, 2, 2, "2 processes, 2 accumulation steps: 1 image at a time"),
+        (7, 2, 1, "images", "2 processes, 1 accumulation step: 3 or 4 images at a time"),
+        (8, 2, 1, "vectors", "2 processes, 1 accumulation step: 4 vectors at a time"),
+        (7, 1, 2, "images", "1 process, 2 accumulation steps: 3 or 4 images at a time"),
+        (13, 2, 3, "images", "2 processes, 3 accumulation steps: 2 or 3 images at a time"),
+        (4, 2, 2, "images", "2 processes, 2 accumulation steps: 1 image at a time"),
     ],
 )
-def test_the_start_line_is_of_all_parts(batch_size: int, world: int, accumulation: int, line: str):
+def test_the_start_line_is_of_all_parts(batch_size: int, world: int, accumulation: int, samples: str, line: str):
     shares = [Share(batch_size, rank=rank, world=world, accumulation_steps=accumulation) for rank in range(world)]
-    assert {share_line(share) for share in shares} == {line}
+    assert {share_line(share, samples) for share in shares} == {line}
     assert shares[0].part_sizes() == [part.stop - part.start for share in shares for part in share.parts]
     assert sum(shares[0].part_sizes()) == batch_size

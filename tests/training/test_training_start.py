@@ -58,7 +58,7 @@ def test_training_begins_with_them(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main.run(tiny_command("train", tmp_path / "run", *here, config="vp/folder")) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "images" in line or "train +" in line]
     assert lines[0] == f"27 train + 3 test, 3 classes: 0 circle, 1 square, 2 triangle → {tmp_path / 'run'}"
-    assert "256 grey levels; one image in ten held out, by a fixed permutation; " in lines[1]
+    assert "256 grey levels; one in ten held out, by a fixed permutation; " in lines[1]
 
 
 @pytest.mark.parametrize("layout", ["one file", "two files", "both in one"])
