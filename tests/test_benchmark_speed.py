@@ -46,6 +46,7 @@ def test_both_sides_draw_the_same_images(bench: Workbench):
     assert float((ours - theirs).norm() / theirs.norm()) < 0.02
 
 
+@pytest.mark.slow
 def test_both_sides_train(bench: Workbench):
     curves = {}
     for side in (Side(False, FP32), Side(False, BF16), Side(True, FP32), Side(True, BF16)):

@@ -131,12 +131,14 @@ def test_samples_keep_x0_in_range_as_the_config_says(run_copy: Path, options: di
     assert (images == expected["clipped"]).all() == (not options)
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "probability_flow"])
-def test_image_k_of_a_run_is_the_same_at_any_batch_size(run_copy: Path, sampler: str):
+@pytest.mark.parametrize(
+    ("sampler", "options"), [("ancestral", ""), ("ddim", ""), ("probability_flow", "rtol=1e-2,atol=1e-2")]
+)
+def test_image_k_of_a_run_is_the_same_at_any_batch_size(run_copy: Path, sampler: str, options: str):
     images = []
     for batch_size in (5, 2, 1):
         extra = [f"--config.sampling.batch_size={batch_size}", f"--config.sampling.sampler={sampler}"]
-        assert main.run(tiny_command("sample", run_copy, *extra)) == 0
+        assert main.run(tiny_command("sample", run_copy, *extra, f"--config.sampling.options={options}")) == 0
         images.append(np.load(run_copy / "samples" / "samples.npz")["arr_0"].astype(int))
     # a convolution may round differently in another batch; that moves a pixel by one level at the very most
     for other in images[1:]:

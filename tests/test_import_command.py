@@ -13,6 +13,7 @@ import pytest
 import torch
 from foreign_checkpoints import WRITERS, Foreign
 from safetensors.torch import load_file, save_file
+from thinning import only
 from tiny import ROOT, snapshot
 
 import main
@@ -49,7 +50,8 @@ class Imported:
         return main.run(self.foreign.command(mode, workdir or self.workdir, *extra))
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+# one of each kind of network; those of the other sources are read in tests/models/importers
+@pytest.fixture(scope="module", params=only(("diffusers", "edm", "guided_diffusion", "score_sde_ve"), WRITERS))
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
     return begin(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -137,13 +139,8 @@ def test_no_data_set_is_needed_to_sample(tmp_path: Path):
     assert main.run(imported.foreign.command("eval", work, *data)) == 2
 
 
-# one network in eps and in continuous time, and one of EDM's; the others are the same models once they are imported
-_IN_CI = ("diffusers", "edm")
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in _IN_CI else pytest.param(name, marks=pytest.mark.slow) for name in WRITERS]
-)
+# the others are such models too, once they are imported
+@pytest.mark.parametrize("name", only(("edm",), WRITERS))
 def test_every_sampler_runs_on_it(name: str, tmp_path: Path):
     imported = begin(name, tmp_path)
     images = {}

@@ -156,12 +156,13 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path):
     step = int(saved.name.removeprefix("step_"))
 
     for folder in (workdir, tmp_path / "whole"):
-        finished = _start(*tiny_command("train", folder, f"--config.training.num_steps={step + 3}"))
-        assert finished.wait(timeout=120) == 0
+        assert main.run(tiny_command("train", folder, f"--config.training.num_steps={step + 3}")) == 0
     whole = last_tensors(tmp_path / "whole")
     assert all(torch.equal(tensor, whole[name]) for name, tensor in last_tensors(workdir).items())
 
 
+# beside the kills of test_kills.py, which come from a server that has torch imported already
+@pytest.mark.slow
 def test_kill_9_resumes_to_the_same_bits(tmp_path: Path):
     dropout = ["--config.model.dropout=0.3", "--config.training.num_steps=60", "--config.training.checkpoint_every=4"]
     whole, part = tmp_path / "whole", tmp_path / "part"

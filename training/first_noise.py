@@ -21,7 +21,7 @@ _KNOBS = {
 
 def first_time(sde: SDE) -> float:
     """The smallest time that networks know: 0 where noise is left there, else ``sde.t_min``."""
-    noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64))) > 0
+    noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64)).detach()) > 0
     return 0.0 if noise_at_zero else sde.t_min
 
 

@@ -129,7 +129,7 @@ def test_output_takes_the_place_of_the_work_directory(
 ):
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
     assert main.run(sample_command(tiny_run, f"--output={tmp_path / 'deep' / 'er'}")) == 0
-    assert f"wrote {tmp_path / 'deep' / 'er' / 'grid.png'}" in capsys.readouterr().err
+    assert f"wrote grid.png and samples.npz in {tmp_path / 'deep' / 'er'}" in capsys.readouterr().err
     assert contents(tmp_path / "deep" / "er") == undisturbed
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
     (tmp_path / "file").write_text("")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 from test_likelihood_flow import TIGHT, noise_ratio, one, points
+from thinning import one_each, only
 
 from likelihood import ContinuousBound, FlowLikelihood, VariationalBound, prior_kl
 from likelihood.flow_steps import DivergenceSlope, LogDensityFlow
@@ -59,9 +60,8 @@ def log_weights(sde, dequantization, t_end, level, drawn):
 SDES = {"vp": (VP(), 0.05), "subvp": (SubVP(), 0.1), "ve": (VE(sigma_min=0.1, sigma_max=20.0), None)}
 
 
-@pytest.mark.parametrize("num_samples", [1, pytest.param(8, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dequantization", ["uniform", "decoder"])
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("num_samples", only((1,), [1, 8]))
+@pytest.mark.parametrize(("name", "dequantization"), one_each(list(SDES), ["uniform", "decoder"]))
 def test_dequantized_bounds_are_their_closed_forms_and_fall_to_the_mass_of_the_bin(name, dequantization, num_samples):
     sde, t_end = SDES[name]
     begin = 0.0 if t_end is None else t_end

@@ -88,7 +88,7 @@ def uncertainty(x, probs, log_snr):
 EXACT_CASES = [
     *((name, sde, num_levels, None) for name, sde in SDES.items() for num_levels in (2, 17)),
     # at t_min the noise is an eighth of the distance between 256 levels, which leaves the decoder 1e-3 bits
-    ("vp", VP(), 256, 1e-6),
+    pytest.param("vp", VP(), 256, 1e-6, marks=pytest.mark.slow),
 ]
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from thinning import only
 from torch.distributions import MultivariateNormal
 
 from likelihood import FlowLikelihood, make_likelihood
@@ -98,10 +99,7 @@ def test_probes_give_the_density_within_their_standard_error(name, divergence):
     assert float(error.std()) / 10 == pytest.approx(stderr, rel=0.35)
 
 
-_IN_CI = ("subvp", "ve", "ddpm")
-
-
-@pytest.mark.parametrize("name", [n if n in _IN_CI else pytest.param(n, marks=pytest.mark.slow) for n in SDES])
+@pytest.mark.parametrize("name", only(("ve",), SDES))
 def test_the_mixture_satisfies_the_change_of_variables(name):
     """log p_flow(y) - log p_data,r0(y) is what the prior and the data's own p_T differ by at the point reached."""
     sde, x = SDES[name], points()

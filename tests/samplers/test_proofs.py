@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from thinning import only
 
 from benchmarks.proofs import orders, report, table, weak
 from benchmarks.proofs.checks import Checked
@@ -43,15 +44,14 @@ def test_every_registered_sampler_is_in_the_table():
 
 @pytest.mark.parametrize("index", range(len(SHORT)), ids=SHORT)
 def test_gaussian(index: int):
-    # each sampler on two of the six SDEs here, with one parameterization each; all of them in the slow test
-    entry = ENTRIES[SHORT[index]]
-    for name in (NAMES[index % 6], NAMES[(index + 3) % 6]):
-        parameterization = PARAMETERIZATIONS[(index + len(name)) % 5]
-        cells = prove_gaussian(SDES[name], entry, parameterizations=[parameterization], num_points=8000)
-        assert cells[parameterization].passed, (name, cells)
+    # each sampler on one of the six SDEs here, with one parameterization; all of them in the slow test
+    entry, name = ENTRIES[SHORT[index]], NAMES[index % 6]
+    parameterization = PARAMETERIZATIONS[(index + len(name)) % 5]
+    cells = prove_gaussian(SDES[name], entry, parameterizations=[parameterization], num_points=8000)
+    assert cells[parameterization].passed, (name, cells)
 
 
-@pytest.mark.parametrize("label", LONG)
+@pytest.mark.parametrize("label", only(["annealed Langevin"], LONG))
 def test_gaussian_by_langevin_steps_alone(label: str):
     cells = prove_gaussian(SDES["DDPM table"], ENTRIES[label], parameterizations=["eps"], num_points=4000)
     assert cells["eps"].passed, cells
@@ -75,14 +75,15 @@ def test_every_cell(name: str, label: str):
     assert cell.passed, cell
 
 
-@pytest.mark.parametrize("name", ["VP", pytest.param("NCSN table", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", only(["VP"], ["VP", "NCSN table"]))
 def test_orders(name: str):
-    fast = tuple(s for s in orders.SOLVERS if s.order < 4)
+    # all of them are in tests/samplers/test_sampler_orders.py too
+    fast = tuple(s for s in orders.SOLVERS if s.label in ("flow, midpoint", "DPM-Solver++ 2M", "UniPC 2"))
     for convergence in orders.convergences(SDES[name], solvers=fast, steps=(120, 240)):
         assert convergence.checked.passed, (convergence, convergence.measured)
 
 
-@pytest.mark.parametrize("name", ["VP", "sub-VP", "NCSN table"])
+@pytest.mark.parametrize("name", only(["VP"], ["VP", "sub-VP", "NCSN table"]))
 def test_weak_order_of_euler_maruyama(name: str):
     (sampler,) = (s for s in weak.SAMPLERS if s.name == "euler_maruyama")
     for convergence in weak.weak_convergences(SDES[name], samplers=(sampler,), steps=(160, 320)):
@@ -197,15 +198,15 @@ def test_the_reference_of_the_flow_is_that_of_the_gaussian_where_both_are_known(
 
 def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(table, "ProcessPoolExecutor", _Here)
-    few = {name: SDES[name] for name in ("VP", "NCSN table")}
+    few = {"VP": SDES["VP"]}
     for module in (table, report):
         monkeypatch.setattr(module, "SDES", few)
     arguments = ["--only", "DPM-Solver++ 2M", "--num-points", "2000", "--output", str(tmp_path)]
     assert table.main(arguments) == 0
     assert "cells pass" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "benchmarks/results/proofs.json").read_text())
-    # two samplers, two SDEs, five parameterizations, two distributions
-    assert numbers["cells"] == 40 and numbers["failures"] == []
+    # two samplers, five parameterizations, two distributions
+    assert numbers["cells"] == 20 and numbers["failures"] == []
     page = (tmp_path / "docs/proofs.md").read_text()
     assert "| DPM-Solver++ 2M | steps x 2 | 10 of 10 |" in page and "FAIL" not in page
 

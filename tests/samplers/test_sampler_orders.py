@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sampler_oracles import SDES, mixture
+from thinning import one_each
 
 from samplers import make_sampler
 
@@ -61,8 +62,7 @@ def orders(sde_name, name, options, counts, ends):
     return np.log2(errors[:-1] / errors[1:])
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("sde_name", ["vp", "subvp", "ve", "ddpm"])
+@pytest.mark.parametrize(("solver", "sde_name"), one_each(list(SOLVERS), ["vp", "subvp", "ve", "ddpm"]))
 def test_measured_order_is_the_promised_one(sde_name, solver):
     name, options, promised = SOLVERS[solver]
     measured = orders(sde_name, name, options, (80, 160), MIDDLE)
