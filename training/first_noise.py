@@ -19,12 +19,14 @@ _KNOBS = {
 }
 
 
+@torch.no_grad()
 def first_time(sde: SDE) -> float:
     """The smallest time that networks know: 0 where noise is left there, else ``sde.t_min``."""
-    noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64)).detach()) > 0
+    noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64))) > 0
     return 0.0 if noise_at_zero else sde.t_min
 
 
+@torch.no_grad()
 def wide_first_noise(sde: SDE, t: float, num_levels: int) -> str | None:
     """A phrase for noise at time t that is wide beside half a grey level; None if it is not.
 
