@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from likelihood import ContinuousBound, FlowLikelihood, LikelihoodEstimator, VariationalBound
-from sde_lib import MOST_PRIOR_BITS, SDE
-from training.first_noise import first_time, less_first_noise, wide_first_noise
+from sde_lib import MOST_PRIOR_BITS, SDE, last_noisy_time
+from training.first_noise import less_first_noise, wide_first_noise
 from training.prior import cure_of_lost_signal
 
 from .table import plus_minus
@@ -93,8 +93,9 @@ def _first_noise(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodE
         if said is None:
             continue
         cure = f"train with {less_first_noise(report['sde']['name'])}"
-        if wide_first_noise(sde, first_time(sde), report["num_levels"]) is None:
-            cure = f"the SDE begins with less at t = {first_time(sde):.3g}: set eval.vlb_num_steps=0, eval.ode_t_end=0"
+        least = last_noisy_time(sde)
+        if wide_first_noise(sde, least, report["num_levels"]) is None:
+            cure = f"the SDE begins with less at t = {least:.3g}: set eval.vlb_num_steps=0, eval.ode_t_end=0"
         yield f"{', '.join(of)}: {said}; {cure}"
 
 

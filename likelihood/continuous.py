@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models import ScoreModel, count_network_calls
 from runtime.whole_numbers import whole_number
-from sde_lib import SDE, NoiseStreams, expand_like
+from sde_lib import SDE, NoiseStreams, expand_like, last_noisy_time
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, check_finite, noisy_part
@@ -75,12 +75,7 @@ class ContinuousBound(LikelihoodEstimator):
         Raises:
             ValueError: If there is no noise at ``t_end``, or it is not below ``sde.t_max``.
         """
-        noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64))) > 0
-        first = (0.0 if noise_at_zero else sde.t_min) if self.t_end is None else self.t_end
-        if first >= sde.t_max or (first == 0 and not noise_at_zero):
-            raise ValueError(
-                f"t_end must be below t_max = {sde.t_max:.6g} and leave noise, got {first:.6g}; try {sde.t_min:.6g}"
-            )
+        first = last_noisy_time(sde, self.t_end)
         return noisy_part(torch.tensor([sde.t_max, first], dtype=torch.float64), sde).flip(0)
 
     def __call__(

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_options, count_network_calls, follow_flow
 from runtime.whole_numbers import whole_number
-from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, check_grid, choices_message, expand_like, make_grid
+from sde_lib import (
+    ADAMS,
+    SDE,
+    TABLEAUS,
+    NoiseStreams,
+    check_grid,
+    choices_message,
+    expand_like,
+    last_noisy_time,
+    make_grid,
+)
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, noisy_part
@@ -135,12 +145,7 @@ class FlowLikelihood(LikelihoodEstimator):
             if len(times) < 2:
                 raise ValueError("the flow needs 2 times with noise, the grid has 1; take more steps")
             return times
-        noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64))) > 0
-        first = (0.0 if noise_at_zero else sde.t_min) if self.t_end is None else self.t_end
-        if first >= sde.t_max or (first == 0 and not noise_at_zero):
-            raise ValueError(
-                f"t_end must be below t_max = {sde.t_max:.6g} and leave noise, got {first:.6g}; try {sde.t_min:.6g}"
-            )
+        first = last_noisy_time(sde, self.t_end)
         return noisy_part(torch.tensor([sde.t_max, first], dtype=torch.float64), sde).flip(0)
 
     def __call__(

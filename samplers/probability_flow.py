@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_options, count_network_calls, follow_flow
-from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams
+from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, last_noisy_time
 
 from .base import States, check_finite
 from .grid_sampler import GridSampler
@@ -110,15 +110,8 @@ class ProbabilityFlowSampler(GridSampler):
         """The times this sampler stops at on an SDE, falling, float64: for adaptive solvers, only the ends."""
         if not self._adaptive or isinstance(self.grid, Tensor):
             return super().times(sde)
-        noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64))) > 0
-        end = self.t_end
-        if end is None:
-            end = 0.0 if noise_at_zero else sde.t_min
-        elif end >= sde.t_max or (end == 0 and not noise_at_zero):
-            raise ValueError(
-                f"t_end must be below t_max = {sde.t_max:.6g} and leave noise, got {end:.6g}; try {sde.t_min:.6g}"
-            )
-        return torch.tensor([sde.t_max, end] + ([] if noise_at_zero else [0.0]), dtype=torch.float64)
+        onto_data = [] if last_noisy_time(sde) == 0 else [0.0]
+        return torch.tensor([sde.t_max, last_noisy_time(sde, self.t_end), *onto_data], dtype=torch.float64)
 
     def walk(self, run: Run, x: Float[Tensor, "batch *shape"], points: Sequence[Point]) -> States:
         """Yield the state at each point; see ``GridSampler.walk``."""

@@ -4,7 +4,7 @@ from .adams import solve_adams
 from .base import MOST_PRIOR_BITS, SDE
 from .catalog import available_sdes, make_sde, register_sde, sde_defaults
 from .checks import check_sde
-from .grids import available_grids, check_grid, make_grid, register_grid
+from .grids import available_grids, check_grid, last_noisy_time, make_grid, register_grid
 from .learned import GradientSplit, LearnedVP
 from .noise import NoiseStreams, derive_seed
 from .ode_solvers import (
@@ -51,6 +51,7 @@ __all__ = [
     "ddpm_betas",
     "derive_seed",
     "expand_like",
+    "last_noisy_time",
     "make_grid",
     "make_sde",
     "register_grid",

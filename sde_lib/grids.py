@@ -64,10 +64,24 @@ def check_grid(grid: Tensor) -> Tensor:
     return grid
 
 
-def _last_noisy_time(sde: SDE) -> float:
-    """The smallest time with a finite log-SNR that a network knows."""
-    at_zero = sde.log_snr(torch.zeros(1, dtype=torch.float64))
-    return 0.0 if bool(torch.isfinite(at_zero)) else sde.t_min
+@torch.no_grad()
+def last_noisy_time(sde: SDE, t_end: float | None = None) -> float:
+    """The time next to the data at which a network is asked.
+
+    Args:
+        sde: The SDE.
+        t_end: Another one, in [0, 1); None for 0 where noise is left there, else ``sde.t_min``.
+
+    Raises:
+        ValueError: If there is no noise at ``t_end``, or it is not below ``sde.t_max``.
+    """
+    noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64))) > 0
+    end = (0.0 if noise_at_zero else sde.t_min) if t_end is None else t_end
+    if end >= sde.t_max or (end == 0 and not noise_at_zero):
+        raise ValueError(
+            f"t_end must be below t_max = {sde.t_max:.6g} and leave noise, got {end:.6g}; try {sde.t_min:.6g}"
+        )
+    return end
 
 
 def _to_zero(times: Tensor) -> Tensor:
@@ -78,7 +92,7 @@ def _to_zero(times: Tensor) -> Tensor:
 
 def _noisy_times(sde: SDE, num_steps: int) -> tuple[float, int]:
     """End time, and the number of points from t_max to it, that make ``num_steps`` steps once 0 is appended."""
-    end = _last_noisy_time(sde)
+    end = last_noisy_time(sde)
     return end, num_steps + 1 if end == 0 else num_steps
 
 
@@ -86,7 +100,7 @@ def _from_noise_levels(sde: SDE, log_snr: Tensor) -> Tensor:
     times = sde.time_from_log_snr(log_snr)
     times[0] = sde.t_max
     if len(times) > 1:
-        times[-1] = _last_noisy_time(sde)
+        times[-1] = last_noisy_time(sde)
     return _to_zero(times)
 
 

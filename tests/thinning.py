@@ -11,7 +11,7 @@ def only(fast: Collection[Any], values: Iterable[Any]) -> list[Any]:
     return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-def one_each(rows: Sequence[str], columns: Sequence[str], *, apart: int = 1) -> list[Any]:
+def one_each(rows: Sequence[str], columns: Sequence[Any], *, apart: int = 1) -> list[Any]:
     """All pairs; but the one of row k with column (k * apart) modulo their number, they are slow."""
     return [
         pytest.param(row, column, marks=() if j == k * apart % len(columns) else pytest.mark.slow)

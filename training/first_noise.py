@@ -7,7 +7,7 @@ import math
 import torch
 
 from likelihood import level_entropy
-from sde_lib import SDE
+from sde_lib import SDE, last_noisy_time
 
 # of log2(levels): Ho et al.'s table of T = 1000 has 0.30 on 256 levels
 _MOST = 1 / 3
@@ -17,13 +17,6 @@ _KNOBS = {
     "ve": "a smaller sde.sigma_min (Song et al.: 0.01 for 256 levels)",
     "vp_learned": "a larger sde.log_snr_max (Kingma et al.: 13.3 for 256 levels)",
 }
-
-
-@torch.no_grad()
-def first_time(sde: SDE) -> float:
-    """The smallest time that networks know: 0 where noise is left there, else ``sde.t_min``."""
-    noise_at_zero = float(sde.sigma(torch.zeros(1, dtype=torch.float64))) > 0
-    return 0.0 if noise_at_zero else sde.t_min
 
 
 @torch.no_grad()
@@ -67,5 +60,5 @@ def first_noise_warning(sde: SDE, sde_name: str, num_levels: int | None) -> str 
     """
     if num_levels is None:
         return None
-    said = wide_first_noise(sde, first_time(sde), num_levels)
+    said = wide_first_noise(sde, last_noisy_time(sde), num_levels)
     return said and f"warning: {said}; if bits/dim matter, train with {less_first_noise(sde_name)}"

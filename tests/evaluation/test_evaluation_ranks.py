@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from eval_runs import eval_command, finish, results, start
-from thinning import only
+from killing import Killer, run_together
 from torch.distributed import HashStore, TCPStore
 
 import main
@@ -45,7 +45,7 @@ def test_two_processes_give_the_report_of_one(run_copy: Path, undisturbed: dict[
 
 
 def test_three_processes_go_on_where_one_was_stopped_with_fewer_batches_than_processes(
-    run_copy: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    killer: Killer, run_copy: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ):
     whole, calls = EvalSplit.measure, []
 
@@ -58,11 +58,9 @@ def test_three_processes_go_on_where_one_was_stopped_with_fewer_batches_than_pro
     with monkeypatch.context() as patched:
         patched.setattr(EvalSplit, "measure", measure)
         assert main.run(eval_command(run_copy)) == 130
-    process = _torchrun(3, *eval_command(run_copy))
-    code, _, err = finish(process)
-    assert code == 0, err
+    assert run_together(killer, eval_command(run_copy), 3) == [0, 0, 0]
     # two batches are left for three processes
-    assert err.count("goes on: 2 of 3 batches of vlb and 1 of 3 batches of ode were measured before") == 1
+    assert killer.said().count("goes on: 2 of 3 batches of vlb and 1 of 3 batches of ode were measured before") == 1
     assert results(run_copy) == undisturbed
 
 
@@ -73,15 +71,15 @@ from likelihood import VariationalBound, register_likelihood
 @register_likelihood("failing")
 class Failing(VariationalBound):
     def __call__(self, model, x0, **others):
-        if os.environ["RANK"] == os.environ["FAILING"]:
+        if os.environ["RANK"] == "{rank}":
             raise ValueError("it cannot")
         return super().__call__(model, x0, **others)
 """
 
 
-@pytest.mark.parametrize("failing", only((1,), [0, 1]))
-def test_an_error_on_one_rank_ends_all_with_one_line(run_copy: Path, tmp_path: Path, failing: int):
-    (tmp_path / "plugin.py").write_text(FAILING)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_on_one_rank_ends_all_with_one_line(killer: Killer, run_copy: Path, tmp_path: Path, failing: int):
+    (tmp_path / "plugin.py").write_text(FAILING.format(rank=failing))
     command = eval_command(
         run_copy,
         f"--config.plugins={tmp_path / 'plugin.py'}",
@@ -89,23 +87,18 @@ def test_an_error_on_one_rank_ends_all_with_one_line(run_copy: Path, tmp_path: P
         "--config.eval.batch_size=1",
         "--config.eval.num_images=360",
     )
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "WORLD_SIZE": "2", "FAILING": str(failing)}
     # without torchrun, which would kill the other: it must find out by itself
-    ranks = [start("main.py", *command, **place, RANK=str(r), LOCAL_RANK=str(r)) for r in range(2)]
-    ended = [finish(process) for process in ranks]
-    assert [code for code, _, _ in ended] == [2, 2]
-    said = "".join(err for _, _, err in ended)
+    assert run_together(killer, command, 2) == [2, 2]
+    said = killer.said().replace("\r", "\n")
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert lines == ["error: it cannot" if failing == 0 else "error: rank 1: it cannot"]
     assert "Traceback" not in said
     assert not (run_copy / "eval" / "report.json").exists()
 
 
-def test_what_all_processes_find_wrong_is_said_once(run_copy: Path):
-    process = _torchrun(2, *eval_command(run_copy, "--config.eval.vlb_variance=tiny"))
-    code, _, err = finish(process)
-    assert code == 1  # torchrun's own
-    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+def test_what_all_processes_find_wrong_is_said_once(killer: Killer, run_copy: Path):
+    assert run_together(killer, eval_command(run_copy, "--config.eval.vlb_variance=tiny"), 2) == [2, 2]
+    (line,) = (line for line in killer.said().splitlines() if line.startswith("error: "))
     assert line.startswith("error: unknown variance 'tiny'")
 
 

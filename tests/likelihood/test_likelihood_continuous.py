@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from thinning import one_each
 
 from likelihood import ContinuousBound, VariationalBound, make_likelihood, prior_kl
 from likelihood.dequantization import decoder_log_prob
@@ -27,8 +28,7 @@ def entropy_plus_prior(model, x, t):
     return float(-(probs * probs.log()).sum() + (probs * prior_kl(x, model.sde, t)).sum())
 
 
-@pytest.mark.parametrize("num_levels", [2, 17])
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize(("name", "num_levels"), one_each(list(SDES), [2, 17]))
 def test_an_exact_denoiser_is_at_entropy_plus_prior(name, num_levels):
     model, x = one_pixel(SDES[name], num_levels)
     bound = ContinuousBound(num_levels=num_levels, steps_per_image=40)

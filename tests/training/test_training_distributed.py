@@ -149,6 +149,7 @@ def test_three_processes_go_on_to_the_same_bits(killer: Killer, tmp_path: Path):
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
+@pytest.mark.slow
 def test_sharded_training_is_the_same_training(killer: Killer, alone: Path, tmp_path: Path):
     """In one go, and in two, to the same bits."""
     sharded = "--config.training.sharding=fsdp"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from importer_references import Reference, randomize, score_sde_output, worst_error
 from safetensors.torch import save_file
+from thinning import only
 
 from models.backbones import NCSNpp
 from models.importers.renaming import renamed
@@ -289,7 +290,7 @@ def whole_config(name):
     return config | {"model": model}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", only(list(CONFIGS)[::3], CONFIGS))
 def test_the_project_s_configs_by_name_and_in_full_give_its_networks(name):
     settings, (num_scales, sigma_max) = of_config(name)
     with torch.device("meta"):
