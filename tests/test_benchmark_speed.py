@@ -73,6 +73,7 @@ def test_ratios_are_of_one_round_and_shares_of_the_formulas_work(bench: Workbenc
     assert rows[0]["share_of_peak"]["most"] == pytest.approx(flops / 4.0 / 1e8)
 
 
+@pytest.mark.slow
 def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     output = tmp_path / "speed.json"
     before = torch.get_num_threads()

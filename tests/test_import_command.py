@@ -50,8 +50,8 @@ class Imported:
         return main.run(self.foreign.command(mode, workdir or self.workdir, *extra))
 
 
-# one of each kind of network; those of the other sources are read in tests/models/importers
-@pytest.fixture(scope="module", params=only(("diffusers", "edm", "guided_diffusion", "score_sde_ve"), WRITERS))
+# one of each parameterization; those of the other sources are read in tests/models/importers
+@pytest.fixture(scope="module", params=only(("diffusers", "edm", "score_sde_ve"), WRITERS))
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
     return begin(request.param, tmp_path_factory.mktemp(request.param))
 

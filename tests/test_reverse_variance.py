@@ -74,7 +74,10 @@ def test_a_config_samples_with_the_variance_that_it_measures_with(name):
     assert variance_of(build_sampler(config), learned=learned) in (None, "learned" if learned else "small")
 
 
-@pytest.mark.parametrize(("config", "chosen"), [("vp/digits_hybrid", "learned"), ("vp/digits", "small")])
+@pytest.mark.parametrize(
+    ("config", "chosen"),
+    [("vp/digits_hybrid", "learned"), pytest.param("vp/digits", "small", marks=pytest.mark.slow)],
+)
 def test_a_run_says_which_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str, chosen: str):
     def run(mode: str, *extra: str) -> str:
         command = tiny_command(mode, tmp_path / "run", "--config.sde.num_steps=20", *extra, config=config)

@@ -11,10 +11,10 @@ def only(fast: Collection[Any], values: Iterable[Any]) -> list[Any]:
     return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-def one_each(rows: Sequence[str], columns: Sequence[Any], *, apart: int = 1) -> list[Any]:
-    """All pairs; but the one of row k with column (k * apart) modulo their number, they are slow."""
+def one_each(rows: Sequence[str], columns: Sequence[Any], *, slow: Sequence[Any] = ()) -> list[Any]:
+    """All pairs of rows with columns and ``slow`` columns; but that of row k with column k, modulo, they are slow."""
     return [
-        pytest.param(row, column, marks=() if j == k * apart % len(columns) else pytest.mark.slow)
+        pytest.param(row, column, marks=() if j == k % len(columns) else pytest.mark.slow)
         for k, row in enumerate(rows)
-        for j, column in enumerate(columns)
+        for j, column in enumerate([*columns, *slow])
     ]

@@ -229,6 +229,7 @@ def test_means_of_a_step_are_those_of_its_draws():
         assert mean.stderr == pytest.approx(drawn.std(ddof=1) / math.sqrt(len(drawn)), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_grid_solver_by_name_agrees_with_the_adaptive_one(run_copy: Path):
     few = ("--config.eval.likelihoods=ode", "--config.eval.num_images=2")
     accurate = ["--config.eval.ode_rtol=1e-5", "--config.eval.ode_atol=1e-5"]

@@ -227,42 +227,36 @@ def test_a_kill_while_files_take_their_places_costs_nothing(
     assert contents(run_copy / "samples") == before and not drawn
 
 
-def test_another_command_does_not_cost_unfinished_samples(
-    run_copy: Path,
-    undisturbed: dict[str, bytes],
-    drawn: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
+@pytest.fixture
+def killed(run_copy: Path, undisturbed: dict[str, bytes], drawn: list[int], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose sampling was killed after some batches."""
     with monkeypatch.context() as patched:
         patched.setattr(sampling, "draw_batch", _after(3, sampling.draw_batch, _kill))
         with pytest.raises(Killed):
             main.run(sample_command(run_copy))
-    assert main.run(sample_command(run_copy, "--config.seed=1")) == 0
+    return run_copy
+
+
+def test_another_command_does_not_cost_unfinished_samples(
+    killed: Path, undisturbed: dict[str, bytes], drawn: list[int], capsys: pytest.CaptureFixture[str]
+):
+    assert main.run(sample_command(killed, "--config.seed=1")) == 0
     assert "partial keeps unfinished samples of other commands, ancestral-5-seed0-step6" in capsys.readouterr().err
     drawn.clear()
-    assert main.run(sample_command(run_copy)) == 0
-    assert drawn == [9] and contents(run_copy / "samples") == undisturbed
+    assert main.run(sample_command(killed)) == 0
+    assert drawn == [9] and contents(killed / "samples") == undisturbed
 
 
 def test_a_damaged_batch_is_drawn_again(
-    run_copy: Path,
-    undisturbed: dict[str, bytes],
-    drawn: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    killed: Path, undisturbed: dict[str, bytes], drawn: list[int], capsys: pytest.CaptureFixture[str]
 ):
-    with monkeypatch.context() as patched:
-        patched.setattr(sampling, "draw_batch", _after(3, sampling.draw_batch, _kill))
-        with pytest.raises(Killed):
-            main.run(sample_command(run_copy))
-    (path,) = (run_copy / "samples" / "partial").rglob("000001.batch")
+    (path,) = (killed / "samples" / "partial").rglob("000001.batch")
     data = path.read_bytes()
     path.write_bytes(data[:-300] + bytes([data[-300] ^ 1]) + data[-299:])
     drawn.clear()
-    assert main.run(sample_command(run_copy)) == 0
+    assert main.run(sample_command(killed)) == 0
     assert "000001.batch cannot be used; drawn again" in capsys.readouterr().err
-    assert drawn == [3, 9] and contents(run_copy / "samples") == undisturbed
+    assert drawn == [3, 9] and contents(killed / "samples") == undisturbed
 
 
 def images_of(folder: Path) -> np.ndarray:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from thinning import only
+from thinning import one_each, only
 from torch.distributions import MultivariateNormal
 
 from likelihood import FlowLikelihood, make_likelihood
@@ -143,8 +143,7 @@ def discrete(sde, num_levels=5):
     return DiscreteScoreModel(sde, points=x, probs=[0.4, 0.3, 0.2, 0.1]), x
 
 
-@pytest.mark.parametrize("name", ["vp", "ve", "ddpm"])
-@pytest.mark.parametrize("num_levels", [5, 17])
+@pytest.mark.parametrize(("name", "num_levels"), one_each(["vp", "ve", "ddpm"], [5, 17]))
 def test_discrete_data_lies_at_its_entropy(name, num_levels):
     # so much noise that the prior is the data's own p_T to 1 %
     sde = VE(sigma_max=300.0) if name == "ve" else SDES[name]

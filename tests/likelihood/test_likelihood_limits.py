@@ -111,6 +111,7 @@ def test_no_chain_is_below_the_entropy(chain, num_levels):
         assert total > entropy(pmf) - 1e-9, variance
 
 
+@pytest.mark.slow
 def test_gap_of_the_small_variance_closes_as_one_over_the_number_of_steps():
     gaps = {}
     for name, pmf in {"uniform": np.full(17, 1 / 17), "random": random_pmf(17)}.items():
@@ -128,6 +129,7 @@ def test_gap_of_the_small_variance_closes_as_one_over_the_number_of_steps():
             assert 1.9 < gaps[name, num_steps] / gaps[name, 2 * num_steps] < 2.3
 
 
+@pytest.mark.slow
 def test_gap_of_the_large_variance_tends_to_a_constant():
     """1/2 (1 - gamma) nats a dimension: the first steps' variances are wrong by (i - 1) / i, however many steps follow.
 

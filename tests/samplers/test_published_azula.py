@@ -132,7 +132,7 @@ MULTISTEP = (sample.zABSampler, sample.vABSampler, sample.zEABSampler, sample.xE
     + [pytest.param(sample.REABSampler, p, 1, marks=noted) for p in (1, 2, 3)]
     + [pytest.param("mended", p, p, marks=noted) for p in (1, 2, 3)],
 )
-@pytest.mark.parametrize("sde", [VP(), VE(sigma_max=20.0)], ids=["vp", "ve"])
+@pytest.mark.parametrize("sde", [VP(), pytest.param(VE(sigma_max=20.0), marks=pytest.mark.slow)], ids=["vp", "ve"])
 def test_orders_of_multistep_azula(cls, order, measured, sde):
     line = Line(sde)
     cls = mended_reab() if cls == "mended" else cls

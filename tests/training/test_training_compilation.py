@@ -108,6 +108,7 @@ def test_failing_compilation_goes_on_without_in_the_same_bits(half: str, monkeyp
     assert "no space left" in said[1] and "\n" not in said[1]
 
 
+@pytest.mark.slow
 def test_a_run_whose_compilation_failed_goes_on_without_at_its_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from eval_runs import finish, start
 from killing import Killer, check_whole, places, run_together, start_together
-from thinning import only
 from tiny import last_tensors, tiny_command
 
 import main
@@ -87,7 +86,8 @@ def _said_since(killer: Killer, length: int) -> str:
     return killer.said()[length:].replace("\r", "\n")
 
 
-@pytest.mark.parametrize("victim", only((1,), [0, 1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_job_and_the_restart_gives_the_same_bits(
     killer: Killer, tmp_path: Path, victim: int
 ):
@@ -179,7 +179,8 @@ def test_shards_go_on_from_a_checkpoint_of_one_process(killer: Killer, alone: Pa
     _assert_same_curve(tmp_path / "other", alone)
 
 
-@pytest.mark.parametrize("config", only(("vp/mnist_vdm",), ["vp/mnist_vdm", "vp/digits_dequantized"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["vp/mnist_vdm", "vp/digits_dequantized"])
 def test_what_is_learned_beside_a_sharded_network_is_learned_too(killer: Killer, tmp_path: Path, config: str):
     """A noise schedule and a dequantizer are not sharded."""
     extra = (NO_DROPOUT, "--config.data.dataset=digits", "--config.model.attention_resolutions=4")
