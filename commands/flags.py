@@ -9,6 +9,13 @@ from collections.abc import Sequence
 _MODES = ("train", "eval", "sample", "import", "export")
 
 
+def _given_path(text: str) -> str:
+    """A path that an unset variable of a shell has not left empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("needs a path, got none")
+    return os.path.expanduser(text)
+
+
 def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Read the command line's own flags.
 
@@ -34,6 +41,6 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, li
     for name, of in (("source", "import"), ("format", "export")):
         parser.add_argument(f"--{name}", default="", help=f"of --mode {of}: see docs/checkpoints.md")
     for name, of in (("checkpoint", "import"), ("init-from", "train")):
-        parser.add_argument(f"--{name}", type=path, default="", help=f"of --mode {of}: see docs/checkpoints.md")
+        parser.add_argument(f"--{name}", type=_given_path, help=f"of --mode {of}: see docs/checkpoints.md")
     parser.add_argument("--output", type=path, default="", help="of --mode export and sample: the folder to write in")
     return parser.parse_known_args(arguments)

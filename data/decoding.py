@@ -21,8 +21,8 @@ _ODDITIES = {
     "deep": "colour images of 16 bits a channel, of which the upper 8 are taken",
 }
 
-# Pillow allows 64 MiB of text in a PNG, but of a compressed text no more than 1 MiB, which some programs exceed.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+# Pillow allows 64 MiB of text in a PNG, and of a compressed text no more than 1 MiB, which some programs exceed.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31 - 1
 
 T = TypeVar("T")
 Result = TypeVar("Result")

@@ -12,7 +12,9 @@ from training.exporting import export_model
 from training.importing import import_checkpoint
 from training.loop import train
 from training.network import complete_config
+from training.plugins import say_missing_plugins
 from training.ranks import Ranks
+from training.rendezvous import place
 
 from .bits_per_dim import evaluate
 from .sampling import sample
@@ -27,7 +29,7 @@ def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any])
         mode: train, eval, sample, import or export.
         config: The config.
         workdir: The work directory.
-        flags: ``source`` and ``checkpoint``, ``format`` and ``output``, ``init_from``; "" where not given.
+        flags: ``source`` and ``checkpoint``, ``format`` and ``output``, ``init_from``; "" or None where not given.
 
     Raises:
         ValueError: In one line, and the others' errors: see the functions themselves.
@@ -37,9 +39,11 @@ def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any])
             if ranks.world > 1:
                 raise ValueError(f"--mode {mode} is for one process, got {ranks.world}; run it without torchrun")
     if mode == "import":
-        import_checkpoint(config, workdir, source=flags["source"], checkpoint=flags["checkpoint"])
+        import_checkpoint(config, workdir, source=flags["source"], checkpoint=flags["checkpoint"] or "")
         return
-    init_from = flags.get("init_from", "")
+    init_from = flags.get("init_from") or ""
+    if place()[0] == 0:
+        say_missing_plugins(workdir, config.plugins)
     config = complete_config(config, where_the_model_is(workdir, init_from))
     if mode == "train":
         train(config, workdir, init_from=init_from)

@@ -65,10 +65,15 @@ def _class_number(asked: int | str, num_classes: int, names: Sequence[str]) -> i
     text = str(asked).strip()
     if text.isdecimal() and int(text) < num_classes:
         return int(text)
-    if text in names:
+    # whole numbers are numbers of classes, also where names are numbers, and a command line takes a comma for the next
+    named = [name for name in names if not name.isdecimal() and "," not in name]
+    if text in named:
         return names.index(text)
-    # digits are called by their numbers, and so is a name with a comma, which a command line takes for two
-    named = [name for k, name in enumerate(names) if name != str(k) and "," not in name]
+    if text in names:
+        raise ValueError(
+            f"class {text!r} in sampling.classes is taken by its number, which is {names.index(text)}; choices: 0 to "
+            f"{num_classes - 1}"
+        )
     close = difflib.get_close_matches(text, named, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     listed = ", ".join(named[:_MOST_NAMES]) + (", ..." if len(named) > _MOST_NAMES else "")

@@ -95,7 +95,9 @@ def _first_noise(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodE
         cure = f"train with {less_first_noise(report['sde']['name'])}"
         least = last_noisy_time(sde)
         if wide_first_noise(sde, least, report["num_levels"]) is None:
-            cure = f"the SDE begins with less at t = {least:.3g}: set eval.vlb_num_steps=0, eval.ode_t_end=0"
+            kinds = {VariationalBound: "eval.vlb_num_steps=0", FlowLikelihood: "eval.ode_t_end=0"}
+            keys = [key for kind, key in kinds.items() if any(isinstance(estimators[name], kind) for name in of)]
+            cure = f"the SDE begins with less at t = {least:.3g}: set {', '.join(keys)}"
         yield f"{', '.join(of)}: {said}; {cure}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from samplers import StepState
 from training.build import bound_x0, build_sampler, pick_device
 from training.checks import check_config
 from training.config import Config
+from training.files import one_line
 from training.in_turn import load_in_turn, load_same_trained, pick_together
 from training.lock import locked
 from training.logging import say
@@ -126,11 +128,18 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
                 for note in notes:
                     say(note)
                 chain = f" with the {variance} variance" if variance else ""
+                chosen = _chosen(classes, kind.class_names) if settings.classes and classes else ""
                 written = "grid.png and samples.npz" if has_picture(kind) else "samples.npz"
                 say(
-                    f"{settings.num_samples} samples of step {step} by {settings.sampler}{chain}, {nfe} network calls "
-                    f"each; wrote {written} in {folder}"
+                    f"{settings.num_samples} samples{chosen} of step {step} by {settings.sampler}{chain}, "
+                    f"{nfe} network calls each; wrote {written} in {folder}"
                 )
+
+
+def _chosen(classes: Sequence[int], names: Sequence[str]) -> str:
+    """Which classes were asked for, as in " of 3 cat, 5 dog"."""
+    named = [f"{k} {names[k]}" if names and names[k] != str(k) else str(k) for k in dict.fromkeys(classes)]
+    return f" of {one_line(', '.join(named), 120)},"
 
 
 def _plan(samples: SampleSet, ranks: Ranks) -> list[list[str]] | None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from models import Prediction, ScoreModel
 from sde_lib import SDE, NoiseStreams, combine
 
+_NO_SIGNAL = 1e-12
+
 
 @dataclass(frozen=True)
 class Point:
@@ -40,15 +42,20 @@ class Point:
         return self.sigma / self.alpha
 
     def check_signal(self) -> None:
-        """Refuse a point without signal.
+        """Refuse a point without signal, in the scale of whose data the noise is beyond float32.
 
         Raises:
-            ValueError: If alpha is 0.
+            ValueError: If alpha is below 1e-12 sigma.
         """
         if self.alpha == 0:
             raise ValueError(
                 f"alpha is 0 at t = {self.t:.6g}, where this sampler cannot start; begin the grid at sde.t_max, and if "
                 f"that is here, set it lower, such as {0.999 * self.t:.6g}"
+            )
+        if self.alpha < _NO_SIGNAL * self.sigma:
+            raise ValueError(
+                f"hardly any signal is left at t = {self.t:.6g}, alpha is {self.alpha:.3g}, where this sampler cannot "
+                "start; take an SDE with less noise, such as fewer or smaller betas"
             )
 
 

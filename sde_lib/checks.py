@@ -29,10 +29,19 @@ def check_sde(sde: SDE) -> None:
         )
     if not 0 <= sde.t_min < sde.t_max <= 1:
         raise ValueError(f"SDE {name} needs 0 <= t_min < t_max <= 1, got {sde.t_min} and {sde.t_max}; set them")
+    size = sde.table_size
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"SDE {name} needs table_size, its number of rows, at least 1, got {size}; None is no table")
     times = torch.linspace(sde.t_min, sde.t_max, 101, dtype=torch.float64)
-    with torch.no_grad():
-        log_alpha, log_sigma = sde.log_alpha(times), sde.log_sigma(times)
-        log_snr = sde.log_snr(times)
+    try:
+        with torch.no_grad():
+            log_alpha, log_sigma = sde.log_alpha(times), sde.log_sigma(times)
+            log_snr = sde.log_snr(times)
+    except Exception as error:
+        raise ValueError(
+            f"SDE {name} fails at its times, a float64 vector: {type(error).__name__}: {error}; correct log_alpha or "
+            "log_sigma"
+        ) from error
     if not log_alpha.shape == log_sigma.shape == log_snr.shape == times.shape:
         raise ValueError(
             f"SDE {name} must give one number a time, of times {list(times.shape)} got log_alpha "

@@ -42,7 +42,7 @@ def save_beginning(config: Config, workdir: Path, state: TrainingState, *, name:
 
 def split_init_from(init_from: str) -> tuple[Path, int | None]:
     """The work directory that --init-from names, and the step, if it names a checkpoint in one."""
-    path = Path(init_from).absolute()
+    path = Path(init_from).resolve()
     if path.parent.name == "checkpoints" and path in checkpoint_folders(path.parent):
         return path.parent.parent, step_of(path)
     return path, None
@@ -68,7 +68,7 @@ def has_begun(workdir: Path, init_from: str) -> bool:
         return False
     source = source_of(read_config(workdir)) or {}
     began = Path(str(source.get("checkpoint"))) if source.get("name") == _OWN else None
-    if began is not None and Path(init_from).absolute() in (began, began.parent.parent):
+    if began is not None and Path(init_from).resolve() in (began.resolve(), began.parent.parent.resolve()):
         return True
     how = f"began from {began}" if began else "was imported" if source else "began with weights drawn at random"
     raise ValueError(

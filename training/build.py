@@ -25,6 +25,7 @@ from .config import Config, data_root, parse_options
 from .logging import say
 from .losses import Loss, make_loss
 from .network import build_backbone
+from .prior import cure_of_no_signal
 from .rendezvous import place
 
 
@@ -36,7 +37,11 @@ def build_sde(config: Config) -> SDE:
     """
     options = {key: value for key, value in config.sde.items() if key != "name"}
     sde = make_sde(config.sde.name, **options)
-    check_sde(sde)
+    try:
+        check_sde(sde)
+    except ValueError as error:
+        cure = cure_of_no_signal(config.sde.to_dict())
+        raise ValueError(f"{error}, or {cure}" if cure else str(error)) from error
     return sde
 
 

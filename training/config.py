@@ -38,7 +38,7 @@ def check_flags(mode: str, flags: Mapping[str, Any]) -> None:
 
     Args:
         mode: The mode.
-        flags: Flags and their values, "" where not given.
+        flags: Flags and their values, "" or None where not given.
 
     Raises:
         ValueError: Naming the first of them.

@@ -47,6 +47,18 @@ def say_changed_plugins(workdir: Path, plugins: Sequence[str]) -> None:
             say(f"plugin {name} has changed since this run was trained with it; if it defines another model, undo that")
 
 
+def say_missing_plugins(workdir: Path, plugins: Sequence[str]) -> None:
+    """Say which plugins a run was trained with that the config does not name.
+
+    Args:
+        workdir: The work directory.
+        plugins: Those of the config, which have been imported.
+    """
+    missing = sorted(_kept(workdir).keys() - _digests(plugins).keys())
+    if missing:
+        say(f"this run was trained with plugins that config.plugins does not name: {', '.join(missing)}")
+
+
 def keep_plugins(workdir: Path, plugins: Sequence[str]) -> None:
     """Write down what a run is trained with, in ``plugins.json``.
 

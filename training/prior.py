@@ -43,6 +43,25 @@ def say_lost_signal(config: Config, sde: SDE) -> None:
     )
 
 
+def cure_of_no_signal(options: dict[str, Any]) -> str | None:
+    """The key of an SDE that leaves no signal, in words; None where no key is known to be the cause.
+
+    Args:
+        options: ``config.sde``: the SDE's name and options.
+    """
+    if options["name"] != "ddpm":
+        return None
+    defaults = sde_defaults("ddpm")
+    options = defaults | options
+    num_steps, usual = options["num_steps"], defaults["num_steps"]
+    if num_steps <= usual:
+        return "lower sde.beta_end, 0.02 is usual for 1000 steps"
+    return (
+        f"sde.num_steps={num_steps} keeps the betas of {usual} steps: leave it at {usual}, or lower sde.beta_start and "
+        "sde.beta_end in proportion"
+    )
+
+
 def cure_of_lost_signal(options: dict[str, Any]) -> str:
     """The key of an SDE to change, in words.
 
@@ -52,10 +71,11 @@ def cure_of_lost_signal(options: dict[str, Any]) -> str:
     name = options["name"]
     if name != "ddpm":
         return _CURES.get(name, "let alpha / sigma of the SDE be smaller at its t_max")
-    options = sde_defaults(name) | options
-    num_steps, usual = options["num_steps"], sde_defaults(name)["num_steps"]
-    if num_steps >= usual:
-        return "raise sde.beta_end, 0.02 is usual"
+    defaults = sde_defaults(name)
+    options = defaults | options
+    num_steps, usual = options["num_steps"], defaults["num_steps"]
+    if num_steps >= usual or options["beta_end"] != defaults["beta_end"]:
+        return "raise sde.beta_end, 0.02 is usual for 1000 steps"
     # the same sum of betas; the first one stays, since it decides L_0
     beta_end = (options["beta_start"] + options["beta_end"]) * usual / num_steps - options["beta_start"]
     return (

@@ -1,4 +1,4 @@
-"""Ho et al. 2020, CIFAR-10, as converted by pytorch_diffusion: ema_diffusion_cifar10_model-790000.ckpt."""
+"""Ho et al. 2020, CIFAR-10, as converted by pytorch_diffusion: ema_diffusion_cifar10_model/model-790000.ckpt."""
 
 from ml_collections import ConfigDict
 

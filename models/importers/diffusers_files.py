@@ -50,6 +50,11 @@ def find_parts(folder: Path) -> Parts:
             return _apart(folder / "unet_ema", f"of {folder}, unet_ema is read, the averaged weights")
         if (folder / "unet").is_dir() and not (folder / "scheduler").is_dir():
             return _apart(folder / "unet", f"of {folder}, unet is read; there is no unet_ema, averaged weights")
+        checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
+        if checkpoints:
+            raise ValueError(
+                f"{folder} is a training script's, with {', '.join(checkpoints[:3])} in it; pass one of these"
+            )
     _check_index(folder)
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     return Parts(unet, (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / _SCHEDULER)
@@ -113,6 +118,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
         raise ValueError(f"index of weights {index} must map tensors to files beside it; fetch it again")
     tensors: dict[str, Tensor] = {}
+    missing = sorted(shard for shard in set(shards.values()) if not (index.parent / shard).is_file())
+    if missing:
+        raise ValueError(f"{index} names {', '.join(missing[:3])}, which is not beside it; fetch it too")
     for shard in sorted(set(shards.values())):
         tensors |= read_tensors(index.parent / shard)
     return tensors

@@ -41,6 +41,9 @@ _OF_NCSNPP = (
 
 def _read_config(config: Config) -> Settings:
     """Settings under dotted names, such as ``model.fir``."""
+    if isinstance(config, str) and not Path(config).exists():
+        # as the project's own command line has it
+        config = config.removeprefix("configs/").removesuffix(".py")
     if isinstance(config, str) and config in CONFIGS:
         return Settings(CONFIGS[config])
     if isinstance(config, str) and not config.strip().startswith("--"):

@@ -31,7 +31,7 @@ _CONVERT = (
     "where you trust the file, load it with its own project and torch.save the network's state_dict()"
 )
 _MOST_NAMES = 6
-_WRAPPERS = ("_orig_mod.", "module.")
+_COMPILED, _PARALLEL = "_orig_mod.", "module."
 
 
 def _one_line(text: object, most: int = 200) -> str:
@@ -155,7 +155,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def strip_prefix(tensors: Mapping[str, Tensor], *own: str) -> dict[str, Tensor]:
     """Drop what wrappers put before every name, in any order and as often as they did.
 
-    These are ``_orig_mod.`` of ``torch.compile`` and ``module.`` of ``DataParallel`` and its kin.
+    These are ``_orig_mod.`` of ``torch.compile``, which may stand before parts of a name too, and ``module.`` of
+    ``DataParallel`` and its kin.
 
     Args:
         tensors: Tensors by name.
@@ -164,7 +165,11 @@ def strip_prefix(tensors: Mapping[str, Tensor], *own: str) -> dict[str, Tensor]:
     Returns:
         The tensors; a prefix that one of the names lacks is left.
     """
-    stripped, prefixes = dict(tensors), (*_WRAPPERS, *own)
+    stripped = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
+    if len(stripped) < len(tensors):
+        # two of one name: neither is known to be the network's
+        return dict(tensors)
+    prefixes = (_PARALLEL, *own)
     while prefix := next((p for p in prefixes if stripped and all(name.startswith(p) for name in stripped)), None):
         stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
     return stripped

@@ -87,6 +87,16 @@ def test_a_class_has_a_number_and_a_name(conditional: Path):
             classes_of(config, kind)
 
 
+def test_a_class_whose_name_is_a_number_is_taken_by_its_number():
+    kind = ImageKind((1, 2, 2), 4, 3, ("1", "2", "10"))
+    for asked, expected in (("1,2", (1, 2)), ("0", (0,))):
+        config = load_config(str(ROOT / "configs/vp/digits.py"), [CONDITIONAL, f"--config.sampling.classes={asked}"])
+        assert classes_of(config, kind) == expected
+    config = load_config(str(ROOT / "configs/vp/digits.py"), [CONDITIONAL, "--config.sampling.classes=1,2,10"])
+    with pytest.raises(ValueError, match=r"class '10' in sampling\.classes is taken by its number, which is 2"):
+        classes_of(config, kind)
+
+
 def test_classes_that_there_are_not_are_refused(
     conditional: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -252,6 +252,14 @@ def test_a_start_without_signal_is_refused_in_one_line_where_it_cannot_be(name, 
         draw(make_sampler(name, grid=grid, **options), GaussianModel(CosineVP()))
 
 
+@pytest.mark.parametrize("grid", ["karras", "uniform"])
+def test_hardly_any_signal_is_refused_in_one_line_too(grid):
+    # betas made for 1000 steps: alpha is 6e-121 at the last, and sigma / alpha beyond float32
+    sde = Tabulated.ddpm(num_steps=50000)
+    with pytest.raises(ValueError, match=r"hardly any signal is left at t = .*, alpha is .*e-1\d\d, where"):
+        draw(make_sampler("heun", num_steps=20, grid=grid), GaussianModel(sde))
+
+
 @pytest.mark.parametrize(("name", "options"), [("ddim", {}), ("ancestral", {}), ("dpm_solver_pp", {"variant": "1"})])
 def test_a_start_without_signal_is_pure_noise_to_the_others(name, options):
     sde = CosineVP()

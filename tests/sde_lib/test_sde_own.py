@@ -69,6 +69,15 @@ class WrongShape(Mended):
         return torch.zeros(1, dtype=torch.float64)
 
 
+class NoRows(Mended):
+    table_size = 0
+
+
+class Unfinished(Mended):
+    def log_alpha(self, t):
+        raise NotImplementedError("to do")
+
+
 @pytest.mark.parametrize(
     ("sde", "words"),
     [
@@ -80,6 +89,8 @@ class WrongShape(Mended):
         (Flat(), ["falls from t_min to t_max", "at t = 0.5"]),
         (WrongPrior(), ["prior_std = 1,", "sigma is 49.95"]),
         (WrongShape(), ["one number a time", "log_alpha [1]"]),
+        (NoRows(), ["NoRows needs table_size", "at least 1, got 0"]),
+        (Unfinished(), ["Unfinished fails at its times", "NotImplementedError: to do"]),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -74,7 +74,9 @@ def test_a_checkpoint_in_a_run_may_be_named(run_copy: Path, tmp_path: Path):
     averaged = weights(load_file(checkpoint / "tensors.safetensors"), "ema.")
     first = weights(of_step(tmp_path / "new", 0), "model.")
     assert all(torch.equal(first[name], averaged[name]) for name in averaged)
-    assert main.run(begin(tmp_path / "new", checkpoint, "--config.training.num_steps=3")) == 0
+    (tmp_path / "link").symlink_to(run_copy)
+    same = tmp_path / "link" / "checkpoints" / ".." / "checkpoints" / checkpoint.name
+    assert main.run(begin(tmp_path / "new", same, "--config.training.num_steps=3")) == 0
 
 
 def test_the_newest_checkpoint_that_is_good_is_taken(
@@ -144,6 +146,9 @@ def test_what_is_no_run_is_one_line(run_copy: Path, tmp_path: Path, capsys: pyte
         assert f"--init-from {source} holds no trained run; pass the --workdir of one" in said
     said = error(capsys, tiny_command("sample", run_copy, f"--init-from={run_copy}"))
     assert "--init-from is a flag of --mode train, got --mode sample" in said
+    with pytest.raises(SystemExit, match="2"):
+        main.run([*tiny_command("train", tmp_path / "new"), "--init-from="])
+    assert "argument --init-from: needs a path, got none" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -62,6 +62,11 @@ def test_a_changed_plugin_is_mentioned_in_every_mode(capsys, tmp_path):
     # what it is trained with from here on is what it is compared with
     assert said("train", "--config.training.num_steps=8") == 1
     assert said("sample") == 0
+    capsys.readouterr()
+    # in this process the SDE is registered
+    assert main.run(command("sample", tmp_path, name, "--config.plugins=()")) == 0
+    missing = f"this run was trained with plugins that config.plugins does not name: {name}.py"
+    assert missing in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"flow_below_2.py": 3}'])

@@ -119,6 +119,7 @@ def test_a_training_checkpoint_without_an_average_says_so(tmp_path):
     model = from_diffusers(tmp_path / "checkpoint-500")
     assert same_outputs(model, theirs)
     assert model.notes[0].endswith("checkpoint-500, unet is read; there is no unet_ema, averaged weights")
+    refused(tmp_path, "is a training script's, with checkpoint-500 in it; pass one of these")
 
 
 @pytest.mark.parametrize("part", ["checkpoint-500", "checkpoint-500/unet_ema", "unet"])
@@ -189,7 +190,7 @@ def test_damaged_shards_are_refused_in_one_line(tmp_path):
     shards, whole = sorted(tmp_path.glob("*-of-*")), index.read_text()
     kept = shards[1].read_bytes()
     shards[1].unlink()
-    refused(tmp_path, r"-00002-of-.* is no file")
+    refused(tmp_path, r"index.json names .*-00002-of-.*, which is not beside it; fetch it too")
     shards[1].write_bytes(kept[: len(kept) // 2])
     refused(tmp_path, "-00002-of-.* is truncated or no safetensors file")
     shards[1].write_bytes(kept)

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from importer_references import Reference, edm_denoised, randomize
+from importer_references import Reference, edm_denoised, randomize, take_no_class
 
 from models.backbones import NCSNpp
 from models.importers.edm import from_edm
@@ -25,7 +25,7 @@ def imported(name):
     config = reference.settings["constructor"]
     # one of the noise levels rounds to below the smallest in float32
     extra = {"sigma_min": 0.01} if name == "edm_ncsnpp_ve" else {}
-    return reference, from_edm(reference.path, config | extra)
+    return reference, take_no_class(from_edm(reference.path, config | extra))
 
 
 @pytest.mark.parametrize("name", SONG)

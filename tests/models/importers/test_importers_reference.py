@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from importer_references import FOLDER, Reference, edm_denoised, score_sde_output, worst_error
+from importer_references import FOLDER, Reference, edm_denoised, score_sde_output, take_no_class, worst_error
 
 from models.backbones import ADM, EncoderClassifier, NCSNpp, UNet
 from models.importers import (
@@ -20,7 +20,7 @@ from models.importers import (
 def _edm(reference):
     # one of the noise levels rounds to below the smallest in float32
     extra = {"sigma_min": 0.01} if reference.settings["constructor"]["class_name"] == "VEPrecond" else {}
-    return from_edm(reference.path, reference.config | extra)
+    return take_no_class(from_edm(reference.path, reference.config | extra))
 
 
 def _denoised(model, case, dtype):

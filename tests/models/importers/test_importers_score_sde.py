@@ -304,6 +304,7 @@ def test_the_project_s_configs_by_name_and_in_full_give_its_networks(name):
     assert {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in expected.items()}
     assert plan.network["fir_kernel"] == settings.get("fir_kernel", (1, 3, 3, 1))
     assert (plan.parameterization == "score") == name.startswith("ve/")
+    assert plan_score_sde(tensors, f"configs/{name}.py", path="published.pth") == plan
     in_full = plan_score_sde(tensors, whole_config(name), path="published.pth")
     assert (in_full.network, in_full.parameterization) == (plan.network, plan.parameterization)
     assert in_full.noise_input == plan.noise_input and in_full.sde["name"] == plan.sde["name"]

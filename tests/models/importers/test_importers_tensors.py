@@ -128,8 +128,10 @@ def test_a_prefix_is_dropped_where_all_have_it():
     one = torch.ones(1)
     for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."):
         assert strip_prefix({f"{prefix}a": one, f"{prefix}b": one}) == {"a": one, "b": one}
-    for lacking in ({"module.a": one, "b": one}, {"model.a": one, "model.b": one}):
+    for lacking in ({"module.a": one, "b": one}, {"model.a": one, "model.b": one}, {"a": one, "_orig_mod.a": one}):
         assert strip_prefix(lacking) == lacking
+    # of parts that are compiled each for itself
+    assert strip_prefix({"module.a._orig_mod.b": one, "module.c": one}) == {"a.b": one, "c": one}
     for prefix in ("model.", "module.model.", "model._orig_mod.", "_orig_mod.model.module."):
         assert strip_prefix({f"{prefix}a": one, f"{prefix}module": one}, "model.") == {"a": one, "module": one}
 
