@@ -81,6 +81,7 @@ def test_a_page_keeps_what_is_outside_the_markers():
             quality_report.replace_between_markers(broken, "x")
 
 
+@pytest.mark.slow
 def test_a_whole_run(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -133,12 +133,10 @@ def test_every_sampler_takes_it_as_it_takes_alpha_and_sigma(name):
     torch.testing.assert_close(*results, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
-    [
-        pytest.param(LearnedVP, id="new", marks=pytest.mark.slow),
-        pytest.param(lambda: perturbed(LearnedVP()), id="perturbed"),
-    ],
+    [pytest.param(LearnedVP, id="new"), pytest.param(lambda: perturbed(LearnedVP()), id="perturbed")],
 )
 def test_exact_likelihood_of_a_gaussian(build):
     """The flow of a Gaussian is affine: log p(y_0) is that of the prior at the place where y_0 comes from."""

@@ -162,11 +162,10 @@ def far_apart(sde):
 @pytest.mark.parametrize(
     ("solver", "sde", "tolerance"),
     [
-        *((ADAMS, sde, 1e-3) for sde in SDES),
         *(
             pytest.param(ADAMS, sde, tolerance, marks=() if sde in ("vp", "ve") else pytest.mark.slow)
             for sde in SDES
-            for tolerance in (1e-2, 1e-5)
+            for tolerance in (1e-2, 1e-3, 1e-5)
         ),
         *((solver, "vp", tolerance) for solver in ("dopri5", "scipy_rk45", "dopri8") for tolerance in (1e-2, 1e-3)),
         # one image near the saddle is off by 3e-2 at 1e-2
@@ -184,7 +183,7 @@ def test_encode_and_decode_return_the_image_within_the_tolerance(solver, sde, to
     assert float(error.abs().max()) < tolerance
 
 
-@pytest.mark.parametrize("sde", only(["vp", "ve"], SDES))
+@pytest.mark.parametrize("sde", only(("ve",), SDES))
 def test_encode_undoes_decode(sde):
     sde = SDES[sde]
     model, tolerance = mixture(sde), 1e-5

@@ -189,6 +189,7 @@ def test_the_axes_are_those_of_the_gaussian():
     assert float(torch.from_numpy(MEAN).norm()) == pytest.approx(float(mean.norm()))
 
 
+@pytest.mark.slow
 def test_the_reference_of_the_flow_is_that_of_the_gaussian_where_both_are_known():
     sde = VE(sigma_max=20.0)
     grid = orders.grid_between(sde, 2000, orders.MIDDLE)
@@ -201,6 +202,7 @@ def test_the_reference_of_the_flow_is_that_of_the_gaussian_where_both_are_known(
 # The command.
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(table, "ProcessPoolExecutor", _Here)
     few = {"VP": SDES["VP"]}
