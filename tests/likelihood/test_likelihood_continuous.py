@@ -128,6 +128,7 @@ def test_the_bound_is_entropy_plus_prior_to_four_digits(name, sde, num_levels, t
         assert abs(total - entropy - prior) / math.log(2) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_bound_on_a_grid_falls_towards_it():
     sde, num_levels = VP(), 5
     model, x = one_pixel(sde, num_levels)

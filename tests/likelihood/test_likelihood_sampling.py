@@ -176,7 +176,7 @@ def covered(sde, num_levels, scheme, images, dims):
     return coverage(totals, truth, stderrs), coverage(totals, truth)
 
 
-@pytest.mark.parametrize("scheme", only(("all", "stratified"), ["all", *SCHEMES]))
+@pytest.mark.parametrize("scheme", only(("all",), ["all", *SCHEMES]))
 def test_standard_errors_cover_the_truth(scheme):
     share, plain = covered(SDES["cosine"], 17, scheme, images=20 if scheme == "all" else 80, dims=8)
     assert 0.91 <= share <= 0.99

@@ -88,7 +88,8 @@ def test_orders(name: str):
         assert convergence.checked.passed, (convergence, convergence.measured)
 
 
-@pytest.mark.parametrize("name", only(["VP"], ["VP", "sub-VP", "NCSN table"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VP", "sub-VP", "NCSN table"])
 def test_weak_order_of_euler_maruyama(name: str):
     (sampler,) = (s for s in weak.SAMPLERS if s.name == "euler_maruyama")
     for convergence in weak.weak_convergences(SDES[name], samplers=(sampler,), steps=(160, 320)):
@@ -116,6 +117,7 @@ def test_a_sampler_of_lower_order_fails():
     assert not prove_mixture(VP(), entry, parameterizations=[], num_points=100_000).passed
 
 
+@pytest.mark.slow
 def test_a_published_step_that_falls_short_of_its_order_fails():
     wrong = orders.Solver("3M", "dpm_solver_pp", 3, {"variant": "3M", "warm_start": True, "correction": "published"})
     found = list(orders.convergences(VP(), solvers=(wrong,), steps=(120, 240)))

@@ -127,6 +127,7 @@ def test_the_prior_term_is_that_of_the_dequantized_data():
     assert float(alpha_sq) > 0.5
 
 
+@pytest.mark.slow
 def test_trained_beside_the_exact_score_it_closes_the_gap_to_the_mass_of_the_bin():
     sde = VP()
     torch.manual_seed(0)
