@@ -132,7 +132,13 @@ def test_samples_keep_x0_in_range_as_the_config_says(run_copy: Path, options: di
 
 
 @pytest.mark.parametrize(
-    ("sampler", "options"), [("ancestral", ""), ("ddim", ""), ("probability_flow", "rtol=1e-2,atol=1e-2")]
+    ("sampler", "options"),
+    [
+        ("ancestral", ""),
+        ("ddim", ""),
+        ("probability_flow", "rtol=1e-2,atol=1e-2"),
+        pytest.param("probability_flow", "", marks=pytest.mark.slow),
+    ],
 )
 def test_image_k_of_a_run_is_the_same_at_any_batch_size(run_copy: Path, sampler: str, options: str):
     images = []

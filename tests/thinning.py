@@ -14,7 +14,7 @@ def only(fast: Collection[Any], values: Iterable[Any]) -> list[Any]:
 def one_each(rows: Sequence[str], columns: Sequence[Any], *, slow: Sequence[Any] = ()) -> list[Any]:
     """All pairs of rows with columns and ``slow`` columns; but that of row k with column k, modulo, they are slow."""
     return [
-        pytest.param(row, column, marks=() if j == k % len(columns) else pytest.mark.slow)
+        pytest.param(row, column, marks=() if columns and j == k % len(columns) else pytest.mark.slow)
         for k, row in enumerate(rows)
         for j, column in enumerate([*columns, *slow])
     ]

@@ -231,7 +231,7 @@ def test_means_of_a_step_are_those_of_its_draws():
 
 @pytest.mark.slow
 def test_a_grid_solver_by_name_agrees_with_the_adaptive_one(run_copy: Path):
-    few = ("--config.eval.likelihoods=ode", "--config.eval.num_images=2")
+    few = ("--config.eval.likelihoods=ode", "--config.eval.num_images=8")
     accurate = ["--config.eval.ode_rtol=1e-5", "--config.eval.ode_atol=1e-5"]
     values, reports = [], []
     for extra in (accurate, ["--config.eval.ode_solver=rk4", "--config.eval.ode_num_steps=60"]):

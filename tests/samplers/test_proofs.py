@@ -207,15 +207,15 @@ def test_the_reference_of_the_flow_is_that_of_the_gaussian_where_both_are_known(
 @pytest.mark.slow
 def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(table, "ProcessPoolExecutor", _Here)
-    few = {"VP": SDES["VP"]}
+    few = {name: SDES[name] for name in ("VP", "NCSN table")}
     for module in (table, report):
         monkeypatch.setattr(module, "SDES", few)
     arguments = ["--only", "DPM-Solver++ 2M", "--num-points", "2000", "--output", str(tmp_path)]
     assert table.main(arguments) == 0
     assert "cells pass" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "benchmarks/results/proofs.json").read_text())
-    # two samplers, five parameterizations, two distributions
-    assert numbers["cells"] == 20 and numbers["failures"] == []
+    # two samplers, two SDEs, five parameterizations, two distributions
+    assert numbers["cells"] == 40 and numbers["failures"] == []
     page = (tmp_path / "docs/proofs.md").read_text()
     assert "| DPM-Solver++ 2M | steps x 2 | 10 of 10 |" in page and "FAIL" not in page
 
