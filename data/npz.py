@@ -41,6 +41,8 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
     root = Path(root)
     with opened(root / f"{split}.npz" if root.is_dir() else root) as arrays:
         of_vectors = holds_vectors(arrays)
+        if of_vectors and any(f"{prefix}images" in arrays for prefix in ("", "train_", "test_")):
+            raise DataError(f"{root} holds both images and vectors; save one of them alone")
     if of_vectors:
         return load_vectors(root, split)
     return _load_folder(root, split) if root.is_dir() else _load_file(root, split)

@@ -49,6 +49,7 @@ BAD_INPUT = [
     (["--config.eval.likelihoods=elbo"], "train", "unknown likelihood 'elbo'"),
     (["--config.sde.num_steps=-5"], "train", "num_steps of a table must be at least 2, a whole number, got -5"),
     (["--config.sde.num_steps=50000"], "train", "leave it at 1000, or lower sde.beta_start and sde.beta_end"),
+    (["--config.sde.beta_end=nan"], "train", "config.sde.beta_end must be finite, got nan; set a number"),
     (["--config.model.channel_mult=[[1,2],3]"], "train", "config.model.channel_mult must be of type tuple"),
     (["--config.model.channel_mult=(1.5,2)"], "train", "config.model.channel_mult must be of type tuple"),
     (["--config.model.learned_variance=true"], "train", "model.learned_variance needs a loss that trains it"),

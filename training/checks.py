@@ -69,6 +69,9 @@ def check_config(config: Config) -> None:
     for section in ("data", "sde", "model", "training", "optim", "sampling", "eval"):
         if section not in config:
             raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
+    for key, value in config.sde.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"config.sde.{key} must be finite, got {value}; set a number")
     # an option that the SDE does not have, or cannot have so
     build_sde(config)
     for section, key, least, most in _RANGES:

@@ -56,6 +56,21 @@ class StepGuard:
             )
         return False
 
+    def check_trained(self, step: int) -> None:
+        """Refuse to end a training of which no step changed the weights.
+
+        Args:
+            step: The number of its last step.
+
+        Raises:
+            FloatingPointError: If all of its steps were left out.
+        """
+        if self.skipped == step:
+            raise FloatingPointError(
+                f"nothing was trained: all {step} steps were left out; lower optim.learning_rate, or correct what "
+                "makes the loss or its gradient infinite"
+            )
+
     def _reason(self, loss: float, grad_norm: float) -> str | None:
         if not math.isfinite(loss):
             return f"the loss is {loss}"

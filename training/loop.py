@@ -242,6 +242,8 @@ def _run(
             log.advance()
             if result.skipped:
                 say(f"step {state.step} is left out: loss {result.loss:g}, gradient norm {result.grad_norm:g}")
+        if last:
+            state.guard.check_trained(state.step)
         if last or state.step % training.log_every == 0:
             if log is not None and state.losses:
                 log.scalars(

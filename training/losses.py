@@ -189,7 +189,7 @@ class TableLoss(Loss):
     def times(self, sde: SDE, u: Tensor) -> Tensor:
         """(row + 1) / N for a uniform row."""
         if sde.table_size is None:
-            raise ValueError(f"loss {self.name!r} needs an SDE with a table, such as 'ddpm'; use loss 'dsm'")
+            raise ValueError(f"loss {self.name!r} needs an SDE with a table, such as 'ddpm'; or set training.loss=dsm")
         return ((u.double() * sde.table_size).floor().clamp(max=sde.table_size - 1) + 1) / sde.table_size
 
     @staticmethod

@@ -112,6 +112,14 @@ def test_bad_vectors_are_one_line(arrays: dict[str, Any], message, tmp_path, ref
         load(tmp_path / "x.npz", "test" if "train_vectors" in arrays else "train")
 
 
+def test_vectors_beside_images_are_refused(tmp_path, refuses):
+    images = np.zeros((4, 2, 2, 1), np.uint8)
+    for arrays in ({"vectors": VECTORS, "images": images}, {"train_vectors": VECTORS, "train_images": images}):
+        np.savez(tmp_path / "x.npz", **arrays)
+        with refuses("x.npz holds both images and vectors; save one of them alone"):
+            load(tmp_path / "x.npz")
+
+
 def test_options_of_images_are_refused(tmp_path, refuses):
     np.savez(tmp_path / "x.npz", vectors=VECTORS)
     for options in ({"image_size": 8}, {"channels": 1}):

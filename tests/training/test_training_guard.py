@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ def test_a_checkpoint_that_fell_on_a_bad_step_is_made_up_for(tmp_path: Path, mon
     assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["step_00000005", "step_00000006"]
 
 
+def test_a_run_of_bad_steps_alone_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_())
+    said = error(capsys, tiny_command("train", tmp_path))
+    assert "nothing was trained: all 6 steps were left out; lower optim.learning_rate" in said
+    assert not list(tmp_path.glob("checkpoints/step_*"))
+
+
 def test_too_many_bad_steps_keep_the_last_good_checkpoint(
     run_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -148,13 +158,21 @@ def test_too_many_bad_steps_keep_the_last_good_checkpoint(
     assert record["step"] == 8 and record["learning_rate"] == pytest.approx(1e-4)
 
 
-def test_a_run_whose_every_step_was_left_out_goes_on(
+def test_a_run_stopped_after_bad_steps_alone_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """Its optimizer has no state yet."""
+    calls = []
+
+    def spoiled(*_: object, **__: object) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return torch.full((8,), math.nan).requires_grad_()
+
     with monkeypatch.context() as patched:
-        patched.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_())
-        assert main.run(tiny_command("train", tmp_path, "--config.training.num_steps=3")) == 0
+        patched.setattr("training.losses.weighted_error", spoiled)
+        assert main.run(tiny_command("train", tmp_path)) == 130
     capsys.readouterr()
     assert main.run(tiny_command("train", tmp_path)) == 0
     assert "continues from step 3" in capsys.readouterr().err
