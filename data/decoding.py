@@ -49,7 +49,7 @@ def decode_all(
         uint8 [N, C, H, W], and lines on what was done to some of the images.
 
     Raises:
-        DataError: Naming all files that cannot be decoded, or the sizes found where there are several.
+        DataError: Naming all files that cannot be read, or the sizes found where there are several.
     """
     height, width = size or _first_size(paths)
     shape = (len(paths), 1 if mode == "L" else 3, height, width)
@@ -67,6 +67,8 @@ def decode_all(
             pixels, oddities = _decode(every[index], mode, grey, size)
         except UnidentifiedImageError:  # its message would repeat the path
             return "not an image", (height, width), []
+        except DataError as error:
+            return str(error), (height, width), []
         except Exception as error:  # the decoders of a dozen formats raise nearly anything on broken bytes
             return f"{type(error).__name__}: {error}", (height, width), []
         if index < len(paths) and pixels.shape == shape[1:]:
@@ -120,7 +122,7 @@ def _first_size(paths: Sequence[Path]) -> tuple[int, int]:
 def _refuse_broken(paths: Sequence[Path], reasons: Sequence[str]) -> None:
     broken = [f"{path} ({reason})" for path, reason in zip(paths, reasons, strict=True) if reason]
     if broken:
-        count = f"{len(broken):,} of {len(paths):,} images cannot be decoded: "
+        count = f"{len(broken):,} of {len(paths):,} images cannot be read: "
         raise DataError(f"{count}{', '.join(broken)}; replace or remove what is named")
 
 

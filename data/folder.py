@@ -50,7 +50,7 @@ def load_folder(
 
     Raises:
         DataError: If an argument is wrong, there are no images, it is unclear whether a folder is a split or a class,
-            or images cannot be decoded or differ in size where they are taken as they are.
+            or images cannot be read or differ in size where they are taken as they are.
     """
     check_split(split)
     size = None if image_size is None else height_and_width(image_size)

@@ -87,6 +87,7 @@ def read_layout(root: Path, split: str) -> Layout:
     if not names:
         found = f"; {left_out}" if (left_out := _count_left_out(base, files, root)) else ""
         raise DataError(f"no images in {base}{found}; put files there with one of: {' '.join(sorted(EXTENSIONS))}")
+    _refuse_splits_below(base, everything)
     classes = sorted({_class_of(name) for name in everything}, key=natural_order)
     numbers = {name: number for number, name in enumerate(classes)}
     return Layout(
@@ -132,6 +133,23 @@ def _folders_of_splits(root: Path, images: Sequence[str]) -> dict[str, str]:
     return {role: found[role] for role in ("train", "test") if role in found}
 
 
+def _refuse_splits_below(base: Path, images: Sequence[str]) -> None:
+    """Refuse splits inside a class, whose test images would be trained on."""
+    splits: dict[str, dict[str, str]] = {}
+    for image in images:
+        folders = image.split("/")[:-1]
+        for depth, name in enumerate(folders[1:], start=1):
+            if role := _SPLIT_OF.get(name.casefold()):
+                splits.setdefault("/".join(folders[:depth]), {})[role] = name
+    for folder, found in sorted(splits.items()):
+        if "train" in found and len(found) > 1:
+            names = " and ".join(repr(name) for name in found.values())
+            raise DataError(
+                f"{base / folder} has folders {names}, but splits are read at the top of the data root alone; put the "
+                f"classes into the splits, or, if this is the data set, set the data root to {base / folder}"
+            )
+
+
 def _digest_of_train(images: Sequence[str]) -> str:
     names = "\0".join(images[int(i)] for i in fixed_split(len(images), "train"))
     return hashlib.sha256(os.fsencode(names)).hexdigest()
@@ -162,6 +180,11 @@ def _notes(
     empty = sorted((path.name for path in _subfolders(base) if path.name not in classes), key=natural_order)
     if empty:
         yield f"no classes, since they hold no image that can be read: {_some(empty)} in {base}"
+    if not folders and (like_splits := [name for name in classes if name.casefold() in _SPLIT_OF]):
+        yield (
+            f"read as classes, though splits are named so too: {_some(like_splits)}; if one is a split, put the "
+            "classes into folders train and test"
+        )
     if LOOSE in classes and len(classes) > 1:
         count = sum(_class_of(name) == LOOSE for name in everything)
         yield f"images in no class folder are a class of their own, {LOOSE!r}: {count:,}"

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .errors import DataError
+
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 UNIT_SLACK = 1.05  # filters overshoot: floating point up to here is still of a white of 1
 
@@ -93,4 +95,6 @@ def choose_grey_rule(found: Sequence[tuple[str, float] | None]) -> GreyRule:
 def _check(values: np.ndarray, white: float) -> None:
     # written so that a NaN is refused
     if not (values.min() >= 0 and values.max() <= white):
-        raise ValueError(f"grey values must lie in 0 .. {white:g}, got {values.min():g} .. {values.max():g}")
+        raise DataError(
+            f"grey values must lie in 0 .. {white:g}, got {values.min():g} .. {values.max():g}: rescale them"
+        )

@@ -27,7 +27,7 @@ def check_prior(sde: SDE, first: Point) -> None:
     if lost > MOST_PRIOR_BITS:
         raise ValueError(
             f"the grid begins at t = {first.t:.6g}, where x_t still holds data: alpha is {first.alpha:.3g}, sigma "
-            f"{first.sigma:.3g}, and pure noise loses up to {lost:.2g} bits/dim; take grid=trailing or more steps, "
+            f"{first.sigma:.3g}, and pure noise loses up to {lost:.2g} bits/dim; take grid=trailing, "
             "or, with a grid of your own, an x_T of model.sde.perturb"
         )
 

@@ -14,7 +14,7 @@ _CURES = {
 
 
 def check_trained_classes(config: Config, dataset: AnyDataset) -> None:
-    """Refuse to begin a class-conditional run that would train one class, or mostly classes that nothing is of.
+    """Refuse to begin a class-conditional run of one class, mostly of classes that nothing is of, or of no class.
 
     Args:
         config: The config.
@@ -25,6 +25,11 @@ def check_trained_classes(config: Config, dataset: AnyDataset) -> None:
     """
     if not config.model.class_conditional:
         return
+    if config.model.network.get("null_class"):
+        raise ValueError(
+            "config.model.network.null_class=True promises a network that is trained without its class now and then, "
+            "but training never leaves the class out; remove it"
+        )
     if dataset.num_classes == 1:
         cure = _CURES.get(dataset.name, "take labelled data")
         raise ValueError(

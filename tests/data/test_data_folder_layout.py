@@ -91,6 +91,30 @@ def test_what_may_well_be_classes_are_classes(tmp_path):
             save(root, *many(name))
         assert load(root).class_names == tuple(names)
         assert load(root).split_source.startswith("one in ten")
+        assert load(root).notes == (
+            f"read as classes, though splits are named so too: {names[-1]}; if one is a split, put the classes into "
+            "folders train and test",
+        )
+
+
+@pytest.mark.parametrize(
+    ("names", "place"),
+    [
+        (["a/train", "a/test", "b/train", "b/test"], "a"),
+        (["data/Training/a", "data/validation/b"], "data"),
+        (["train/a", "test/x/train", "test/x/val"], "x"),
+    ],
+)
+def test_splits_below_the_top_are_refused(tmp_path, refuses, names, place):
+    for name in names:
+        save(tmp_path, *many(name))
+    with refuses(f"{place} has folders", "but splits are read at the top of the data root alone"):
+        load(tmp_path, "test")
+
+
+def test_splits_in_what_is_left_out_do_not_matter(tmp_path):
+    save(tmp_path, "train/1.png", "test/2.png", "old/train/3.png", "old/test/4.png")
+    assert len(load(tmp_path)) == 1
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path, refuses):

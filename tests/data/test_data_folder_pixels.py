@@ -68,7 +68,7 @@ def test_floating_point_is_read_as_unit_or_byte_range(tmp_path, high, white):
 def test_grey_values_of_no_known_range_are_refused(tmp_path, refuses, values):
     path = tmp_path / "train" / "a.tiff"
     save(path, values.astype(np.int32 if values.dtype == np.int64 else np.float32))
-    with refuses(path, "grey values must lie in"):
+    with refuses("1 of 1 images cannot be read", f"{path} (grey values must lie in 0 .. ", ": rescale them)"):
         load(tmp_path)
 
 

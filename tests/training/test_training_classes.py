@@ -67,6 +67,14 @@ def test_classes_that_cannot_be_trained_are_refused(tmp_path: Path, capsys: pyte
     assert snapshot(tmp_path) == before
 
 
+def test_no_class_is_not_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    message = error(
+        capsys, tiny_command("train", tmp_path / "run", CONDITIONAL, "--config.model.network.null_class=True")
+    )
+    assert "network that is trained without its class now and then, but training never leaves the class out" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_classes_without_images_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     flags = saved(tmp_path / "data", [0, 1, 4, 5] * 4)
     command = tiny_command("train", tmp_path / "run", CONDITIONAL, *flags, "--config.training.num_steps=1")
