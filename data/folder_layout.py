@@ -63,7 +63,7 @@ def read_layout(root: Path, split: str) -> Layout:
         DataError: If there are no images, or if it cannot be told which folder is a split.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder; set the data root to a folder of images")
+        raise DataError(f"{root} is not a folder; set data.root to a folder of images")
     files = _list_files(root)
     images = [name for name in files if _is_image(name)]
     folders = _folders_of_splits(root, images)
@@ -145,8 +145,8 @@ def _refuse_splits_below(base: Path, images: Sequence[str]) -> None:
         if "train" in found and len(found) > 1:
             names = " and ".join(repr(name) for name in found.values())
             raise DataError(
-                f"{base / folder} has folders {names}, but splits are read at the top of the data root alone; put the "
-                f"classes into the splits, or, if this is the data set, set the data root to {base / folder}"
+                f"{base / folder} has folders {names}, but splits are read at the top of data.root alone; put the "
+                f"classes into the splits, or, if this is the data set, set data.root to {base / folder}"
             )
 
 

@@ -91,7 +91,7 @@ def load_dataset(
         raise DataError(f"unknown dataset {name!r}; choose one of: {', '.join(available_datasets())}")
     check_split(split)
     if not str(root):
-        raise DataError("the data root is empty; set it to the folder that holds the data")
+        raise DataError("data.root is empty; set it to the folder that holds the data")
     offered: dict[str, Any] = {
         "root": _expanded(root),
         "split": split,
@@ -109,7 +109,7 @@ def _expanded(root: str | Path) -> Path:
     try:
         return Path(root).expanduser()
     except RuntimeError:
-        raise DataError(f"the data root {root} starts with a home folder that is not known; write it in full") from None
+        raise DataError(f"data.root {root} starts with a home folder that is not known; write it in full") from None
 
 
 def _check_shape(dataset: AnyDataset, image_size: ImageSize | None, channels: int | None) -> None:

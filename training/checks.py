@@ -80,7 +80,8 @@ def check_config(config: Config) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"config.{section}.{key} must be a number, got {value!r}; set one")
         if not value >= least:
-            raise ValueError(f"config.{section}.{key} must be at least {least}, got {value}; raise it")
+            fix = "set a number" if math.isnan(value) else "raise it"
+            raise ValueError(f"config.{section}.{key} must be at least {least}, got {value}; {fix}")
         if value > most:
             fix = "set it to 0 for none" if most == _LARGE else "lower it"
             raise ValueError(f"config.{section}.{key} must be at most {most}, got {value}; {fix}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ def literal(text: str) -> Any:
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(text.strip().lower(), text.strip())
+        words = {"true": True, "false": False, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+        return words.get(text.strip().lower(), text.strip())
 
 
 def parse_as(dotted: str, text: str, default: Any) -> Any:
@@ -101,7 +103,7 @@ def parse_as(dotted: str, text: str, default: Any) -> Any:
     if dotted == IMAGE_SIZE:
         return _parse_size(dotted, text)
     kind = type(default)
-    fix = f"config.{dotted} must be of type {kind.__name__}, got {text!r}; its default is {default!r}"
+    fix = f"config.{dotted} must be of type {kind.__name__}, got {text!r}; write one such as {default!r}"
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
@@ -122,6 +124,8 @@ def _parse_tuple(text: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
         items = tuple(ast.literal_eval(text))
     else:
         items = tuple(item.strip() for item in text.split(",") if item.strip())
+        if text.strip() and not items:
+            raise ValueError("commas alone")
     # an empty default does not say which it holds, and no name is a number
     named = isinstance(default[0], str) if default else not all(str(item).isdecimal() for item in items)
     if named:

@@ -108,7 +108,7 @@ def test_what_may_well_be_classes_are_classes(tmp_path):
 def test_splits_below_the_top_are_refused(tmp_path, refuses, names, place):
     for name in names:
         save(tmp_path, *many(name))
-    with refuses(f"{place} has folders", "but splits are read at the top of the data root alone"):
+    with refuses(f"{place} has folders", "but splits are read at the top of data.root alone"):
         load(tmp_path, "test")
 
 

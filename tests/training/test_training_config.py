@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_overrides_take_the_type_of_the_default(path: str, override: str, key: s
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.a=1.5", "config.a must be of type int, got '1.5'; its default is 1"),
+        ("--config.a=1.5", "config.a must be of type int, got '1.5'; write one such as 1"),
         ("--config.b.on=maybe", "config.b.on must be of type bool"),
         ("--config.b.sizes=a,b", "config.b.sizes must be of type tuple"),
         ("--config.b.y=1", "unknown key of config.b: 'y'"),
@@ -85,6 +86,7 @@ def test_wrong_config_files_are_refused(tmp_path: Path, path: str):
 
 def test_options_and_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert parse_options("eta=0.5, variance=large,flag=True") == {"eta": 0.5, "variance": "large", "flag": True}
+    assert parse_options("a=inf,b=-inf") == {"a": math.inf, "b": -math.inf} and math.isnan(parse_options("a=nan")["a"])
     assert parse_options("") == {}
     with pytest.raises(ValueError, match="must look like"):
         parse_options("eta")

@@ -56,7 +56,10 @@ def test_another_sde_is_said_and_trains(tmp_path: Path, capsys: pytest.CaptureFi
     [
         (("sde.name=ve", "sde.beta_end=0.02"), "unknown option of SDE 've': 'beta_end'; choices: sigma_min, sigma_max"),
         (("sde.beta_ned=0.02",), "unknown option of SDE 'ddpm': 'beta_ned'; did you mean 'beta_end'?"),
-        (("sde.name=ve", "sde.sigma_max=high"), "config.sde.sigma_max must be of type float, got 'high'; its default"),
+        (
+            ("sde.name=ve", "sde.sigma_max=high"),
+            "config.sde.sigma_max must be of type float, got 'high'; write one such as 50",
+        ),
         (("sde.name=betas",), "SDE 'betas' needs betas"),
         (("model.network.fir=1",), "unknown key of config.model.network for backbone 'unet': 'fir'"),
     ],

@@ -95,7 +95,8 @@ def test_ranges_have_another_end(overrides: tuple[str, ...]):
 )
 def test_numbers_of_sdes_are_finite_too(name: str, option: str, values: tuple[str, ...]):
     for value in values:
-        with pytest.raises(ValueError, match="; "):
+        said = f"config.sde.{option} must be finite, got {value}; " if value in ("inf", "nan") else "; "
+        with pytest.raises(ValueError, match=said):
             _build(f"--config.sde.name={name}", f"--config.sde.{option}={value}")
 
 
