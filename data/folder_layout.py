@@ -28,6 +28,11 @@ _SPLIT_OF = {
     "validation": "val",
 }
 
+# What may be one all the same, as train_set or val2017.
+_LIKE_A_SPLIT = re.compile(
+    r"(train|training|test|testing|val|valid|validation|dev)([ _.-]?(set|split|data|\d+))?", re.I
+)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -73,21 +78,21 @@ def read_layout(root: Path, split: str) -> Layout:
     if folders:
         base = root / folders[split]
         per_split = {name: _below(images, name) for name in folders.values()}
-        names, everything = per_split[folders[split]], sorted({name for found in per_split.values() for name in found})
+        names = own = per_split[folders[split]]
+        everything = sorted({name for found in per_split.values() for name in found})
         all_paths = [root / folder / name for folder, found in per_split.items() for name in found]
         source = " and ".join(f"{name}/" for name in folders.values())
         source = f"folders {source}" if len(folders) > 1 else f"folder {source}"
         if _SPLIT_OF[folders.get("test", "test").casefold()] == "val":
             source += f", {folders['test']}/ as the test split"
     else:
-        base, everything = root, images
+        base, own, everything = root, images, images
         names = [images[i] for i in fixed_split(len(images), split)] if images else []
         all_paths = [root / name for name in images]
         source = ONE_IN_TEN
     if not names:
         found = f"; {left_out}" if (left_out := _count_left_out(base, files, root)) else ""
         raise DataError(f"no images in {base}{found}; put files there with one of: {' '.join(sorted(EXTENSIONS))}")
-    _refuse_splits_below(base, everything)
     classes = sorted({_class_of(name) for name in everything}, key=natural_order)
     numbers = {name: number for number, name in enumerate(classes)}
     return Layout(
@@ -96,7 +101,7 @@ def read_layout(root: Path, split: str) -> Layout:
         class_names=() if classes == [LOOSE] else tuple(classes),
         all_paths=all_paths,
         split_source=source,
-        notes=tuple(_notes(root, base, files, images, everything, classes, folders)),
+        notes=tuple(_notes(root, base, files, images, own, everything, classes, folders)),
         train_files="" if folders else _digest_of_train(images),
     )
 
@@ -133,21 +138,15 @@ def _folders_of_splits(root: Path, images: Sequence[str]) -> dict[str, str]:
     return {role: found[role] for role in ("train", "test") if role in found}
 
 
-def _refuse_splits_below(base: Path, images: Sequence[str]) -> None:
-    """Refuse splits inside a class, whose test images would be trained on."""
-    splits: dict[str, dict[str, str]] = {}
+def _splits_below(images: Sequence[str]) -> Iterator[str]:
+    """Folders of images, relative to the split's, that have splits of their own, all of whose images are taken."""
+    splits: dict[str, set[str]] = {}
     for image in images:
         folders = image.split("/")[:-1]
-        for depth, name in enumerate(folders[1:], start=1):
+        for depth, name in enumerate(folders):
             if role := _SPLIT_OF.get(name.casefold()):
-                splits.setdefault("/".join(folders[:depth]), {})[role] = name
-    for folder, found in sorted(splits.items()):
-        if "train" in found and len(found) > 1:
-            names = " and ".join(repr(name) for name in found.values())
-            raise DataError(
-                f"{base / folder} has folders {names}, but splits are read at the top of data.root alone; put the "
-                f"classes into the splits, or, if this is the data set, set data.root to {base / folder}"
-            )
+                splits.setdefault("/".join(folders[:depth]), set()).add(role)
+    yield from (folder for folder, roles in sorted(splits.items()) if len(roles) > 1)
 
 
 def _digest_of_train(images: Sequence[str]) -> str:
@@ -165,6 +164,7 @@ def _notes(
     base: Path,
     files: Sequence[str],
     images: Sequence[str],
+    own: Sequence[str],
     everything: Sequence[str],
     classes: Sequence[str],
     folders: dict[str, str],
@@ -180,10 +180,15 @@ def _notes(
     empty = sorted((path.name for path in _subfolders(base) if path.name not in classes), key=natural_order)
     if empty:
         yield f"no classes, since they hold no image that can be read: {_some(empty)} in {base}"
-    if not folders and (like_splits := [name for name in classes if name.casefold() in _SPLIT_OF]):
+    if like_splits := [name for name in classes if _LIKE_A_SPLIT.fullmatch(name)]:
         yield (
             f"read as classes, though splits are named so too: {_some(like_splits)}; if one is a split, put the "
             "classes into folders train and test"
+        )
+    if within := [str(base / folder) for folder in _splits_below(own) if folder]:
+        yield (
+            f"read whole, test images too, though they have folders such as train and test: {_some(within)}; if "
+            f"these are splits, put the classes into folders train and test of {root}"
         )
     if LOOSE in classes and len(classes) > 1:
         count = sum(_class_of(name) == LOOSE for name in everything)

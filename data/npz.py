@@ -41,8 +41,12 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
     root = Path(root)
     with opened(root / f"{split}.npz" if root.is_dir() else root) as arrays:
         of_vectors = holds_vectors(arrays)
-        if of_vectors and any(f"{prefix}images" in arrays for prefix in ("", "train_", "test_")):
-            raise DataError(f"{root} holds both images and vectors; save one of them alone")
+        images = [name for name in ("images", "train_images", "test_images", "arr_0") if name in arrays]
+        vectors = [name for name in ("vectors", "train_vectors", "test_vectors") if name in arrays]
+        if images and vectors:
+            raise DataError(
+                f"{root} holds both images ({images[0]}) and vectors ({vectors[0]}); save one of them alone"
+            )
     if of_vectors:
         return load_vectors(root, split)
     return _load_folder(root, split) if root.is_dir() else _load_file(root, split)

@@ -22,6 +22,7 @@ from training.workdir import save_npz, write_json
 from .measurement import Values
 from .partial import PartialResults
 from .sample_files import open_npz, read_npz, save_pngs, save_trajectory_gif
+from .table import without_nan
 
 _ABOUT = "samples.json"
 # all that belongs to a set
@@ -62,7 +63,7 @@ class SampleSet:
         labels: np.ndarray | None,
         pngs: bool,
     ) -> None:
-        self.folder, self._fingerprint, self._about = folder, fingerprint, about
+        self.folder, self._fingerprint, self._about = folder, fingerprint, without_nan(about)
         self._kind, self._labels, self._pngs = kind, labels, pngs
         self._dtype = np.dtype(np.uint8 if isinstance(kind, ImageKind) else np.float32)
         self._num_samples, self._batch_size = num_samples, batch_size

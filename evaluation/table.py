@@ -95,9 +95,11 @@ def gap_sentence(gap: dict[str, Any]) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN: an unknown standard error is null."""
+    """Make a value fit for JSON, which has no NaN (an unknown standard error is null) and no infinity (a word)."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

@@ -6,7 +6,7 @@ import math
 
 from likelihood import available_likelihoods
 from models import check_variance
-from sde_lib import available_grids, choices_message
+from sde_lib import available_grids, available_sdes, choices_message, sde_defaults
 
 from .build import build_sde
 from .config import Config
@@ -69,8 +69,9 @@ def check_config(config: Config) -> None:
     for section in ("data", "sde", "model", "training", "optim", "sampling", "eval"):
         if section not in config:
             raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
+    defaults = sde_defaults(config.sde.name) if config.sde.name in available_sdes() else {}
     for key, value in config.sde.items():
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value) and value != defaults.get(key):
             raise ValueError(f"config.sde.{key} must be finite, got {value}; set a number")
     # an option that the SDE does not have, or cannot have so
     build_sde(config)

@@ -65,10 +65,10 @@ class StepGuard:
         Raises:
             FloatingPointError: If all of its steps were left out.
         """
-        if self.skipped == step:
+        if self.skipped == step > 0:
             raise FloatingPointError(
-                f"nothing was trained: all {step} steps were left out; lower optim.learning_rate, or correct what "
-                "makes the loss or its gradient infinite"
+                f"nothing was trained: every step up to {step} was left out; correct what makes the loss or its "
+                "gradient nan or infinite, or lower optim.learning_rate, and train anew in another work directory"
             )
 
     def _reason(self, loss: float, grad_norm: float) -> str | None:

@@ -36,7 +36,7 @@ from .state import TrainingState
 from .step import TrainingStep
 from .stopping import Interrupted, StopRequest, stop_on_signals
 from .trained import trained_channels
-from .trained_classes import absent_line, check_trained_classes
+from .trained_classes import absent_line, check_null_class, check_trained_classes
 from .workdir import check_for_training, claim_for_training
 
 
@@ -89,10 +89,13 @@ def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device, in
     communication = Communication(share, device, sharding=training.sharding)
     channels = trained_channels(config, where_the_model_is(workdir, init_from))
     dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train", channels))
-    if not init_from and not checkpoint_folders(workdir / "checkpoints"):
+    is_new = not init_from and not checkpoint_folders(workdir / "checkpoints")
+    if is_new:
         check_trained_classes(config, dataset)
     kind = fit_kind(config, dataset.kind, init_from) if begins else dataset.kind
     state = TrainingState.create(config, kind, device, sharded=communication.sharded)
+    if is_new:
+        check_null_class(config, state.loss)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
     # the first process writes step 0 meanwhile where it has --init-from, so that the others are not to look
     looks = ranks.first or not init_from
@@ -124,6 +127,7 @@ def _train_there(
     if restored and ranks.first and state.step:
         say(f"continues from step {state.step}")
     if state.step >= training.num_steps:
+        state.guard.check_trained(state.step)
         if ranks.first:
             decays = " and --config.optim.decay_steps" if config.optim.decay_steps else ""
             say(f"already trained to step {state.step}; raise --config.training.num_steps{decays} to train on")

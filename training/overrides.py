@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +89,10 @@ def literal(text: str) -> Any:
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
-        words = {"true": True, "false": False, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-        return words.get(text.strip().lower(), text.strip())
+        word = text.strip()
+        if word.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+            return float(word)
+        return {"true": True, "false": False}.get(word.lower(), word)
 
 
 def parse_as(dotted: str, text: str, default: Any) -> Any:
@@ -103,7 +104,8 @@ def parse_as(dotted: str, text: str, default: Any) -> Any:
     if dotted == IMAGE_SIZE:
         return _parse_size(dotted, text)
     kind = type(default)
-    fix = f"config.{dotted} must be of type {kind.__name__}, got {text!r}; write one such as {default!r}"
+    example = "a,b" if default == () else repr(default)
+    fix = f"config.{dotted} must be of type {kind.__name__}, got {text!r}; write one such as {example}"
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]

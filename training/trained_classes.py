@@ -5,6 +5,7 @@ from __future__ import annotations
 from data import AnyDataset
 
 from .config import Config
+from .losses import Loss
 
 _MOST_NUMBERS = 5  # that a line lists
 _CURES = {
@@ -14,7 +15,7 @@ _CURES = {
 
 
 def check_trained_classes(config: Config, dataset: AnyDataset) -> None:
-    """Refuse to begin a class-conditional run of one class, mostly of classes that nothing is of, or of no class.
+    """Refuse to begin a class-conditional run of one class, or mostly of classes that nothing is of.
 
     Args:
         config: The config.
@@ -25,11 +26,6 @@ def check_trained_classes(config: Config, dataset: AnyDataset) -> None:
     """
     if not config.model.class_conditional:
         return
-    if config.model.network.get("null_class"):
-        raise ValueError(
-            "config.model.network.null_class=True promises a network that is trained without its class now and then, "
-            "but training never leaves the class out; remove it"
-        )
     if dataset.num_classes == 1:
         cure = _CURES.get(dataset.name, "take labelled data")
         raise ValueError(
@@ -42,6 +38,24 @@ def check_trained_classes(config: Config, dataset: AnyDataset) -> None:
             f"config.model.class_conditional=True makes a network of {dataset.num_classes:,} classes, of which only "
             f"{len(present):,} are in {dataset.split} (labels {_numbers(present)}); number the labels from 0 on "
             "without gaps, or set it to False"
+        )
+
+
+def check_null_class(config: Config, loss: Loss) -> None:
+    """Refuse to begin a run whose network takes the label -1, no class, but is never trained with it.
+
+    Args:
+        config: The config.
+        loss: Its loss.
+
+    Raises:
+        ValueError: In one line, with the cure.
+    """
+    null_class = config.model.network.get("null_class")
+    if null_class and not loss.drops_class:
+        raise ValueError(
+            f"config.model.network.null_class={null_class} promises a network that is trained without its class now "
+            f"and then, but loss {config.training.loss!r} never leaves the class out; remove it"
         )
 
 

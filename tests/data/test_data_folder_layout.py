@@ -98,23 +98,43 @@ def test_what_may_well_be_classes_are_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "place"),
+    ("names", "said"),
     [
-        (["a/train", "a/test", "b/train", "b/test"], "a"),
-        (["data/Training/a", "data/validation/b"], "data"),
-        (["train/a", "test/x/train", "test/x/val"], "x"),
+        # without splits at the top: whole folders of classes, or of a data set one level too high
+        (["a/train", "a/test", "b/train", "b/dev"], ["a"]),
+        (["data/Training/a", "data/validation/b"], ["data"]),
+        (["bus/test", "bus/val", "car/test"], ["bus"]),
+        (["x/y/train/a", "x/y/test/a"], ["x/y"]),
+        # within the split alone that is loaded
+        (["train/x/train", "train/x/val", "test/x"], ["train/x"]),
+        (["train/x/train", "test/x/test"], []),
+        (["train/1", "test/2", "old/train", "old/test"], []),
     ],
 )
-def test_splits_below_the_top_are_refused(tmp_path, refuses, names, place):
+def test_splits_below_the_top_are_read_whole_which_is_said(tmp_path, names, said):
     for name in names:
         save(tmp_path, *many(name))
-    with refuses(f"{place} has folders", "but splits are read at the top of data.root alone"):
-        load(tmp_path, "test")
+    notes = [note for note in load(tmp_path).notes if note.startswith("read whole, test images too")]
+    expected = ", ".join(str(tmp_path / folder) for folder in said)
+    assert [note.split(": ")[1].split("; ")[0] for note in notes] == [expected] * bool(said)
 
 
-def test_splits_in_what_is_left_out_do_not_matter(tmp_path):
-    save(tmp_path, "train/1.png", "test/2.png", "old/train/3.png", "old/test/4.png")
-    assert len(load(tmp_path)) == 1
+@pytest.mark.parametrize("names", [["train_set", "test-set"], ["train2017", "val2017"], ["bus", "car", "validation"]])
+def test_classes_named_like_splits_are_said(tmp_path, names):
+    for name in names:
+        save(tmp_path, *many(name))
+    like_splits = ", ".join(sorted(set(names) - {"bus", "car"}))
+    assert load(tmp_path).notes[0].startswith(f"read as classes, though splits are named so too: {like_splits}; ")
+
+
+def test_classes_named_like_splits_within_a_split_are_said(tmp_path):
+    save(tmp_path, *many("train/train"), *many("train/val"), *many("test/train"))
+    assert any("though splits are named so too: train, val; " in note for note in load(tmp_path).notes)
+
+
+def test_classes_that_only_begin_like_splits_are_not_said(tmp_path):
+    save(tmp_path, *many("trains"), *many("testudo"), *many("valley"))
+    assert load(tmp_path).notes == ()
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path, refuses):

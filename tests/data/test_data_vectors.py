@@ -114,9 +114,14 @@ def test_bad_vectors_are_one_line(arrays: dict[str, Any], message, tmp_path, ref
 
 def test_vectors_beside_images_are_refused(tmp_path, refuses):
     images = np.zeros((4, 2, 2, 1), np.uint8)
-    for arrays in ({"vectors": VECTORS, "images": images}, {"train_vectors": VECTORS, "train_images": images}):
-        np.savez(tmp_path / "x.npz", **arrays)
-        with refuses("x.npz holds both images and vectors; save one of them alone"):
+    for of_vectors, of_images in (
+        ("vectors", "images"),
+        ("vectors", "arr_0"),
+        ("train_vectors", "train_images"),
+        ("test_vectors", "test_images"),
+    ):
+        np.savez(tmp_path / "x.npz", **{of_vectors: VECTORS, of_images: images})
+        with refuses(f"x.npz holds both images ({of_images}) and vectors ({of_vectors}); save one of them alone"):
             load(tmp_path / "x.npz")
 
 

@@ -9,6 +9,7 @@ from tiny import error, last_tensors, snapshot, tiny_command
 
 import main
 from training import loop
+from training.losses import DDPMLoss
 
 CONDITIONAL = "--config.model.class_conditional=True"
 
@@ -67,12 +68,21 @@ def test_classes_that_cannot_be_trained_are_refused(tmp_path: Path, capsys: pyte
     assert snapshot(tmp_path) == before
 
 
-def test_no_class_is_not_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    message = error(
-        capsys, tiny_command("train", tmp_path / "run", CONDITIONAL, "--config.model.network.null_class=True")
-    )
-    assert "network that is trained without its class now and then, but training never leaves the class out" in message
+@pytest.mark.parametrize("backbone", ["unet", "adm", "ncsnpp"])
+def test_no_class_is_not_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: str):
+    flags = [CONDITIONAL, f"--config.model.backbone={backbone}", "--config.model.network.null_class=True"]
+    message = error(capsys, tiny_command("train", tmp_path / "run", *flags))
+    assert "trained without its class now and then, but loss 'auto' never leaves the class out; remove it" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_leaves_the_class_out_may_train_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(DDPMLoss, "drops_class", True)
+    flags = [CONDITIONAL, "--config.model.network.null_class=True", "--config.training.num_steps=1"]
+    assert main.run(tiny_command("train", tmp_path / "run", *flags)) == 0
+    # what was begun may go on
+    monkeypatch.setattr(DDPMLoss, "drops_class", False)
+    assert main.run(tiny_command("train", tmp_path / "run", *flags[:-1], "--config.training.num_steps=2")) == 0
 
 
 def test_classes_without_images_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -126,7 +126,7 @@ def test_a_run_of_bad_steps_alone_is_no_success(
 ):
     monkeypatch.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_())
     said = error(capsys, tiny_command("train", tmp_path))
-    assert "nothing was trained: all 6 steps were left out; lower optim.learning_rate" in said
+    assert "nothing was trained: every step up to 6 was left out; correct what makes the loss or its" in said
     assert not list(tmp_path.glob("checkpoints/step_*"))
 
 
@@ -173,6 +173,8 @@ def test_a_run_stopped_after_bad_steps_alone_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr("training.losses.weighted_error", spoiled)
         assert main.run(tiny_command("train", tmp_path)) == 130
+    said = error(capsys, tiny_command("train", tmp_path, "--config.training.num_steps=3"))
+    assert "nothing was trained: every step up to 3 was left out" in said
     capsys.readouterr()
     assert main.run(tiny_command("train", tmp_path)) == 0
     assert "continues from step 3" in capsys.readouterr().err
