@@ -15,7 +15,7 @@ from runtime.threads import choose_wait_policy
 
 def _say(error: BaseException, line: str) -> None:
     """Print a line on standard error; of the processes of torchrun, one does."""
-    from training.ranks import speaks
+    from runtime.processes.ranks import speaks
 
     if speaks(error):
         print(line, file=sys.stderr)
@@ -36,10 +36,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     choose_wait_policy()
     try:
         # imported late, so that --help and typos answer at once
+        from commands.run_mode import run_mode
         from configs.default import get_default_config
-        from evaluation.commands import run_mode
-        from training.config import check_flags, import_plugins, load_config
-        from training.workdir import default_workdir
+        from experiment.config import check_flags, import_plugins, load_config
+        from experiment.workdir import default_workdir
 
         check_flags(options.mode, vars(options))
         config = load_config(options.config, overrides, defaults=get_default_config())

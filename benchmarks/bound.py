@@ -1,4 +1,4 @@
-"""What the variational bound costs: schemes of drawing its terms beside the full sum, on the same images and network.
+"""The cost of the variational bound: schemes of drawing its terms beside the full sum, on the same images and network.
 
 Run ``python -m benchmarks.bound``. Each scheme measures the same images again and again with other seeds. The standard
 deviation of the mean over the images is then the standard error "beyond the images' own spread": that of the draws of
@@ -22,13 +22,13 @@ from tqdm import tqdm
 from benchmarks.images import load_images
 from configs.default import get_default_config
 from data import to_model_space
+from experiment.build import pick_device
+from experiment.config import load_config
+from experiment.trained import load_trained
+from experiment.workdir import default_workdir, write_json
 from likelihood import ContinuousBound, VariationalBound, nats_to_bits_per_dim
 from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import NoiseStreams
-from training.build import pick_device
-from training.config import load_config
-from training.trained import load_trained
-from training.workdir import default_workdir, write_json
 
 RESULT = Path(__file__).parent / "results" / "bound.json"
 Estimator = VariationalBound | ContinuousBound
@@ -57,7 +57,7 @@ def measure(estimator: Estimator, model: ScoreModel, x0: Tensor, *, seed: int, b
 
 @dataclass(frozen=True)
 class Reference:
-    """What a scheme estimates, for the first of the images, and the standard error of their mean from the noise."""
+    """The full sum for the first of the images, and the standard error of their mean from the noise."""
 
     bits_per_dim: Tensor
     stderr: float
@@ -236,7 +236,7 @@ def _summary(reference: Reference) -> dict[str, Any]:
 
 
 def _table(report: dict[str, Any]) -> str:
-    """What a reader wants to see, in bits/dim."""
+    """The table of the page, in bits/dim."""
     full, limit = report["full"], report["continuous"]
     lines = [
         f"full sum over {report['num_times']} times, {full['num_images']} images: "

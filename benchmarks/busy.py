@@ -1,4 +1,4 @@
-"""What a busy core costs: calls a second of the demo's network beside another program, by how threads wait.
+"""The cost of a busy core: calls a second of the demo's network beside another program, by how threads wait.
 
 Run ``python -m benchmarks.busy`` on a machine that is otherwise idle. Each way is timed in a process of its own, since
 it is chosen when PyTorch is imported; the ways take turns, and the median of the rounds counts. "chosen" is what
@@ -28,8 +28,8 @@ def calls_per_second(config: str, batch_size: int, seconds: float) -> float:
     import torch
 
     from benchmarks.images import load_images
-    from training.build import build_model
-    from training.config import load_config
+    from experiment.build import build_model
+    from experiment.config import load_config
 
     loaded = load_config(config, [])
     dataset = load_images(loaded, "train")

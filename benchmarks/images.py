@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from data import ImageDataset
-from training.build import build_dataset
-from training.config import Config
+from experiment.build import build_dataset
+from experiment.config import Config
 
 
 def load_images(config: Config, split: str) -> ImageDataset:

@@ -1,4 +1,4 @@
-"""What the flow's likelihood costs beside the textbook's way, on the same network, images, dequantization and probes.
+"""The cost of the flow's likelihood beside the textbook's way, on the same network, images, dequantization and probes.
 
 Run ``python -m benchmarks.likelihood``. The textbook's way (Song et al. 2021, Appendix D.2, as commonly written) is
 SciPy's RK45 over t, through NumPy, the whole batch as one vector, drift and divergence in a network call each. Both
@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from benchmarks.images import load_images
 from configs.default import get_default_config
 from data import to_model_space
+from experiment.build import pick_device
+from experiment.config import load_config
+from experiment.trained import load_trained
+from experiment.workdir import default_workdir, write_json
 from likelihood import FlowLikelihood
 from models import EpsParameterization, NetworkScoreModel, ScoreModel
 from sde_lib import SDE, VP, NoiseStreams, Tabulated, expand_like
-from training.build import pick_device
-from training.config import load_config
-from training.trained import load_trained
-from training.workdir import default_workdir, write_json
 
 RESULTS = Path(__file__).parent / "results"
 T_END = 1e-3
@@ -163,7 +163,7 @@ def load_pair(arguments: argparse.Namespace) -> tuple[Pair, int]:
 
 
 def row(found: Measured, truth: Tensor) -> dict[str, float]:
-    """What is reported of one side; errors over the images that have a reference."""
+    """The report's row for one side; errors over the images that have a reference."""
     error = found.bits[: len(truth)] - truth
     return {
         "network_calls": found.calls,

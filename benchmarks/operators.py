@@ -1,4 +1,4 @@
-"""Where the time of some work goes: shares by kind of operation."""
+"""Time of some work by kind of operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sampler's step costs beside the scheduler of diffusers, with a network that returns at once.
+"""The cost of a sampler's step beside the scheduler of diffusers, with a network that returns at once.
 
 Run ``python -m benchmarks.overhead``. Both sides are timed in turn within one run, a loop of steps each, so that what
 else the machine does falls on both; the figure to read is the ratio. With one thread the time is that of the processor,

@@ -1,4 +1,4 @@
-"""Whether training in bfloat16 costs anything: final losses over seeds, in both precisions.
+"""The cost of training in bfloat16: final losses over seeds, in both precisions.
 
 Run ``python -m benchmarks.precision``. A U-Net learns scikit-learn's digits from the same initial weights, images,
 times, noise and dropout in float32 and under bfloat16 autocast over float32 weights, once a seed. What is compared is
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from benchmarks import options
 from data import ImageDataset, TrainBatches, to_model_space
-from data.digits import load_digits
+from data.sources.digits import load_digits
+from experiment.precision import PrecisionBackbone
+from experiment.workdir import write_json
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
 from sde_lib import Tabulated, derive_seed
 from training.ema import ExponentialMovingAverage
 from training.losses import DDPMLoss
-from training.precision import PrecisionBackbone
-from training.workdir import write_json
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
 NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16}

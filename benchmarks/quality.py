@@ -30,14 +30,14 @@ from evaluation.quality import (
     sliced_wasserstein,
     train_feature_classifier,
 )
+from experiment.build import bound_x0, pick_device
+from experiment.config import load_config
+from experiment.trained import load_trained
+from experiment.workdir import check_for_use, default_workdir
 from models import GaussianMixtureScoreModel, ScoreModel
 from samplers import Sampler, available_samplers, make_sampler
 from sde_lib import SDE, NoiseStreams
-from training.build import bound_x0, pick_device
-from training.config import load_config
 from training.loop import train
-from training.trained import load_trained
-from training.workdir import check_for_use, default_workdir
 
 BUDGETS = (5, 10, 20, 50, 100)
 
@@ -146,7 +146,7 @@ class Quality:
 
 
 def network_calls(sampler: Sampler, sde: SDE) -> int:
-    """How often a sampler calls the network, counted on a standard Gaussian, whose score costs nothing."""
+    """Count a sampler's network calls, on a standard Gaussian, whose score costs nothing."""
     model = GaussianMixtureScoreModel(sde, means=torch.zeros(1, 1), covs=torch.ones(1, 1, 1))
     noise = NoiseStreams(0, range(1))
     return sampler.sample(model, sampler.prior_sample(sde, (1,), noise), noise=noise).nfe
@@ -171,7 +171,7 @@ def largest_within(budget: int, build: Callable[[int], Sampler], sde: SDE) -> Sa
 
 
 def settings(entry: Entry, sde: SDE) -> Iterator[tuple[str, int | None, Sampler]]:
-    """What to run for an entry: a name for each setting, its budget, and the sampler; what cannot be built is named."""
+    """The runs of an entry: each setting's name, budget and sampler; those that cannot be built are named."""
     for tolerance in entry.tolerances:
         try:
             sampler = make_sampler(entry.name, rtol=tolerance, atol=tolerance, **entry.options)

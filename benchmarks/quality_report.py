@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from training.workdir import write_atomically, write_json
+from experiment.workdir import write_atomically, write_json
 
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 _MEASURES = (("frechet", "Fréchet distance of features", 1), ("sliced", "sliced Wasserstein distance of pixels", 1000))

@@ -1,4 +1,4 @@
-"""How fast the CIFAR-10 U-Net is beside ``diffusers``' of the same architecture and weights.
+"""Speed of the CIFAR-10 U-Net beside ``diffusers``' of the same architecture and weights.
 
 Run ``python -m benchmarks.speed``: forward pass, training step, sampling by 20 steps of DDIM and the likelihood of the
 probability flow, for ``diffusers`` as its documentation uses it (float32) and under bfloat16 autocast, and for ours in
@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from benchmarks import options
 from benchmarks.operators import shares
 from benchmarks.unet_pair import SETTINGS, Side, Work, Workbench
-from training.precision import bf16_units, forward_flops
-from training.workdir import write_json
+from experiment.precision import bf16_units, forward_flops
+from experiment.workdir import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "speed.json"
@@ -54,7 +54,7 @@ def our_sides(*, compiled: bool) -> tuple[Side, ...]:
 
 
 def works(bench: Workbench, task: str, sides: tuple[Side, ...]) -> dict[str, Callable[[], Work]]:
-    """What makes the work of every side of a task, by label."""
+    """The work of every side of a task, by label."""
     make = getattr(bench, task)
     if task != "likelihood":
         return {side.label: partial(make, side) for side in (*THEIRS, *sides)}
@@ -181,7 +181,7 @@ def own_peak_memory(device: torch.device) -> float:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on, without any name of the machine itself."""
+    """The facts that the figures depend on, without any name of the machine itself."""
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

@@ -14,6 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiment.precision import NetworkMode, PrecisionBackbone, fast_inference
 from likelihood import FlowLikelihood
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
@@ -21,7 +22,6 @@ from samplers import make_sampler
 from sde_lib import NoiseStreams, Tabulated
 from training.ema import ExponentialMovingAverage
 from training.losses import DDPMLoss
-from training.precision import NetworkMode, PrecisionBackbone, fast_inference
 
 Work = Callable[[], Any]
 # its classes are found when they are first asked for, which type checkers do not see
@@ -106,7 +106,7 @@ def their_weights(ours: dict[str, Tensor], num_levels: int) -> dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Side:
-    """Who computes, and how.
+    """A side of the comparison: ours or theirs, and its precision.
 
     Attributes:
         ours: Whose network it is.
@@ -120,7 +120,7 @@ class Side:
 
     @property
     def label(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         how = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.precision]
         return f"{'ours' if self.ours else 'diffusers'} {how}{' compiled' if self.compiled else ''}"
 

@@ -5,8 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from typing import Any
+
+from .listing import REGISTRIES, list_names
 
 _MODES = ("train", "eval", "sample", "import", "export")
+
+
+class _List(argparse.Action):
+    """Print the names of a kind and exit, as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        print(list_names(values))
+        parser.exit()
 
 
 def _given_path(text: str) -> str:
@@ -42,5 +53,7 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, li
         parser.add_argument(f"--{name}", default="", help=f"of --mode {of}: see docs/checkpoints.md")
     for name, of in (("checkpoint", "import"), ("init-from", "train")):
         parser.add_argument(f"--{name}", type=_given_path, help=f"of --mode {of}: see docs/checkpoints.md")
+    names = f"list the names that a config may use, of {', '.join(REGISTRIES)}"
+    parser.add_argument("--list", action=_List, choices=list(REGISTRIES), metavar="KIND", help=names)
     parser.add_argument("--output", type=path, default="", help="of --mode export and sample: the folder to write in")
     return parser.parse_known_args(arguments)

@@ -137,7 +137,7 @@ class ImageKind:
 
     @property
     def space(self) -> LevelSpace:
-        """What networks see of the images: levels in [-1, 1]."""
+        """The space of x0: levels in [-1, 1]."""
         return LevelSpace(self.num_levels)
 
 

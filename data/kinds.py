@@ -1,7 +1,7 @@
 """The images of data sets that are known before they are loaded, or even there."""
 
 from .base import DIGITS, ImageKind
-from .cifar10 import CLASS_NAMES
+from .sources.cifar10 import CLASS_NAMES
 
 _OFFICIAL = {
     "digits": ImageKind((1, 8, 8), 17, 10, DIGITS),

@@ -5,27 +5,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from runtime.registry import Registry
+
 from .base import check_split
-from .cifar10 import load_cifar10
-from .digits import load_digits
 from .errors import DataError
-from .folder import load_folder
-from .mnist import load_mnist
-from .moons import load_moons
-from .npz import load_npz
 from .sizes import ImageSize, height_and_width
+from .sources.cifar10 import load_cifar10
+from .sources.digits import load_digits
+from .sources.folder import load_folder
+from .sources.mnist import load_mnist
+from .sources.moons import load_moons
+from .sources.npz import load_npz
 from .vectors import AnyDataset, VectorDataset
 
 Loader = Callable[..., AnyDataset]
 
-_LOADERS: dict[str, Loader] = {
+DATASETS: Registry[AnyDataset] = Registry("dataset")
+for _name, _loader in {
     "digits": load_digits,
     "mnist": load_mnist,
     "cifar10": load_cifar10,
     "folder": load_folder,
     "npz": load_npz,
     "moons": load_moons,
-}
+}.items():
+    DATASETS.register(_name)(_loader)
 
 
 def register_dataset(name: str) -> Callable[[Loader], Loader]:
@@ -41,21 +45,14 @@ def register_dataset(name: str) -> Callable[[Loader], Loader]:
         A decorator that registers the loader and returns it unchanged.
 
     Raises:
-        DataError: If the name is taken.
+        ValueError: If the name is taken.
     """
-
-    def register(loader: Loader) -> Loader:
-        if name in _LOADERS:
-            raise DataError(f"dataset {name!r} is registered already; choose another name")
-        _LOADERS[name] = loader
-        return loader
-
-    return register
+    return DATASETS.register(name)
 
 
 def available_datasets() -> list[str]:
     """Return the names that ``load_dataset`` knows, sorted."""
-    return sorted(_LOADERS)
+    return DATASETS.names()
 
 
 def load_dataset(
@@ -87,8 +84,10 @@ def load_dataset(
     Raises:
         DataError: If a name, a split or an option is unknown or does not fit, or the data cannot be used.
     """
-    if name not in _LOADERS:
-        raise DataError(f"unknown dataset {name!r}; choose one of: {', '.join(available_datasets())}")
+    try:
+        loader = DATASETS.get(name)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     check_split(split)
     if not str(root):
         raise DataError("data.root is empty; set it to the folder that holds the data")
@@ -99,8 +98,8 @@ def load_dataset(
         "channels": channels,
         "download": download,
     }
-    taken = inspect.signature(_LOADERS[name]).parameters
-    dataset = _LOADERS[name](**{key: value for key, value in offered.items() if key in taken})
+    taken = inspect.signature(loader).parameters
+    dataset = loader(**{key: value for key, value in offered.items() if key in taken})
     _check_shape(dataset, image_size, channels)
     return dataset
 

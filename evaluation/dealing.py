@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from training.ranks import Ranks
-from training.stopping import Interrupted
+from runtime.processes.ranks import Ranks
+from runtime.signals import Interrupted
 
 
 def deal(

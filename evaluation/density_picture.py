@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from data import VectorDataset
+from experiment.pictures import save_density
 from likelihood import FlowLikelihood
 from models import ScoreModel
 from samplers import Sampler
 from sde_lib import NoiseStreams, derive_seed
-from training.pictures import save_density
 
 _POINTS_A_SIDE = 64
 _MARGIN = 0.15  # of the data's extent, on either side

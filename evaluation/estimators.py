@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from data import AnyDataset
+from experiment.checks import check_learned_parts
+from experiment.config import Config
 from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
 from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import TABLEAUS
-from training.checks import check_learned_parts
-from training.config import Config
 
 
 def build_estimator(name: str, config: Config, dataset: AnyDataset) -> LikelihoodEstimator:

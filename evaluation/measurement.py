@@ -146,7 +146,7 @@ class Measurement:
             self.sampling_variance = _moments(nats / (num_dims * math.log(2)) ** 2)
 
     def report(self) -> dict[str, Any]:
-        """What goes to ``eval/report.json``."""
+        """The entry of ``eval/report.json``."""
         report: dict[str, Any] = {"bits_per_dim": self.total.mean, "stderr": self.total.stderr}
         report |= {name: mean.mean for name, mean in self.terms.items()}
         report |= {f"{name}_stderr": mean.stderr for name, mean in self.terms.items()}

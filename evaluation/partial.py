@@ -1,4 +1,4 @@
-"""What an interrupted measurement keeps: each batch as it comes, and a fingerprint of all that its values depend on."""
+"""Batches of an interrupted measurement, and a fingerprint of all that their values depend on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from data import RealSpace
+from experiment.config import Config, flatten
+from experiment.workdir import write_atomically, write_json
 from likelihood import available_likelihoods
 from models import ScoreModel
-from training.config import Config, flatten
-from training.workdir import write_atomically, write_json
 
 from .measurement import EvalSplit, Values
 
@@ -30,7 +30,7 @@ _FORMAT = 1
 _FINGERPRINT = "fingerprint.json"
 # neither changes a value: how far to go before giving up, and what else is measured; the images have a digest
 _FREE = ("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images")
-_PACKAGES = ("sde_lib", "models", "likelihood", "data", "training", "evaluation")
+_PACKAGES = ("sde_lib", "models", "likelihood", "data", "runtime", "experiment", "evaluation", "commands")
 _FIXED = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.", "eval.")
 
 
@@ -226,7 +226,7 @@ class PartialResults:
             self.folder.parent.rmdir()
 
     def _difference(self) -> str | None:
-        """What the fingerprint in the folder differs in, or None."""
+        """The difference between the folder's fingerprint and ours, or None."""
         path = self.folder / _FINGERPRINT
         try:
             found = json.loads(path.read_bytes())

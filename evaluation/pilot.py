@@ -1,4 +1,4 @@
-"""Where a bound's terms are large, from a few images that are not measured."""
+"""Importance of a bound's terms, from a few images that are not measured."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import torch
 
 from data import AnyDataset, eval_batches
+from experiment.build import build_dataset
+from experiment.config import Config
 from likelihood import ContinuousBound, LikelihoodEstimator, VariationalBound
 from models import ScoreModel
+from runtime.processes.ranks import Ranks
 from sde_lib import NoiseStreams, derive_seed
-from training.build import build_dataset
-from training.config import Config
-from training.ranks import Ranks
 
 NUM_PILOT_IMAGES = 16
 _PILOT = 0x70696C6F74
@@ -59,7 +59,7 @@ def fit_step_weights(
 
 
 def _draws(estimator: VariationalBound | ContinuousBound, model: ScoreModel) -> bool:
-    """Whether it draws its steps by importance; a chain with no more steps than draws takes them all."""
+    """Tell a bound that draws its steps by importance; a chain with no more steps than draws takes them all."""
     if estimator.step_sampling != "importance" or estimator.steps_per_image is None:
         return False
     every = isinstance(estimator, VariationalBound)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from data import AnyKind, VectorKind
+from experiment.config import Config, flatten, parse_options
+from experiment.pictures import array_shape
 from models import NetworkScoreModel, ReverseVariance, pick_variance
 from samplers import Sampler
-from training.config import Config, flatten, parse_options
-from training.pictures import array_shape
 
 from .partial import code_digest, digest_of
 
@@ -128,7 +128,7 @@ def about_of(
     network: dict[str, Any],
     variance: ReverseVariance | None,
 ) -> dict[str, Any]:
-    """What ``samples.json`` tells its reader.
+    """The contents of ``samples.json``.
 
     Args:
         config: The config.

@@ -1,4 +1,4 @@
-"""How far samples are from data, with standard errors, and nothing to download.
+"""Distances between samples and data, with standard errors, and nothing to download.
 
 Two distances between sets of images: Frechet's between features of a small classifier that is trained here in seconds,
 and the sliced Wasserstein distance between the pixels themselves. Both are squared distances. Both are larger for

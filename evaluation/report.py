@@ -1,4 +1,4 @@
-"""What ``eval/report.json`` says of the model and the data, whatever is measured."""
+"""Model and data in ``eval/report.json``, whatever is measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data import RealSpace
-from training.config import Config, data_root
+from experiment.config import Config, data_root
 
 from .measurement import EvalSplit
 

@@ -1,4 +1,4 @@
-"""What makes a number misleading: a line each, with the cure."""
+"""Warnings about settings that make a number misleading: a line each, with the cure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from experiment.first_noise import less_first_noise, wide_first_noise
+from experiment.prior import cure_of_lost_signal
 from likelihood import ContinuousBound, FlowLikelihood, LikelihoodEstimator, VariationalBound
 from sde_lib import MOST_PRIOR_BITS, SDE, last_noisy_time
-from training.first_noise import less_first_noise, wide_first_noise
-from training.prior import cure_of_lost_signal
 
 from .table import plus_minus
 

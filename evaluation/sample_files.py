@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.images import image_grid, to_uint8
+from experiment.images import image_grid, to_uint8
 
 _BYTES = np.dtype(np.uint8)
 _FRAME = 80  # milliseconds of a GIF's frame; the last one stays for a while

@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 
 from data import AnyKind, ImageKind
-from training.files import make_folder, parse_json, read_regular, sync_folder
-from training.images import save_png
-from training.pictures import array_shape, has_picture, picture_of
-from training.workdir import save_npz, write_json
+from experiment.images import save_png
+from experiment.pictures import array_shape, has_picture, picture_of
+from experiment.workdir import save_npz, write_json
+from runtime.files import (
+    make_folder,
+    parse_json,
+    read_regular,
+    sync_folder,
+)
 
 from .measurement import Values
 from .partial import PartialResults
@@ -81,7 +86,7 @@ class SampleSet:
         return range(k * self._batch_size, min((k + 1) * self._batch_size, self._num_samples))
 
     def kept(self) -> str:
-        """How many batches are kept, in words."""
+        """The number of batches that are kept, in words."""
         return f"{min(self._partial.count(), len(self))} of {len(self)} batches"
 
     def find(self) -> list[str] | None:
@@ -221,7 +226,7 @@ def _move(source: Path, target: Path, names: list[str]) -> None:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """What ``samples.json`` says; nothing if it is not there, or damaged."""
+    """The contents of ``samples.json``; nothing if it is not there, or damaged."""
     try:
         return parse_json(read_regular(folder / _ABOUT))
     except (OSError, ValueError):

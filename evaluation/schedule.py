@@ -1,4 +1,4 @@
-"""Which process measures which batch, what is known already, and how far it is."""
+"""The schedule of a measurement: batches to processes, results that are known already, and progress."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from likelihood import LikelihoodEstimator, RunningMean
 from models import ScoreModel
+from runtime.messages import say
+from runtime.processes.ranks import Ranks
 from runtime.terminal import ProgressBar
-from training.logging import say
-from training.ranks import Ranks
 
 from .dealing import deal
 from .measurement import EvalSplit, Measurement, Values, bits_per_dim_of
@@ -83,7 +83,7 @@ class Schedule:
         return {name: Measurement([known[k] for k in range(len(self._split))]) for name, known in self._known.items()}
 
     def kept(self) -> str:
-        """How many batches are kept, by whatever process, in words."""
+        """The number of batches that are kept, by whatever process, in words."""
         return self._counted({name: partial.count() for name, partial in self._partial.items()})
 
     def _counted(self, counts: dict[str, int]) -> str:

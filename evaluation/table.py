@@ -77,7 +77,7 @@ def gap_of(measurements: dict[str, Measurement]) -> dict[str, Any] | None:
 
 
 def gap_sentence(gap: dict[str, Any]) -> str:
-    """What the difference of the two numbers says of the model.
+    """A sentence on the difference of the two numbers.
 
     Args:
         gap: See ``gap_of``; a verdict needs two standard errors.

@@ -47,7 +47,7 @@ class TrajectoryHook:
         self._scales.append(1 / math.hypot(alpha, sigma))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What was kept.
+        """The recorded states.
 
         Returns:
             "states", float32 [frames, num_samples, ...], "t", float64 [frames], and "scales", float64 [frames],

@@ -1,4 +1,4 @@
-"""What every likelihood estimate is: three terms in nats per image, and how they were come by."""
+"""Base classes: an estimate has three terms in nats per image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from models import ScoreModel
-from sde_lib import NoiseStreams, Registry
+from runtime.readable import Readable
+from runtime.registry import Registry
+from sde_lib import NoiseStreams
 
 from .units import nats_to_bits_per_dim
 
@@ -58,7 +60,7 @@ class LikelihoodTerms:
         return nats_to_bits_per_dim(self.total, self.num_dims)
 
 
-class LikelihoodEstimator(ABC):
+class LikelihoodEstimator(Readable, ABC):
     """Measures data under a model. Holds numbers, never a model.
 
     Attributes:
@@ -95,13 +97,13 @@ class LikelihoodEstimator(ABC):
         """
 
 
-_LIKELIHOODS: Registry[LikelihoodEstimator] = Registry("likelihood")
-register_likelihood = _LIKELIHOODS.register
+LIKELIHOODS: Registry[LikelihoodEstimator] = Registry("likelihood")
+register_likelihood = LIKELIHOODS.register
 
 
 def available_likelihoods() -> list[str]:
     """Names that ``make_likelihood`` takes."""
-    return _LIKELIHOODS.names()
+    return LIKELIHOODS.names()
 
 
 def make_likelihood(name: str, **kwargs: Any) -> LikelihoodEstimator:
@@ -114,4 +116,4 @@ def make_likelihood(name: str, **kwargs: Any) -> LikelihoodEstimator:
     Raises:
         ValueError: If the name, or an option, is unknown or out of range.
     """
-    return _LIKELIHOODS.make(name, **kwargs)
+    return LIKELIHOODS.make(name, **kwargs)

@@ -1,4 +1,4 @@
-"""What every estimate refuses, each in one line: a batch that does not fit together, answers that are no numbers."""
+"""Checks of every estimate: batches that do not fit together, model outputs that are not finite."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import Dequantizer, Prediction, ScoreModel, place_on_bin
-from sde_lib import NoiseStreams, choices_message
+from runtime.registry import choices_message
+from sde_lib import NoiseStreams
 
 from .decoder import discretized_gaussian_log_prob
 

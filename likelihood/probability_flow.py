@@ -11,18 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_options, count_network_calls, follow_flow
+from runtime.registry import choices_message
 from runtime.whole_numbers import whole_number
-from sde_lib import (
-    ADAMS,
-    SDE,
-    TABLEAUS,
-    NoiseStreams,
-    check_grid,
-    choices_message,
-    expand_like,
-    last_noisy_time,
-    make_grid,
-)
+from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, check_grid, expand_like, last_noisy_time, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, noisy_part

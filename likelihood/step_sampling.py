@@ -1,4 +1,4 @@
-"""Which terms of a bound are evaluated, and what each counts for, so that their sum stays unbiased."""
+"""Sampling a bound's terms, with weights that keep their sum unbiased."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from runtime.registry import choices_message
 from runtime.whole_numbers import whole_number
-from sde_lib import NoiseStreams, choices_message, derive_seed
+from sde_lib import NoiseStreams, derive_seed
 
 StepSampling = Literal["stratified", "uniform", "low_discrepancy", "importance"]
 

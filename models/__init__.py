@@ -3,7 +3,6 @@
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .flow import FlowEquation, FlowPoint, check_ode_options, follow_flow
-from .guidance import ClippedScoreModel, ThresholdedScoreModel
 from .levels import LevelsParameterization, level_posterior_mean
 from .parameterization import (
     EDMParameterization,
@@ -19,6 +18,7 @@ from .parameterization import (
 from .prediction import Prediction
 from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, pick_variance, reverse_log_var
 from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_network_calls
+from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
 
 __all__ = [
     "CallCounter",

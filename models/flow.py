@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from runtime.registry import choices_message
 from runtime.whole_numbers import whole_number
 from sde_lib import (
     ADAMS,
@@ -18,7 +19,6 @@ from sde_lib import (
     NoProgressError,
     available_ode_solvers,
     check_installed,
-    choices_message,
     expand_like,
     solve_adams,
 )

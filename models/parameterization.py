@@ -1,4 +1,4 @@
-"""What a network's input scale, time input and output mean, as functions of the SDE (Karras et al. 2022, Table 1)."""
+"""The meaning of a network's input scale, time input and output (Karras et al. 2022, Table 1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sde_lib import SDE, Registry, choices_message, expand_like
+from runtime.readable import Readable
+from runtime.registry import Registry, choices_message
+from sde_lib import SDE, expand_like
 
 PerSample = Float[Tensor, " batch"]
 Reading = tuple[Literal["eps", "x0", "v"], Tensor]
@@ -68,7 +70,7 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
     return -0.125 * sde.log_snr(t)
 
 
-class Parameterization(ABC):
+class Parameterization(Readable, ABC):
     """c_in scales the network's input, c_noise is its time, ``read`` gives the output its meaning.
 
     Args:
@@ -89,7 +91,7 @@ class Parameterization(ABC):
 
     @property
     def scales_input(self) -> bool:
-        """Whether ``c_in`` is another than 1."""
+        """True if ``c_in`` is another than 1."""
         return type(self).c_in is not Parameterization.c_in
 
     def c_in(self, sde: SDE, t: PerSample) -> PerSample:
@@ -102,7 +104,7 @@ class Parameterization(ABC):
 
     @abstractmethod
     def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
-        """What the raw output says: the name of a quantity, and its value.
+        """Read the raw output: the name of a quantity, and its value.
 
         Args:
             raw: The network's output, [B, ...].
@@ -112,8 +114,8 @@ class Parameterization(ABC):
         """
 
 
-_PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization")
-register_parameterization = _PARAMETERIZATIONS.register
+PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization")
+register_parameterization = PARAMETERIZATIONS.register
 
 
 def make_parameterization(
@@ -133,8 +135,8 @@ def make_parameterization(
     if name == "edm":
         return EDMParameterization(data_std=data_std, noise_input="edm" if noise_input == "auto" else noise_input)
     if name == "levels":
-        return _PARAMETERIZATIONS.make(name, noise_input=noise_input, num_levels=num_levels)
-    return _PARAMETERIZATIONS.make(name, noise_input=noise_input)
+        return PARAMETERIZATIONS.make(name, noise_input=noise_input, num_levels=num_levels)
+    return PARAMETERIZATIONS.make(name, noise_input=noise_input)
 
 
 @register_parameterization("eps")

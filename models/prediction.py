@@ -13,7 +13,7 @@ from sde_lib import expand_like
 
 
 class _Source:
-    """What is still to be found of a prediction: alpha and sigma, looked up once, and by them the other of x0 and eps.
+    """The values still to be found of a prediction: alpha and sigma, looked up once, and then x0 or eps.
 
     Args:
         x_t: Noisy data.
@@ -47,7 +47,7 @@ class _Source:
 
 
 class Prediction:
-    """What a network says of x_t: the clean data x0 and the noise eps, with x_t = alpha x0 + sigma eps.
+    """A network's prediction at x_t: the clean data x0 and the noise eps, with x_t = alpha x0 + sigma eps.
 
     From one of the two the other is found when it is first asked for, since most samplers use one alone.
 
@@ -108,7 +108,7 @@ class Prediction:
 
     @property
     def given(self) -> Literal["x0", "eps", "both"]:
-        """Which of x0 and eps costs nothing."""
+        """The one of x0 and eps that costs nothing."""
         if self._x0 is None:
             return "eps"
         return "x0" if self._eps is None else "both"

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sde_lib import SDE, choices_message, expand_like
+from runtime.registry import choices_message
+from sde_lib import SDE, expand_like
 
 from .prediction import Prediction
 

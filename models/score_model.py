@@ -147,7 +147,7 @@ class NetworkScoreModel(ScoreModel):
 
 
 class CallCounter:
-    """How often networks were called."""
+    """A count of network calls."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -1,1 +1,1 @@
-"""What a command needs of the machine it runs on, and nothing of diffusion. Imports neither torch nor NumPy."""
+"""The machine that a command runs on, and nothing of diffusion: files, locks, signals, memory, processes."""

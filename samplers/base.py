@@ -1,4 +1,4 @@
-"""What every sampler is: numbers that turn a model and x_T into x_0."""
+"""Base class of samplers, which are stateless: the model is an argument."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from models import ScoreModel
+from runtime.readable import Readable
 from sde_lib import SDE, NoiseStreams
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What a sampler made.
+    """The result of sampling.
 
     Attributes:
         x0: Samples, [B, ...].
@@ -32,7 +33,7 @@ class SampleResult:
 
 @dataclass(frozen=True)
 class StepState:
-    """What a hook sees after each step, the final denoising included, whose state is x0 itself.
+    """The state that a hook sees after each step, the final denoising included, whose state is x0 itself.
 
     Attributes:
         index: Number of the step, from 0.
@@ -63,7 +64,7 @@ Hook = Callable[[StepState], Tensor | None]
 States = Generator[Tensor, Tensor, None]
 
 
-class Sampler(ABC):
+class Sampler(Readable, ABC):
     """Turns x_T into x_0 with the help of a model. Holds numbers, never a model."""
 
     def prior_sample(

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sde_lib import SDE, Registry, combine, expand_like
+from runtime.registry import Registry
+from sde_lib import SDE, combine, expand_like
 
 from .run import Point, Run
 
@@ -44,13 +45,13 @@ class Corrector(ABC):
         """
 
 
-_CORRECTORS: Registry[Corrector] = Registry("corrector")
-register_corrector = _CORRECTORS.register
+CORRECTORS: Registry[Corrector] = Registry("corrector")
+register_corrector = CORRECTORS.register
 
 
 def available_correctors() -> list[str]:
     """Names that ``make_corrector`` takes."""
-    return _CORRECTORS.names()
+    return CORRECTORS.names()
 
 
 def make_corrector(name: str, **kwargs: Any) -> Corrector:
@@ -59,7 +60,7 @@ def make_corrector(name: str, **kwargs: Any) -> Corrector:
     Raises:
         ValueError: If the name or an option is unknown; the message lists what exists.
     """
-    return _CORRECTORS.make(name, **kwargs)
+    return CORRECTORS.make(name, **kwargs)
 
 
 def _alpha_of_table_step(sde: SDE, t: Point) -> float:

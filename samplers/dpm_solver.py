@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from sde_lib import choices_message, combine
+from runtime.registry import choices_message
+from sde_lib import combine
 
 from .base import States
 from .grid_sampler import GridSampler

@@ -12,8 +12,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from models import ScoreModel, count_network_calls
+from runtime.registry import choices_message
 from runtime.whole_numbers import whole_number
-from sde_lib import SDE, NoiseStreams, available_grids, check_grid, choices_message, make_grid
+from sde_lib import SDE, NoiseStreams, available_grids, check_grid, make_grid
 
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
 from .run import Point, Run, points_of, time_at

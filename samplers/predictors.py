@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import ReverseVariance, check_variance, pick_variance, reverse_log_var
-from sde_lib import Registry, combine
+from runtime.registry import Registry
+from sde_lib import combine
 
 from .grid_sampler import GridSampler
 from .registry import register_sampler
@@ -36,13 +37,13 @@ class Predictor(ABC):
         """
 
 
-_PREDICTORS: Registry[Predictor] = Registry("predictor")
-register_predictor = _PREDICTORS.register
+PREDICTORS: Registry[Predictor] = Registry("predictor")
+register_predictor = PREDICTORS.register
 
 
 def available_predictors() -> list[str]:
     """Names that ``make_predictor`` takes."""
-    return _PREDICTORS.names()
+    return PREDICTORS.names()
 
 
 def make_predictor(name: str, **kwargs: Any) -> Predictor:
@@ -51,7 +52,7 @@ def make_predictor(name: str, **kwargs: Any) -> Predictor:
     Raises:
         ValueError: If the name or an option is unknown; the message lists what exists.
     """
-    return _PREDICTORS.make(name, **kwargs)
+    return PREDICTORS.make(name, **kwargs)
 
 
 @register_predictor("ancestral")

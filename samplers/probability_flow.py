@@ -29,7 +29,7 @@ _ROUND_TRIP, _ROUND_TRIP_ADAMS = 0.01, 0.0005
 
 @dataclass(frozen=True)
 class FlowResult:
-    """Where the flow leads.
+    """An end of the probability-flow ODE.
 
     Attributes:
         x: From ``encode``, the latent x_T; from ``decode``, the image in the scale of data; [B, ...].

@@ -6,17 +6,17 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from sde_lib import Registry, choices_message
+from runtime.registry import Registry, choices_message
 
 from .base import Sampler
 
-_SAMPLERS: Registry[Sampler] = Registry("sampler")
-register_sampler = _SAMPLERS.register
+SAMPLERS: Registry[Sampler] = Registry("sampler")
+register_sampler = SAMPLERS.register
 
 
 def available_samplers() -> list[str]:
     """Names that ``make_sampler`` takes."""
-    return _SAMPLERS.names()
+    return SAMPLERS.names()
 
 
 def _options(factory: Callable[..., Sampler]) -> list[str] | None:
@@ -42,8 +42,8 @@ def make_sampler(name: str, **kwargs: Any) -> Sampler:
     Raises:
         ValueError: If the name, or an option, is unknown or out of range.
     """
-    options = _options(_SAMPLERS.get(name))
+    options = _options(SAMPLERS.get(name))
     for option in kwargs:
         if options is not None and option not in options:
             raise ValueError(choices_message(f"option of sampler {name!r}:", option, options))
-    return _SAMPLERS.make(name, **kwargs)
+    return SAMPLERS.make(name, **kwargs)

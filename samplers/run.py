@@ -1,4 +1,4 @@
-"""What one call of ``sample`` works with: the model and its condition, the noise, and points of the SDE as numbers."""
+"""One call of ``sample``: the model and its condition, the noise, and points of the SDE as numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where sampling begins: what pure noise is worth there, and x_T that is of another time."""
+"""Checks of the first time of a grid: pure noise that stands for x_t there, and x_T of another time."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from sde_lib import choices_message, combine
+from runtime.registry import choices_message
+from sde_lib import combine
 
 from .base import States
 from .dpm_solver import half_log_snr_step

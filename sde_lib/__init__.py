@@ -1,13 +1,13 @@
 """The mathematics of linear diffusions: SDEs, their tables, time grids and noise streams. No networks."""
 
-from .adams import solve_adams
 from .base import MOST_PRIOR_BITS, SDE
 from .catalog import available_sdes, make_sde, register_sde, sde_defaults
 from .checks import check_sde
 from .grids import available_grids, check_grid, last_noisy_time, make_grid, register_grid
 from .learned import GradientSplit, LearnedVP
 from .noise import NoiseStreams, derive_seed
-from .ode_solvers import (
+from .ode.adams import solve_adams
+from .ode.solvers import (
     ADAMS,
     ADAPTIVE,
     TABLEAUS,
@@ -15,7 +15,6 @@ from .ode_solvers import (
     available_ode_solvers,
     check_installed,
 )
-from .registry import Registry, choices_message
 from .shapes import check_per_sample, combine, expand_like
 from .subvp import SubVP
 from .tabulated import Tabulated, cosine_betas, ddpm_betas
@@ -35,7 +34,6 @@ __all__ = [
     "LearnedVP",
     "NoProgressError",
     "NoiseStreams",
-    "Registry",
     "SubVP",
     "Tabulated",
     "available_grids",
@@ -45,7 +43,6 @@ __all__ = [
     "check_installed",
     "check_per_sample",
     "check_sde",
-    "choices_message",
     "combine",
     "cosine_betas",
     "ddpm_betas",

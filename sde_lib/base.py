@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from runtime.readable import Readable
+
 from .noise import NoiseStreams
 from .shapes import expand_like
 
@@ -28,7 +30,7 @@ def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         return torch.autograd.grad(value.sum(), t)[0]
 
 
-class SDE(ABC):
+class SDE(Readable, ABC):
     """dx = f(t) x dt + g(t) dw on t in [0, 1]; t = 0 is data, and x_t = alpha(t) x0 + sigma(t) eps.
 
     A subclass gives ``log_alpha``, ``log_sigma`` and ``prior_std``. What is derived from them here is right for every

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from runtime.registry import Registry
+
 from .base import SDE
 from .learned import LearnedVP
-from .registry import Registry
 from .subvp import SubVP
 from .tabulated import Tabulated
 from .ve import VE
 from .vp import VP, CosineVP
 
-_SDES: Registry[SDE] = Registry("SDE")
-register_sde = _SDES.register
+SDES: Registry[SDE] = Registry("SDE")
+register_sde = SDES.register
 
 register_sde("vp")(VP)
 register_sde("vp_cosine")(CosineVP)
@@ -29,7 +30,7 @@ register_sde("ncsn")(Tabulated.ncsn)
 
 def available_sdes() -> list[str]:
     """Names that ``make_sde`` takes."""
-    return _SDES.names()
+    return SDES.names()
 
 
 def sde_defaults(name: str) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def sde_defaults(name: str) -> dict[str, Any]:
     Raises:
         ValueError: If the name is unknown.
     """
-    parameters = inspect.signature(_SDES.get(name)).parameters.values()
+    parameters = inspect.signature(SDES.get(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
@@ -52,4 +53,4 @@ def make_sde(name: str, **kwargs: Any) -> SDE:
     Raises:
         ValueError: If the name, or an option, is unknown or out of range.
     """
-    return _SDES.make(name, **kwargs)
+    return SDES.make(name, **kwargs)

@@ -1,4 +1,4 @@
-"""What an SDE must be for its models to be trained, sampled and measured."""
+"""Checks that models of an SDE can be trained, sampled and measured."""
 
 from __future__ import annotations
 

@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.registry import Registry
 from runtime.whole_numbers import whole_number
 
 from .base import SDE
-from .registry import Registry
 
-_GRIDS: Registry[Tensor] = Registry("grid")
-register_grid = _GRIDS.register
+GRIDS: Registry[Tensor] = Registry("grid")
+register_grid = GRIDS.register
 
 
 def available_grids() -> list[str]:
     """Names that ``make_grid`` takes."""
-    return _GRIDS.names()
+    return GRIDS.names()
 
 
 def make_grid(name: str, sde: SDE, num_steps: int) -> Tensor:
@@ -35,7 +35,7 @@ def make_grid(name: str, sde: SDE, num_steps: int) -> Tensor:
         ValueError: If the name is unknown, or num_steps does not fit.
     """
     num_steps = whole_number("num_steps", num_steps, fix="pass 1 or more")
-    return check_grid(_GRIDS.make(name, sde=sde, num_steps=num_steps))
+    return check_grid(GRIDS.make(name, sde=sde, num_steps=num_steps))
 
 
 def check_grid(grid: Tensor) -> Tensor:

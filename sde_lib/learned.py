@@ -123,7 +123,7 @@ class LearnedVP(SDE, nn.Module):
         return [self.gamma_min, self.gamma_max]
 
     def inner_parameters(self) -> list[nn.Parameter]:
-        """What lies between the ends, which only the variance of an estimate of the bound depends on."""
+        """The parameters between the ends, which only the variance of an estimate of the bound depends on."""
         return [self.log_slope, self.bias, self.log_height]
 
     @contextmanager

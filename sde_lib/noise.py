@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from runtime.readable import Readable
 from runtime.whole_numbers import whole_number
 
 
@@ -53,7 +54,7 @@ def _generator(seed: int, index: int) -> torch.Generator:
     return generator.set_state(state)
 
 
-class NoiseStreams:
+class NoiseStreams(Readable):
     """One independent random stream for each sample of a batch.
 
     Stream k depends on (seed, index k) alone: not on the batch it is drawn in, nor on the device the result is used on

@@ -173,6 +173,10 @@ class Tabulated(SDE):
     def _log_sigma_of(self, log_snr: Tensor) -> Tensor:
         return -0.5 * log_snr if self.family == "ve" else 0.5 * torch.nn.functional.logsigmoid(-log_snr)
 
+    def __repr__(self) -> str:
+        """Family and number of rows."""
+        return f"{type(self).__name__}(family={self.family!r}, table_size={self.table_size})"
+
     def log_alpha(self, t: PerSample) -> PerSample:
         """1/2 log sigmoid(lambda) for "vp", 0 for "ve"."""
         if self.family == "ve":

@@ -23,7 +23,7 @@ def eval_command(workdir: Path, *extra: str) -> list[str]:
 
 
 def results(workdir: Path) -> dict[str, bytes]:
-    """What an evaluation leaves."""
+    """The files of an evaluation."""
     folder = workdir / "eval"
     assert sorted(path.name for path in folder.iterdir()) == ["bound_terms.png", "per_image.npz", "report.json"]
     return {path.name: path.read_bytes() for path in folder.iterdir()}

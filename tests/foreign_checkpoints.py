@@ -11,13 +11,13 @@ from tiny import ROOT
 
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import NCSNpp, UNet
-from models.importers import export_diffusers
-from models.importers.ddpm import ddpm_sources, plan_ddpm
-from models.importers.edm_song import song_sources
-from models.importers.guided import guided_sources
-from models.importers.guided_settings import plan_guided
-from models.importers.renaming import renamed
-from models.importers.score_sde_layout import score_sde_sources
+from models.pretrained import export_diffusers
+from models.pretrained.ddpm import ddpm_sources, plan_ddpm
+from models.pretrained.edm.song import song_sources
+from models.pretrained.guided.network import guided_sources
+from models.pretrained.guided.settings import plan_guided
+from models.pretrained.score_sde.layout import score_sde_sources
+from models.pretrained.shared.renaming import renamed
 from sde_lib import Tabulated
 
 # The fewest images and steps that have every part.

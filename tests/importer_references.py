@@ -53,7 +53,7 @@ def worst_error(reference, compute, truth="y_out_f64"):
 
 
 def score_sde_output(model, case, dtype):
-    """What score_sde_pytorch's network returns: of the VE networks, of data in [0, 1] and divided by sigma."""
+    """The output of score_sde_pytorch's network: of the VE networks, of data in [0, 1] and divided by sigma."""
     x, t = case["x"].to(dtype), case["t"].double()
     if model.sde.prior_std == 1:
         return model.backbone(x, t)

@@ -30,12 +30,12 @@ class _Countdown:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self) -> None:
-        import training.checkpoint_files
-        import training.logging
+        import experiment.checkpoints.folder
+        import training.log
         import training.state
-        from training.files import write_atomically
+        from runtime.files import write_atomically
 
-        sync, save, write_whole = os.fsync, training.state.save_checkpoint, training.checkpoint_files.write_synced
+        sync, save, write_whole = os.fsync, training.state.save_checkpoint, experiment.checkpoints.folder.write_synced
 
         def counted_sync(descriptor: int) -> None:
             self.tick()
@@ -56,17 +56,17 @@ class _Countdown:
                 self.running = not self._inside
 
         os.fsync = counted_sync
-        training.checkpoint_files.write_synced = torn_write
+        experiment.checkpoints.folder.write_synced = torn_write
         training.state.save_checkpoint = save_inside
         # a picture takes longer than all the rest
-        training.logging.save_learning_curve = lambda path, *_: write_atomically(path, b"a picture")
+        training.log.save_learning_curve = lambda path, *_: write_atomically(path, b"a picture")
         sys.addaudithook(lambda event, _: self.tick() if event in OPERATIONS else None)
 
 
 def _run(request: dict[str, Any], began: int) -> int:
-    """What a forked process does; it says on ``began`` that the first step is done."""
+    """The work of a forked process; it says on ``began`` that the first step is done."""
     import main
-    from training.logging import TrainingLog
+    from training.log import TrainingLog
 
     os.environ |= request["environment"]
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -90,11 +90,9 @@ def _serve() -> None:
     import sklearn.datasets  # noqa: F401
     import torch._dynamo  # noqa: F401
 
-    import evaluation.bits_per_dim
-    import evaluation.sampling
-    import training.loop
+    import commands.run_mode
 
-    assert evaluation and training
+    assert commands
 
     ready: dict[int, int] = {}
     for line in sys.stdin:

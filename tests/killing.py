@@ -1,4 +1,4 @@
-"""What tests of killed runs share: a process that starts runs quickly, and a look at checkpoints that is not ours."""
+"""Common parts of tests of killed runs: a process that starts runs fast, and an independent reader of checkpoints."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ class Killer:
 
 
 def places(world: int) -> list[dict[str, str]]:
-    """What torchrun tells each process."""
+    """The environment that torchrun gives each process."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])

@@ -7,10 +7,10 @@ import torch
 from ml_collections import ConfigDict
 
 from data import AnyDataset, ImageDataset, TrainBatches, load_dataset, to_model_space
+from experiment.build import build_model, build_sampler, build_sde
+from experiment.checks import check_config
+from experiment.config import load_config
 from sde_lib import make_grid
-from training.build import build_model, build_sampler, build_sde
-from training.checks import check_config
-from training.config import load_config
 from training.state import TrainingState
 from training.step import TrainingStep
 

@@ -13,6 +13,7 @@ from tiny import TINY
 import main
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def _blocks(page: str, language: str) -> list[str]:
@@ -76,3 +77,11 @@ def test_the_examples_of_the_samplers_page_hold():
     assert len(blocks) == 2
     for code in blocks:
         exec(compile(code, "docs/samplers.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_the_project_that_a_page_names_exist(page: Path):
+    tops = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    named = re.findall(r"[\w./]+/[\w.]+\.py\b", page.read_text())
+    missing = [name for name in named if name.split("/")[0] in tops and not (ROOT / name).is_file()]
+    assert not missing

@@ -1,40 +1,45 @@
-"""Imports run one way: runtime <- sde_lib <- models <- {samplers, likelihood} <- training <- evaluation <- main."""
+"""Imports run one way.
+
+runtime <- {sde_lib, data} <- models <- {samplers, likelihood} <- experiment <- {training, evaluation, proofs}
+<- commands <- main.
+"""
 
 import ast
+import importlib
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+_CORE = {"runtime", "sde_lib", "data", "models", "samplers", "likelihood"}
 MAY_IMPORT = {
     "runtime": set(),
     "sde_lib": {"runtime"},
-    "models": {"runtime", "sde_lib"},
+    "data": {"runtime"},
+    "models": {"runtime", "sde_lib", "data"},
     "samplers": {"runtime", "sde_lib", "models"},
     "likelihood": {"runtime", "sde_lib", "models"},
-    "data": {"runtime"},
-    "training": {"runtime", "sde_lib", "models", "samplers", "likelihood", "data"},
-    "evaluation": {"runtime", "sde_lib", "models", "samplers", "likelihood", "data", "training"},
-    "commands": set(),
+    "experiment": _CORE,
+    "training": _CORE | {"experiment"},
+    "evaluation": _CORE | {"experiment"},
+    "proofs": _CORE | {"experiment"},
+    "commands": _CORE | {"experiment", "training", "evaluation"},
     "configs": set(),
 }
+_FOLDERS = (*MAY_IMPORT, "benchmarks", "tests")
 # Third-party packages of the rooms that promise to have few.
 THIRD_PARTY = {
-    "runtime": {"psutil", "tqdm"},
+    "runtime": {"filelock", "psutil", "torch", "tqdm"},
     "models/backbones": {"torch", "jaxtyping"},
     "configs": {"ml_collections"},
     "sde_lib": {"torch", "numpy", "scipy", "jaxtyping", "torchdiffeq", "torchode"},
     "samplers": {"torch", "jaxtyping", "numpy", "scipy"},
     "likelihood": {"torch", "jaxtyping", "numpy"},
 }
-STANDARD_LIBRARY = {
-    "__future__", "abc", "argparse", "ast", "collections", "contextlib", "copy", "dataclasses", "difflib", "functools",
-    "hashlib", "importlib", "inspect", "io", "itertools", "json", "math", "operator", "os", "pathlib", "shutil",
-    "signal", "struct", "sys", "tempfile", "time", "types", "typing",
-}  # fmt: skip
 
 
 def _imports(path: Path) -> Iterator[str]:
@@ -56,7 +61,7 @@ def test_packages_import_downwards_only(package: str):
 @pytest.mark.parametrize("room", sorted(THIRD_PARTY))
 def test_rooms_keep_to_their_third_party_packages(room: str):
     for path in (ROOT / room).rglob("*.py"):
-        foreign = set(_imports(path)) - MAY_IMPORT.keys() - STANDARD_LIBRARY
+        foreign = set(_imports(path)) - MAY_IMPORT.keys() - sys.stdlib_module_names
         assert foreign <= THIRD_PARTY[room], f"{path.relative_to(ROOT)} imports {foreign - THIRD_PARTY[room]}"
 
 
@@ -84,16 +89,8 @@ def test_config_objects_stop_at_training_and_evaluation():
 
 
 def test_every_package_is_ours_and_installed():
-    import data
-    import evaluation
-    import likelihood
-    import models
-    import runtime
-    import samplers
-    import sde_lib
-    import training
-
-    for module in (data, evaluation, likelihood, models, runtime, samplers, sde_lib, training):
+    for name in MAY_IMPORT:
+        module = importlib.import_module(name)
         assert module.__file__ is not None
         assert Path(module.__file__).resolve().parent.parent == ROOT
     listed = set(re.findall(r'"([a-z_.]+)"', (ROOT / "setup.py").read_text()))
@@ -114,7 +111,16 @@ def test_main_is_short_and_no_module_is_called_utils():
 def test_files_can_be_read_in_one_sitting():
     for name in MAY_IMPORT:
         for path in (ROOT / name).rglob("*.py"):
-            assert len(path.read_text().splitlines()) <= 300, path
+            assert len(path.read_text().splitlines()) <= 500, path
+
+
+def test_docstrings_begin_with_a_noun_or_an_imperative():
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for path in [*ROOT.glob("*.py"), *(path for folder in _FOLDERS for path in (ROOT / folder).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            head = ast.get_docstring(node) if isinstance(node, kinds) else None
+            first = (head or "").split(" ")[0]
+            assert first not in {"What", "Where", "How", "Whether", "Which", "Why", "Who"}, f"{path}: {head}"
 
 
 def test_nothing_in_a_library_package_seeds_globally():
@@ -130,4 +136,6 @@ def test_the_repository_ships_no_data_and_no_weights():
     if listed.returncode:
         pytest.skip("not a git checkout")
     for name in listed.stdout.split():
+        if name.startswith("tests/fixtures/old_runs/"):  # runs of an earlier version, which must go on
+            continue
         assert not name.endswith((".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".gz")), name

@@ -8,24 +8,25 @@ import torch
 from importer_references import count
 from thinning import only
 
+from commands.import_checkpoint import check_images
+from experiment.build import build_sampler, build_sde
+from experiment.checks import check_config, check_eval_names
+from experiment.config import Config, load_config, parse_options
+from experiment.network import build_backbone, config_of_checkpoint
 from models.backbones import NCSNpp
-from models.importers import ModelPlan
-from models.importers.ddpm import plan_ddpm
-from models.importers.diffusers_settings import plan_diffusers
-from models.importers.edm import plan_edm
-from models.importers.edm_song import song_sources
-from models.importers.guided_settings import plan_guided
-from models.importers.renaming import renamed
-from models.importers.score_sde import plan_score_sde
-from models.importers.score_sde_configs import PUBLISHED
-from models.importers.score_sde_layout import score_sde_sources
+from models.pretrained import ModelPlan
+from models.pretrained.ddpm import plan_ddpm
+from models.pretrained.diffusers.settings import plan_diffusers
+from models.pretrained.edm.network import plan_edm
+from models.pretrained.edm.song import song_sources
+from models.pretrained.guided.settings import plan_guided
+from models.pretrained.score_sde.configs import PUBLISHED
+from models.pretrained.score_sde.layout import score_sde_sources
+from models.pretrained.score_sde.network import plan_score_sde
+from models.pretrained.shared.renaming import renamed
 from samplers import GridSampler
 from sde_lib import make_grid, make_sde
-from training.build import build_loss, build_sampler, build_sde
-from training.checks import check_config, check_eval_names
-from training.config import Config, load_config, parse_options
-from training.importing import check_images
-from training.network import build_backbone, config_of_checkpoint
+from training.build import build_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "configs" / "pretrained"

@@ -1,4 +1,4 @@
-"""What tests of training steps share."""
+"""Common parts of the tests of training steps."""
 
 from pathlib import Path
 

@@ -9,16 +9,21 @@ from typing import Any
 import torch
 
 from data import AnyKind, VectorKind
+from experiment.checkpoints.folder import step_of
+from experiment.checkpoints.newest import checkpoint_folders
+from experiment.config import Config
+from experiment.trained import load_trained, said_of_images, trained_space
+from experiment.weights import load_weights, named_weights
+from experiment.workdir import (
+    claim_for_training,
+    config_differences,
+    read_config,
+    source_of,
+)
+from runtime.files import one_line
+from runtime.messages import say
 
-from .checkpoint import checkpoint_folders
-from .checkpoint_files import step_of
-from .config import Config
-from .files import one_line
-from .logging import say
 from .state import TrainingState
-from .trained import load_trained, said_of_images, trained_space
-from .weights import load_weights, named_weights
-from .workdir import claim_for_training, config_differences, read_config, source_of
 
 _OWN = "run"  # config.source.name of a run that began with the weights of another one
 
@@ -55,7 +60,7 @@ def where_the_model_is(workdir: Path, init_from: str) -> Path:
 
 
 def has_begun(workdir: Path, init_from: str) -> bool:
-    """Whether a work directory holds a run that --init-from began, which then goes on.
+    """Tell a work directory with a run that --init-from began, which is then resumed.
 
     Args:
         workdir: The work directory.
@@ -78,7 +83,7 @@ def has_begun(workdir: Path, init_from: str) -> bool:
 
 
 def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
-    """Whether a run is to begin with another one's weights; nothing is loaded.
+    """Tell a run that is to begin with another one's weights; nothing is loaded.
 
     Args:
         config: The config.

@@ -1,142 +1,19 @@
-"""From a config to objects: the only place, with evaluation, where a config's keys become keyword arguments."""
+"""The loss and the optimizer of a config."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from data import AnyDataset, AnyKind, VectorKind, load_dataset
-from models import (
-    ClippedScoreModel,
-    Dequantizer,
-    NetworkScoreModel,
-    ScoreModel,
-    ThresholdedScoreModel,
-    make_parameterization,
-)
-from samplers import Sampler, make_sampler
-from sde_lib import SDE, LearnedVP, check_sde, choices_message, make_sde
+from data import AnyKind
+from experiment.config import Config
+from models import NetworkScoreModel
+from runtime.registry import choices_message
+from sde_lib import SDE, LearnedVP
 
-from .bound_losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss
-from .config import Config, data_root, parse_options
-from .logging import say
-from .losses import Loss, make_loss
-from .network import build_backbone
-from .prior import cure_of_no_signal
-from .rendezvous import place
-
-
-def build_sde(config: Config) -> SDE:
-    """The SDE of ``config.sde``: its name, and its own options.
-
-    Raises:
-        ValueError: If it is unknown, or no model of it could be sampled.
-    """
-    options = {key: value for key, value in config.sde.items() if key != "name"}
-    sde = make_sde(config.sde.name, **options)
-    try:
-        check_sde(sde)
-    except ValueError as error:
-        cure = cure_of_no_signal(config.sde.to_dict())
-        raise ValueError(f"{error}, or {cure}" if cure else str(error)) from error
-    return sde
-
-
-def build_dataset(config: Config, split: str, channels: int | None = None) -> AnyDataset:
-    """A split of ``config.data``; what it has to say, the first process of a job says.
-
-    Args:
-        config: The config.
-        split: ``"train"`` or ``"test"``.
-        channels: Number of channels where ``config.data`` leaves it open.
-    """
-    data = config.data
-    dataset = load_dataset(
-        data.dataset,
-        root=data_root(config),
-        split=split,
-        image_size=data.image_size or None,
-        channels=data.channels or channels,
-    )
-    if place()[0] == 0:
-        for note in dataset.notes:
-            say(note)
-    return dataset
-
-
-def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> NetworkScoreModel:
-    """The network of ``config.model`` for a kind of data, initialised from ``config.seed``.
-
-    Args:
-        config: The config.
-        kind: The data.
-        empty: Leave the network on the meta device, without memory, for weights that are there already.
-
-    Raises:
-        ValueError: If the network cannot work on such data.
-    """
-    model = config.model
-    _check_has_levels(config, kind)
-    parameterization = make_parameterization(
-        model.parameterization,
-        noise_input=model.noise_input,
-        data_std=model.data_std,
-        num_levels=kind.num_levels,
-    )
-    with torch.random.fork_rng(devices=[]), torch.device("meta") if empty else nullcontext():
-        torch.manual_seed(config.seed)
-        backbone = build_backbone(config, kind, outputs_per_channel=parameterization.outputs_per_channel)
-        dequantizer = Dequantizer(kind.image_shape[0]) if model.dequantizer else None
-    return NetworkScoreModel(
-        backbone,
-        build_sde(config),
-        parameterization,
-        learned_variance=model.learned_variance,
-        dequantizer=dequantizer,
-    )
-
-
-def build_sampler(config: Config) -> Sampler:
-    """The sampler of ``config.sampling``."""
-    sampling = config.sampling
-    options = parse_options(sampling.options)
-    for name in ("num_steps", "grid", "record_trajectory"):
-        if name in options:
-            raise ValueError(f"{name} is no option in config.sampling.options; set config.sampling.{name}")
-    sampler = make_sampler(sampling.sampler, num_steps=sampling.num_steps, grid=sampling.grid, **options)
-    if not isinstance(sampler, Sampler):
-        raise ValueError(f"sampler {sampling.sampler!r} is a {type(sampler).__name__}; make it a subclass of Sampler")
-    return sampler
-
-
-def _check_has_levels(config: Config, kind: AnyKind) -> None:
-    """Refuse what is of grey levels alone for data without.
-
-    Raises:
-        ValueError: Naming the first such key.
-    """
-    model, training = config.model, config.training
-    of_levels = {
-        "model.parameterization": (model.parameterization, ["levels"]),
-        "model.dequantizer": (bool(model.dequantizer), [True]),
-        "training.loss": (training.loss, ["vlb", "vlb_continuous", "hybrid", "dequantized"]),
-        "sampling.threshold_x0": (config.sampling.threshold_x0 > 0, [True]),
-    }
-    for key, (value, refused) in of_levels.items():
-        if kind.num_levels is None and value in refused:
-            raise ValueError(f"{key}={value} is of data with grey levels, got vectors; leave it at its default")
-
-
-def bound_x0(config: Config, model: ScoreModel, kind: AnyKind) -> ScoreModel:
-    """The model with its x0 brought into the range of the data, as ``config.sampling`` says; vectors have no range."""
-    if isinstance(kind, VectorKind):
-        return model
-    if config.sampling.threshold_x0 > 0:
-        return ThresholdedScoreModel(model, quantile=config.sampling.threshold_x0)
-    return ClippedScoreModel(model) if config.sampling.clip_x0 else model
+from .losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, Loss, make_loss
 
 
 def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
@@ -221,27 +98,3 @@ def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Opt
         )
     except ValueError as error:
         raise ValueError(f"config.optim cannot be used: {error}; the defaults are in configs/default.py") from error
-
-
-def pick_device(config: Config) -> torch.device:
-    """The device of ``config.device``: see ``named_device``."""
-    return named_device(config.device)
-
-
-def named_device(name: str) -> torch.device:
-    """A device by name; "auto" takes a GPU if there is one.
-
-    Raises:
-        ValueError: If the device does not exist.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise AssertionError("it does not do float64")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used ({reason}); use auto, cpu or cuda") from error
-    return device

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import Config, flatten
-from .logging import say
-from .workdir import SAID_IN_TRAINING, read_config
+from experiment.config import Config, flatten
+from experiment.workdir import SAID_IN_TRAINING, read_config
+from runtime.messages import say
 
 _RECORDED = ("training.", "optim.")
 
@@ -21,7 +21,7 @@ def training_settings(config: Config | dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class SettingsHistory:
-    """What checkpoints hold of the settings of a run.
+    """The settings of a run and their changes, as checkpoints hold them.
 
     Attributes:
         settings: Those of the last step done, by dotted key; empty where a checkpoint, an old one, does not say.
@@ -49,7 +49,7 @@ class SettingsHistory:
         return changed
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The entry of a checkpoint."""
         return {"settings": self.settings, "changes": self.changes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ def note_changes(history: SettingsHistory, config: Config, workdir: Path, step: 
 
 
 def history_mismatch(state: Mapping[str, Any]) -> str | None:
-    """What keeps ``SettingsHistory.restore`` from reading a checkpoint's state, or None."""
+    """The reason why ``SettingsHistory.restore`` cannot read a checkpoint's state, or None."""
     settings, changes = state.get("settings", {}), state.get("changes", [])
     if not isinstance(settings, dict) or not all(map(_plain, settings.values())):
         return "its settings are not keys and values"

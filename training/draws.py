@@ -1,4 +1,4 @@
-"""What a step is a function of besides the weights: its images, its uniform draws and its noise."""
+"""The random inputs of a training step, derived from (seed, step): images, uniform draws and noise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from data import TrainBatches
+from runtime.processes.collectives import Share
 from sde_lib import derive_seed
-
-from .distributed import Share
 
 _TIME_STREAM, _NOISE_STREAM, NETWORK_STREAM, _MORE_NOISE_STREAM = 0, 1, 2, 3
 _CHUNK = 256  # samples that share a generator of noise: a process makes no more of the others' than the rest of these

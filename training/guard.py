@@ -29,11 +29,11 @@ class StepGuard:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the last step was left out: the weights may be the reason."""
+        """True if the last step was skipped: the weights may be the reason."""
         return self._in_a_row > 0
 
     def accepts(self, loss: float, grad_norm: float, step: int) -> bool:
-        """Whether the step may change the weights.
+        """Tell a step that may change the weights.
 
         Args:
             loss: Its mean loss.
@@ -83,7 +83,7 @@ class StepGuard:
         return None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The entry of a checkpoint."""
         return {"skipped": self.skipped, "in_a_row": self._in_a_row, "count": self._count, "mean": self._mean}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ class StepGuard:
 
 
 def guard_mismatch(state: Any) -> str | None:
-    """What keeps ``StepGuard.restore`` from reading a checkpoint's entry, or None; old checkpoints have none."""
+    """The reason why ``StepGuard.restore`` cannot read a checkpoint's entry, or None; old checkpoints have none."""
     if state is None:
         return None
     counts = [state.get(name) for name in ("skipped", "in_a_row", "count")] if isinstance(state, dict) else [None]

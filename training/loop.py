@@ -13,31 +13,37 @@ import torch
 from torch.distributed import is_torchelastic_launched
 
 from data import AnyDataset, TrainBatches
+from experiment.build import build_dataset, build_sampler, pick_device
+from experiment.checkpoints.newest import checkpoint_folders
+from experiment.checks import check_config, check_eval_names, check_schedule
+from experiment.config import Config
+from experiment.first_noise import first_noise_warning
+from experiment.in_turn import as_trained, load_in_turn, pick_together
+from experiment.plugins import keep_plugins, say_changed_plugins
+from experiment.precision import NetworkMode, pick_mode
+from experiment.prior import say_lost_signal
+from experiment.trained import trained_channels
+from experiment.workdir import check_for_training, claim_for_training
+from runtime.locks import locked
+from runtime.memory import says_which_knobs
+from runtime.messages import say
+from runtime.processes.collectives import (
+    Communication,
+    Share,
+    is_lost_peer,
+    process_group,
+)
+from runtime.processes.ranks import LostRankError, Ranks
+from runtime.signals import Interrupted, StopRequest, stop_on_signals
 
 from .beginning import begin_from_run, fit_kind, has_begun, is_to_begin, where_the_model_is
-from .build import build_dataset, build_sampler, pick_device
 from .changes import note_changes
-from .checkpoint import checkpoint_folders
-from .checks import check_config, check_eval_names, check_schedule
-from .config import Config
-from .distributed import Communication, Share, is_lost_peer, process_group
-from .first_noise import first_noise_warning
-from .in_turn import as_trained, load_in_turn, pick_together
-from .lock import locked
-from .logging import TrainingLog, say
-from .memory import says_which_knobs
-from .plugins import keep_plugins, say_changed_plugins
-from .precision import NetworkMode, pick_mode
+from .log import TrainingLog
 from .preview import log_preview
-from .prior import say_lost_signal
-from .ranks import LostRankError, Ranks
 from .start_lines import data_lines, share_line
 from .state import TrainingState
 from .step import TrainingStep
-from .stopping import Interrupted, StopRequest, stop_on_signals
-from .trained import trained_channels
 from .trained_classes import absent_line, check_null_class, check_trained_classes
-from .workdir import check_for_training, claim_for_training
 
 
 def train(config: Config, workdir: Path, *, init_from: str = "") -> None:
@@ -170,7 +176,7 @@ def _train_there(
 
 
 def _pick_mode(config: Config, state: TrainingState, device: torch.device, ranks: Ranks) -> NetworkMode:
-    """How the network computes; of a run that goes on, as it began."""
+    """Pick precision and compilation; a resumed run keeps those that it began with."""
     training, backbone = config.training, state.model.backbone
     passes = 3 * training.batch_size * training.num_steps  # forward, and backward at twice its price
     work = passes * state.flops

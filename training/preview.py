@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from data import ImageKind
+from experiment.config import Config
+from experiment.pictures import as_array, has_picture, picture_of
 from models import ClippedScoreModel, ScoreModel
+from runtime.processes.collectives import Communication
+from runtime.signals import StopRequest
 from samplers import DDIMSampler, StepState
 from sde_lib import NoiseStreams
 
-from .config import Config
-from .distributed import Communication
-from .logging import TrainingLog
-from .pictures import as_array, has_picture, picture_of
+from .log import TrainingLog
 from .state import TrainingState
-from .stopping import StopRequest
 
 
 class _PreviewStopped(Exception):  # noqa: N818

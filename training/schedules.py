@@ -1,4 +1,4 @@
-"""How the learning rate and the decay of the average begin."""
+"""Warm-up of the learning rate and of the average's decay."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""What a training says before its first step."""
+"""The first lines of a training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from data import AnyDataset
-
-from .distributed import Share
-from .files import one_line
+from runtime.files import one_line
+from runtime.processes.collectives import Share
 
 _MOST_CLASSES = 5  # that are named
 

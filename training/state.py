@@ -1,4 +1,4 @@
-"""What a run is made of, and how it goes to a checkpoint and comes back."""
+"""Training state, and saving and restoring it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import torch
 from torch import Tensor
 
 from data import AnyKind
+from experiment.build import build_model
+from experiment.checkpoints.newest import Checkpoint, load_newest, save_checkpoint
+from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismatch, restore_optimizer
+from experiment.checkpoints.sharding import from_first, split_like, whole
+from experiment.config import Config
+from experiment.precision import forward_flops
+from experiment.weights import load_weights, named_weights
 from models import NetworkScoreModel
+from runtime.messages import say
+from runtime.processes.collectives import shard
 
-from .build import build_loss, build_model, build_optimizer
+from .build import build_loss, build_optimizer
 from .changes import SettingsHistory, history_mismatch, training_settings
-from .checkpoint import Checkpoint, load_newest, save_checkpoint
-from .config import Config
-from .distributed import shard
 from .ema import ExponentialMovingAverage
 from .guard import StepGuard, guard_mismatch
-from .logging import say
 from .losses import Loss
-from .optimizer_state import flatten_optimizer, optimizer_mismatch, restore_optimizer
-from .precision import forward_flops
-from .sharding import from_first, split_like, whole
-from .weights import load_weights, named_weights
 
 
 @dataclass
@@ -117,7 +118,7 @@ class TrainingState:
         return cls(model, ema, optimizer, loss, kind, guard, history, flops=flops)
 
     def _expected(self) -> dict[str, Tensor]:
-        """What a checkpoint holds besides the optimizer's state."""
+        """The tensors of a checkpoint besides the optimizer's state."""
         memory = {f"loss.{name}": tensor for name, tensor in self.loss.memory().items()}
         return named_weights(self.model, self.ema.model) | memory
 

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from data import TrainBatches
+from experiment.precision import PrecisionBackbone
 from models import NetworkScoreModel
+from runtime.processes.collectives import Communication, Share
 from sde_lib import LearnedVP, derive_seed
 
-from .distributed import Communication, Share
 from .draws import NETWORK_STREAM, Draw, Draws, make_draw
-from .precision import PrecisionBackbone
+from .losses.time_sampling import TimeDraw
 from .schedules import learning_rate_factor
 from .state import TrainingState
-from .time_sampling import TimeDraw
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says.
+    """The result of a training step.
 
     Attributes:
         loss: Mean over the global batch.
@@ -106,7 +106,7 @@ class TrainingStep:
 
     @property
     def compiled(self) -> bool:
-        """Whether the network is compiled, and that has not failed."""
+        """True while the network is compiled and that has not failed."""
         return self._backbone.compiles
 
     def close(self) -> None:

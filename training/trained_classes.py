@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from data import AnyDataset
+from experiment.config import Config
 
-from .config import Config
 from .losses import Loss
 
 _MOST_NUMBERS = 5  # that a line lists

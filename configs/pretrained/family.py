@@ -1,4 +1,4 @@
-"""What the configs of published checkpoints share."""
+"""Common settings of the configs of published checkpoints."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""What the VE configs share."""
+"""Common settings of the VE configs."""
 
 from ml_collections import ConfigDict
 

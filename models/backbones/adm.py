@@ -6,11 +6,11 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adm_levels import ADMBlocks, ADMLevel
-from .checks import check_input
-from .embedding import ConditioningEmbedding, EmbeddingKind
-from .initialization import initialize
-from .resolutions import (
+from .blocks.adm_levels import ADMBlocks, ADMLevel
+from .blocks.checks import check_input
+from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
+from .blocks.initialization import initialize
+from .blocks.resolutions import (
     ImageSize,
     check_attention_resolutions,
     height_and_width,
@@ -174,7 +174,7 @@ class ADM(nn.Module):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
+        """True if blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
         return self.middle.gradient_checkpointing
 
     @gradient_checkpointing.setter

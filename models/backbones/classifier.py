@@ -7,11 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .adm import Resampling, level_widths
-from .adm_levels import ADMBlocks
-from .checks import check_input
-from .embedding import ConditioningEmbedding
-from .initialization import initialize
-from .resolutions import ImageSize, check_attention_resolutions, height_and_width, level_sizes, one_or_pair
+from .blocks.adm_levels import ADMBlocks
+from .blocks.checks import check_input
+from .blocks.embedding import ConditioningEmbedding
+from .blocks.initialization import initialize
+from .blocks.resolutions import (
+    ImageSize,
+    check_attention_resolutions,
+    height_and_width,
+    level_sizes,
+    one_or_pair,
+)
 
 
 class AttentionPool(nn.Module):

@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_input
-from .embedding import ConditioningEmbedding, EmbeddingKind
-from .initialization import initialize
+from .blocks.checks import check_input
+from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
+from .blocks.initialization import initialize
 
 
 class MLPBlock(nn.Module):

@@ -7,12 +7,12 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_input
-from .fir import ConvUpsample, make_conv_downsample, make_resampler
-from .initialization import initialize
-from .layers import AttentionBlock, group_norm
-from .ncsnpp_blocks import NoiseEmbedding, NoiseLabelEmbedding, RescaledResBlock
-from .ncsnpp_levels import (
+from .blocks.checks import check_input
+from .blocks.fir import ConvUpsample, make_conv_downsample, make_resampler
+from .blocks.initialization import initialize
+from .blocks.layers import AttentionBlock, group_norm
+from .blocks.ncsnpp_blocks import NoiseEmbedding, NoiseLabelEmbedding, RescaledResBlock
+from .blocks.ncsnpp_levels import (
     InputResidual,
     InputSkip,
     OutputSkip,
@@ -22,7 +22,7 @@ from .ncsnpp_levels import (
     PyramidUpLevel,
     RescaledAttention,
 )
-from .resolutions import (
+from .blocks.resolutions import (
     ImageSize,
     check_attention_resolutions,
     height_and_width,
@@ -211,7 +211,7 @@ class NCSNpp(nn.Module):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed anew in the backward pass instead of remembered; see ``PyramidLevel``."""
+        """True if blocks are computed anew in the backward pass instead of remembered; see ``PyramidLevel``."""
         return self.middle.gradient_checkpointing
 
     @gradient_checkpointing.setter

@@ -6,21 +6,26 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_input
-from .embedding import ConditioningEmbedding, EmbeddingKind
-from .initialization import initialize
-from .input_features import InputFourierFeatures
-from .layers import AttentionBlock, NormFactory, ResBlock
-from .normalization import group_norm
-from .resampling import Downsample, Upsample
-from .resolutions import (
+from .blocks.checks import check_input
+from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
+from .blocks.initialization import initialize
+from .blocks.input_features import InputFourierFeatures
+from .blocks.layers import AttentionBlock, NormFactory, ResBlock
+from .blocks.normalization import group_norm
+from .blocks.resampling import Downsample, Upsample
+from .blocks.resolutions import (
     ImageSize,
     check_attention_resolutions,
     height_and_width,
     level_resolutions,
     one_or_pair,
 )
-from .unet_levels import DownLevel, Level, MiddleLevel, UpLevel
+from .blocks.unet_levels import (
+    DownLevel,
+    Level,
+    MiddleLevel,
+    UpLevel,
+)
 
 
 class UNet(nn.Module):
@@ -152,7 +157,7 @@ class UNet(nn.Module):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
+        """True if blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
         return self.middle.gradient_checkpointing
 
     @gradient_checkpointing.setter

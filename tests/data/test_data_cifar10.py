@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data import load_dataset
-from data.cifar10 import load_cifar10
-from data.restricted_pickle import load_restricted
+from data.sources.cifar10 import load_cifar10
+from data.sources.restricted_pickle import load_restricted
 
 RECORDS = 12
 BINARY, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
@@ -90,7 +90,7 @@ def test_the_root_may_be_the_folder_or_archive_itself(tmp_path, monkeypatch, bat
     def never(*_, **__):
         raise AssertionError("it starts a download")
 
-    monkeypatch.setattr("data.cifar10.download", never)
+    monkeypatch.setattr("data.sources.cifar10.download", never)
     files = contents(batches, kind)
     folder = write_folder(tmp_path / "extracted", kind, files)
     renamed = tmp_path / "renamed"

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from data.cifar10 import load_cifar10
-from data.download import DownloadError, download
+from data.sources.cifar10 import load_cifar10
+from data.sources.download import DownloadError, download
 
 RECORD = bytes([7]) + bytes(range(256)) * 12
 
@@ -108,7 +108,7 @@ def test_an_interrupted_download_leaves_nothing_behind(tmp_path, server, monkeyp
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.download.os.fsync", interrupt)
+    monkeypatch.setattr("data.sources.download.os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download(f"{server.url}/x.tar.gz", tmp_path / "x", md5=MD5)
     assert list(tmp_path.iterdir()) == []

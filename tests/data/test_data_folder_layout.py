@@ -1,4 +1,4 @@
-"""Which folders are splits, which are classes, and what is left out of them."""
+"""Splits and classes of folders, and the files that are left out of them."""
 
 import os
 

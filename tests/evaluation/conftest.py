@@ -34,7 +34,7 @@ def undisturbed(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
-    """Which batches were measured, by what: grows as they are."""
+    """The batches that were measured, with the likelihood; grows as they are."""
     done: list[tuple[int, str]] = []
     whole = EvalSplit.measure
 

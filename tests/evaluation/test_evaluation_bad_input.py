@@ -1,4 +1,4 @@
-"""What ``--mode eval`` cannot measure is one line, and is found before hours of work where that can be."""
+"""Refusals of ``--mode eval``: one line, before hours of work where that can be."""
 
 from pathlib import Path
 from typing import Any

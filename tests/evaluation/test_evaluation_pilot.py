@@ -10,11 +10,11 @@ from eval_runs import eval_command
 import main
 from data import load_dataset, to_model_space
 from evaluation.pilot import NUM_PILOT_IMAGES, fit_step_weights
+from experiment.config import load_config
 from likelihood import ContinuousBound, VariationalBound
 from models import DiscreteScoreModel
+from runtime.processes.ranks import Ranks
 from sde_lib import VP, NoiseStreams, derive_seed
-from training.config import load_config
-from training.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 

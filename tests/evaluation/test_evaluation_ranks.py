@@ -21,8 +21,13 @@ from evaluation.measurement import EvalSplit, Measurement
 from evaluation.schedule import Schedule
 from likelihood import VariationalBound
 from models import DiscreteScoreModel
+from runtime.processes.ranks import (
+    AnotherRankError,
+    RankError,
+    Ranks,
+    speaks,
+)
 from sde_lib import Tabulated
-from training.ranks import AnotherRankError, RankError, Ranks, speaks
 
 
 def _free_port() -> str:
@@ -206,7 +211,7 @@ def test_ctrl_c_in_one_process_stops_all():
 
 
 def test_a_process_that_vanishes_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("training.ranks._GRACE", 0.1)
+    monkeypatch.setattr("runtime.processes.ranks._GRACE", 0.1)
     # rank 1 never gives a sign of life: it was killed, or its machine is gone
     ranks = Ranks(0, 2, HashStore(), silence=0.2)
     with pytest.raises(RuntimeError, match="rank 1 has not been heard of for 0 s; look for what ended it"), ranks:
@@ -214,7 +219,7 @@ def test_a_process_that_vanishes_is_named(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_process_at_a_long_batch_is_not_taken_for_lost(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("training.ranks._BEAT", 0.05)
+    monkeypatch.setattr("runtime.processes.ranks._BEAT", 0.05)
 
     def work(ranks: Ranks) -> bytes | None:
         if ranks.rank == 1:

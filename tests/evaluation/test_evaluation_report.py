@@ -1,4 +1,4 @@
-"""What a number is of: the quote, the facts of the report, and warnings where a setting decides it."""
+"""The facts beside a number: the quote, the report, and warnings where a setting decides it."""
 
 import json
 import math

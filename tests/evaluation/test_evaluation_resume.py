@@ -184,7 +184,7 @@ def test_another_checkpoint_starts_anew(
 def test_other_weights_of_the_same_step_start_anew(
     interrupted: Path, measured: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    from evaluation import bits_per_dim
+    from commands import eval as bits_per_dim
 
     whole = bits_per_dim.load_same_trained
 

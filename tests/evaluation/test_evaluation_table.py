@@ -1,4 +1,4 @@
-"""What ``--mode eval`` prints and writes: both numbers side by side, the gap's sentence, every image's value."""
+"""Output of ``--mode eval``: both numbers side by side, the gap's sentence, every image's value."""
 
 import io
 import json

@@ -13,8 +13,14 @@ import pytest
 from tiny import error, tiny_command
 
 import main
+from commands import sample as sampling
 from data import ImageKind
-from evaluation import drawing, partial, sample_files, sample_set, sampling
+from evaluation import (
+    drawing,
+    partial,
+    sample_files,
+    sample_set,
+)
 from evaluation.sample_files import open_npz, read_npz
 from evaluation.sample_set import SampleSet
 

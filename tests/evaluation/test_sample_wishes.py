@@ -11,18 +11,18 @@ from PIL import Image
 from tiny import ROOT, TINY, error, tiny_command
 
 import main
+from commands import sample as sampling
 from data import ImageKind
-from evaluation import sampling
 from evaluation.drawing import draw
 from evaluation.provenance import classes_of
 from evaluation.trajectory import MOST_FRAMES, TrajectoryHook
+from experiment.build import build_dataset, build_sampler
+from experiment.config import load_config
+from experiment.images import to_uint8
+from experiment.trained import load_trained
 from models import ClippedScoreModel, DiscreteScoreModel
 from samplers import DDIMSampler, make_sampler
 from sde_lib import VE, NoiseStreams, Tabulated
-from training.build import build_dataset, build_sampler
-from training.config import load_config
-from training.images import to_uint8
-from training.trained import load_trained
 
 CONDITIONAL = "--config.model.class_conditional=true"
 

@@ -51,7 +51,7 @@ def points(num=40, seed=0):
 
 
 def law_of_the_gaussian_flow(sde, t_end):
-    """What the flow makes of the prior: y_0 = m + S_0^(1/2) S_T^(-1/2) (y_T - m), S_r = C + r^2."""
+    """The law of the prior after the flow: y_0 = m + S_0^(1/2) S_T^(-1/2) (y_T - m), S_r = C + r^2."""
     t_max = sde.t_max
     alpha, first, last = float(sde.alpha(one(t_max))), noise_ratio(sde, t_end), noise_ratio(sde, t_max)
     widths, axes = torch.linalg.eigh(COV)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import ClippedScoreModel, Prediction, ScoreModel, ThresholdedScoreModel, count_network_calls
-from models.guidance import quantile_of_rows
+from models.wrappers.clipping import quantile_of_rows
 from sde_lib import VP, expand_like, make_sde
 
 TIMES = torch.tensor([0.05, 0.4, 0.9], dtype=torch.float64)
@@ -25,7 +25,7 @@ class Says(ScoreModel):
 
 
 def thresholded(x0, **options):
-    """What becomes of x0."""
+    """x0 after thresholding."""
     t = torch.full((len(x0),), 0.4, dtype=torch.float64)
     return ThresholdedScoreModel(Says(x0), **options)(torch.zeros_like(x0), t).x0
 

@@ -14,7 +14,7 @@ from samplers import DDIMSampler
 from samplers.probability_flow import ProbabilityFlowSampler
 from samplers.run import points_of
 from sde_lib import ADAMS, NoiseStreams, expand_like
-from sde_lib.ode_solvers import ADAPTIVE
+from sde_lib.ode.solvers import ADAPTIVE
 
 MEAN, VAR = 0.7, 0.3
 SOLVERS = [ADAMS, *ADAPTIVE]
@@ -230,7 +230,7 @@ def test_nearby_images_have_nearby_latents(sde):
 
 
 class ExactNetwork(nn.Module):
-    """What a perfect network of some parameterization answers on Gaussian data."""
+    """A perfect network of some parameterization on Gaussian data."""
 
     def __init__(self, kind, sde):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the probability flow sampler promises: counted calls, limits, batches, dtypes, and errors in one line."""
+"""Promises of the probability-flow sampler: counted calls, limits, batches, dtypes, and errors in one line."""
 
 import sys
 
@@ -12,7 +12,7 @@ from models import ClippedScoreModel, EpsParameterization, NetworkScoreModel, Pr
 from samplers import make_sampler
 from samplers.probability_flow import ProbabilityFlowSampler
 from sde_lib import ADAMS, VE, VP, CosineVP, NoiseStreams, expand_like
-from sde_lib.ode_solvers import ADAPTIVE, TABLEAUS, available_ode_solvers
+from sde_lib.ode.solvers import ADAPTIVE, TABLEAUS, available_ode_solvers
 
 SOLVERS = [ADAMS, *ADAPTIVE]
 HIGH_ORDER = sorted({*SOLVERS} - {"adaptive_heun", "torchode_heun"})

@@ -1,4 +1,4 @@
-"""Where schedulers of diffusers differ from ours: which of the two is right is shown by closed forms."""
+"""Differences between schedulers of diffusers and ours: closed forms show the right one of the two."""
 
 import diffusers.schedulers.scheduling_ddim as ddim
 import diffusers.schedulers.scheduling_ddpm as ddpm

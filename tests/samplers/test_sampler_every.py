@@ -204,5 +204,5 @@ def test_a_start_that_is_not_finite_is_refused():
 
 def test_every_registered_sampler_is_in_a_table():
     tested = {name for name, *_ in EVERY.values()} | {"ancestral", "ddim", "probability_flow"}
-    ours = {name for name in available_samplers() if registry._SAMPLERS.get(name).__module__.startswith("samplers.")}
+    ours = {name for name in available_samplers() if registry.SAMPLERS.get(name).__module__.startswith("samplers.")}
     assert ours == tested

@@ -1,4 +1,4 @@
-"""What samplers must have in common: where two are the same by mathematics, they agree to rounding."""
+"""Identities of samplers: where two are the same by mathematics, they agree to rounding."""
 
 import math
 

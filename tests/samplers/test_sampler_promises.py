@@ -1,4 +1,4 @@
-"""What every sampler promises: streams, batches, hooks, counted calls, errors in one line, and a registry."""
+"""Promises of every sampler: streams, batches, hooks, counted calls, errors in one line, and a registry."""
 
 import pytest
 import torch
@@ -316,7 +316,7 @@ def registered():
     """Take what a test registers out again."""
     from samplers import registry
 
-    factories = registry._SAMPLERS._factories
+    factories = registry.SAMPLERS._factories
     before = dict(factories)
     yield
     factories.clear()

@@ -9,7 +9,7 @@ from samplers import available_samplers, make_sampler, registry
 from sde_lib import NoiseStreams
 
 OPTIONS = {"annealed_langevin": {"steps_per_level": 2}, "probability_flow": {"solver": "heun"}}
-OURS = [name for name in available_samplers() if registry._SAMPLERS.get(name).__module__.startswith("samplers.")]
+OURS = [name for name in available_samplers() if registry.SAMPLERS.get(name).__module__.startswith("samplers.")]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

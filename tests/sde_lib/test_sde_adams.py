@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sde_lib import NoProgressError, solve_adams
-from sde_lib.adams import quadrature_weights
+from sde_lib.ode.adams import quadrature_weights
 
 
 class Counted:

@@ -11,7 +11,7 @@ NAMES = ["karras", "leading", "log_snr", "quadratic", "trailing", "uniform"]
 
 
 def last_noisy(sde):
-    """Where the grids that are placed by noise level end, before t = 0 is added."""
+    """The last time of the grids that are placed by noise level, before t = 0 is added."""
     return 0.0 if torch.isfinite(sde.log_snr(torch.zeros(1, dtype=torch.float64))) else sde.t_min
 
 

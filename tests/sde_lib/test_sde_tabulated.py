@@ -66,7 +66,7 @@ def test_ho_table():
 
 
 def test_the_continuous_vp_sde_is_another_one():
-    """Why ``Tabulated`` exists: the limit of many steps is off by up to 0.095 in log-SNR."""
+    """The reason for ``Tabulated``: the limit of many steps is off by up to 0.095 in log-SNR."""
     t = rows(1000)
     miss = (VP().log_snr(t) - Tabulated.ddpm().log_snr(t)).abs()
     assert miss.max().item() == pytest.approx(0.095, abs=1e-3)

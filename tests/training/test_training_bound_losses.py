@@ -14,8 +14,7 @@ from models import (
     ScoreModel,
 )
 from sde_lib import SDE, VE, VP, LearnedVP, NoiseStreams, SubVP, Tabulated
-from training.bound_losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, row_bits
-from training.losses import Loss, make_loss
+from training.losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, Loss, make_loss, row_bits
 
 LEVELS = 5
 TABLE = Tabulated.ddpm(num_steps=12, beta_start=0.01, beta_end=0.4)

@@ -18,6 +18,8 @@ from training.losses import DDPMLoss
 
 NAN, INF = math.nan, math.inf
 
+BAD = "training.losses.base.weighted_error"
+
 
 def test_what_is_not_finite_is_left_out_and_counted():
     guard = StepGuard(max_bad_steps=3)
@@ -124,7 +126,9 @@ def test_a_checkpoint_that_fell_on_a_bad_step_is_made_up_for(tmp_path: Path, mon
 def test_a_run_of_bad_steps_alone_is_no_success(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_())
+    monkeypatch.setattr(
+        "training.losses.base.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_()
+    )
     said = error(capsys, tiny_command("train", tmp_path))
     assert "nothing was trained: every step up to 6 was left out; correct what makes the loss or its" in said
     assert not list(tmp_path.glob("checkpoints/step_*"))
@@ -139,7 +143,9 @@ def test_too_many_bad_steps_keep_the_last_good_checkpoint(
     )  # fmt: skip
     before = last_tensors(run_copy)
     with monkeypatch.context() as patched:
-        patched.setattr("training.losses.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_())
+        patched.setattr(
+            "training.losses.base.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_()
+        )
         said = error(capsys, tiny_command("train", run_copy, *many))
     assert "the loss is nan at step 11, as in the 4 steps before it" in said and "last checkpoint" in said
     # no weights at which the loss is nan have taken its place
@@ -171,7 +177,7 @@ def test_a_run_stopped_after_bad_steps_alone_goes_on(
         return torch.full((8,), math.nan).requires_grad_()
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.losses.weighted_error", spoiled)
+        patched.setattr(BAD, spoiled)
         assert main.run(tiny_command("train", tmp_path)) == 130
     said = error(capsys, tiny_command("train", tmp_path, "--config.training.num_steps=3"))
     assert "nothing was trained: every step up to 3 was left out" in said

@@ -1,4 +1,4 @@
-"""How a job of several processes ends when one of them cannot go on: at once, with its reason, in one line."""
+"""The end of a job of several processes when one of them fails: at once, with its reason, in one line."""
 
 import signal
 import threading
@@ -11,9 +11,9 @@ from tiny import tiny_command
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 import main
-from training.ranks import AnotherRankError, Ranks
+from runtime.processes.ranks import AnotherRankError, Ranks
+from runtime.signals import stop_on_signals
 from training.step import StepResult, TrainingStep
-from training.stopping import stop_on_signals
 
 FSDP = "--config.training.sharding=fsdp"
 
@@ -81,10 +81,10 @@ def test_an_error_in_a_step_of_one_process_ends_all_with_its_line(
 
 
 FULL = """
-import training.checkpoint
+import experiment.checkpoints.newest
 def write_folder(*arguments):
     raise OSError(errno.ENOSPC, "No space left on device")
-training.checkpoint.write_folder = write_folder
+experiment.checkpoints.newest.write_folder = write_folder
 """
 
 

@@ -1,4 +1,4 @@
-"""What the optimizer does with a noise schedule that is learned."""
+"""A learned noise schedule and its optimizer."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import torch
 from ml_collections import ConfigDict
 
 from data import ImageDataset, TrainBatches
+from experiment.config import load_config
 from sde_lib import LearnedVP
-from training.config import load_config
 from training.state import TrainingState
 from training.step import TrainingStep
 
@@ -89,7 +89,7 @@ def test_the_gradient_of_the_variance_takes_nothing_from_that_of_the_loss():
 
 
 def test_a_gradient_of_the_schedule_that_is_not_finite_leaves_the_step_out():
-    """What lies inside the schedule has a norm of its own, which the guard is to see."""
+    """The inside of the schedule has a norm of its own, which the guard is to see."""
     config = _config()
     state, dataset = _state(config)
     schedule = state.model.sde

@@ -10,9 +10,9 @@ import torch
 from tiny import ROOT, error, last_tensors, snapshot, tiny_command
 
 import main
+from runtime.signals import StopRequest
 from training.changes import history_mismatch
 from training.schedules import learning_rate_factor
-from training.stopping import StopRequest
 
 
 @pytest.mark.parametrize("mode", ["new", "resumed"])
@@ -171,7 +171,12 @@ def test_an_old_checkpoint_went_by_its_config_json(run_copy: Path, capsys: pytes
 
 def _forge(workdir: Path, change: Callable[[dict], object]) -> None:
     """Write another state into the newest checkpoint, with a manifest that is right."""
-    from training.checkpoint_files import drop_folder, encode, read_folder, write_folder
+    from experiment.checkpoints.folder import (
+        drop_folder,
+        encode,
+        read_folder,
+        write_folder,
+    )
 
     newest = max((workdir / "checkpoints").glob("step_*"))
     tensors, state = read_folder(newest)
@@ -204,7 +209,7 @@ def test_a_checkpoint_with_a_forged_record_is_passed_over(run_copy: Path, capsys
 
 
 def test_what_a_run_may_change_is_documented():
-    from training.workdir import FREE_IN_TRAINING, SAID_IN_TRAINING
+    from experiment.workdir import FREE_IN_TRAINING, SAID_IN_TRAINING
 
     page = (ROOT / "docs/training.md").read_text()
     section = page.split("## What may change", 1)[1].split("\n## ", 1)[0]

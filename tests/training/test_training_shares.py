@@ -7,9 +7,9 @@ from torch import Tensor
 from training_runs import CPU, ROOT, digits_like
 
 from data import TrainBatches
+from experiment.config import load_config
+from runtime.processes.collectives import Communication, Share
 from sde_lib import derive_seed
-from training.config import load_config
-from training.distributed import Communication, Share
 from training.draws import Draw, Draws, make_draw
 from training.state import TrainingState
 from training.step import StepResult, TrainingStep

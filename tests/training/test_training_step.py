@@ -1,4 +1,4 @@
-"""What one step hands on: weights of times, losses to remember, conditions, and all that is learned."""
+"""Arguments of one step: weights of times, losses to remember, conditions, and all that is learned."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from data import ImageDataset, TrainBatches
+from experiment.config import load_config
 from models import EpsParameterization, NetworkScoreModel, Prediction, ScoreModel
 from sde_lib import SDE, VP, LearnedVP, Tabulated
-from training.config import load_config
 from training.losses import DDPMLoss, make_loss
+from training.losses.time_sampling import TimeDraw, spread
 from training.state import TrainingState
 from training.step import TrainingStep
-from training.time_sampling import TimeDraw, spread
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = 17

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.time_sampling import LossHistory, check_time_sampling, spread
+from training.losses.time_sampling import LossHistory, check_time_sampling, spread
 
 
 def test_rows_are_drawn_by_the_root_mean_square_of_their_last_losses():

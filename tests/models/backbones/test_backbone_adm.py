@@ -8,11 +8,11 @@ from importer_references import Reference, count, randomize, take_no_class, wors
 from torch.nn import functional as F
 
 from models.backbones import ADM, EncoderClassifier, UNet
-from models.backbones.adm_levels import ResamplingBlock
+from models.backbones.blocks.adm_levels import ResamplingBlock
 from models.backbones.classifier import AttentionPool
-from models.importers.edm_adm import adm_from_edm, edm_sources, plan_edm_adm
-from models.importers.renaming import renamed
-from models.importers.tensors import read_tensors
+from models.pretrained.edm.adm import adm_from_edm, edm_sources, plan_edm_adm
+from models.pretrained.shared.renaming import renamed
+from models.pretrained.shared.tensors import read_tensors
 
 
 def small(**kwargs):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.signal import correlate2d, upfirdn
 
-from models.backbones.fir import (
+from models.backbones.blocks.fir import (
     ConvUpsample,
     FIRConvDownsample,
     FIRDownsample,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.backbones import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
-from models.backbones.initialization import initialize
+from models.backbones.blocks.initialization import initialize
 
 
 def randomize(module, seed=0):

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.backbones import NCSNpp
-from models.backbones.fir import FIRDownsample, FIRUpsample, make_conv_downsample
-from models.backbones.ncsnpp_blocks import NoiseLabelEmbedding, RescaledResBlock
-from models.backbones.ncsnpp_levels import InputResidual, InputSkip, OutputSkip
+from models.backbones.blocks.fir import FIRDownsample, FIRUpsample, make_conv_downsample
+from models.backbones.blocks.ncsnpp_blocks import NoiseLabelEmbedding, RescaledResBlock
+from models.backbones.blocks.ncsnpp_levels import InputResidual, InputSkip, OutputSkip
 
 SMALL = {"image_size": 8, "channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
 DDPM = {"block": "ddpm", "fir_kernel": None, "input_pyramid": "none", "rescale": False, "min_group_channels": 1}

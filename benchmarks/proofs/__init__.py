@@ -1,1 +1,0 @@
-"""Every sampler on every SDE, held to distributions whose score is known; run ``python -m benchmarks.proofs``."""

@@ -1,8 +1,0 @@
-"""``python -m benchmarks.proofs``."""
-
-import sys
-
-from .table import main
-
-if __name__ == "__main__":
-    sys.exit(main())

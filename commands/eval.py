@@ -1,0 +1,194 @@
+"""Bits/dim of a split, with standard errors: ``--mode eval``."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import VectorDataset
+from evaluation.dealing import says_what_is_kept
+from evaluation.density_picture import draw_density
+from evaluation.estimators import build_estimators, seen_by, settings_of
+from evaluation.measurement import EvalSplit, Measurement
+from evaluation.partial import fingerprints
+from evaluation.pilot import fit_step_weights
+from evaluation.quote import quote
+from evaluation.report import describe
+from evaluation.report_warnings import warnings_of
+from evaluation.schedule import Schedule
+from evaluation.table import (
+    gap_of,
+    gap_sentence,
+    table,
+    without_nan,
+)
+from experiment.build import build_dataset, build_sampler, pick_device
+from experiment.checks import check_config
+from experiment.config import Config
+from experiment.images import save_bound_curve
+from experiment.in_turn import (
+    as_trained,
+    load_in_turn,
+    load_same_trained,
+    pick_together,
+)
+from experiment.plugins import say_changed_plugins
+from experiment.precision import fast_inference, forward_flops, pick_mode
+from experiment.trained import trained_channels
+from experiment.workdir import check_for_use, save_npz, write_json
+from likelihood import LikelihoodEstimator, VariationalBound
+from models import ScoreModel
+from runtime.locks import locked
+from runtime.memory import says_which_knobs
+from runtime.messages import say
+from runtime.processes.ranks import Ranks
+
+_NUM_CALLS = 100  # of the network for an image, about, to judge whether compiling it is worth while
+
+
+def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+    """Measure the averaged weights of the newest good checkpoint; print a table, write ``eval/report.json``.
+
+    What is measured is kept in ``eval/partial`` batch by batch, so that an interrupted command goes on to the same
+    bits; once the report is written it is deleted, and the next command measures anew. Under torchrun the batches are
+    dealt to its processes, with the same report to the bit.
+
+    Args:
+        config: The config the work directory was trained with; ``eval`` may differ.
+        workdir: The work directory.
+
+    Returns:
+        The report; an empty one on ranks other than 0.
+
+    Raises:
+        ValueError: If the config does not fit the work directory, or there is no good checkpoint.
+        FloatingPointError: If a value is not finite.
+        RuntimeError: If a process of the job failed, or a solver gave up, or another command measures there.
+        Interrupted: After Ctrl-C.
+    """
+    check_config(config)
+    with (
+        Ranks.from_environment() as ranks,
+        says_which_knobs("eval.batch_size", config.eval.batch_size),
+        contextlib.ExitStack() as held,
+    ):
+        check_for_use(workdir, config)
+        device = ranks.device(pick_device(config))
+        with says_what_is_kept(lambda: "stopped before the first batch; the same command begins again"):
+            channels = trained_channels(config, workdir)
+            dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split, channels))
+            dataset = as_trained(ranks, config, workdir, dataset)
+            estimators = build_estimators(config, dataset)
+            split = EvalSplit(
+                dataset,
+                batch_size=config.eval.batch_size,
+                num_images=config.eval.num_images,
+                seed=config.seed,
+                class_conditional=config.model.class_conditional,
+                device=device,
+            )
+            trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
+            work = _NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape)
+            precision, compiled = config.eval.precision, config.eval.compile
+            mode = pick_together(
+                ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
+            )
+            model = fast_inference(trained, mode)
+            if ranks.first:
+                held.enter_context(locked(workdir, "eval"))
+                for reason in mode.reasons:
+                    say(reason)
+                say_changed_plugins(workdir, config.plugins)
+            # now, since a grid or an end of it that does not fit the SDE is found here
+            settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
+            seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
+            step_weights = fit_step_weights(config, seen, dataset, device, ranks)
+        schedule = Schedule(
+            split,
+            seen,
+            folder=workdir / "eval" / "partial",
+            fingerprints=fingerprints(config, trained, step, split, step_weights, mode.recorded()),
+            ranks=ranks,
+        )
+        with says_what_is_kept(lambda: f"stopped with {schedule.kept()} kept; the same command goes on from there"):
+            measurements = schedule.run()
+        if not ranks.first:
+            return {}
+        head = describe(config, split) | {"step": step, "precision": mode.recorded()["precision"]}
+        report = _write(settings, workdir, estimators, measurements, model, split, head)
+        if isinstance(dataset, VectorDataset) and dataset.num_dims == 2:
+            with says_what_is_kept(lambda: "stopped at the picture of the density; the report is written"):
+                num_classes = dataset.num_classes if config.model.class_conditional else None
+                path, sampler = workdir / "eval" / "density.png", build_sampler(config)
+                draw_density(path, model, dataset, sampler, seed=config.seed, num_classes=num_classes)
+                say(f"wrote {path}")
+        schedule.forget()
+        return report
+
+
+def _write(
+    settings: dict[str, dict[str, Any]],
+    workdir: Path,
+    estimators: dict[str, LikelihoodEstimator],
+    measurements: dict[str, Measurement],
+    model: ScoreModel,
+    split: EvalSplit,
+    head: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the values of the images, the curve of L_t and, last, the report; print table, quotes and warnings."""
+    dataset, folder = split.dataset, workdir / "eval"
+    report: dict[str, Any] = dict(head)
+    arrays: dict[str, np.ndarray] = {}
+    for name, measurement in measurements.items():
+        estimator = estimators[name]
+        report[name] = {"kind": estimator.kind} | measurement.report() | settings[name]
+        if dataset.num_levels is None:
+            a_dimension = dataset.num_dims * math.log(2)
+            report[name]["nats"] = measurement.total.mean * a_dimension
+            report[name]["nats_stderr"] = measurement.total.stderr * a_dimension
+        arrays[name] = measurement.per_image
+        parts = measurement.per_image_terms | measurement.per_image_steps
+        arrays |= {f"{name}_{part}": values for part, values in parts.items()}
+        if isinstance(estimator, VariationalBound):
+            curve = _bound_curve(estimator, model, measurement)
+            report[name]["terms"] = curve
+            save_bound_curve(folder / "bound_terms.png", curve["t"], curve["bits_per_dim"], curve["stderr"])
+        report[name]["quote"] = quote(report, name)
+    gap = gap_of(measurements)
+    if gap is not None:
+        report["gap"] = gap
+    report["warnings"] = warnings_of(report, estimators, model.sde)
+    if not any(isinstance(estimator, VariationalBound) for estimator in estimators.values()):
+        # another measurement's
+        (folder / "bound_terms.png").unlink(missing_ok=True)
+    save_npz(folder / "per_image.npz", arrays)
+    write_json(folder / "report.json", without_nan(report))
+    measured = f"{dataset.name} {dataset.split}, {split.num_images} {dataset.samples_are}"
+    title = f"{measured}, step {head['step']}, {head['units']}"
+    print(table(measurements, title))
+    for name in measurements:
+        print(f"{name} {report[name]['quote']}")
+    if gap is not None:
+        print(gap_sentence(gap))
+    sys.stdout.flush()
+    for line in report["warnings"]:
+        say(f"warning: {line}")
+    print(f"wrote {folder / 'report.json'}", file=sys.stderr)
+    return report
+
+
+def _bound_curve(estimator: VariationalBound, model: ScoreModel, measurement: Measurement) -> dict[str, list[float]]:
+    """Mean and standard error of each L_t that was evaluated, over t."""
+    times = estimator.noisy_times(model.sde)
+    steps = sorted(measurement.steps.items())
+    return {
+        "t": [float(times[index + 1]) for index, _ in steps],
+        "bits_per_dim": [mean.mean for _, mean in steps],
+        "stderr": [mean.stderr for _, mean in steps],
+    }

@@ -1,0 +1,213 @@
+"""A checkpoint of another project as a work directory: ``--mode import``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import AnyKind, ImageKind, VectorKind, height_and_width, image_kind, one_or_pair
+from experiment.build import build_dataset, build_sampler
+from experiment.checks import check_config, check_eval_names
+from experiment.config import Config
+from experiment.network import config_of_checkpoint
+from experiment.workdir import check_for_training
+from models.pretrained import (
+    ModelPlan,
+    PlannedModel,
+    from_ddpm,
+    from_diffusers,
+    from_edm,
+    from_guided_diffusion,
+    from_improved_diffusion,
+    from_score_sde,
+)
+from runtime.files import one_line
+from runtime.locks import locked
+from runtime.memory import says_which_knobs
+from runtime.messages import say
+from runtime.registry import choices_message
+from training.beginning import save_beginning
+from training.state import TrainingState
+
+
+def _ddpm(checkpoint: str, config: str, _: Any) -> PlannedModel:
+    return from_ddpm(checkpoint, config or "cifar10")
+
+
+def _diffusers(checkpoint: str, config: str, _: Any) -> PlannedModel:
+    return from_diffusers(checkpoint, config or None)
+
+
+def _edm(checkpoint: str, config: str, settings: Any) -> PlannedModel:
+    # whoever says neither has a checkpoint of EDM's own
+    kind = settings.preconditioning or (None if "class_name" in config or config.endswith(".json") else "edm")
+    return from_edm(checkpoint, config or None, preconditioning=kind)
+
+
+def _score_sde(checkpoint: str, config: str, settings: Any) -> PlannedModel:
+    return from_score_sde(checkpoint, config, weights=settings.weights)
+
+
+_SOURCES: dict[str, Callable[[str, str, Any], PlannedModel]] = {
+    "ddpm": _ddpm,
+    "diffusers": _diffusers,
+    "edm": _edm,
+    "guided_diffusion": lambda checkpoint, config, _: from_guided_diffusion(checkpoint, config),
+    "improved_diffusion": lambda checkpoint, config, _: from_improved_diffusion(checkpoint, config),
+    "score_sde": _score_sde,
+}
+
+
+def _one_of(flag: str, given: str, key: str, said: str) -> str:
+    """The value of a flag or of a config key, which must agree where both are given."""
+    if given and said and given != said:
+        raise ValueError(f"--{flag}={given} contradicts config.source.{key}={said}; leave one of them out")
+    return given or said
+
+
+def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> PlannedModel:
+    """Read the checkpoint that ``config.source`` and the flags name.
+
+    Args:
+        config: The config.
+        source: --source, or "".
+        checkpoint: --checkpoint, or "": a file, or of diffusers a folder or a name on the hub. It may be another than
+            the config's.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: In one line: the source is unknown, or the checkpoint cannot be read, is of another project, or
+            contradicts its project's settings.
+    """
+    settings = config.source
+    source = _one_of("source", source, "name", settings.name)
+    if not source:
+        raise ValueError(f"--mode import needs --source; choices: {', '.join(sorted(_SOURCES))}")
+    if source not in _SOURCES:
+        raise ValueError(choices_message("source", source, sorted(_SOURCES)))
+    checkpoint = os.path.expanduser(checkpoint or settings.checkpoint)
+    if not checkpoint:
+        raise ValueError("--mode import needs --checkpoint, the file (of diffusers the folder, or its name on the hub)")
+    for key, default, owner in (("weights", "ema", "score_sde"), ("preconditioning", "", "edm")):
+        if source != owner and settings[key] != default:
+            raise ValueError(f"config.source.{key}={settings[key]} is for {owner} alone, got {source}; leave it out")
+    return _SOURCES[source](checkpoint, _settings_of(settings.config, checkpoint), settings)
+
+
+def _settings_of(text: str, checkpoint: str) -> str:
+    """``config.source.config``; a path that is not there, but beside the checkpoint, is that one."""
+    if not text.lstrip().startswith("--"):
+        text = os.path.expanduser(text)
+    beside = Path(checkpoint).parent / text
+    if text and not text.lstrip().startswith("--") and not Path(text).exists() and beside.is_file():
+        return str(beside)
+    return text
+
+
+def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
+    """See that the images of ``config.data`` are such as a checkpoint's, without loading them if that can be.
+
+    Args:
+        config: The config.
+        plan: What the imported model is.
+        checkpoint: Its name, for the message.
+
+    Returns:
+        The images that the model is for.
+
+    Raises:
+        ValueError: If they have another size, or other numbers of channels or classes.
+    """
+    data, network = config.data, plan.network
+    channels, size, classes = network.get("in_channels", 3), network["image_size"], network.get("num_classes")
+    if data.dataset == "folder":
+        # what its files are made to be; its classes are counted on disk, later
+        asked = height_and_width(data.image_size or size)
+        kind = ImageKind((data.channels or channels, *asked), 256, classes or 1)
+    else:
+        known: AnyKind = image_kind(data.dataset) or build_dataset(config, "train").kind
+        if isinstance(known, VectorKind):
+            raise ValueError(
+                f"checkpoint {checkpoint} is of images, but {data.dataset} holds vectors; set data.dataset"
+            )
+        kind = known
+    ours = {
+        "channels": kind.image_shape[0],
+        "image_size": one_or_pair(*kind.image_shape[1:]),
+        "classes": kind.num_classes,
+    }
+    theirs = {"channels": channels, "image_size": size, "classes": classes}
+    for name, value in ours.items():
+        if theirs[name] is not None and value != theirs[name]:
+            raise ValueError(
+                f"checkpoint {checkpoint} is of images with {name} {theirs[name]}, got {value} by "
+                f"config.data.dataset={data.dataset}; set data.dataset, and of a folder data.image_size and channels"
+            )
+    return kind
+
+
+def _check_finite(model: PlannedModel, checkpoint: str) -> None:
+    for name, tensor in model.backbone.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"checkpoint {checkpoint} has weights that are not finite ({name}); fetch it again")
+
+
+def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkpoint: str = "") -> None:
+    """Write a work directory that begins with the weights of a published checkpoint.
+
+    The weights are step 0, as weights and as their average, with a fresh optimizer and average: ``--mode eval`` and
+    ``sample`` use them as they are, and ``--mode train`` goes on from them, with other settings if asked to, but for
+    the loss and the optimizer's, which step 0 holds. The data set is not read, unless only reading it says what images
+    it holds. The config's "checkpoint" is replaced by what the checkpoint is, so that
+    ``config.json`` describes the model in full.
+
+    Args:
+        config: The config; ``source`` in it says what the checkpoint's file does not.
+        workdir: The work directory, which must hold no run.
+        source: One of ddpm, diffusers, edm, guided_diffusion, improved_diffusion and score_sde; "" is the config's.
+        checkpoint: The file; "" is the config's.
+
+    Raises:
+        ValueError: In one line, before anything is written.
+        RuntimeError: If another process trains, or imports, there.
+    """
+    if "source" not in config:
+        raise ValueError("the config has no section source; start from configs.default.get_default_config()")
+    _refuse_used(workdir)
+    model = read_source(config, source=source, checkpoint=checkpoint)
+    for note in model.notes:
+        say(one_line(note))
+    checkpoint = os.path.expanduser(checkpoint or config.source.checkpoint)
+    _check_finite(model, checkpoint)
+    whole = config_of_checkpoint(config, model.plan, checkpoint)
+    check_config(whole)
+    check_eval_names(whole)
+    build_sampler(whole)
+    kind = check_images(whole, model.plan, checkpoint)
+    plan, weights = model.plan, model.backbone.state_dict()
+    size = sum(parameter.numel() for parameter in model.backbone.parameters())
+    with says_which_knobs("model.channels", whole.model.get("channels", 0)):
+        state = TrainingState.of_weights(whole, kind, weights)
+    check_for_training(workdir, whole)
+    with locked(workdir, "train"):
+        # another process may have begun in the meantime
+        _refuse_used(workdir)
+        save_beginning(whole, workdir, state, name=source or whole.source.name, checkpoint=checkpoint)
+    say(
+        f"imported {one_line(checkpoint, 120)}: {plan.backbone} of {size:,} parameters, SDE {plan.sde['name']}, as "
+        f"step 0 of {workdir}"
+    )
+
+
+def _refuse_used(workdir: Path) -> None:
+    found = [path.name for path in (workdir / "checkpoints").glob("step_*")]
+    if found == ["step_00000000"] and not (workdir / "config.json").exists():
+        raise ValueError(f"{workdir} holds an import that was interrupted; delete it, or choose another --workdir")
+    if found:
+        raise ValueError(f"{workdir} holds a run already; choose another --workdir for what is imported")

@@ -1,0 +1,57 @@
+"""Dispatch of ``--mode``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiment.config import Config
+from experiment.network import complete_config
+from experiment.plugins import say_missing_plugins
+from runtime.processes.launch import place
+from runtime.processes.ranks import Ranks
+from training.beginning import where_the_model_is
+from training.loop import train
+
+from .eval import evaluate
+from .export import export_model
+from .import_checkpoint import import_checkpoint
+from .sample import sample
+
+
+def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any]) -> None:
+    """Do what a mode stands for.
+
+    A config that leaves the model to an imported checkpoint is completed here, once for all modes.
+
+    Args:
+        mode: train, eval, sample, import or export.
+        config: The config.
+        workdir: The work directory.
+        flags: ``source`` and ``checkpoint``, ``format`` and ``output``, ``init_from``; "" or None where not given.
+
+    Raises:
+        ValueError: In one line, and the others' errors: see the functions themselves.
+    """
+    if mode in ("import", "export"):
+        with Ranks.from_environment() as ranks:
+            if ranks.world > 1:
+                raise ValueError(f"--mode {mode} is for one process, got {ranks.world}; run it without torchrun")
+    if mode == "import":
+        import_checkpoint(config, workdir, source=flags["source"], checkpoint=flags["checkpoint"] or "")
+        return
+    init_from = flags.get("init_from") or ""
+    if place()[0] == 0:
+        say_missing_plugins(workdir, config.plugins)
+    config = complete_config(config, where_the_model_is(workdir, init_from))
+    if mode == "train":
+        train(config, workdir, init_from=init_from)
+        return
+    if mode == "export":
+        export_model(config, workdir, format=flags["format"], output=flags["output"])
+        return
+    if mode == "sample":
+        sample(config, workdir, Path(flags["output"]) if flags.get("output") else None)
+        return
+    evaluate(config, workdir)

@@ -1,0 +1,173 @@
+"""Samples as pictures and as numbers, written batch by batch: ``--mode sample``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.dealing import deal, says_what_is_kept
+from evaluation.drawing import draw_batch, labels_of
+from evaluation.provenance import (
+    about_of,
+    classes_of,
+    fingerprint_of,
+    variance_of,
+)
+from evaluation.sample_set import SampleSet
+from evaluation.trajectory import MOST_SAMPLES
+from experiment.build import bound_x0, build_sampler, pick_device
+from experiment.checks import check_config
+from experiment.config import Config
+from experiment.in_turn import load_in_turn, load_same_trained, pick_together
+from experiment.pictures import as_array, has_picture
+from experiment.plugins import say_changed_plugins
+from experiment.precision import fast_inference, forward_flops, pick_mode
+from experiment.prior import say_lost_signal
+from experiment.trained import trained_kind
+from experiment.workdir import check_for_use
+from runtime.files import one_line
+from runtime.locks import locked
+from runtime.memory import says_which_knobs
+from runtime.messages import say
+from runtime.processes.ranks import Ranks
+from runtime.terminal import ProgressBar
+from samplers import StepState
+
+
+def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
+    """Sample from the newest good checkpoint; write ``samples.npz``, ``grid.png`` and ``samples.json``.
+
+    Batches are kept as they come, so that an interrupted command goes on to the same bytes, and memory holds one of
+    them. The samples of another command that are in the folder are moved aside. Under torchrun the batches are dealt to
+    its processes; the samples are the same, but for rounding where processes compute on other devices.
+
+    Args:
+        config: The config the work directory was trained with; ``sampling`` may differ.
+        workdir: The work directory.
+        output: The folder to write in; None for ``samples`` in the work directory.
+
+    Raises:
+        ValueError: If the config does not fit the work directory, or there is no good checkpoint or no such class.
+        FloatingPointError: If the sampler's state stops being finite.
+        MemoryError: If the memory does not suffice.
+        OSError: If the folder cannot be written in.
+        RuntimeError: If another process of the job failed, or another command samples there.
+        Interrupted: After Ctrl-C.
+    """
+    check_config(config)
+    settings, folder = config.sampling, workdir / "samples" if output is None else output
+    with (
+        Ranks.from_environment() as ranks,
+        says_which_knobs("sampling.batch_size", settings.batch_size),
+        contextlib.ExitStack() as held,
+    ):
+        check_for_use(workdir, config)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder; move it away, or choose another --output")
+        device = ranks.device(pick_device(config))
+        sampler = build_sampler(config)
+        kind = load_in_turn(ranks, "data", lambda: trained_kind(config, workdir))
+        if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
+            got = "vectors" if kind.num_levels is None else kind.image_shape[0]
+            raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
+        classes = classes_of(config, kind)
+        trained, step = load_same_trained(ranks, config, workdir, kind, device)
+        work = settings.num_samples * settings.num_steps * forward_flops(trained.backbone, kind.image_shape)
+        precision, compiled = settings.precision, settings.compile
+        mode = pick_together(
+            ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
+        )
+        if ranks.first:
+            held.enter_context(locked(folder, "sample", flag="--output"))
+            for reason in mode.reasons:
+                say(reason)
+            say_changed_plugins(workdir, config.plugins)
+            say_lost_signal(config, trained.sde)
+        variance = variance_of(sampler, learned=trained.learned_variance)
+        samples = SampleSet(
+            folder,
+            fingerprint_of(config, trained, step, kind, classes, mode.recorded(), device),
+            about_of(config, step, kind, classes, mode.recorded(), variance),
+            num_samples=settings.num_samples,
+            batch_size=settings.batch_size,
+            kind=kind,
+            labels=labels_of(range(settings.num_samples), classes).numpy() if classes else None,
+            pngs=settings.png_folder,
+        )
+        todo = _plan(samples, ranks)
+        if todo is None:
+            return
+        with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
+            with ProgressBar(unit="step", desc="sample", disable=not ranks.first) as bar:
+
+                def progress(state: StepState) -> None:
+                    bar.total = len(todo[ranks.rank :: ranks.world]) * state.num_steps
+                    bar.update()
+
+                def drawn(unit: str) -> bytes:
+                    index = samples.index(int(unit))
+                    result, trajectory = draw_batch(
+                        sampler,
+                        model,
+                        index,
+                        sample_shape=kind.image_shape,
+                        seed=config.seed,
+                        classes=classes,
+                        device=device,
+                        hooks=[progress],
+                        num_trajectories=MOST_SAMPLES - index.start if settings.record_trajectory else 0,
+                    )
+                    images = as_array(result.x0, kind)
+                    return samples.encode(int(unit), {"images": images, "nfe": np.asarray(result.nfe)} | trajectory)
+
+                model = bound_x0(config, fast_inference(trained, mode), kind)
+                deal(ranks, todo, drawn, lambda unit, data: samples.keep(int(unit), data))
+            if ranks.first:
+                nfe, notes = samples.finish()
+                for note in notes:
+                    say(note)
+                chain = f" with the {variance} variance" if variance else ""
+                chosen = _chosen(classes, kind.class_names) if settings.classes and classes else ""
+                written = "grid.png and samples.npz" if has_picture(kind) else "samples.npz"
+                say(
+                    f"{settings.num_samples} samples{chosen} of step {step} by {settings.sampler}{chain}, "
+                    f"{nfe} network calls each; wrote {written} in {folder}"
+                )
+
+
+def _chosen(classes: Sequence[int], names: Sequence[str]) -> str:
+    """The classes that were asked for, in words, as in " of 3 cat, 5 dog"."""
+    named = [f"{k} {names[k]}" if names and names[k] != str(k) else str(k) for k in dict.fromkeys(classes)]
+    return f" of {one_line(', '.join(named), 120)},"
+
+
+def _plan(samples: SampleSet, ranks: Ranks) -> list[list[str]] | None:
+    """Rank 0's list of the batches to draw, for all processes; None if the samples are there already."""
+
+    def plan() -> bytes:
+        found = samples.find()
+        if found is not None:
+            for note in found:
+                say(note)
+            say(f"these samples are in {samples.folder} already; to draw them anew, delete its samples.json")
+            return json.dumps({"digest": samples.digest, "todo": None}).encode()
+        known, notes = samples.known()
+        for note in notes:
+            say(note)
+        if known:
+            say(f"goes on: {len(known)} of {len(samples)} batches were drawn before")
+        todo = [[str(k)] for k in range(len(samples)) if k not in known]
+        return json.dumps({"digest": samples.digest, "todo": todo}).encode()
+
+    shared = json.loads(ranks.share("plan", plan))
+    if shared["digest"] != samples.digest:
+        raise RuntimeError(
+            "the checkpoint or settings differ from those of rank 0; "
+            "give all processes the same work directory and command"
+        )
+    return shared["todo"]

@@ -1,0 +1,1 @@
+"""Data sets, a file a source, with the readers of their formats."""

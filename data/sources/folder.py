@@ -1,0 +1,84 @@
+"""A folder of images, decoded once into memory at one size."""
+
+from pathlib import Path
+
+import torch
+
+from ..base import ImageDataset, check_split
+from ..errors import DataError
+from ..sizes import ImageSize, height_and_width
+from .decoding import decode_all, in_threads
+from .folder_layout import read_layout
+from .grey import choose_grey_rule, highest_value, is_grey
+
+# What these formats hold of grey is 8 bits at most: no need to open them to see.
+NEVER_WIDE = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"})
+
+
+def load_folder(
+    *, root: Path, split: str, image_size: ImageSize | None = None, channels: int | None = None
+) -> ImageDataset:
+    """Load a tree of images: ``root/{train,test}/<class>/...``, or ``root/<class>/...``, or images right in ``root``.
+
+    If ``root`` has subfolders ``train`` and ``test`` (in any case; or ``training``, ``testing``), they are the splits;
+    without ``test``, ``val`` (or ``valid``, ``validation``) takes its place. Otherwise a fixed permutation (seed 0)
+    holds one image in ten out for test, and at least one. Classes are the first-level subfolders that hold images, of
+    both splits together, sorted with numbers in names by their value. Images in no subfolder are class 0, named
+    ``.``. Hidden files and folders are ignored, and other extensions counted in ``notes``; links are followed, except
+    back into a folder that contains them.
+
+    Each image is turned upright by its EXIF orientation, shown on white where it is transparent, converted (an
+    animation gives its first frame), resized with a Lanczos filter so that it just covers ``image_size``, and
+    cropped to its centre. An image of that size already keeps its pixels. Grey values of more than 8 bits are
+    read as 8, 10, 12, 14 or 16 bits, the least that the highest value of all images needs; floating point as 0 .. 1,
+    cut off at 1, or 0 .. 255 where a value is above 1.05.
+
+    Loading the train split decodes the test split too, to name what is broken in it before a run is trained.
+
+    The whole split is held in memory: N * channels * H * W bytes (70,000 images of 64x64x3 are 0.8 GiB).
+
+    Args:
+        root: Folder to look in.
+        split: ``"train"`` or ``"test"``.
+        image_size: Height and width of the result: one number for squares, or (H, W); None for images as they are, all
+            of one size.
+        channels: 3 for RGB or 1 for grey; None for grey if all images of both splits are grey, else RGB.
+
+    Returns:
+        uint8 images [N, channels, H, W] with 256 levels, in the sorted order of their paths relative to the folder of
+        the split.
+
+    Raises:
+        DataError: If an argument is wrong, there are no images, it is unclear whether a folder is a split or a class,
+            or images cannot be read or differ in size where they are taken as they are.
+    """
+    check_split(split)
+    size = None if image_size is None else height_and_width(image_size)
+    if channels not in (None, 1, 3):
+        raise DataError(f"channels must be 1 (grey) or 3 (RGB), got {channels}; choose one of them")
+    layout = read_layout(Path(root), split)
+    if channels is None:
+        channels = 1 if all(map(is_grey, layout.all_paths)) else 3
+    grey = choose_grey_rule(_highest_values(layout.all_paths))
+    # what is broken in the test split is to be known before training, not after
+    checked = sorted(set(layout.all_paths) - set(layout.paths)) if split == "train" else []
+    mode = "L" if channels == 1 else "RGB"
+    images, notes = decode_all(layout.paths, mode=mode, grey=grey, size=size, checked=checked)
+    return ImageDataset(
+        images=torch.from_numpy(images),
+        labels=torch.tensor(layout.labels, dtype=torch.int64),
+        num_levels=256,
+        num_classes=max(1, len(layout.class_names)),
+        name="folder",
+        split=split,
+        class_names=layout.class_names,
+        split_source=layout.split_source,
+        other_split_size=len(layout.all_paths) - len(layout.paths),
+        notes=(*layout.notes, *grey.notes, *notes),
+        train_files=layout.train_files,
+    )
+
+
+def _highest_values(paths: list[Path]) -> list[tuple[str, float] | None]:
+    candidates = [path for path in paths if path.suffix.lower() not in NEVER_WIDE]
+    return in_threads(highest_value, candidates, "reading headers") if candidates else []

@@ -1,0 +1,1 @@
+"""Checkpoints in a work directory: complete or absent."""

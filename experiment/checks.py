@@ -1,0 +1,162 @@
+"""Checks of a config, before anything is loaded or written."""
+
+from __future__ import annotations
+
+import math
+
+from likelihood import available_likelihoods
+from models import check_variance
+from runtime.registry import choices_message
+from sde_lib import available_grids, available_sdes, sde_defaults
+
+from .build import build_sde
+from .config import Config
+
+_MOST = 10**6  # steps, or images at a time, that no run has
+_LARGE = 1e30
+_BELOW_1 = math.nextafter(1, 0)
+_RANGES: tuple[tuple[str, str, float, float], ...] = (
+    ("training", "num_steps", 1, 10**12),
+    ("training", "batch_size", 1, _MOST),
+    ("training", "checkpoint_every", 1, 10**12),
+    ("training", "keep_checkpoints", 1, _MOST),
+    ("training", "log_every", 1, 10**12),
+    ("training", "sample_every", 0, 10**12),
+    ("training", "grad_clip", 0, _LARGE),
+    ("training", "accumulation_steps", 1, _MOST),
+    ("training", "explosion_factor", 0, _LARGE),
+    ("training", "max_bad_steps", 0, 10**12),
+    ("optim", "warmup_steps", 0, 10**12),
+    ("optim", "decay_steps", 0, 10**12),
+    ("optim", "learning_rate", 1e-30, 1e3),
+    ("optim", "beta1", 0, _BELOW_1),
+    ("optim", "beta2", 0, _BELOW_1),
+    ("optim", "eps", 1e-30, 1),
+    ("optim", "weight_decay", 0, 1e3),
+    ("model", "dropout", 0, 0.999),
+    ("model", "norm_eps", 1e-12, 1),
+    ("data", "channels", 0, _MOST),
+    ("sampling", "num_steps", 1, _MOST),
+    ("sampling", "num_samples", 1, 10**9),
+    ("sampling", "batch_size", 1, _MOST),
+    ("sampling", "threshold_x0", 0, 1),
+    ("eval", "batch_size", 1, _MOST),
+    ("eval", "num_images", 0, 10**12),
+    ("eval", "vlb_num_steps", 0, _MOST),
+    ("eval", "vlb_samples_per_image", 0, _MOST),
+    ("eval", "ode_importance_samples", 1, _MOST),
+    ("eval", "ode_num_probes", 1, _MOST),
+    ("eval", "ode_rtol", 1e-16, 1),
+    ("eval", "ode_atol", 1e-16, 1),
+    ("eval", "ode_num_steps", 0, _MOST),
+    ("eval", "ode_max_nfe", 0, 10**12),
+    ("eval", "ode_t_end", 0, _BELOW_1),
+)
+_CHOICES: tuple[tuple[str, str, list[str]], ...] = (
+    *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
+    *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
+    ("training", "sharding", ["none", "fsdp"]),
+    # without dequantization a density is measured, and images have levels
+    ("eval", "ode_dequantization", ["decoder", "none", "uniform", "variational"]),
+)
+
+
+def check_config(config: Config) -> None:
+    """Refuse numbers that no run can have, before anything is loaded or written.
+
+    Raises:
+        ValueError: Naming the first such key.
+    """
+    for section in ("data", "sde", "model", "training", "optim", "sampling", "eval"):
+        if section not in config:
+            raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
+    defaults = sde_defaults(config.sde.name) if config.sde.name in available_sdes() else {}
+    for key, value in config.sde.items():
+        if isinstance(value, float) and not math.isfinite(value) and value != defaults.get(key):
+            raise ValueError(f"config.sde.{key} must be finite, got {value}; set a number")
+    # an option that the SDE does not have, or cannot have so
+    build_sde(config)
+    for section, key, least, most in _RANGES:
+        # an imported network's section has no key of which it has no use
+        value = config[section].get(key, least if section == "model" else None)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"config.{section}.{key} must be a number, got {value!r}; set one")
+        if not value >= least:
+            fix = "set a number" if math.isnan(value) else "raise it"
+            raise ValueError(f"config.{section}.{key} must be at least {least}, got {value}; {fix}")
+        if value > most:
+            fix = "set it to 0 for none" if most == _LARGE else "lower it"
+            raise ValueError(f"config.{section}.{key} must be at most {most}, got {value}; {fix}")
+    for section, key, choices in _CHOICES:
+        value = config[section].get(key)
+        if value not in choices:
+            raise ValueError(choices_message(key, value, choices))
+    if 0 < config.training.explosion_factor <= 1:
+        raise ValueError(
+            f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
+            "loss would be left out; try 1000"
+        )
+    size = config.data.image_size
+    if not all(0 <= side <= _MOST for side in (size if isinstance(size, (tuple, list)) else (size,))):
+        raise ValueError(f"config.data.image_size must be from 0 to {_MOST}, got {size}; set the pixels of a side")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
+    if not 0 <= config.training.ema_decay < 1:
+        raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
+
+
+def check_schedule(config: Config) -> None:
+    """Refuse to train on where the learning rate has fallen to 0.
+
+    Raises:
+        ValueError: Naming both keys.
+    """
+    num_steps, decay_steps = config.training.num_steps, config.optim.decay_steps
+    if num_steps > decay_steps > 0:
+        raise ValueError(
+            f"config.training.num_steps must be at most config.optim.decay_steps={decay_steps}, where the learning "
+            f"rate has fallen to 0, got {num_steps}; raise config.optim.decay_steps too, or set it to 0 for no decay"
+        )
+
+
+def check_learned_parts(config: Config) -> None:
+    """Refuse to measure a learned variance or dequantization that the model does not have, before anything is measured.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if "vlb" in config.eval.likelihoods and config.eval.vlb_variance == "learned" and not config.model.learned_variance:
+        raise ValueError(
+            "eval.vlb_variance=learned needs a network with model.learned_variance, got one without; "
+            "use small or large, or train one that learns it"
+        )
+    variational = "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "variational"
+    if variational and not config.model.dequantizer:
+        raise ValueError(
+            "eval.ode_dequantization=variational needs a model with model.dequantizer, got one without; "
+            "use decoder or uniform, or train with training.loss=dequantized"
+        )
+    uniform = "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "uniform"
+    if uniform and config.model.parameterization == "levels":
+        raise ValueError(
+            "eval.ode_dequantization=uniform needs a model of what lies between levels, "
+            "got model.parameterization=levels; use decoder"
+        )
+
+
+def check_eval_names(config: Config) -> None:
+    """Refuse evaluation settings that would fail only after the training.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    for name in config.eval.likelihoods:
+        if name not in available_likelihoods():
+            raise ValueError(choices_message("likelihood", name, available_likelihoods()))
+    check_variance(config.eval.vlb_variance)
+    for grid in (config.eval.vlb_grid, config.eval.ode_grid):
+        if grid not in available_grids():
+            raise ValueError(choices_message("grid", grid, available_grids()))
+    check_learned_parts(config)
+    if config.eval.split not in ("train", "test"):
+        raise ValueError(choices_message("split", config.eval.split, ["test", "train"]))

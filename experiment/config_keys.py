@@ -1,0 +1,129 @@
+"""Keys and types that a config must have: those of ``configs/default.py``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from runtime.registry import choices_message
+from sde_lib import available_sdes, sde_defaults
+
+if TYPE_CHECKING:
+    from .config import Config
+
+# What is built from these says itself which options it has: the SDE, and the backbone.
+OPEN_SECTIONS = ("sde", "model.network")
+# The one key of two types: a number, or a tuple of two.
+IMAGE_SIZE = "data.image_size"
+
+
+def unknown_key(config: Config, where: str, name: str) -> ValueError:
+    """The error of a key that a section does not have, with the nearest one; it may be another section's.
+
+    Args:
+        config: A config with all keys.
+        where: The section, such as "optim"; "" for the config itself.
+        name: The key that is not in it.
+    """
+    section: Any = config
+    for part in filter(None, where.split(".")):
+        section = section[part] if isinstance(section, ConfigDict) else None
+    keys = sorted(section.keys()) if isinstance(section, ConfigDict) else []
+    kind = f"key of {'.'.join(filter(None, ('config', where)))}:"
+    elsewhere = [key for key in _leaves(config) if key.split(".")[-1] == name]
+    # a model that is the checkpoint's has the key, though the config does not
+    of_checkpoint = keys == ["backbone"]
+    if elsewhere and not of_checkpoint and not difflib.get_close_matches(name, keys, n=1):
+        return ValueError(f"unknown {kind} {name!r}; did you mean config.{elsewhere[0]}?")
+    return ValueError(choices_message(kind, name, keys))
+
+
+def _leaves(section: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def check_keys(config: Config, defaults: Config) -> None:
+    """Refuse keys that the defaults do not have, keys that are missing, and values of another type.
+
+    Whole numbers become floats, and lists tuples, where the default is one. A config whose ``model.backbone`` is
+    "checkpoint" need not say more of ``model`` and ``sde``.
+
+    Args:
+        config: What a config file gives; it is changed as said.
+        defaults: The default config.
+
+    Raises:
+        ValueError: In one line, naming the first such key, and the nearest one or the default.
+    """
+    model = config.get("model")
+    leaves = isinstance(model, ConfigDict) and model.get("backbone") == "checkpoint"
+    _check_unknown(config, defaults, defaults, "")
+    _check_values(config, defaults, "", may_lack=("model", "sde") if leaves else ())
+    _check_sde_values(config.sde)
+
+
+def _check_unknown(config: Config, defaults: Config, root: Config, where: str) -> None:
+    for key, value in config.items():
+        dotted = f"{where}.{key}" if where else key
+        if key not in defaults:
+            raise unknown_key(root, where, key)
+        if isinstance(value, ConfigDict) and isinstance(defaults[key], ConfigDict) and dotted not in OPEN_SECTIONS:
+            _check_unknown(value, defaults[key], root, dotted)
+
+
+def _check_values(config: Config, defaults: Config, where: str, *, may_lack: tuple[str, ...]) -> None:
+    for key, default in defaults.items():
+        dotted = f"{where}.{key}" if where else key
+        section = isinstance(default, ConfigDict)
+        if key not in config:
+            if where in may_lack:
+                continue
+            what = f"has no section {dotted}" if section else f"has no config.{dotted}, whose default is {default!r}"
+            raise ValueError(f"the config {what}; start from configs.default.get_default_config()")
+        value = config[key]
+        if section:
+            if not isinstance(value, ConfigDict):
+                raise ValueError(
+                    f"config.{dotted} must be a section, got {value!r}; start from configs.default.get_default_config()"
+                )
+            _check_values(value, default, dotted, may_lack=may_lack)
+            continue
+        two = dotted == IMAGE_SIZE and isinstance(value, (tuple, list)) and len(value) == 2
+        fitting = _fit(value, (0, 0) if two else default)
+        if fitting is None:
+            raise ValueError(
+                f"config.{dotted} must be of type {type(default).__name__}, got {value!r}; its default is {default!r}"
+            )
+        if type(fitting) is not type(value):
+            with config.ignore_type():
+                config[key] = fitting
+
+
+def _check_sde_values(sde: Config) -> None:
+    """Refuse an SDE's options of another type than their defaults; names that it does not have are for it to refuse."""
+    name = sde.get("name")
+    for key, default in (sde_defaults(name) if name in available_sdes() else {}).items():
+        value = sde.get(key, default)
+        if default is not None and _fit(value, default) is None:
+            kind = type(default).__name__
+            raise ValueError(f"config.sde.{key} must be of type {kind}, got {value!r}; its default is {default!r}")
+
+
+def _fit(value: Any, default: Any) -> Any:
+    """The value in the type of the default; None if it is of another."""
+    if isinstance(default, float):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(value) if number else None
+    if isinstance(default, tuple):
+        items = tuple(value) if isinstance(value, (tuple, list)) else (None,)
+        # an empty default does not say which it holds
+        kind = type((default or items or (0,))[0])
+        return items if kind in (int, str) and all(type(item) is kind for item in items) else None
+    return value if type(value) is type(default) else None

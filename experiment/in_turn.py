@@ -1,0 +1,86 @@
+"""Start-up choices that rank 0 makes for all ranks: data, checkpoint, precision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from data import AnyDataset, AnyKind, RealSpace, VectorDataset
+from models import NetworkScoreModel
+from runtime.processes.ranks import Ranks
+
+from .config import Config
+from .precision import NetworkMode
+from .trained import check_data, load_trained, say_other_files, trained_space
+
+T = TypeVar("T")
+
+
+def load_in_turn(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
+    """Load on every process; on rank 0 first, so that what is downloaded is so once.
+
+    Args:
+        ranks: The processes.
+        key: A name that is used once.
+        load: Loads.
+    """
+    found: list[T] = []
+
+    def first() -> bytes:
+        found.append(load())
+        return b"loaded"
+
+    ranks.share(key, first)
+    return found[0] if found else load()
+
+
+def as_trained(ranks: Ranks, config: Config, workdir: Path, dataset: AnyDataset) -> AnyDataset:
+    """A data set that ``check_data`` passes, as a model knows it by the checkpoints that rank 0 sees.
+
+    Its classes are numbered as theirs are, and its vectors, if it has any, standardized as theirs.
+    """
+
+    def said() -> bytes:
+        say_other_files(config, workdir, dataset)
+        names, space = check_data(config, workdir, dataset), trained_space(workdir)
+        return json.dumps([names, space and asdict(space)]).encode()
+
+    names, space = json.loads(ranks.share("classes and space", said))
+    if names:
+        dataset = dataset.with_class_order(names)
+    if space and isinstance(dataset, VectorDataset):
+        dataset = replace(dataset, space=RealSpace(tuple(space["mean"]), tuple(space["std"])))
+    return dataset
+
+
+def load_same_trained(
+    ranks: Ranks, config: Config, workdir: Path, kind: AnyKind, device: torch.device
+) -> tuple[NetworkScoreModel, int]:
+    """``load_trained`` on every process, of the step that rank 0 finds: a trainer may write another in the meantime."""
+    found: list[tuple[NetworkScoreModel, int]] = []
+
+    def first() -> bytes:
+        found.append(load_trained(config, workdir, kind, device))
+        return str(found[0][1]).encode()
+
+    step = int(ranks.share("checkpoint", first))
+    return found[0] if found else load_trained(config, workdir, kind, device, step=step)
+
+
+def pick_together(
+    ranks: Ranks, pick: Callable[..., NetworkMode], recorded: dict[str, Any] | None = None
+) -> NetworkMode:
+    """Rank 0's choice of how the network computes, for all processes, whatever their machines are good at.
+
+    Args:
+        ranks: The processes.
+        pick: ``pick_mode`` with all its arguments but ``recorded``.
+        recorded: How the run began, which rank 0 keeps to.
+    """
+    picked = ranks.share("mode", lambda: json.dumps(pick(recorded=recorded).recorded()).encode())
+    return pick(recorded=recorded if ranks.first else json.loads(picked))

@@ -1,0 +1,112 @@
+"""A trained run in a notebook: its model, and what it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from data import AnyKind
+from models import NetworkScoreModel
+from runtime.registry import choices_message
+from sde_lib import SDE
+
+from .build import named_device
+from .checkpoints.folder import step_of
+from .checkpoints.newest import checkpoint_folders
+from .config import Config
+from .network import model_in_full
+from .trained import load_trained, trained_kind
+from .workdir import read_whole_config
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A model that was trained or imported, as ``load_run`` gives it.
+
+    Attributes:
+        model: The score model, in evaluation mode and without gradients of its weights. Samplers and likelihoods take
+            it as it is; ``--mode sample`` wraps it in ``ClippedScoreModel`` where ``config.sampling.clip_x0`` says so.
+        kind: The images or vectors that it was trained on: ``image_shape``, ``num_levels``, ``num_classes``,
+            ``class_names`` and ``space``.
+        config: Its config, as ``config.json`` has it.
+        step: Number of training steps of the checkpoint.
+    """
+
+    model: NetworkScoreModel
+    kind: AnyKind
+    config: Config
+    step: int
+
+    @property
+    def sde(self) -> SDE:
+        """The model's SDE."""
+        return self.model.sde
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one sample, or (D,) of a vector."""
+        return self.kind.image_shape
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Turn data into x0, float32: grey levels, integers [N, C, H, W], or vectors [N, D]."""
+        return self.kind.space.encode(stored)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Data of samples x0: the nearest grey levels 0 .. ``kind.num_levels`` - 1, uint8, or vectors, float64."""
+        return self.kind.space.decode(x0)
+
+
+def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema", step: int | None = None) -> TrainedRun:
+    """Load a run from its work directory; its training data need not be there, and no code in the directory is run.
+
+    Args:
+        workdir: The work directory.
+        device: Where the model goes, such as "cpu" or "cuda:0"; "auto" takes a GPU if there is one.
+        weights: "ema", the average of the weights, which the commands use, or "raw", the last ones.
+        step: The step of the checkpoint; None for the newest that is good.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: In one line: there is no run, no such checkpoint, or none that can be used. A run with an SDE of
+            a plugin needs the plugin imported before.
+
+    Example:
+        >>> run = load_run("runs/vp/digits")
+        >>> sampler, noise = make_sampler("ddim", num_steps=50), NoiseStreams(seed=0, indices=range(8))
+        >>> x_T = sampler.prior_sample(run.sde, run.sample_shape, noise)
+        >>> images = run.decode(sampler.sample(run.model, x_T, noise=noise).x0)
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(choices_message("weights", weights, ["ema", "raw"]))
+    workdir = Path(workdir).expanduser()
+    config = _saved_config(workdir)
+    steps = [step_of(folder) for folder in checkpoint_folders(workdir / "checkpoints")]
+    if step is not None and step not in steps:
+        raise ValueError(f"{workdir} has no checkpoint of step {step}; choose one of: {', '.join(map(str, steps))}")
+    kind = trained_kind(config, workdir)
+    model, step = load_trained(config, workdir, kind, named_device(device), weights=weights, step=step)
+    return TrainedRun(model, kind, config, step)
+
+
+def _saved_config(workdir: Path) -> Config:
+    saved = read_whole_config(workdir)
+    if saved is None:
+        raise ValueError(f"{workdir} holds no trained run; pass the --workdir of one")
+    if not all(isinstance(saved.get(section), dict) for section in ("data", "model", "sde")):
+        raise ValueError(f"{workdir / 'config.json'} is damaged (it says no model); restore it")
+    config = ConfigDict(_with_tuples({**saved, "model": model_in_full(saved["model"])}))
+    config.lock()
+    return config
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that configs have."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(one) for key, one in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,210 @@
+"""A trained model from its work directory, without its training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import AnyDataset, AnyKind, DataError, ImageKind, RealSpace, VectorKind, image_kind
+from models import NetworkScoreModel
+from runtime.files import one_line
+from runtime.messages import say
+
+from .build import build_dataset, build_model
+from .checkpoints.newest import checkpoint_folders, load_newest, peek_state
+from .config import Config
+from .weights import load_weights, named_weights
+
+
+def _said(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose state can be read and says what images it is for, and what it says."""
+    for folder in checkpoint_folders(root):
+        said = (peek_state(folder) or {}).get("data")
+        if isinstance(said, dict):
+            return folder, said
+    return None
+
+
+def said_of_images(workdir: Path) -> dict[str, Any]:
+    """The entry on images of a work directory's checkpoints, unchecked; {} where there is none."""
+    found = _said(workdir / "checkpoints")
+    return {} if found is None else found[1]
+
+
+def trained_kind(config: Config, workdir: Path) -> AnyKind:
+    """The data that a work directory's model is for, as its checkpoints say; the data set is not touched.
+
+    Args:
+        config: The config that it was trained with.
+        workdir: The work directory.
+
+    Returns:
+        The kind of data. Of checkpoints of an earlier version, which do not say it in full, what is missing is that
+        of the data set, which is loaded where only loading says it.
+
+    Raises:
+        ValueError: If there is no checkpoint.
+    """
+    root = workdir / "checkpoints"
+    if not checkpoint_folders(root):
+        raise ValueError(f"{workdir} has no checkpoint yet; run --mode train first")
+    said = said_of_images(workdir)
+    shape: Any = said.get("image_shape")
+    levels: Any = said.get("num_levels")
+    classes: Any = said.get("num_classes")
+    if classes is None:
+        # an imported network says it itself, and one without labels needs none
+        classes = config.model.get("network", {}).get("num_classes") or (None if config.model.class_conditional else 1)
+    names: Any = said.get("class_names")
+    named = isinstance(names, list) and len(names) == classes and all(isinstance(name, str) for name in names)
+    space = _space_of(said)
+    if space is not None and _is_count(classes, 1):
+        return VectorKind((len(space.mean),), space, classes, tuple(names) if named else ())
+    if not (_is_shape(shape) and _is_count(levels, 2, 256) and _is_count(classes, 1)):
+        return image_kind(config.data.dataset) or build_dataset(config, "train").kind
+    return ImageKind(tuple(shape), levels, classes, tuple(names) if named else ())
+
+
+def trained_space(workdir: Path) -> RealSpace | None:
+    """The space of a work directory's vectors, as its checkpoints say; None of images, or without checkpoints."""
+    _, said = _said(workdir / "checkpoints") or (None, {})
+    return _space_of(said)
+
+
+def _space_of(said: dict[str, Any]) -> RealSpace | None:
+    try:
+        return RealSpace(tuple(said["space"]["mean"]), tuple(said["space"]["std"]))
+    except (KeyError, TypeError, DataError):
+        return None
+
+
+def _is_count(value: Any, least: int, most: int = 2**31) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_is_count(size, 1) for size in value)
+
+
+def trained_channels(config: Config, workdir: Path) -> int | None:
+    """Channels of a folder's images if a work directory's model is of colours: an earlier version took all for that."""
+    _, said = _said(workdir / "checkpoints") or (None, {})
+    shape: Any = said.get("image_shape")
+    return 3 if config.data.dataset == "folder" and _is_shape(shape) and shape[0] == 3 else None
+
+
+def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str, ...]:
+    """Refuse data that a work directory's model is not for, as far as its checkpoints say.
+
+    Args:
+        config: The config. Classes must agree where its model is told them.
+        workdir: The work directory.
+        dataset: The data.
+
+    Returns:
+        The names of the classes in the order that the model knows them by, for ``dataset.with_class_order``; those of
+        the data set where the checkpoints say none.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    found = _said(workdir / "checkpoints")
+    if found is None:
+        # there is none, or it is damaged, which is for load_newest to say, or an old one
+        return dataset.class_names
+    (folder, said), source = found, f"{dataset.name} {dataset.split}"
+    ours: dict[str, Any] = {"image_shape": list(dataset.image_shape)}
+    if dataset.num_levels is not None:
+        ours["num_levels"] = dataset.num_levels
+    labelled = config.model.class_conditional
+    names = tuple(map(str, said.get("class_names") or ())) if labelled else ()
+    if names and dataset.class_names:
+        _check_names(folder, names, dataset.class_names, source)
+    elif labelled:
+        ours["num_classes"] = dataset.num_classes
+    different = [
+        f"{key} {one_line(said[key], 60)}, got {mine}" for key, mine in ours.items() if said.get(key, mine) != mine
+    ]
+    if different:
+        raise ValueError(
+            f"{folder} was trained on {'images' if 'num_levels' in said else 'vectors'} of {'; '.join(different)} in "
+            f"{source}; give both splits one shape and number of levels and classes, or choose another --workdir"
+        )
+    if labelled and "class_names" not in said:
+        return _order_before(folder, dataset)
+    return names if dataset.class_names and names else dataset.class_names
+
+
+def say_other_files(config: Config, workdir: Path, dataset: AnyDataset) -> None:
+    """Say it if a folder's images were divided otherwise when training began."""
+    theirs = said_of_images(workdir).get("train_files")
+    if theirs and dataset.train_files != theirs:
+        say(
+            f"the images under {config.data.root} are not those that were trained on: those measured may have been "
+            "trained on; put back what was added or removed, or train anew"
+        )
+
+
+def _order_before(folder: Path, dataset: AnyDataset) -> tuple[str, ...]:
+    """The classes as numbered when checkpoints named none: those of a folder by characters, 10 before 2."""
+    if dataset.name != "folder":
+        return dataset.class_names
+    names = tuple(sorted(dataset.class_names, key=lambda name: (name != ".", name)))
+    if names != dataset.class_names:
+        shown = one_line(", ".join(names), 120)
+        say(f"{folder} names no classes: they are numbered as when it was begun, by characters: {shown}")
+    return names
+
+
+def _check_names(folder: Path, theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> None:
+    gone, new = ([name for name in one if name not in other] for one, other in ((theirs, ours), (ours, theirs)))
+    if gone or new:
+        changes = [
+            f"{what} {one_line(', '.join(names), 120)}" for what, names in (("without", gone), ("with", new)) if names
+        ]
+        raise ValueError(
+            f"{folder} was trained on other classes than those of {source}, which is {' and '.join(changes)}; name the "
+            "classes as they were, or choose another --workdir"
+        )
+
+
+def load_trained(
+    config: Config,
+    workdir: Path,
+    kind: AnyKind,
+    device: torch.device,
+    *,
+    weights: str = "ema",
+    step: int | None = None,
+) -> tuple[NetworkScoreModel, int]:
+    """The model of a work directory's newest good checkpoint.
+
+    Args:
+        config: The config it was trained with.
+        workdir: The work directory.
+        kind: The data, as ``trained_kind`` says, or a data set that ``check_data`` passed.
+        device: Where the model goes.
+        weights: "ema", the average of the weights, or "raw", the last ones.
+        step: The step of the checkpoint; None for the newest good one.
+
+    Returns:
+        The model in evaluation mode, and the step of the checkpoint.
+
+    Raises:
+        ValueError: If there is no checkpoint, or none can be used.
+    """
+    model = build_model(config, kind).to(device).eval().requires_grad_(False)
+    checkpoint = load_newest(workdir / "checkpoints", named_weights(model, model), ignored=("loss.",), step=step)
+    if checkpoint is None and step is not None:
+        raise ValueError(
+            f"{workdir} has no checkpoint of step {step}, which rank 0 has loaded; give all processes the same "
+            "work directory, and if a trainer has deleted it, run this again"
+        )
+    if checkpoint is None:
+        raise ValueError(f"{workdir} has no checkpoint yet; run --mode train first")
+    for note in checkpoint.notes:
+        say(note)
+    load_weights(model, checkpoint.tensors, "ema." if weights == "ema" else "model.")
+    return model, checkpoint.step

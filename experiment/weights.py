@@ -1,0 +1,46 @@
+"""A model's weights under the names that they have in checkpoints."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models import NetworkScoreModel
+
+from .checkpoints.sharding import split_like
+
+
+def _learned_parts(model: NetworkScoreModel) -> list[tuple[str, nn.Module]]:
+    """The modules that a model learns besides its backbone, which most have none of."""
+    parts = (("sde", model.sde), ("dequantizer", model.dequantizer))
+    return [(name, part) for name, part in parts if isinstance(part, nn.Module)]
+
+
+def named_weights(model: NetworkScoreModel, averaged: NetworkScoreModel) -> dict[str, Tensor]:
+    """Names and tensors of both sets of weights, as checkpoints hold them.
+
+    Args:
+        model: The model that is trained.
+        averaged: The average of its weights.
+    """
+    both = (("model.", model), ("ema.", averaged))
+    tensors = {f"{prefix}{name}": value for prefix, m in both for name, value in m.backbone.state_dict().items()}
+    for prefix, m in both:
+        for part, module in _learned_parts(m):
+            tensors |= {f"{part}.{prefix}{name}": value for name, value in module.state_dict().items()}
+    return tensors
+
+
+@torch.no_grad()
+def load_weights(model: NetworkScoreModel, tensors: dict[str, Tensor], prefix: str) -> None:
+    """Copy weights of a checkpoint into a model.
+
+    Args:
+        model: The model.
+        tensors: The checkpoint's tensors.
+        prefix: "model." or "ema.".
+    """
+    modules = [(prefix, model.backbone), *((f"{part}.{prefix}", module) for part, module in _learned_parts(model))]
+    for start, module in modules:
+        for name, target in module.state_dict().items():
+            target.copy_(split_like(tensors[f"{start}{name}"], target))

@@ -1,0 +1,128 @@
+"""One resolution of the U-Net: its residual and attention blocks, and what leads to the next resolution."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .layers import AttentionBlock, ResBlock
+from .resampling import Downsample, Upsample
+
+
+class Level(nn.Module):
+    """Common parts of the levels.
+
+    Attributes:
+        gradient_checkpointing: Keep only what goes in and out of a block for the backward pass, which computes the
+            block anew: about a third more work, for the memory of one block instead of all.
+
+    Source: Chen et al. 2016.
+    """
+
+    gradient_checkpointing = False
+
+    def _run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+class DownLevel(Level):
+    """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any.
+
+    Args:
+        blocks: Residual blocks.
+        attention: As many attention blocks, or none.
+        resample: What leads to the next level.
+    """
+
+    def __init__(
+        self, blocks: Sequence[ResBlock], attention: Sequence[AttentionBlock], resample: Downsample | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(attention)
+        self.resample = resample
+
+    def forward(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """Apply the level.
+
+        Args:
+            x: Features, [B, C, H, W].
+            embedding: Activated embedding, [B, E].
+
+        Returns:
+            Every result, for the way up; the last, [B, D, H, W], or [B, D, H / 2, W / 2] with resampling, goes on.
+        """
+        results: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            x = self._run(block, x, embedding)
+            if self.attention:
+                x = self._run(self.attention[i], x)
+            results.append(x)
+        if self.resample is not None:
+            results.append(self.resample(x))
+        return results
+
+
+class MiddleLevel(Level):
+    """The lowest resolution: residual block, attention, residual block.
+
+    Args:
+        block1: First residual block.
+        attention: Attention block.
+        block2: Second residual block.
+    """
+
+    def __init__(self, block1: ResBlock, attention: AttentionBlock, block2: ResBlock) -> None:
+        super().__init__()
+        self.block1 = block1
+        self.attention = attention
+        self.block2 = block2
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map features [B, C, H, W] and an activated embedding [B, E] to features [B, C, H, W]."""
+        x = self._run(self.attention, self._run(self.block1, x, embedding))
+        return self._run(self.block2, x, embedding)
+
+
+class UpLevel(Level):
+    """One resolution on the way up: every residual block takes the features and one result of the way down.
+
+    Args:
+        blocks: Residual blocks.
+        attention: As many attention blocks, or none.
+        resample: What leads to the level above.
+    """
+
+    def __init__(
+        self, blocks: Sequence[ResBlock], attention: Sequence[AttentionBlock], resample: Upsample | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(attention)
+        self.resample = resample
+
+    def forward(self, x: Tensor, embedding: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        """Apply the level.
+
+        Args:
+            x: Features, [B, C, H, W].
+            embedding: Activated embedding, [B, E].
+            skips: Results of the way down, one a block.
+
+        Returns:
+            Features, [B, D, H, W], or [B, D, 2 H, 2 W] with resampling.
+        """
+        for i, (block, skip) in enumerate(zip(self.blocks, skips, strict=True)):
+            x = self._run(_join, block, x, skip, embedding)
+            if self.attention:
+                x = self._run(self.attention[i], x)
+        return x if self.resample is None else self.resample(x)
+
+
+def _join(block: nn.Module, x: Tensor, skip: Tensor, embedding: Tensor) -> Tensor:
+    """Apply a block to both, side by side, within what is computed anew: they are kept, and not their copy."""
+    return block(torch.cat((x, skip), dim=1), embedding)

@@ -1,0 +1,29 @@
+"""Checkpoints of published projects as score models, one file a source; reading them runs no code."""
+
+from .ddpm import from_ddpm
+from .diffusers.export import export_diffusers
+from .diffusers.pipeline import from_diffusers
+from .edm.network import from_edm
+from .guided.network import from_guided_classifier, from_guided_diffusion, from_improved_diffusion
+from .score_sde.network import from_score_sde
+from .shared.plan import (
+    BACKBONES,
+    Backbone,
+    ModelPlan,
+    PlannedModel,
+)
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "ModelPlan",
+    "PlannedModel",
+    "export_diffusers",
+    "from_ddpm",
+    "from_diffusers",
+    "from_edm",
+    "from_guided_classifier",
+    "from_guided_diffusion",
+    "from_improved_diffusion",
+    "from_score_sde",
+]

@@ -1,0 +1,117 @@
+"""Checkpoints of Ho et al.'s DDPM, in PyTorch as pesser/pytorch_diffusion converted them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..backbones import AttentionBlock, ResBlock, UNet
+from .shared.plan import ModelPlan, PlannedModel
+from .shared.renaming import (
+    THIRDS,
+    Layout,
+    Source,
+    blocks_of,
+    load_renamed,
+    pointwise,
+    rename_blocks,
+    sources_of,
+    thirds_of,
+)
+from .shared.settings import Settings
+from .shared.tensors import read_tensors, strip_prefix
+
+_LEAVES = {
+    ResBlock: {"project": "temb_proj", "skip": "nin_shortcut"},
+    AttentionBlock: {"proj": "proj_out"},
+}
+_CIFAR10: dict[str, Any] = {"resolution": 32, "ch_mult": (1, 2, 2, 2), "dropout": 0.1}
+_LSUN: dict[str, Any] = {"resolution": 256, "ch_mult": (1, 1, 2, 2, 4, 4), "dropout": 0.0}
+_PUBLISHED = {"cifar10": _CIFAR10, "lsun_bedroom": _LSUN, "lsun_cat": _LSUN, "lsun_church": _LSUN}
+
+
+def plan_ddpm(config: Mapping[str, Any] | Path | str = "cifar10") -> ModelPlan:
+    """Plan a model from the settings of pytorch_diffusion.
+
+    Args:
+        config: See ``from_ddpm``.
+
+    Raises:
+        ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
+    """
+    if isinstance(config, str):
+        config = _PUBLISHED.get(config.removeprefix("ema_"), config)
+    settings = Settings(config)
+    in_channels = settings.integer("in_channels", 3)
+    network = {
+        "image_size": settings.integer("resolution"),
+        "in_channels": in_channels,
+        "channels": settings.integer("ch", 128),
+        "channel_mult": settings.integers("ch_mult", None),
+        "num_res_blocks": settings.integer("num_res_blocks", 2),
+        "attention_resolutions": settings.integers("attn_resolutions", (16,)),
+        "dropout": settings.number("dropout", 0.0),
+    }
+    settings.refuse_unless(out_ch=in_channels, resamp_with_conv=True, beta_schedule="linear")
+    settings.ignore(("model_var_type",))
+    sde = {
+        "name": "ddpm",
+        "num_steps": settings.integer("num_diffusion_timesteps", 1000),
+        "beta_start": settings.number("beta_start", 1e-4),
+        "beta_end": settings.number("beta_end", 0.02),
+    }
+    settings.finish()
+    return ModelPlan("unet", network, sde)
+
+
+def ddpm_sources(network: UNet) -> dict[str, Source]:
+    """Map a network's tensors to those of a file of pytorch_diffusion."""
+    places = {"middle.block1": "mid.block_1", "middle.attention": "mid.attn_1", "middle.block2": "mid.block_2"}
+    for ours, _ in blocks_of(network):
+        if not ours.startswith("middle."):
+            side = ours.partition(".")[0]
+            theirs = ours.replace(".blocks.", ".block.").replace(".attention.", ".attn.")
+            places[ours] = theirs.replace(".resample", f".{side}sample")
+    names = rename_blocks(network, places, _LEAVES)
+    layouts: dict[str, Layout] = {}
+    for ours, block in blocks_of(network):
+        if isinstance(block, AttentionBlock):
+            for leaf, layout in (("weight", thirds_of(pointwise(2))), ("bias", THIRDS)):
+                names[f"{ours}.qkv.{leaf}"] = ",".join(f"{places[ours]}.{part}.{leaf}" for part in "qkv")
+                layouts[f"{ours}.qkv.{leaf}"] = layout
+            layouts[f"{ours}.proj.weight"] = pointwise(2)
+    for ours, theirs in {"embed.linear1": "temb.dense.0", "embed.linear2": "temb.dense.1"}.items():
+        names |= {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")}
+    for alike in ("conv_in", "norm_out", "conv_out"):
+        names |= {f"{alike}.{leaf}": f"{alike}.{leaf}" for leaf in ("weight", "bias")}
+    return sources_of(network, names, layouts)
+
+
+def from_ddpm(path: Path | str, config: Mapping[str, Any] | Path | str = "cifar10") -> PlannedModel:
+    """Read a network of Ho et al. 2020, as pesser/pytorch_diffusion converted the released TensorFlow weights.
+
+    Args:
+        path: The ``.ckpt``, ``ema_diffusion_*.ckpt`` rather than ``diffusion_*.ckpt``.
+        config: "cifar10", "lsun_bedroom", "lsun_cat" or "lsun_church" for what is published; otherwise the arguments
+            of the project's ``Model`` (``resolution``, ``ch_mult``, ...) and, where they are not Ho et al.'s, of its
+            diffusion (``beta_start``, ``beta_end``, ``num_diffusion_timesteps``), as a mapping, flags or a JSON file.
+
+    Returns:
+        The model, in evaluation mode, of data in [-1, 1].
+
+    Raises:
+        ValueError: In one line: the file or the config cannot be read, or they contradict each other.
+    """
+    path = Path(path)
+    tensors = strip_prefix(read_tensors(path))
+    if "temb.dense.0.weight" not in tensors:
+        raise ValueError(
+            f"checkpoint {path} is of another project than pytorch_diffusion: it has no temb.dense.0.weight, "
+            f"but {next(iter(tensors))}; check the source"
+        )
+    model = plan_ddpm(config).build()
+    backbone = model.backbone
+    assert isinstance(backbone, UNet)
+    load_renamed(backbone, tensors, ddpm_sources(backbone), path=path)
+    return model

@@ -1,0 +1,1 @@
+"""diffusers' UNet2DModel: folders and pipelines, read and written."""

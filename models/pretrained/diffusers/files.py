@@ -1,0 +1,126 @@
+"""Parts of a model in folders of Hugging Face's diffusers: the network, its weights, the scheduler."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..shared.settings import read_json
+from ..shared.tensors import read_tensors, strip_prefix
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_INDEX, _SCHEDULER = "model_index.json", "scheduler_config.json"
+# in one file or as the index of several, of which safetensors are the first choice
+_WHOLE = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?\.(?:safetensors|bin)")
+_SHARDED = re.compile(r"diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
+
+
+class Parts(NamedTuple):
+    """The files of a model.
+
+    Attributes:
+        unet: The folder of the network.
+        scheduler: The scheduler's settings, or None if no file says them.
+        notes: What was chosen, a line each.
+    """
+
+    unet: Path
+    scheduler: Path | None
+    notes: tuple[str, ...] = ()
+
+
+def find_parts(folder: Path) -> Parts:
+    """The parts of a pipeline, of a training script's ``checkpoint-N``, or of a bare ``unet`` folder.
+
+    Args:
+        folder: A pipeline has ``model_index.json``; a ``checkpoint-N`` has the folders ``unet`` and, where the script
+            averages weights, ``unet_ema``, which is preferred. Of these, and of a bare network, the scheduler is what
+            stands beside them.
+
+    Raises:
+        ValueError: In one line: it is none of these, or a pipeline of other parts.
+    """
+    if not (folder / _INDEX).exists():
+        if (folder / "config.json").is_file():
+            return _apart(folder)
+        if (folder / "unet_ema").is_dir():
+            return _apart(folder / "unet_ema", f"of {folder}, unet_ema is read, the averaged weights")
+        if (folder / "unet").is_dir() and not (folder / "scheduler").is_dir():
+            return _apart(folder / "unet", f"of {folder}, unet is read; there is no unet_ema, averaged weights")
+        checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
+        if checkpoints:
+            raise ValueError(
+                f"{folder} is a training script's, with {', '.join(checkpoints[:3])} in it; pass one of these"
+            )
+    _check_index(folder)
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    return Parts(unet, (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / _SCHEDULER)
+
+
+def _apart(unet: Path, *notes: str) -> Parts:
+    """A network that is no part of a pipeline, with the scheduler in its folder or of the pipeline around it."""
+    parent = unet.resolve().parent
+    pipelines = [parent, parent.parent] if parent.name.startswith("checkpoint-") else [parent]
+    places = [unet / _SCHEDULER, *(pipeline / "scheduler" / _SCHEDULER for pipeline in pipelines)]
+    file = next((place for place in places if place.is_file()), None)
+    return Parts(unet, file, notes if file is None else (*notes, f"the scheduler is that of {file}"))
+
+
+def _check_index(folder: Path) -> None:
+    index = read_json(folder / _INDEX, "pipeline's")
+    parts = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
+    if parts != {"unet", "scheduler"}:
+        raise ValueError(
+            f"the pipeline of {folder} must consist of a unet and a scheduler, got {index.get('_class_name')} of "
+            f"{', '.join(sorted(parts)) or 'nothing'}; it is not supported"
+        )
+
+
+def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The tensors of a network's folder: in one file or in shards, of a variant such as fp16 where there is no other.
+
+    Returns:
+        The file, of shards their index, and the tensors without the prefixes of wrappers.
+
+    Raises:
+        ValueError: In one line: there are none, they cannot be read, or several variants may be meant.
+    """
+    path = _choose_weights(folder)
+    tensors = _read_shards(path) if path.suffix == ".json" else read_tensors(path)
+    return path, strip_prefix(tensors)
+
+
+def _choose_weights(folder: Path) -> Path:
+    found: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        match = _WHOLE.fullmatch(path.name) or _SHARDED.fullmatch(path.name)
+        if match and path.is_file():
+            found.setdefault(match["variant"] or "", []).append(path)
+    if "" not in found and len(found) > 1:
+        raise ValueError(
+            f"{folder} has weights of several variants ({', '.join(sorted(found))}) and none of no variant; "
+            "leave one of them there"
+        )
+    if found:
+        of_one = found.get("") or next(iter(found.values()))
+        return min(of_one, key=lambda path: (".safetensors" not in path.name, path.suffix == ".json"))
+    others = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    fix = f"; save_pretrained() what is in {', '.join(others[:3])}" if others else ""
+    raise ValueError(f"{folder} has no weights; {' or '.join(WEIGHTS)} must be there{fix}")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    shards = read_json(index, "index of weights").get("weight_map")
+    # a file beside the index, or a forged one could name any
+    if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+        raise ValueError(f"index of weights {index} must map tensors to files beside it; fetch it again")
+    tensors: dict[str, Tensor] = {}
+    missing = sorted(shard for shard in set(shards.values()) if not (index.parent / shard).is_file())
+    if missing:
+        raise ValueError(f"{index} names {', '.join(missing[:3])}, which is not beside it; fetch it too")
+    for shard in sorted(set(shards.values())):
+        tensors |= read_tensors(index.parent / shard)
+    return tensors

@@ -1,0 +1,110 @@
+"""Networks and pipelines of Hugging Face's diffusers, read without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...backbones import ADM, NCSNpp, UNet
+from ..shared.plan import PlannedModel
+from ..shared.renaming import load_renamed
+from ..shared.settings import read_json
+from .files import WEIGHTS, find_parts, read_weights
+from .names import diffusers_sources, with_new_names
+from .ncsnpp import skip_block_sources
+from .settings import halves_are_swapped, plan_diffusers
+
+Config = Mapping[str, Any] | Path | str
+
+# each is asked for in turn, so that no more is fetched than is read
+_ON_THE_HUB = (*WEIGHTS, "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.bin")
+
+
+def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedModel:
+    """Read a ``UNet2DModel`` with a scheduler of betas, such as DDPM's or DDIM's, or of the VE-SDE.
+
+    The JSON files and the tensors are read here: diffusers need not be installed. The table is that of the scheduler's
+    settings in float64, which diffusers rounds to float32. Weights may be in one file or in shards; a variant such as
+    ``fp16`` is read where there is no other, as float32.
+
+    Args:
+        name: A folder, or a name on the Hugging Face hub such as ``google/ddpm-cifar10-32``, which is fetched by the
+            package ``huggingface_hub``. A pipeline has ``model_index.json``, and the network in ``unet/`` and the
+            scheduler in ``scheduler/``, or both beside ``model_index.json``, as in old pipelines. Of a training
+            script's ``checkpoint-N``, ``unet_ema`` is read, or ``unet`` where there is none; and a bare network's
+            folder is read too.
+        config: The scheduler's settings where no file says them, which is so of the last two unless they lie in their
+            pipeline: a mapping, the path of a JSON file, or flags such as ``--beta_schedule squaredcos_cap_v2
+            --prediction_type v_prediction``. Without, they are DDPM's: linear betas, predicting eps.
+
+    Returns:
+        The model, in evaluation mode, of data in [-1, 1]; ``notes`` says what was chosen.
+
+    Raises:
+        ValueError: In one line: a file is missing, cannot be read or contradicts another, or the pipeline is of
+            another kind.
+    """
+    folder = _find(name)
+    unet_folder, file, notes = find_parts(folder)
+    unet = read_json(unet_folder / "config.json", "UNet2DModel's config")
+    kind = unet.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise ValueError(f"the network of {folder} must be a UNet2DModel, got {kind}; it is not supported")
+    if file is not None and config is not None:
+        raise ValueError(f"config {str(config)!r} is of no use: {file} says all settings; leave it out")
+    scheduler: Config | None = config if file is None else read_json(file, "scheduler's config")
+    path, tensors = read_weights(unet_folder)
+    if scheduler is None:
+        scheduler = _assumed(unet, folder)
+        notes += (
+            f"no file says the scheduler of {folder}: DDPM's is assumed, 1000 linear betas from 0.0001 to 0.02, "
+            "predicting eps; config.source.config='--beta_schedule ... --prediction_type ...' says otherwise",
+        )
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
+    if kinds - {"float32"}:
+        notes += (f"{path} has weights in {', '.join(sorted(kinds))}, which are taken as float32",)
+    model = plan_diffusers(unet, scheduler).build()
+    model.notes = notes
+    backbone = model.backbone
+    if isinstance(backbone, NCSNpp):
+        sources = skip_block_sources(backbone)
+    else:
+        assert isinstance(backbone, UNet | ADM)
+        sources = diffusers_sources(backbone, halves_swapped=halves_are_swapped(unet))
+    load_renamed(backbone, with_new_names(tensors), sources, path=path)
+    return model
+
+
+def _assumed(unet: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The scheduler of diffusers' training scripts; DDIM's class has the same table, and no say in the variance."""
+    if unet.get("time_embedding_type", "positional") != "positional":
+        raise ValueError(
+            f"no file says the scheduler of {folder}, whose network is of the VE-SDE; set "
+            "config.source.config='--_class_name ScoreSdeVeScheduler --sigma_min ... --sigma_max ...'"
+        )
+    return {"_class_name": "DDIMScheduler"}
+
+
+def _find(name: Path | str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    if isinstance(name, Path) or Path(name).is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
+        raise ValueError(f"{name} is no folder; pass that of model_index.json, or owner/name of the Hugging Face hub")
+    try:
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            f"{name} is no folder, and to fetch it from the hub needs huggingface_hub; pip install it"
+        ) from None
+    try:
+        for weights in _ON_THE_HUB:
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", f"*{weights}"]))
+            if any(folder.rglob(weights)):
+                return folder
+    except Exception as error:  # its errors have no common base
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(
+            f"{name} is no folder, and cannot be fetched from the hub ({first}); check the name"
+        ) from error
+    raise ValueError(f"{name} on the hub has no weights; {' or '.join(WEIGHTS)} must be there")

@@ -1,0 +1,240 @@
+"""Settings of diffusers' ``UNet2DModel`` and of its schedulers, as their JSON files hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.registry import choices_message
+
+from ...backbones import (
+    ImageSize,
+    height_and_width,
+    level_resolutions,
+    one_or_pair,
+)
+from ..shared.plan import ModelPlan, plan_network
+from ..shared.settings import Settings
+from .ncsnpp import has_skip_blocks, plan_skip_blocks
+
+SCHEDULERS = (
+    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler",
+    "ScoreSdeVeScheduler",
+)  # fmt: skip
+# what a training script's average of the weights writes into its network's config
+_OF_AVERAGES = (
+    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
+)  # fmt: skip
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+
+# each block type: whether it attends, and by what it resamples; None is what downsample_type or upsample_type says
+_DOWN: dict[str, tuple[bool, str | None]] = {
+    "DownBlock2D": (False, "conv"),
+    "AttnDownBlock2D": (True, None),
+    "ResnetDownsampleBlock2D": (False, "resnet"),
+}
+_UP: dict[str, tuple[bool, str | None]] = {
+    "UpBlock2D": (False, "conv"),
+    "AttnUpBlock2D": (True, None),
+    "ResnetUpsampleBlock2D": (False, "resnet"),
+}
+
+
+def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any] | Path | str) -> ModelPlan:
+    """Plan a model from the settings of a pipeline.
+
+    Args:
+        unet: What ``unet/config.json`` holds; settings that are left out have ``UNet2DModel``'s defaults.
+        scheduler: What ``scheduler/scheduler_config.json`` holds, the path of such a file, or flags, of which all must
+            be known.
+
+    Raises:
+        ValueError: In one line: a setting is unknown, impossible, or of a model that is not supported.
+    """
+    of_unet = Settings({name: value for name, value in unet.items() if not name.startswith("_")})
+    of_unet.ignore(_OF_AVERAGES)
+    settings = Settings(scheduler)
+    plan = _plan(of_unet, settings)
+    if isinstance(scheduler, str) and scheduler.strip().startswith("--"):
+        settings.finish()
+    return plan
+
+
+def _plan(of_unet: Settings, settings: Settings) -> ModelPlan:
+    kind = settings.choice("_class_name", "DDPMScheduler", SCHEDULERS)
+    embedding = of_unet.choice("time_embedding_type", "positional", ("positional", "fourier"))
+    expected = "fourier" if kind == "ScoreSdeVeScheduler" else "positional"
+    if embedding != expected:
+        raise ValueError(
+            f"a {kind} goes with time_embedding_type={expected} of UNet2DModel, got {embedding}; one of them is wrong"
+        )
+    if kind == "ScoreSdeVeScheduler":
+        return _plan_ve(of_unet, settings)
+    network = _plan_unet(of_unet)
+    prediction = settings.choice("prediction_type", "epsilon", tuple(PREDICTIONS))
+    if kind.startswith("DDPM"):
+        _check_variance(str(settings.take("variance_type", "fixed_small")), learned=network["learned_variance"])
+    sde = _plan_sde(settings)
+    backbone, network = plan_network(network)
+    return ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], noise_input="index")
+
+
+def _plan_ve(of_unet: Settings, scheduler: Settings) -> ModelPlan:
+    """Networks of the VE-SDE, which divide by sigma, and are told ln(sigma) of data in [0, 1], twice which is ours."""
+    if has_skip_blocks(of_unet):
+        backbone, network = "ncsnpp", plan_skip_blocks(of_unet, _image_size(of_unet))
+    else:
+        backbone, network = "adm", _plan_unet(of_unet)
+        network |= {"embedding": "fourier", "embedding_dim": 2 * network["channels"]}
+        if network["learned_variance"]:
+            raise ValueError("a ScoreSdeVeScheduler takes one output a channel, got two; such a model is not supported")
+    sde = {
+        "name": "ve",
+        "sigma_min": 2 * scheduler.number("sigma_min", 0.01),
+        "sigma_max": 2 * scheduler.number("sigma_max", 1348.0),
+    }
+    return ModelPlan(backbone, network, sde, parameterization="score", noise_input="log_half_sigma")
+
+
+def _check_variance(variance_type: str, *, learned: bool) -> None:
+    if variance_type == "learned" or (variance_type == "learned_range") != learned:
+        raise ValueError(
+            f"the scheduler's variance_type={variance_type!r} contradicts {1 + learned} outputs a channel; "
+            f"it must be {'learned_range' if learned else 'a fixed one, such as fixed_small'}"
+        )
+
+
+def halves_are_swapped(unet: Mapping[str, Any]) -> bool:
+    """True if the halves of the noise embedding are in the other order than ours with the same frequencies."""
+    if unet.get("time_embedding_type", "positional") != "positional":
+        return False
+    return bool(unet.get("flip_sin_to_cos", True)) != (unet.get("freq_shift", 0) == 0)
+
+
+def _plan_unet(settings: Settings) -> dict[str, Any]:
+    in_channels = settings.integer("in_channels", 3)
+    out_channels = settings.integer("out_channels", 3)
+    if out_channels not in (in_channels, 2 * in_channels):
+        raise ValueError(
+            f"UNet2DModel must have as many out_channels as in_channels={in_channels}, or twice as many with a learned "
+            f"variance, got {out_channels}; only such models are supported"
+        )
+    widths = settings.integers("block_out_channels", (224, 448, 672, 896))
+    image_size = _image_size(settings)
+    scale_shift = settings.choice("resnet_time_scale_shift", "default", ("default", "scale_shift")) == "scale_shift"
+    groups = settings.integer("norm_num_groups", 32)
+    head_channels = settings.take("attention_head_dim", 8)
+    num_classes = settings.take("num_class_embeds")
+    attention_groups = settings.take("attn_norm_num_groups")
+    of_ve = settings.take("time_embedding_type", "positional") == "fourier"
+    resampling, down, up = _plan_levels(settings, len(widths))
+    there = level_resolutions(image_size, len(widths))
+    settings.refuse_unless(
+        act_fn=("silu", "swish"),
+        attn_norm_num_groups=(None, groups),
+        center_input_sample=of_ve,
+        class_embed_type=None,
+        freq_shift=(0, 1),
+        mid_block_scale_factor=1,
+        mid_block_type="UNetMidBlock2D",
+        time_embedding_dim=(None, 4 * widths[0]),
+    )
+    network = {
+        "image_size": image_size,
+        "in_channels": in_channels,
+        "channels": widths[0],
+        "channel_mult": tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
+        "num_res_blocks": settings.integer("layers_per_block", 2),
+        "attention_resolutions": tuple(size for size, attends in zip(there, down, strict=True) if attends),
+        "up_attention_resolutions": tuple(size for size, attends in zip(there, up, strict=True) if attends),
+        "num_heads": 1,
+        "head_channels": None if head_channels is None else settings.integer("attention_head_dim", 8),
+        "dropout": settings.number("dropout", 0.0),
+        "scale_shift_norm": scale_shift,
+        "resampling": resampling,
+        "symmetric_downsample": settings.integer("downsample_padding", 1) == 1,
+        "middle_attention": settings.flag("add_attention", True),
+        "middle_attention_norm": attention_groups is not None or not scale_shift,
+        "learned_variance": out_channels == 2 * in_channels,
+        "num_classes": None if num_classes is None else settings.integer("num_class_embeds"),
+        "norm_eps": settings.number("norm_eps", 1e-5),
+        "norm_groups": groups,
+        "embedding": "cos_first" if settings.integer("freq_shift", 0) == 0 else "sin_first",
+    }
+    if network["up_attention_resolutions"] == network["attention_resolutions"]:
+        network["up_attention_resolutions"] = None
+    settings.refuse_unless(downsample_padding=(0, 1))
+    settings.flag("flip_sin_to_cos", True)
+    settings.ignore(["num_train_timesteps"])  # of learned embeddings of time alone
+    settings.finish()
+    return network
+
+
+def _image_size(settings: Settings) -> ImageSize:
+    size = settings.take("sample_size")
+    if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        return one_or_pair(*height_and_width(size))
+    return settings.integer("sample_size")
+
+
+def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], list[bool]]:
+    """By what the levels resample, and which of them attend, down and up, from the highest resolution on."""
+    down = settings.words("down_block_types", ["DownBlock2D", *["AttnDownBlock2D"] * 3])
+    up = settings.words("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])[::-1]
+    attends = []
+    kinds = set()
+    # the lowest level has nothing that leads further down, and the highest nothing that leads further up
+    sides = (("downsample_type", down, _DOWN, down[:-1]), ("upsample_type", up, _UP, up[1:]))
+    for name, types, table, resampling in sides:
+        fallback = settings.choice(name, "conv", ("conv", "resnet"))
+        if len(types) != num_levels:
+            raise ValueError(f"UNet2DModel must have a block type for each of {num_levels} levels, got {list(types)}")
+        for block_type in types:
+            if block_type not in table:
+                raise ValueError(choices_message("block type of UNet2DModel", block_type, sorted(table)))
+        attends.append([table[block_type][0] for block_type in types])
+        kinds |= {table[block_type][1] or fallback for block_type in resampling}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"UNet2DModel must resample alike at every level, by convolutions or by residual blocks, got {down} and "
+            f"{up[::-1]}; such a mixture is not supported"
+        )
+    return "residual" if kinds == {"resnet"} else "convolution", attends[0], attends[1]
+
+
+def _plan_sde(settings: Settings) -> dict[str, Any]:
+    if settings.flag("rescale_betas_zero_snr", False):
+        raise ValueError(
+            "the scheduler's rescale_betas_zero_snr=True leaves no signal at the last step, whose log-SNR is infinite; "
+            "such a model is not supported"
+        )
+    steps = settings.integer("num_train_timesteps", 1000, least=2)
+    start, end = settings.number("beta_start", 1e-4), settings.number("beta_end", 0.02)
+    trained = settings.take("trained_betas")
+    if trained is not None:
+        return {"name": "betas", "betas": _betas(trained, steps)}
+    schedule = settings.choice("beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
+    if schedule == "linear":
+        return {"name": "ddpm", "num_steps": steps, "beta_start": start, "beta_end": end}
+    if schedule == "squaredcos_cap_v2":
+        return {"name": "improved_ddpm", "num_steps": steps}
+    if not (0 < start < 1 and 0 < end < 1):
+        raise ValueError(f"the scheduler's betas must be inside (0, 1), got {start:g} to {end:g}; correct them")
+    if schedule == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+    else:
+        betas = torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
+    return {"name": "betas", "betas": betas.tolist()}
+
+
+def _betas(trained: Any, steps: int) -> list[float]:
+    if not isinstance(trained, Sequence) or len(trained) != steps:
+        length = len(trained) if isinstance(trained, Sequence) else "none"
+        raise ValueError(f"the scheduler's trained_betas must be num_train_timesteps={steps} numbers, got {length}")
+    try:
+        return [float(beta) for beta in trained]
+    except (TypeError, ValueError):
+        raise ValueError("the scheduler's trained_betas must be numbers; correct it") from None

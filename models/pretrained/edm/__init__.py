@@ -1,0 +1,1 @@
+"""Karras et al. 2022's networks: DDPM++, NCSN++ and ADM."""

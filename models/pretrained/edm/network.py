@@ -1,0 +1,150 @@
+"""Checkpoints of EDM (Karras et al. 2022), as state dicts: its DDPM++, NCSN++ and ADM, with three preconditionings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from runtime.registry import choices_message
+
+from ...backbones import ADM, NCSNpp
+from ..shared.plan import ModelPlan, PlannedModel
+from ..shared.settings import Settings
+from ..shared.tensors import is_pickle, read_tensors, strip_prefix
+from .adm import fill_adm, plan_edm_adm
+from .song import fill_song, plan_edm_song
+
+Preconditioning = Literal["edm", "vp", "ve"]
+Config = Mapping[str, Any] | Path | str
+
+_CLASSES: dict[Any, Preconditioning] = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
+# arguments of the preconditioners
+_OF_PRECONDITIONING = (
+    "class_name", "sigma_data", "sigma_min", "sigma_max", "beta_d", "beta_min", "M", "epsilon_t", "use_fp16",
+)  # fmt: skip
+
+
+def _ends(settings: Settings, low: float, high: float) -> dict[str, float]:
+    """sigma_min and sigma_max; EDM's own 0 and infinity say nothing."""
+    said_low, said_high = settings.number("sigma_min", low), settings.number("sigma_max", high)
+    return {
+        "sigma_min": said_low if said_low > 0 else low,
+        "sigma_max": said_high if math.isfinite(said_high) else high,
+    }
+
+
+def _with_preconditioning(
+    backbone: str, network: dict[str, Any], settings: Settings, kind: Preconditioning
+) -> ModelPlan:
+    """The plan with SDE, parameterization and time input (Karras et al. 2022, Table 1)."""
+    settings.refuse_unless(sigma_data=0.5)
+    if kind == "vp":
+        settings.refuse_unless(M=1000)
+        beta_min = settings.number("beta_min", 0.1)
+        sde = {"name": "vp", "beta_min": beta_min, "beta_max": beta_min + settings.number("beta_d", 19.9)}
+        return ModelPlan(backbone, network, sde, "eps", "t999")
+    if kind == "ve":
+        return ModelPlan(backbone, network, {"name": "ve", **_ends(settings, 0.02, 100.0)}, "score", "log_half_sigma")
+    return ModelPlan(backbone, network, {"name": "ve", **_ends(settings, 0.002, 80.0)}, "edm", "edm")
+
+
+def plan_edm(
+    tensors: Mapping[str, Tensor], config: Config, *, preconditioning: Preconditioning | None, path: Path
+) -> ModelPlan:
+    """Plan a model from the tensors and settings of EDM.
+
+    Args:
+        tensors: The network's state dict, without prefix.
+        config: See ``from_edm``.
+        preconditioning: See ``from_edm``.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: In one line: a setting is missing, unknown, or contradicts the tensors.
+    """
+    settings = Settings(config)
+    class_name = None if settings.take("class_name") is None else settings.choice("class_name", "", tuple(_CLASSES))
+    named = _CLASSES.get(class_name)
+    kind = preconditioning or named
+    if kind is None:
+        raise ValueError(
+            "config must say class_name, EDMPrecond, VPPrecond or VEPrecond, which the tensors do not; EDM's own "
+            "checkpoints are EDMPrecond"
+        )
+    if kind not in _CLASSES.values():
+        raise ValueError(choices_message("preconditioning", kind, sorted(_CLASSES.values())))
+    if named is not None and kind != named:
+        raise ValueError(f"config's class_name is {class_name}, but preconditioning is {kind!r}; leave one of them out")
+    settings.ignore(_OF_PRECONDITIONING)
+    if _is_adm(tensors):
+        return _with_preconditioning("adm", plan_edm_adm(_plain(config)), settings, kind)
+    try:
+        network = plan_edm_song(tensors, settings, path=path)
+    except (IndexError, KeyError, ZeroDivisionError) as error:
+        raise ValueError(f"checkpoint {path} has tensors of shapes that no SongUNet has; fetch it again") from error
+    plan = _with_preconditioning("ncsnpp", network, settings, kind)
+    settings.finish()
+    return plan
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """Settings of ``DhariwalUNet``, without those of the preconditioning."""
+    settings = Settings(config)
+    return {name: settings.take(name) for name in settings.unknown() if name not in _OF_PRECONDITIONING}
+
+
+def _is_adm(tensors: Mapping[str, Tensor]) -> bool:
+    return "out_conv.weight" in tensors
+
+
+def from_edm(
+    path: Path | str, config: Config | None = None, *, preconditioning: Preconditioning | None = None
+) -> PlannedModel:
+    """Read a network of EDM, from a state dict.
+
+    EDM publishes pickles that carry code, which are not read here; to convert one, where you trust it, run in a
+    checkout of EDM::
+
+        net = pickle.load(open("edm-cifar10-32x32-cond-vp.pkl", "rb"))["ema"]
+        torch.save(net.state_dict(), "edm-cifar10-32x32-cond-vp.pt")
+
+    The structure of a ``SongUNet`` is read off its tensors; a ``DhariwalUNet`` needs ``img_resolution`` and what
+    differs from its class's defaults. What maps the labels of augmentation is kept for further training; without such
+    labels it adds nothing. Where ``label_dropout`` says that it was trained without its class now and then, the label
+    -1, no class, is one of its labels.
+
+    Args:
+        path: The state dict of the preconditioned network, whose names start with ``model.``, or of the one inside.
+        config: Arguments of the preconditioner's constructor (``class_name``, ``model_type``, ``dropout``, ...), as a
+            mapping, flags, or the path of a JSON file; whatever the tensors say too is compared.
+        preconditioning: "edm", "vp" or "ve" in place of the config's ``class_name``. EDM's own checkpoints are "edm",
+            those called "vp" and "ve" too: that is their network. For "edm" and "ve" the noise ends at ``sigma_min``
+            and ``sigma_max`` of the config, or at 0.002 and 80, or 0.02 and 100.
+
+    Returns:
+        The model, in evaluation mode, of data in [-1, 1].
+
+    Raises:
+        ValueError: In one line: the file is a pickle or cannot be read, the config contradicts it, or tensors are
+            missing, unexpected, or of another shape or kind.
+    """
+    path = Path(path)
+    if is_pickle(path):
+        raise ValueError(
+            f"checkpoint {path} is a pickle, refused unread, since that could run code; where you trust it, run in a "
+            "checkout of EDM: torch.save(pickle.load(open(FILE, 'rb'))['ema'].state_dict(), 'FILE.pt')"
+        )
+    tensors = strip_prefix(read_tensors(path), "model.")
+    config = {} if config is None else config
+    model = plan_edm(tensors, config, preconditioning=preconditioning, path=path).build()
+    backbone = model.backbone
+    if isinstance(backbone, ADM):
+        fill_adm(backbone, tensors, _plain(config), path=path)
+    else:
+        assert isinstance(backbone, NCSNpp)
+        fill_song(backbone, tensors, path=path)
+    return model

@@ -1,0 +1,1 @@
+"""The networks of guided-diffusion and improved-diffusion, and the noisy classifier."""

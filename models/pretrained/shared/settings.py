@@ -1,0 +1,245 @@
+"""Settings of other projects under the names that those projects give them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.registry import choices_message
+
+_MOST_BYTES = 2**24
+_TRUE, _FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read an object of a JSON file.
+
+    Args:
+        path: The file.
+        what: What it should be, for the message.
+
+    Raises:
+        ValueError: In one line: there is no such file, or it holds something else.
+    """
+    try:
+        # neither a pipe, which would wait for ever, nor what is called so by mistake
+        size = path.stat().st_size if path.is_file() else 0
+        if path.exists() and not 0 < size <= _MOST_BYTES:
+            raise ValueError(f"{what} {path} must be a file of 1 to {_MOST_BYTES} bytes, got {size}; check the path")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} {path} is no JSON ({error}); fetch it again") from error
+    except OSError as error:
+        raise ValueError(f"{what} {path} cannot be read ({error.strerror or error}); check the path") from error
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} {path} is no JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} {path} must hold an object, got {type(value).__name__}; fetch it again")
+    return value
+
+
+def parse_flags(text: str) -> dict[str, str]:
+    """Flags as a model card gives them, ``--image_size 64 --class_cond True``, as names and texts.
+
+    Raises:
+        ValueError: A word has no flag before it, or a flag no value.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"config {text!r} cannot be split into flags ({error}); write --name value") from error
+    flags: dict[str, str] = {}
+    i = 0
+    while i < len(words):
+        name, equals, value = words[i].partition("=")
+        if not name.startswith("--"):
+            raise ValueError(f"config must be flags such as '--image_size 64', got {words[i]!r}; or pass a JSON file")
+        if not equals:
+            i += 1
+            if i == len(words) or words[i].startswith("--"):
+                raise ValueError(f"flag {name} of the config has no value; write {name} VALUE")
+            value = words[i]
+        flags[name.removeprefix("--")] = value
+        i += 1
+    return flags
+
+
+class Settings:
+    """Another project's settings, taken one by one: what nobody took is unknown, and refused.
+
+    Args:
+        config: The settings by name, the path of a JSON file that holds them, or flags as on a command line.
+
+    Raises:
+        ValueError: In one line, if it cannot be read.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | Path | str) -> None:
+        if isinstance(config, str) and config.strip() and not config.strip().startswith("--"):
+            config = Path(config)
+        if isinstance(config, Path):
+            config = read_json(config, "config")
+        self._values: dict[str, Any] = parse_flags(config) if isinstance(config, str) else dict(config)
+        self._known: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def take(self, name: str, default: Any = None) -> Any:
+        """The value as it is, or the default."""
+        self._known.add(name)
+        return self._values.get(name, default)
+
+    def _wrong(self, name: str, value: Any, expected: str) -> ValueError:
+        return ValueError(f"config's {name} must be {expected}, got {value!r}; correct it")
+
+    def integer(self, name: str, default: int | None = None, *, least: int | None = None) -> int:
+        """A whole number, of at least ``least``.
+
+        Raises:
+            ValueError: If it is none, or missing without a default.
+        """
+        value = self.take(name, default)
+        if value is None:
+            raise ValueError(f"config must say {name}, which the checkpoint does not; add it")
+        try:
+            if isinstance(value, bool) or int(value) != float(value):
+                raise ValueError
+            if least is not None and int(value) < least:
+                raise ValueError
+            return int(value)
+        except (TypeError, ValueError, OverflowError):
+            at_least = "" if least is None else f" of at least {least}"
+            raise self._wrong(name, value, f"a whole number{at_least}") from None
+
+    def number(self, name: str, default: float) -> float:
+        """A number.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        value = self.take(name, default)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise self._wrong(name, value, "a number") from None
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or False, also as text.
+
+        Raises:
+            ValueError: If it is neither.
+        """
+        value = self.take(name, default)
+        text = str(value).lower()
+        if text not in _TRUE + _FALSE:
+            raise self._wrong(name, value, "True or False")
+        return text in _TRUE
+
+    def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
+        """One of some words.
+
+        Raises:
+            ValueError: If it is another; the choices are listed.
+        """
+        value = str(self.take(name, default))
+        if value not in choices:
+            raise ValueError(choices_message(f"{name} of the config", value, sorted(choices)))
+        return value
+
+    def numbers(self, name: str, default: Sequence[float] | None) -> tuple[float, ...]:
+        """Numbers, in a list or as text with commas; whole ones as integers.
+
+        Raises:
+            ValueError: If it is something else, or missing without a default.
+        """
+        value = self.take(name, default)
+        if value is None:
+            raise ValueError(f"config must say {name}, which the checkpoint does not; add it")
+        parts: Any = value
+        if isinstance(value, str):
+            parts = [part for part in value.split(",") if part.strip()]
+        try:
+            found = [float(part) for part in parts]
+            return tuple(int(number) if number == int(number) else number for number in found)
+        except (TypeError, ValueError, OverflowError):
+            raise self._wrong(name, value, "numbers separated by commas") from None
+
+    def integers(self, name: str, default: Sequence[int] | None) -> tuple[int, ...]:
+        """Whole numbers, in a list or as text with commas.
+
+        Raises:
+            ValueError: If it is something else, or missing without a default.
+        """
+        found = self.numbers(name, default)
+        if any(not isinstance(number, int) for number in found):
+            raise self._wrong(name, self.take(name), "whole numbers separated by commas")
+        return tuple(int(number) for number in found)
+
+    def words(self, name: str, default: Sequence[str]) -> list[str]:
+        """Words in a list.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        value = self.take(name, default)
+        if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+            raise self._wrong(name, value, "a list of words")
+        return list(value)
+
+    def refuse_unless(self, **expected: Any) -> None:
+        """Refuse settings that differ from the only value that is known here.
+
+        Raises:
+            ValueError: If one does.
+        """
+        for name, only in expected.items():
+            allowed = only if isinstance(only, tuple) else (only,)
+            value = self.take(name, allowed[0])
+            if value not in allowed and str(value) not in [str(one) for one in allowed]:
+                raise ValueError(f"config's {name}={value!r} is not supported; only {name}={allowed[0]!r} is")
+
+    def agree(self, name: str, found: Any, *, path: Path) -> None:
+        """Refuse a setting that contradicts what a checkpoint says by itself.
+
+        Args:
+            name: The setting, which need not be there.
+            found: A number, word, truth value, or tuple of numbers, found in the checkpoint.
+            path: The checkpoint, for the message.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        said = self.take(name)
+        if said is None:
+            return
+        if (self.numbers(name, None) if isinstance(found, tuple) else str(said)) != (
+            found if isinstance(found, tuple) else str(found)
+        ):
+            raise ValueError(f"config's {name} is {said!r}, but checkpoint {path} has {found!r}; correct one of them")
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Settings that say nothing of the model."""
+        self._known.update(names)
+
+    def known(self) -> list[str]:
+        """Names that were asked for."""
+        return sorted(self._known)
+
+    def unknown(self) -> list[str]:
+        """Names that nobody took."""
+        return [name for name in self._values if name not in self._known]
+
+    def finish(self) -> None:
+        """Refuse what nobody took.
+
+        Raises:
+            ValueError: If there is such a setting; the known ones are listed.
+        """
+        for name in self.unknown():
+            raise ValueError(choices_message("setting of the config", name, self.known()))

@@ -1,0 +1,1 @@
+"""Score models around score models: clipping, and what guides."""

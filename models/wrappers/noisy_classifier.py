@@ -1,0 +1,57 @@
+"""A classifier of noisy data, whose gradient guides a score model."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from sde_lib import SDE, check_per_sample
+
+from ..parameterization import TimeInput, time_input
+
+
+class NoisyClassifier(nn.Module):
+    """log p(class | x_t) at time t of an SDE, and its gradient.
+
+    Args:
+        backbone: Network from ([B, ...], [B]) to logits [B, K].
+        sde: The SDE it is trained on.
+        noise_input: What the network is told of t; see ``time_input``.
+
+    Source: Dhariwal and Nichol 2021, Section 4.
+    """
+
+    def __init__(self, backbone: nn.Module, sde: SDE, *, noise_input: TimeInput = "auto") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sde = sde
+        self.noise_input: TimeInput = noise_input
+
+    def forward(self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
+        """Logits of p(class | x_t).
+
+        Args:
+            x_t: Noisy data, [B, ...].
+            t: Times in [0, 1], [B].
+
+        Raises:
+            ValueError: If t is not of shape [B].
+        """
+        check_per_sample("t", t, x_t.shape[0])
+        return self.backbone(x_t, time_input(self.noise_input, self.sde, t))
+
+    def grad_log_prob(
+        self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"], label: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch *shape"]:
+        """The gradient of log p(label | x_t) with respect to x_t.
+
+        Args:
+            x_t: Noisy data, [B, ...].
+            t: Times in [0, 1], [B].
+            label: Classes, [B].
+        """
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_(True)
+            log_prob = self(x_t, t).log_softmax(dim=1).gather(1, label[:, None])
+            return torch.autograd.grad(log_prob.sum(), x_t)[0]

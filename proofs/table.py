@@ -1,0 +1,91 @@
+"""The whole table, in several processes. Its command line is ``python -m proofs``.
+
+It writes ``docs/proofs.md`` and ``benchmarks/results/proofs.json``, and exits with 1
+if a cell fails. The numbers repeat to the bit at a fixed number of points and a fixed seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .entries import entries
+from .gaussian import prove_gaussian
+from .mixture import prove_mixture
+from .oracles import SDES
+from .orders import convergences
+from .report import Proofs, write
+from .weak import weak_convergences
+
+# the kind of proof, the SDE, and the sampler where a task is one sampler's
+Task = tuple[str, str, str]
+
+
+def tasks(only: str = "") -> list[Task]:
+    """All tasks, the longest first; ``only`` keeps the samplers whose label has it, and leaves the orders out."""
+    listed: list[Task] = [] if only else [(kind, sde, "") for kind in ("weak", "orders") for sde in SDES]
+    labels = sorted(
+        (entry.label for entry in entries() if only in entry.label), key=lambda label: "none +" not in label
+    )
+    return listed + [(kind, sde, label) for label in labels for kind in ("gaussian", "mixture") for sde in SDES]
+
+
+def prove(task: Task, num_points: int, seed: int) -> Any:
+    """Do one task, in a process of its own."""
+    torch.set_num_threads(1)
+    kind, sde_name, label = task
+    sde = SDES[sde_name]
+    if kind == "orders":
+        return list(convergences(sde))
+    if kind == "weak":
+        return list(weak_convergences(sde))
+    entry = next(entry for entry in entries() if entry.label == label)
+    if kind == "gaussian":
+        return prove_gaussian(sde, entry, num_points=num_points, seed=seed)
+    return prove_mixture(sde, entry, num_points=num_points, seed=seed)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prove, write, and say what failed."""
+    todo = tasks(arguments.only)
+    if not todo:
+        raise SystemExit(f"no sampler's label has {arguments.only!r}; the labels are in docs/proofs.md")
+    found: dict[Task, Any] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
+        pending = {pool.submit(prove, task, arguments.num_points, arguments.seed): task for task in todo}
+        for future in tqdm(as_completed(pending), total=len(todo), unit="cell", smoothing=0):
+            found[pending[future]] = future.result()
+    proofs = Proofs(found, num_points=arguments.num_points, seed=arguments.seed)
+    if not arguments.only or arguments.output is not None:
+        write(proofs, Path(arguments.output or "."))
+    failures = proofs.failures()
+    for failure in failures:
+        print(f"FAIL {failure}")
+    print(f"{proofs.num_cells - len(failures)} of {proofs.num_cells} cells pass")
+    return 1 if failures else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m proofs", description="Prove every sampler on every SDE.", allow_abbrev=False
+    )
+    parser.add_argument("--num-points", type=int, default=100_000, help="Monte-Carlo draws a cell, at least 1,000")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="processes, at least 1")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only samplers whose label has this")
+    parser.add_argument("--output", default=None, help="under which docs/ and benchmarks/results/ are written")
+    parsed = parser.parse_args(arguments)
+    if parsed.num_points < 1000 or parsed.workers < 1:
+        parser.error(
+            f"expected at least 1000 points and 1 worker, got {parsed.num_points} and {parsed.workers}; raise them"
+        )
+    return run(parsed)

@@ -1,0 +1,203 @@
+"""One process's share of a training step, and how the processes of ``torchrun`` add up what they have."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import itertools
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from ..registry import choices_message
+from .ranks import Ranks
+
+SHARDINGS = ("none", "fsdp")
+
+
+class Share:
+    """The part of every global batch that one process does; alone, all of it.
+
+    A global batch of B samples is cut into ``world * accumulation_steps`` parts of nearly equal size. Process r does
+    parts r A .. (r + 1) A - 1, one after the other. A part's gradient depends on nothing but the part: so do two
+    processes what one does with two accumulation steps, up to the order of sums.
+
+    Args:
+        batch_size: B, of all processes together.
+        rank: Number of this process.
+        world: Number of processes.
+        accumulation_steps: Parts A a process.
+
+    Raises:
+        ValueError: If there are more parts than samples.
+    """
+
+    def __init__(self, batch_size: int, *, rank: int = 0, world: int = 1, accumulation_steps: int = 1) -> None:
+        if accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}; use 1 for none")
+        num_parts = world * accumulation_steps
+        if num_parts > batch_size:
+            raise ValueError(
+                f"a batch of {batch_size} cannot be cut into {num_parts} parts, one for each of {world} processes and "
+                f"{accumulation_steps} accumulation steps; raise training.batch_size, the size over all of them"
+            )
+        self.batch_size, self.rank, self.world, self.accumulation_steps = batch_size, rank, world, accumulation_steps
+        self._ends = [batch_size * part // num_parts for part in range(num_parts + 1)]
+
+    @property
+    def all(self) -> slice:
+        """The samples of this process."""
+        first = self.rank * self.accumulation_steps
+        return slice(self._ends[first], self._ends[first + self.accumulation_steps])
+
+    @property
+    def parts(self) -> list[slice]:
+        """Its parts, as places in the global batch."""
+        first = self.rank * self.accumulation_steps
+        ends = self._ends[first : first + self.accumulation_steps + 1]
+        return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+
+    def part_sizes(self) -> list[int]:
+        """Number of samples of each part, of all processes."""
+        return [end - begin for begin, end in itertools.pairwise(self._ends)]
+
+    def sizes(self) -> list[int]:
+        """Number of samples of each process."""
+        ends = self._ends[:: self.accumulation_steps]
+        return [end - begin for begin, end in itertools.pairwise(ends)]
+
+
+class Communication:
+    """Sums over processes; with one process, nothing at all.
+
+    Args:
+        share: This process's part.
+        device: Where its network is.
+        sharding: "none" or "fsdp", which splits weights, gradients and the optimizer's state over the processes.
+
+    Raises:
+        ValueError: If the sharding is unknown, or there is one process to shard over.
+    """
+
+    def __init__(self, share: Share, device: torch.device, *, sharding: str = "none") -> None:
+        if sharding not in SHARDINGS:
+            raise ValueError(choices_message("sharding", sharding, list(SHARDINGS)))
+        if sharding == "fsdp" and share.world == 1:
+            raise ValueError(
+                "training.sharding=fsdp needs several processes, got 1; start it with torchrun, or set it to none"
+            )
+        self.share, self.device, self.sharded = share, device, sharding == "fsdp"
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network with its gradients averaged over the processes."""
+        if self.share.world == 1 or self.sharded:
+            return network
+        # no buffer changes while training; newer versions of PyTorch call the setting otherwise
+        known = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        quiet: dict[str, Any] = {name: False}
+        return DistributedDataParallel(network, gradient_as_bucket_view=True, **quiet)
+
+    def without_sum(self, network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Leave the sum over processes to the last part of a step."""
+        if last or self.share.world == 1:
+            return nullcontext()
+        return _no_sum(network, sharded=self.sharded)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average the gradients of what lies outside the network: a noise schedule, a dequantizer."""
+        if self.share.world > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad.div_(self.share.world)
+
+    def add(self, values: Tensor) -> Tensor:
+        """Sum of float64 values over the processes, on each of them."""
+        if self.share.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, one: bool) -> bool:
+        """True if it is so on some process; all of them must ask."""
+        return bool(self.add(torch.tensor(float(one), dtype=torch.float64, device=self.device)) > 0)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Per-sample values of all processes, in the order of the global batch, on each of them."""
+        if self.share.world == 1:
+            return values
+        sizes = self.share.sizes()
+        # of one size, which all backends can gather
+        padded = values.new_zeros(max(sizes))
+        padded[: len(values)] = values
+        found = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(found, padded)
+        return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)])
+
+
+@contextmanager
+def _no_sum(network: nn.Module, *, sharded: bool) -> Iterator[None]:
+    if not sharded:
+        assert isinstance(network, DistributedDataParallel)
+        with network.no_sync():
+            yield
+        return
+    parts = [module for module in network.modules() if hasattr(module, "set_requires_gradient_sync")]
+    for module in parts:
+        module.set_requires_gradient_sync(False, recurse=False)  # pyright: ignore[reportCallIssue]
+    try:
+        yield
+    finally:
+        for module in parts:
+            module.set_requires_gradient_sync(True, recurse=False)  # pyright: ignore[reportCallIssue]
+
+
+def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Split the parameters over the processes, in place; blocks gather theirs only while they work (FSDP2)."""
+    for block in blocks:
+        fully_shard(block)
+    # the whole, too, gives its own parameters back after a forward pass that no backward pass follows
+    fully_shard(network, reshard_after_forward=True)
+
+
+@contextmanager
+def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """The processes' collectives, over the store by which they found each other; gloo on CPUs, nccl on GPUs."""
+    if ranks.store is None:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        backend, store=ranks.store, rank=ranks.rank, world_size=ranks.world, timeout=timedelta(minutes=30)
+    )
+    try:
+        yield
+    except BaseException as error:
+        ranks.announce(error)
+        # what its frames hold keeps connections open, by which the others would wait
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+        gc.collect()
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Tell an error of a collective that means that another process is gone."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError)
+        or any(word in str(error) for word in ("gloo/transport", "NCCL error", "Connection closed by peer"))
+    )

@@ -1,0 +1,93 @@
+"""kill -9 at any moment, and the same command again: the same bits as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from killing import Killer, check_whole
+from tiny import ROOT, TINY, last_tensors, tiny_command
+
+from experiment.build import build_dataset
+from experiment.config import load_config
+from experiment.trained import load_trained
+
+# All that a run remembers matters here: dropout, the history of losses that times are drawn by, the average of weights,
+# Adam's moments, and windows of logged losses that checkpoints cut in two.
+SETTINGS = [
+    "--config.model.dropout=0.3",
+    "--config.sde.num_steps=4",
+    "--config.training.loss=vlb",
+    "--config.training.time_sampling=importance",
+    "--config.training.log_every=3",
+]
+FAR = "--config.training.num_steps=1000000"
+
+
+def _losses(workdir: Path) -> list[tuple[int, float]]:
+    lines = (workdir / "logs" / "metrics.jsonl").read_text().splitlines()
+    return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
+
+
+def _check_directory(workdir: Path) -> tuple[int, bool]:
+    """Assert that a killed run's directory is whole; its newest step, and whether a checkpoint was being written."""
+    config = load_config(str(ROOT / "configs/vp/digits.py"), [o for o in [*TINY, *SETTINGS] if "config." in o])
+    steps = check_whole(workdir / "checkpoints")
+    before = sorted(path.name for path in (workdir / "checkpoints").iterdir()) if steps else []
+    if steps:
+        # as --mode eval reads it, which must leave alone what a writer may be at
+        assert load_trained(config, workdir, build_dataset(config, "test").kind, torch.device("cpu"))[1] == steps[-1]
+        assert before == sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    leftover = list((workdir / "checkpoints").glob(".writing_*"))
+    return steps[-1] if steps else 0, bool(leftover)
+
+
+def _kill_and_compare(killer: Killer, tmp_path: Path, kills: int, torn: int, seed: int) -> None:
+    part, whole, rng = tmp_path / "part", tmp_path / "whole", random.Random(seed)
+    in_writing, newest, reached = 0, 0, []
+    for k in range(kills):
+        every = f"--config.training.checkpoint_every={rng.choice([1, 2, 3])}"
+        command = tiny_command("train", part, *SETTINGS, FAR, every)
+        if k % 5 == 0:
+            pid = killer.start(command)
+            assert killer.began(pid)
+            time.sleep(rng.uniform(0, 0.5))
+            os.kill(pid, signal.SIGKILL)
+        else:
+            pid = killer.start(command, die_at=rng.randint(1, 90), inside=k % 5 > 1)
+        assert killer.wait(pid) == -signal.SIGKILL, killer.said()
+        step, writing = _check_directory(part)
+        assert step >= newest
+        newest, in_writing = step, in_writing + writing
+        reached.append(step)
+    assert in_writing >= torn and len(set(reached)) > kills // 4
+    last = [f"--config.training.num_steps={newest + 4}", "--config.training.checkpoint_every=1000"]
+    assert killer.run(tiny_command("train", part, *SETTINGS, *last)) == 0, killer.said()
+    assert killer.run(tiny_command("train", whole, *SETTINGS, *last)) == 0
+    one, two = last_tensors(whole), last_tensors(part)
+    assert one.keys() == two.keys() and {"loss.values", "optim.0.exp_avg", "ema.conv_out.weight"} <= one.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+    states = [
+        json.loads((folder / "checkpoints" / f"step_{newest + 4:08d}" / "state.json").read_bytes())
+        for folder in (part, whole)
+    ]
+    # how often a run is saved, and how long it is, was changed with every kill
+    assert states[1].pop("changes") == [] and states[0].pop("changes")
+    assert states[0] == states[1] and _losses(part) == _losses(whole) and len(_losses(part)) >= newest // 3
+    assert "passed over" not in killer.said() and "Traceback" not in killer.said()
+    # the next writer swept away what killed ones left
+    assert not list((part / "checkpoints").glob(".*"))
+
+
+def test_killed_runs_go_on_to_the_same_bits(killer: Killer, tmp_path: Path):
+    _kill_and_compare(killer, tmp_path, kills=10, torn=3, seed=0)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(killer: Killer, tmp_path: Path):
+    _kill_and_compare(killer, tmp_path, kills=100, torn=25, seed=1)

@@ -1,0 +1,184 @@
+"""The base class of losses, the weighting of errors, and losses by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from models import Prediction, ScoreModel
+from runtime.readable import Readable
+from runtime.registry import Registry, choices_message
+from sde_lib import SDE, expand_like
+
+from .time_sampling import TimeDraw, check_time_sampling, spread
+
+Weighting = Literal["eps", "x0", "v", "edm", "likelihood"]
+
+
+def weighted_error(
+    weighting: str, prediction: Prediction, x0: Tensor, eps: Tensor, *, alpha: Tensor, data_std: float
+) -> Tensor:
+    """Mean squared error per sample, [B], of the quantity whose error has weight 1.
+
+    Args:
+        weighting: "eps": |eps error|^2, which is L_simple (Ho et al. 2020, Eq. 14) and sigma^2-weighted denoising score
+            matching (Song et al. 2021, Eq. 7); "x0": |x0 error|^2; "v": |v error|^2 with v = alpha eps - sigma x0;
+            "edm": (s^2 + d^2) / (s d)^2 |x0 error|^2 with s = sigma / alpha (Karras et al. 2022, Section 5).
+        prediction: The model's answer.
+        x0: Data, [B, ...].
+        eps: The noise that was added, [B, ...].
+        alpha: Signal scales, [B].
+        data_std: d, for "edm".
+
+    Raises:
+        ValueError: If the weighting is unknown.
+    """
+    sigma = prediction.sigma
+    if weighting == "eps":
+        error = prediction.eps - eps
+    elif weighting == "x0":
+        error = prediction.x0 - x0
+    elif weighting == "v":
+        error = expand_like(alpha, eps) * (prediction.eps - eps) - expand_like(sigma, x0) * (prediction.x0 - x0)
+    elif weighting == "edm":
+        s = sigma / alpha
+        error = expand_like((s.square() + data_std**2).sqrt() / (s * data_std), x0) * (prediction.x0 - x0)
+    else:
+        raise ValueError(choices_message("weighting", weighting, ["auto", *get_args(Weighting)]))
+    return error.square().flatten(1).mean(1)
+
+
+class Loss(Readable, ABC):
+    """A loss: how times are drawn, and how errors are weighted.
+
+    Args:
+        weighting: See ``weighted_error``; "likelihood" is for the loss "dsm".
+        data_std: Standard deviation of the data, for the "edm" weighting.
+        time_sampling: "uniform"; "low_discrepancy", spread evenly over the batch; "importance", where the loss is
+            large, weighted so that its mean stays the same.
+        num_levels: Grey levels of the data, for the losses that are bounds on their likelihood.
+
+    Raises:
+        ValueError: If an option is unknown.
+
+    Attributes:
+        own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
+        wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
+            would depend on how a batch is cut into parts.
+        drops_class: Whether it leaves out the class of some samples, as label -1, which is what trains that label.
+    """
+
+    own_weighting: Weighting | None = None
+    wants_more_noise = False
+    drops_class = False
+
+    def __init__(
+        self,
+        *,
+        weighting: str = "eps",
+        data_std: float = 0.5,
+        time_sampling: str = "uniform",
+        num_levels: int | None = None,
+    ) -> None:
+        if weighting not in get_args(Weighting):
+            raise ValueError(choices_message("weighting", weighting, ["auto", *get_args(Weighting)]))
+        if not 0 < data_std < float("inf"):
+            raise ValueError(f"data_std must be above 0, got {data_std}; pass the standard deviation of the data")
+        check_time_sampling(time_sampling)
+        self.weighting, self.data_std = self.own_weighting or weighting, data_std
+        self.time_sampling, self.num_levels = time_sampling, num_levels
+
+    @property
+    def trains_variance(self) -> bool:
+        """True if a learned reverse variance gets a gradient."""
+        return False
+
+    def check(self, sde: SDE) -> None:
+        """Refuse an SDE or options that the loss cannot have.
+
+        Raises:
+            ValueError: In one line.
+        """
+        self.times(sde, torch.zeros(1))
+        if self.weighting == "likelihood":
+            raise ValueError("weighting 'likelihood' is one of continuous time; use loss 'dsm', or loss 'vlb'")
+        if self.time_sampling == "importance":
+            raise ValueError(
+                "time sampling 'importance' needs a loss with a table, or weighting 'likelihood'; use 'low_discrepancy'"
+            )
+
+    @abstractmethod
+    def times(self, sde: SDE, u: Tensor) -> Tensor:
+        """Training times from uniform draws.
+
+        Args:
+            sde: The SDE.
+            u: Uniform draws in [0, 1), [B].
+
+        Returns:
+            Times, float64 [B].
+        """
+
+    def draw(self, sde: SDE, u: Tensor) -> TimeDraw:
+        """Training times as ``time_sampling`` says.
+
+        Args:
+            sde: The SDE.
+            u: Uniform draws in [0, 1), [B].
+        """
+        t = self.times(sde, spread(u) if self.time_sampling == "low_discrepancy" else u)
+        return TimeDraw(t, torch.ones_like(t))
+
+    def observe(self, sde: SDE, t: Tensor, losses: Tensor) -> None:
+        """Learn from the losses of a step, [B], which times matter; most losses have nothing to learn."""
+        return
+
+    def memory(self) -> dict[str, Tensor]:
+        """Tensors, by name, that ``observe`` changes in place; checkpoints hold them."""
+        return {}
+
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The loss of each sample, [B].
+
+        Args:
+            model: The model to train.
+            x0: Data, [B, ...].
+            t: Times from ``draw``, [B].
+            eps: Standard normal noise, [B, ...].
+            cond: Condition, or None.
+        """
+        prediction = model(model.sde.perturb(x0, t, eps), t, cond=cond)
+        alpha = model.sde.alpha(t)
+        return weighted_error(self.weighting, prediction, x0, eps, alpha=alpha, data_std=self.data_std)
+
+
+LOSSES: Registry[Loss] = Registry("loss")
+register_loss = LOSSES.register
+
+
+def make_loss(name: str, *, sde: SDE, parameterization: str, **kwargs: Any) -> Loss:
+    """Build a loss by name.
+
+    Args:
+        name: "ddpm", "dsm", "hybrid", "vlb", "vlb_continuous", "dequantized", a registered name, or "auto": "ddpm"
+            where the SDE has a table, else "dsm".
+        sde: The SDE, for "auto".
+        parameterization: The model's, for the "auto" weighting: "edm" for "edm", else "eps".
+        **kwargs: Options of the loss: ``weighting``, ``data_std``, ``time_sampling``, ``num_levels``.
+
+    Raises:
+        ValueError: If a name is unknown or does not fit the SDE.
+    """
+    if name == "auto":
+        name = "dsm" if sde.table_size is None else "ddpm"
+    asked = kwargs.get("weighting", "auto")
+    if asked == "auto" and "weighting" in kwargs:
+        kwargs["weighting"] = "edm" if parameterization == "edm" else "eps"
+    loss = LOSSES.make(name, **kwargs)
+    if loss.own_weighting is not None and asked not in ("auto", loss.own_weighting):
+        raise ValueError(f"loss {name!r} has its own weighting, got {asked!r}; leave it at 'auto'")
+    loss.check(sde)
+    return loss

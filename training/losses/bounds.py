@@ -1,0 +1,228 @@
+"""Losses that are the bound on the data's likelihood, or hold it: L_vlb, L_hybrid, and the bound in continuous time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from likelihood import decoder_nats, discretized_gaussian_log_prob, levels_of, prior_kl, step_kl
+from models import NetworkScoreModel, Prediction, ReverseVariance, ScoreModel, place_on_bin
+from sde_lib import SDE, LearnedVP, expand_like
+
+from .base import register_loss
+from .denoising import DenoisingScoreMatching, TableLoss
+
+
+def row_bits(
+    kind: ReverseVariance, prediction: Prediction, x0: Tensor, sde: SDE, rows: Tensor, *, num_levels: int
+) -> Tensor:
+    """L_0 at row 0 of the SDE's table, L_t at the others, in bits/dim, float64 [B] (Ho et al. 2020, Eq. 5).
+
+    Args:
+        kind: Reverse variance.
+        prediction: The model's answer at the rows' times, [B, ...].
+        x0: Data on its levels, [B, ...].
+        sde: An SDE with a table.
+        rows: Rows, [B].
+        num_levels: Number of grey levels of the data.
+    """
+    assert sde.table_size is not None
+    nats = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    t = (rows.double() + 1) / sde.table_size
+    for first in (True, False):
+        chosen = ((rows == 0) == first).nonzero().squeeze(1)
+        if not len(chosen):
+            continue
+        here, answer, data = t[chosen], _select(prediction, chosen), x0[chosen]
+        if first:
+            following = here + 1 / sde.table_size
+            values = decoder_nats(kind, answer, data, sde, here, following, num_levels=num_levels)
+        else:
+            values = step_kl(kind, answer, data, sde, rows[chosen].double() / sde.table_size, here)
+        nats = nats.index_put((chosen,), values)
+    return nats / (x0[0].numel() * math.log(2))
+
+
+def _select(prediction: Prediction, index: Tensor) -> Prediction:
+    fraction = prediction.variance_fraction
+    return Prediction(
+        prediction.x0[index],
+        prediction.eps[index],
+        prediction.sigma[index],
+        None if fraction is None else fraction[index],
+    )
+
+
+class _TableBound(TableLoss):
+    # of the error in eps, where a bound has one: L_simple's
+    own_weighting = "eps"
+
+    @property
+    def trains_variance(self) -> bool:
+        """True."""
+        return True
+
+    def check(self, sde: SDE) -> None:
+        """Refuse an SDE without a table, and data without levels."""
+        super().check(sde)
+        levels_of(torch.zeros(0), self._levels)
+
+    @property
+    def _levels(self) -> int:
+        if self.num_levels is None:
+            raise ValueError(f"loss {self.name!r} needs num_levels, got None; pass the data's")
+        return self.num_levels
+
+    def _ask(
+        self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None
+    ) -> tuple[Prediction, Tensor]:
+        rows = self.rows(model.sde, t)
+        return model(model.sde.perturb(x0, t, eps), t, cond=cond), rows
+
+
+@register_loss("vlb")
+class VariationalLoss(_TableBound):
+    """L_vlb: N L_t of a random row t of the table's N, L_0 at the first, in bits/dim (Nichol & Dhariwal 2021, Eq. 4).
+
+    Its mean over uniform rows is the bound less L_T, which no network changes. Where the network learns its reverse
+    variance, that variance; else the small one. The terms differ by orders of magnitude: with time sampling
+    "importance" the gradient has much less noise (Section 3.3).
+    """
+
+    name = "vlb"
+
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The loss of each sample, [B]; see ``Loss``."""
+        prediction, rows = self._ask(model, x0, t, eps, cond)
+        bits = row_bits("auto", prediction, x0, model.sde, rows, num_levels=self._levels)
+        return bits * (model.sde.table_size or 1)
+
+
+@register_loss("hybrid")
+class HybridLoss(_TableBound):
+    """L_hybrid = L_simple + w L_vlb, where L_vlb reaches the variance alone (Nichol & Dhariwal 2021, Eq. 16).
+
+    The gradient of L_vlb stops at the predicted mean, which L_simple trains. w = 0.001 for L_vlb in bits/dim, as in
+    their code. The network must learn its variance.
+
+    Attributes:
+        vlb_weight: w.
+    """
+
+    name = "hybrid"
+    vlb_weight = 1e-3
+
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The loss of each sample, [B]; see ``Loss``.
+
+        Raises:
+            ValueError: If the model does not learn its variance.
+        """
+        prediction, rows = self._ask(model, x0, t, eps, cond)
+        if prediction.variance_fraction is None:
+            raise ValueError("loss 'hybrid' needs model.learned_variance; set it to True, or use loss 'ddpm'")
+        simple = (prediction.eps - eps).square().flatten(1).mean(1)
+        fixed_mean = Prediction(
+            prediction.x0.detach(), prediction.eps.detach(), prediction.sigma, prediction.variance_fraction
+        )
+        bits = row_bits("learned", fixed_mean, x0, model.sde, rows, num_levels=self._levels)
+        return simple + self.vlb_weight * (model.sde.table_size or 1) * bits
+
+
+@register_loss("vlb_continuous")
+class ContinuousBoundLoss(DenoisingScoreMatching):
+    """The bound in continuous time, L_T + diffusion + L_0, in bits/dim (Kingma et al. 2021, Eq. 11-17):
+
+        diffusion = 1/2 (t_max - t_min) (-d lambda / dt) |eps error|^2 at a random t,
+        L_0 = -log of the mass that N(x_t / alpha, (sigma / alpha)^2) has on the bins of x0, at t_min,
+        L_T = KL(q(x_T | x0) || N(0, I)).
+
+    On an SDE that is fixed this is "dsm" with weighting "likelihood", and two terms that no network changes. On
+    ``LearnedVP`` the ends of the noise schedule are trained by it too, and the inside by the gradient of its square,
+    which, since its mean does not depend on the inside, is that of its variance (Appendix I.2).
+    """
+
+    own_weighting = "likelihood"
+
+    def check(self, sde: SDE) -> None:
+        """Needs levels; a learned schedule is itself the importance sampler."""
+        if self.num_levels is None:
+            raise ValueError("loss 'vlb_continuous' needs num_levels, got None; pass the data's")
+        levels_of(torch.zeros(0), self.num_levels)
+        if isinstance(sde, LearnedVP) and self.time_sampling == "importance":
+            raise ValueError("a learned schedule takes the place of time sampling 'importance'; use 'low_discrepancy'")
+
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The loss of each sample, [B]; see ``Loss``."""
+        sde = model.sde
+        if not isinstance(sde, LearnedVP):
+            diffusion = super().__call__(model, x0, t, eps, cond=cond)
+            return diffusion + self._ends(sde, x0, eps)
+        with sde.split_gradients() as split:
+            error = model(sde.perturb(x0, t, eps), t, cond=cond).eps - eps
+            rate = -sde.log_snr_and_rate(t)[1]
+            scale = 0.5 * (sde.t_max - sde.t_min) / math.log(2) * rate
+            diffusion = scale * error.square().flatten(1).mean(1).double()
+            split.loss = diffusion
+        return diffusion + self._ends(sde, x0, eps)
+
+    def _ends(self, sde: SDE, x0: Tensor, eps: Tensor) -> Tensor:
+        """L_0 + L_T, bits/dim, [B]."""
+        assert self.num_levels is not None
+        ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device=x0.device)
+        log_snr, log_sigma = sde.log_snr(ends), sde.log_sigma(ends)
+        noise_ratio = expand_like((-0.5 * log_snr[:1]).exp().expand(len(x0)), x0.double())
+        mean = x0.double() + noise_ratio * eps.double()
+        log_prob = discretized_gaussian_log_prob(x0, mean, noise_ratio.log(), num_levels=self.num_levels)
+        log_var = 2 * (log_sigma[1] - math.log(sde.prior_std))
+        mean_sq = x0.double().square() * (log_snr[1] + log_var).exp()
+        prior = 0.5 * (mean_sq + torch.expm1(log_var) - log_var)
+        return (prior - log_prob).flatten(1).mean(1) / math.log(2)
+
+
+@register_loss("dequantized")
+class DequantizedLoss(DenoisingScoreMatching):
+    """A bound on -log P(x0) by way of the density of y = x0 + u on its bins, in bits/dim:
+
+        -log P(x0) <= E[ L_T(y) + 1/2 integral of |eps error|^2 over lambda + L_0(y) + log q(u | x0) ] - D log width,
+
+    where x_t = alpha y + sigma eps, and L_0 is that of the Gaussian decoder N(x_t / alpha, (sigma / alpha)^2) at t_min
+    (Song et al. 2021b, Section 5; Ho et al. 2019). The score of y and the model's ``Dequantizer`` are trained together;
+    without one, u is uniform.
+    """
+
+    own_weighting = "likelihood"
+    wants_more_noise = True
+
+    def check(self, sde: SDE) -> None:
+        """Needs levels."""
+        if self.num_levels is None:
+            raise ValueError("loss 'dequantized' needs num_levels, got None; pass the data's")
+        levels_of(torch.zeros(0), self.num_levels)
+
+    def __call__(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        *,
+        cond: Tensor | None = None,
+        more_noise: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each sample, [B]; see ``Loss``. u is made of ``more_noise``, or drawn where there is none."""
+        assert self.num_levels is not None
+        sde = model.sde
+        dequantizer = model.dequantizer if isinstance(model, NetworkScoreModel) else None
+        z = torch.randn_like(x0) if more_noise is None else more_noise
+        u, log_q = dequantizer(x0, z) if dequantizer is not None else (torch.special.ndtr(z.double()), 0.0)
+        y, log_width = place_on_bin(x0, u, self.num_levels)
+        diffusion = super().__call__(model, y.to(x0.dtype), t, eps, cond=cond)
+        ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+        log_noise_ratio = -0.5 * float(sde.log_snr(ends[:1]))
+        decoder = 0.5 * eps.double().square().flatten(1).sum(1)
+        decoder = decoder + x0[0].numel() * (log_noise_ratio + 0.5 * math.log(2 * math.pi))
+        nats = prior_kl(y, sde, sde.t_max) + decoder + log_q - log_width
+        return diffusion + nats / (x0[0].numel() * math.log(2))
