@@ -28,7 +28,7 @@ from configs.default import get_default_config
 from data import to_model_space
 from experiment.build import pick_device
 from experiment.config import load_config
-from experiment.trained import load_trained
+from experiment.from_checkpoints import load_trained
 from experiment.workdir import default_workdir, write_json
 from likelihood import FlowLikelihood
 from models import EpsParameterization, NetworkScoreModel, ScoreModel

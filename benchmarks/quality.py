@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.images import load_images
 from benchmarks.quality_report import write_report
+from commands.train import train
 from configs.default import get_default_config
 from data import ImageDataset, to_levels, to_model_space
 from evaluation.quality import (
@@ -32,12 +33,11 @@ from evaluation.quality import (
 )
 from experiment.build import bound_x0, pick_device
 from experiment.config import load_config
-from experiment.trained import load_trained
+from experiment.from_checkpoints import load_trained
 from experiment.workdir import check_for_use, default_workdir
 from models import GaussianMixtureScoreModel, ScoreModel
 from samplers import Sampler, available_samplers, make_sampler
 from sde_lib import SDE, NoiseStreams
-from training.loop import train
 
 BUDGETS = (5, 10, 20, 50, 100)
 

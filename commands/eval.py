@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from data import VectorDataset
+from evaluation.batch_schedule import Schedule
 from evaluation.dealing import says_what_is_kept
 from evaluation.density_picture import draw_density
 from evaluation.estimators import build_estimators, seen_by, settings_of
+from evaluation.kept_batches import fingerprints
 from evaluation.measurement import EvalSplit, Measurement
-from evaluation.partial import fingerprints
 from evaluation.pilot import fit_step_weights
 from evaluation.quote import quote
 from evaluation.report import describe
 from evaluation.report_warnings import warnings_of
-from evaluation.schedule import Schedule
 from evaluation.table import (
     gap_of,
     gap_sentence,
@@ -31,6 +31,7 @@ from evaluation.table import (
 from experiment.build import build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.config import Config
+from experiment.from_checkpoints import trained_channels
 from experiment.images import save_bound_curve
 from experiment.in_turn import (
     as_trained,
@@ -40,7 +41,6 @@ from experiment.in_turn import (
 )
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, forward_flops, pick_mode
-from experiment.trained import trained_channels
 from experiment.workdir import check_for_use, save_npz, write_json
 from likelihood import LikelihoodEstimator, VariationalBound
 from models import ScoreModel

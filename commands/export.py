@@ -10,7 +10,7 @@ import torch
 
 from experiment.checks import check_config
 from experiment.config import Config
-from experiment.trained import load_trained, trained_kind
+from experiment.from_checkpoints import load_trained, trained_kind
 from experiment.workdir import check_for_use
 from models.pretrained import export_diffusers
 from runtime.files import make_folder

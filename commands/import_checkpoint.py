@@ -13,7 +13,7 @@ from data import AnyKind, ImageKind, VectorKind, height_and_width, image_kind, o
 from experiment.build import build_dataset, build_sampler
 from experiment.checks import check_config, check_eval_names
 from experiment.config import Config
-from experiment.network import config_of_checkpoint
+from experiment.imported_config import config_of_checkpoint
 from experiment.workdir import check_for_training
 from models.pretrained import (
     ModelPlan,
@@ -30,7 +30,7 @@ from runtime.locks import locked
 from runtime.memory import says_which_knobs
 from runtime.messages import say
 from runtime.registry import choices_message
-from training.beginning import save_beginning
+from training.init_from import save_beginning
 from training.state import TrainingState
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import Config
-from experiment.network import complete_config
+from experiment.imported_config import complete_config
 from experiment.plugins import say_missing_plugins
 from runtime.processes.launch import place
 from runtime.processes.ranks import Ranks
-from training.beginning import where_the_model_is
-from training.loop import train
+from training.init_from import where_the_model_is
 
 from .eval import evaluate
 from .export import export_model
 from .import_checkpoint import import_checkpoint
 from .sample import sample
+from .train import train
 
 
 def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any]) -> None:

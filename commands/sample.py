@@ -14,7 +14,6 @@ from evaluation.dealing import deal, says_what_is_kept
 from evaluation.drawing import draw_batch, labels_of
 from evaluation.provenance import (
     about_of,
-    classes_of,
     fingerprint_of,
     variance_of,
 )
@@ -22,13 +21,14 @@ from evaluation.sample_set import SampleSet
 from evaluation.trajectory import MOST_SAMPLES
 from experiment.build import bound_x0, build_sampler, pick_device
 from experiment.checks import check_config
+from experiment.classes import classes_of
 from experiment.config import Config
+from experiment.from_checkpoints import trained_kind
 from experiment.in_turn import load_in_turn, load_same_trained, pick_together
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, forward_flops, pick_mode
-from experiment.prior import say_lost_signal
-from experiment.trained import trained_kind
+from experiment.prior_warning import say_lost_signal
 from experiment.workdir import check_for_use
 from runtime.files import one_line
 from runtime.locks import locked

@@ -1,1 +1,1 @@
-"""Evaluation: bits/dim reports and sample export. Imports training for checkpoints; training never imports this."""
+"""Measuring: bits/dim of a split, and sets of samples."""

@@ -1,8 +1,7 @@
-"""The making of samples: which classes, by which settings, and all that they depend on."""
+"""The making of samples: the settings, and all that they depend on."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import platform
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from experiment.pictures import array_shape
 from models import NetworkScoreModel, ReverseVariance, pick_variance
 from samplers import Sampler
 
-from .partial import code_digest, digest_of
+from .kept_batches import code_digest, digest_of
 
 _FORMAT = 1
-_PACKAGES = ("sde_lib", "models", "samplers", "data", "training", "evaluation")
+_PACKAGES = ("runtime", "sde_lib", "data", "models", "samplers", "experiment", "evaluation", "commands")
 _FIXED = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.", "sampling.")
 # changes no sample, or is said of the set: its number, its classes
 _FREE = (
@@ -31,56 +30,6 @@ _FREE = (
     "sampling.precision",
     "sampling.compile",
 )
-_MOST_NAMES = 20  # that an error lists
-
-
-def classes_of(config: Config, kind: AnyKind) -> tuple[int, ...] | None:
-    """The classes that samples are drawn of, in turn: those of ``sampling.classes``, or all.
-
-    Args:
-        config: The config.
-        kind: The images that the model is for.
-
-    Returns:
-        Numbers of classes; None of an unconditional model.
-
-    Raises:
-        ValueError: If there is no such class, or the model knows no classes.
-    """
-    asked = tuple(config.sampling.classes)
-    if not config.model.class_conditional:
-        if asked:
-            raise ValueError(
-                f"sampling.classes={','.join(map(str, asked))} needs a class-conditional model, got one without "
-                "classes; leave it out, or train one with model.class_conditional=True"
-            )
-        return None
-    names = kind.class_names
-    numbers = tuple(_class_number(one, kind.num_classes, names) for one in asked)
-    return numbers or tuple(range(kind.num_classes))
-
-
-def _class_number(asked: int | str, num_classes: int, names: Sequence[str]) -> int:
-    """The class of a number, or of a name."""
-    text = str(asked).strip()
-    if text.isdecimal() and int(text) < num_classes:
-        return int(text)
-    # whole numbers are numbers of classes, also where names are numbers, and a command line takes a comma for the next
-    named = [name for name in names if not name.isdecimal() and "," not in name]
-    if text in named:
-        return names.index(text)
-    if text in names:
-        raise ValueError(
-            f"class {text!r} in sampling.classes is taken by its number, which is {names.index(text)}; choices: 0 to "
-            f"{num_classes - 1}"
-        )
-    close = difflib.get_close_matches(text, named, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    listed = ", ".join(named[:_MOST_NAMES]) + (", ..." if len(named) > _MOST_NAMES else "")
-    raise ValueError(
-        f"unknown class {text!r} in sampling.classes; {hint}choices: 0 to {num_classes - 1}"
-        + (f", or {listed}" if listed else "")
-    )
 
 
 def fingerprint_of(

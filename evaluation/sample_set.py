@@ -24,8 +24,8 @@ from runtime.files import (
     sync_folder,
 )
 
+from .kept_batches import PartialResults
 from .measurement import Values
-from .partial import PartialResults
 from .sample_files import open_npz, read_npz, save_pngs, save_trajectory_gif
 from .table import without_nan
 

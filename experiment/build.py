@@ -22,7 +22,7 @@ from sde_lib import SDE, check_sde, make_sde
 
 from .config import Config, data_root, parse_options
 from .network import build_backbone
-from .prior import cure_of_no_signal
+from .prior_warning import cure_of_no_signal
 
 
 def build_sde(config: Config) -> SDE:

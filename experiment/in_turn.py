@@ -15,8 +15,13 @@ from models import NetworkScoreModel
 from runtime.processes.ranks import Ranks
 
 from .config import Config
+from .from_checkpoints import (
+    check_data,
+    load_trained,
+    say_other_files,
+    trained_space,
+)
 from .precision import NetworkMode
-from .trained import check_data, load_trained, say_other_files, trained_space
 
 T = TypeVar("T")
 

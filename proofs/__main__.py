@@ -2,7 +2,7 @@
 
 import sys
 
-from .table import main
+from .run_all import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ from models import ScoreModel
 from samplers import Sampler
 from sde_lib import SDE, NoiseStreams, derive_seed
 
-from .checks import SIGMAS, Checked, times_of
+from .checked import SIGMAS, Checked, times_of
 from .entries import Entry
 from .oracles import GAUSSIAN, PARAMETERIZATIONS, PlaneOracle, central_moments, network_model
 from .recursion import AXES, Law, last_point

@@ -14,7 +14,7 @@ from torch import Tensor
 from samplers import Sampler
 from sde_lib import SDE, NoiseStreams, derive_seed
 
-from .checks import SIGMAS, Checked, times_of
+from .checked import SIGMAS, Checked, times_of
 from .entries import Entry
 from .oracles import MIXTURE, PARAMETERIZATIONS, PlaneOracle, central_moments, network_model, to_unit_square
 from .recursion import last_noise_ratio, last_point

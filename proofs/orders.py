@@ -13,7 +13,7 @@ from torch import Tensor
 from samplers import Sampler, make_sampler
 from sde_lib import SDE
 
-from .checks import Checked
+from .checked import Checked
 from .gaussian import marginal
 from .oracles import GAUSSIAN, MIXTURE, PlaneOracle, central_moments
 

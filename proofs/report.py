@@ -10,7 +10,7 @@ from typing import Any
 from experiment.workdir import write_json
 from runtime.files import write_atomically
 
-from .checks import Checked
+from .checked import Checked
 from .entries import entries
 from .gaussian import GaussianCell
 from .mixture import CELLS_A_SIDE, SAME_POINTS, MixtureCell

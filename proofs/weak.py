@@ -22,7 +22,7 @@ from models import GaussianMixtureScoreModel, Prediction, ScoreModel
 from samplers import make_sampler
 from sde_lib import SDE, NoiseStreams
 
-from .checks import Checked
+from .checked import Checked
 from .oracles import FRACTION
 from .orders import MIDDLE, TOLERANCE, grid_between
 

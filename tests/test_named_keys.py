@@ -24,7 +24,7 @@ _SECTION = "|".join(SECTIONS)
 _FULL = re.compile(r"(?<![\w./])(?:--)?config\.([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*)(?![\w(/])")
 # training.num_steps, in prose; training.loss=hybrid
 _SHORT = re.compile(rf"(?<![\w./])((?:{_SECTION})\.(?:network\.)?[a-z][a-z0-9_]*)(?![\w(/])")
-# of "config.json", "data.sources.npz" and "from experiment.run import load_run"
+# of "config.json", "data.sources.npz" and "from experiment import load_run"
 _FILES = ("run", "json", "npz", "py", "md", "pt", "pth", "safetensors", "ckpt", "pkl", "yml", "yaml", "png", "txt")
 
 

@@ -12,7 +12,8 @@ from commands.import_checkpoint import check_images
 from experiment.build import build_sampler, build_sde
 from experiment.checks import check_config, check_eval_names
 from experiment.config import Config, load_config, parse_options
-from experiment.network import build_backbone, config_of_checkpoint
+from experiment.imported_config import config_of_checkpoint
+from experiment.network import build_backbone
 from models.backbones import NCSNpp
 from models.pretrained import ModelPlan
 from models.pretrained.ddpm import plan_ddpm

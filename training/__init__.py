@@ -1,1 +1,1 @@
-"""Training: losses, the loop, EMA, checkpoints, and what turns a config into objects."""
+"""Fitting a network: losses, the step, the loop, and what they change."""

@@ -13,31 +13,33 @@ import torch
 from torch.distributed import is_torchelastic_launched
 
 from data import AnyDataset, TrainBatches
-from experiment.build import build_dataset, build_sampler, pick_device
-from experiment.checkpoints.newest import checkpoint_folders
-from experiment.checks import check_config, check_eval_names, check_schedule
+from experiment.build import build_dataset
+from experiment.checkpoints.store import checkpoint_folders
 from experiment.config import Config
-from experiment.first_noise import first_noise_warning
+from experiment.first_noise_warning import first_noise_warning
+from experiment.from_checkpoints import trained_channels
 from experiment.in_turn import as_trained, load_in_turn, pick_together
 from experiment.plugins import keep_plugins, say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
-from experiment.prior import say_lost_signal
-from experiment.trained import trained_channels
+from experiment.prior_warning import say_lost_signal
 from experiment.workdir import check_for_training, claim_for_training
 from runtime.locks import locked
-from runtime.memory import says_which_knobs
 from runtime.messages import say
 from runtime.processes.collectives import (
     Communication,
     Share,
-    is_lost_peer,
-    process_group,
 )
-from runtime.processes.ranks import LostRankError, Ranks
+from runtime.processes.ranks import Ranks
 from runtime.signals import Interrupted, StopRequest, stop_on_signals
 
-from .beginning import begin_from_run, fit_kind, has_begun, is_to_begin, where_the_model_is
 from .changes import note_changes
+from .init_from import (
+    begin_from_run,
+    fit_kind,
+    has_begun,
+    is_to_begin,
+    where_the_model_is,
+)
 from .log import TrainingLog
 from .preview import log_preview
 from .start_lines import data_lines, share_line
@@ -46,47 +48,16 @@ from .step import TrainingStep
 from .trained_classes import absent_line, check_null_class, check_trained_classes
 
 
-def train(config: Config, workdir: Path, *, init_from: str = "") -> None:
-    """Train, or go on training from the newest good checkpoint, up to ``training.num_steps``.
-
-    Under torchrun each process computes its part of every batch, and rank 0 alone writes and speaks.
+def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.device, init_from: str) -> None:
+    """Train as one process of a job; see ``commands.train``.
 
     Args:
-        config: The config.
+        config: The config, checked.
         workdir: The work directory.
-        init_from: Another run's work directory, or a checkpoint in one, with whose averaged weights a run begins that
-            has no checkpoint yet; "" is none.
-
-    Raises:
-        ValueError: If the config cannot work; nothing is written then.
-        FloatingPointError: If too many losses in a row are not finite; the last checkpoint is kept.
-        MemoryError: If the memory does not suffice.
-        LostRankError: If another process of the job is gone.
-        Interrupted: After Ctrl-C, SIGTERM or SIGUSR1, with a checkpoint of that moment written.
+        ranks: The processes of the job.
+        device: This process's device.
+        init_from: Another run's work directory; "" is none.
     """
-    check_config(config)
-    check_schedule(config)
-    check_eval_names(config)
-    build_sampler(config)
-    with Ranks.from_environment() as ranks:
-        device = ranks.device(pick_device(config))
-        with (
-            process_group(ranks, device),
-            says_which_knobs("training.batch_size", config.training.batch_size, training=True),
-        ):
-            try:
-                _train(config, workdir, ranks, device, init_from)
-            except RuntimeError as error:
-                if not is_lost_peer(error):
-                    raise
-                said = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
-                raise LostRankError(
-                    f"another process of the job is gone ({said}); look for what ended it, then the same command goes "
-                    "on from the newest checkpoint"
-                ) from error
-
-
-def _train(config: Config, workdir: Path, ranks: Ranks, device: torch.device, init_from: str) -> None:
     training = config.training
     begins = ranks.first and is_to_begin(config, workdir, init_from)
     share = Share(

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from data import AnyKind
 from experiment.build import build_model
-from experiment.checkpoints.newest import Checkpoint, load_newest, save_checkpoint
 from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismatch, restore_optimizer
 from experiment.checkpoints.sharding import from_first, split_like, whole
+from experiment.checkpoints.store import Checkpoint, load_newest, save_checkpoint
 from experiment.config import Config
 from experiment.precision import forward_flops
 from experiment.weights import load_weights, named_weights

@@ -18,8 +18,8 @@ from sde_lib import LearnedVP, derive_seed
 
 from .draws import NETWORK_STREAM, Draw, Draws, make_draw
 from .losses.time_sampling import TimeDraw
-from .schedules import learning_rate_factor
 from .state import TrainingState
+from .warmup import learning_rate_factor
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.files import one_line
 
-from .newest import Checkpoint, mismatch
+from .store import Checkpoint, mismatch
 
 # How updates are worked out, which the machine decides, and not what they are.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")

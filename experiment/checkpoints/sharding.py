@@ -10,7 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .newest import Checkpoint
+from .store import Checkpoint
 
 
 def whole(tensor: Tensor) -> Tensor:

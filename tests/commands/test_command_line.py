@@ -19,8 +19,8 @@ import main
 from evaluation.drawing import draw
 from experiment.build import build_dataset, build_sampler
 from experiment.config import load_config
+from experiment.from_checkpoints import load_trained
 from experiment.images import to_uint8
-from experiment.trained import load_trained
 from models import ClippedScoreModel, ThresholdedScoreModel
 from runtime.compilation import missing_compiler
 

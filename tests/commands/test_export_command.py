@@ -12,7 +12,7 @@ from tiny import ROOT, error, last_tensors, snapshot, tiny_command
 import main
 from experiment.build import build_dataset
 from experiment.config import load_config
-from experiment.trained import load_trained
+from experiment.from_checkpoints import load_trained
 from models import NetworkScoreModel
 from samplers import DDIMSampler
 from sde_lib import NoiseStreams

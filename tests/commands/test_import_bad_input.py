@@ -245,7 +245,7 @@ def test_an_import_that_is_cut_short_leaves_nothing_to_train_anew_unknowingly(
         raise OSError("no space left on device")
 
     workdir = tmp_path / "run"
-    module = "training.state" if when == "save_checkpoint" else "training.beginning"
+    module = "training.state" if when == "save_checkpoint" else "training.init_from"
     with monkeypatch.context() as patch:
         patch.setattr(f"{module}.{when}", full)
         refused(capsys, ddpm.command("import", workdir), "no space left on device")

@@ -24,7 +24,7 @@ from evaluation.measurement import measure
 from experiment.build import bound_x0, build_dataset, build_sampler
 from experiment.config import Config, load_config
 from experiment.images import to_uint8
-from experiment.network import complete_config
+from experiment.imported_config import complete_config
 from models.pretrained import PlannedModel, from_diffusers
 from models.pretrained.guided.network import guided_sources
 from models.pretrained.guided.settings import plan_guided

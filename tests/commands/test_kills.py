@@ -14,7 +14,7 @@ from tiny import ROOT, TINY, last_tensors, tiny_command
 
 from experiment.build import build_dataset
 from experiment.config import load_config
-from experiment.trained import load_trained
+from experiment.from_checkpoints import load_trained
 
 # All that a run remembers matters here: dropout, the history of losses that times are drawn by, the average of weights,
 # Adam's moments, and windows of logged losses that checkpoints cut in two.

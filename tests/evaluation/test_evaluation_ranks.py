@@ -17,8 +17,8 @@ from torch.distributed import HashStore, TCPStore
 
 import main
 from data import ImageDataset, to_model_space
+from evaluation.batch_schedule import Schedule
 from evaluation.measurement import EvalSplit, Measurement
-from evaluation.schedule import Schedule
 from likelihood import VariationalBound
 from models import DiscreteScoreModel
 from runtime.processes.ranks import (

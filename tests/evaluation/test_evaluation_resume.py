@@ -15,8 +15,8 @@ from thinning import only
 from tiny import error, tiny_command
 
 import main
+from evaluation.kept_batches import PartialResults, code_digest
 from evaluation.measurement import EvalSplit
-from evaluation.partial import PartialResults, code_digest
 
 UNITS = [(0, "vlb"), (0, "ode"), (1, "vlb"), (1, "ode"), (2, "vlb"), (2, "ode")]
 

@@ -17,9 +17,11 @@ from commands import sample as sampling
 from data import ImageKind
 from evaluation import (
     drawing,
-    partial,
     sample_files,
     sample_set,
+)
+from evaluation import (
+    kept_batches as partial,
 )
 from evaluation.sample_files import open_npz, read_npz
 from evaluation.sample_set import SampleSet

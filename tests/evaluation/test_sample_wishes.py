@@ -14,12 +14,13 @@ import main
 from commands import sample as sampling
 from data import ImageKind
 from evaluation.drawing import draw
-from evaluation.provenance import classes_of
 from evaluation.trajectory import MOST_FRAMES, TrajectoryHook
 from experiment.build import build_dataset, build_sampler
+from experiment.classes import classes_of
 from experiment.config import load_config
+from experiment.from_checkpoints import load_trained
 from experiment.images import to_uint8
-from experiment.trained import load_trained
+from experiment.trained_run import load_run
 from models import ClippedScoreModel, DiscreteScoreModel
 from samplers import DDIMSampler, make_sampler
 from sde_lib import VE, NoiseStreams, Tabulated
@@ -193,3 +194,26 @@ def test_scales_bring_states_to_unit_variance():
 def test_a_trajectory_asked_for_among_the_options_is_named(tiny_run: Path, capsys: pytest.CaptureFixture[str]):
     said = error(capsys, tiny_command("sample", tiny_run, "--config.sampling.options=record_trajectory=true"))
     assert "set config.sampling.record_trajectory" in said
+
+
+@pytest.mark.parametrize(("label", "classes"), [(None, ""), (3, "3"), ("3", "3")])
+def test_a_loaded_run_draws_the_samples_of_the_command(
+    conditional: Path, tmp_path: Path, label: int | str | None, classes: str
+):
+    run = load_run(conditional, device="cpu")
+    found = made(conditional, tmp_path, CONDITIONAL, f"--config.sampling.classes={classes}")
+    images, labels = found["arr_0"], found["arr_1"]
+    ours = run.sample(len(images), label=label).permute(0, 2, 3, 1)
+    difference = np.abs((ours.numpy() * (255 / 16)).round().astype(int) - images.astype(int))
+    # another size of batch may round otherwise
+    assert difference.max() <= 16 and (difference == 0).mean() > 0.98
+    assert labels.tolist() == ([k % 10 for k in range(len(images))] if label is None else [3] * len(images))
+
+
+def test_a_loaded_run_knows_its_classes(conditional: Path):
+    run = load_run(conditional, device="cpu")
+    with pytest.raises(ValueError, match="unknown class '10'; choices: 0 to 9"):
+        run.sample(1, label=10)
+    other = run.sample(2, label=3, sampler=make_sampler("ddim", num_steps=2))
+    assert not torch.equal(run.sample(2, label=3), other)
+    assert not torch.equal(run.sample(2, label=3), run.sample(2, label=3, seed=1))

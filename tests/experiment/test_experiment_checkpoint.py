@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiment.checkpoints.newest import (
+from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismatch, restore_optimizer
+from experiment.checkpoints.store import (
     Checkpoint,
     load_newest,
     mismatch,
     save_checkpoint,
 )
-from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismatch, restore_optimizer
 
 
 def _tensors(seed: int = 0) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import experiment.checkpoints.folder as files
 import main
-from experiment.checkpoints.newest import CheckpointWriteError, load_newest, save_checkpoint
+from experiment.checkpoints.store import CheckpointWriteError, load_newest, save_checkpoint
 from training.log import TrainingLog
 
 

@@ -18,8 +18,8 @@ from tiny import error, tiny_command
 from torch import Tensor
 
 import main
-from experiment.checkpoints.newest import Checkpoint, load_newest, save_checkpoint
 from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismatch
+from experiment.checkpoints.store import Checkpoint, load_newest, save_checkpoint
 
 FILES = ("tensors.safetensors", "state.json", "manifest.json")
 STEPS = (1, 2, 3)

@@ -12,7 +12,7 @@ from tiny import last_tensors, tiny_command
 import main
 from data.sources import folder_layout
 from experiment.checkpoints.folder import read_folder
-from experiment.checkpoints.newest import save_checkpoint
+from experiment.checkpoints.store import save_checkpoint
 
 NAMES = ("1", "2", "10")
 

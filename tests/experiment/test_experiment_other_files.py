@@ -10,7 +10,7 @@ from tiny import tiny_command
 import main
 from data import load_dataset
 from experiment.checkpoints.folder import read_folder
-from experiment.checkpoints.newest import save_checkpoint
+from experiment.checkpoints.store import save_checkpoint
 
 SAID = "are not those that were trained on: those measured may have been trained on"
 

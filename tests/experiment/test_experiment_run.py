@@ -20,7 +20,7 @@ from experiment import build
 from experiment.build import bound_x0, build_sampler
 from experiment.config import load_config
 from experiment.images import to_uint8
-from experiment.run import load_run
+from experiment.trained_run import load_run
 from models import ScoreModel
 from sde_lib import NoiseStreams
 
@@ -52,6 +52,9 @@ def test_it_is_the_model_that_the_commands_sample_and_measure(run_copy: Path, mo
     difference = np.abs(to_uint8(x0, 17).astype(int) - images.astype(int))
     # another size of batch may round otherwise, which moves a pixel by a level at most
     assert difference.max() <= 16 and (difference == 0).mean() > 0.98
+    assert torch.equal(run.sample(5), run.decode(x0))
+    with pytest.raises(ValueError, match="label=2 needs a class-conditional model, got one without; leave it out"):
+        run.sample(5, label=2)
     assert torch.equal(run.decode(run.encode(torch.arange(17, dtype=torch.uint8))), torch.arange(17, dtype=torch.uint8))
     # 17 levels, spread over 0 to 255 in the file
     assert torch.equal(

@@ -13,7 +13,7 @@ from tiny import error, tiny_command
 import main
 from experiment import build
 from experiment.checkpoints.folder import read_folder
-from experiment.checkpoints.newest import save_checkpoint
+from experiment.checkpoints.store import save_checkpoint
 
 CLASSES = ("ant", "bee", "cat")
 LABELLED = ["--config.model.class_conditional=true", "--config.training.num_steps=2"]

@@ -12,10 +12,12 @@ from models import GaussianMixtureScoreModel
 from proofs import (
     orders,
     report,
-    table,
     weak,
 )
-from proofs.checks import Checked
+from proofs import (
+    run_all as table,
+)
+from proofs.checked import Checked
 from proofs.entries import Entry, entries
 from proofs.gaussian import prove_gaussian
 from proofs.mixture import prove_mixture

@@ -15,7 +15,7 @@ from tiny import error, snapshot, tiny_command
 
 import experiment.checkpoints.folder as files
 import main
-from experiment.checkpoints.newest import load_newest, save_checkpoint
+from experiment.checkpoints.store import load_newest, save_checkpoint
 from runtime.locks import LockedError, locked
 
 

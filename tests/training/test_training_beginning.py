@@ -12,7 +12,7 @@ from tiny import error, last_tensors, snapshot, tiny_command
 from vector_runs import command, gaussian_vectors
 
 import main
-from experiment.run import load_run
+from experiment.trained_run import load_run
 
 # what a new run is begun for
 OTHER = ["--config.training.batch_size=4", "--config.optim.learning_rate=1e-3", "--config.training.num_steps=2",

@@ -214,11 +214,11 @@ def test_all_processes_sample_from_the_checkpoint_that_the_first_one_found(
     """A trainer writes another one between the looks of two processes."""
     (tmp_path / "late.py").write_text(
         """
-import os, experiment.checkpoints.newest
-whole = experiment.checkpoints.newest.checkpoint_folders
+import os, experiment.checkpoints.store
+whole = experiment.checkpoints.store.checkpoint_folders
 def checkpoint_folders(root):
     return [folder for folder in whole(root) if os.environ["RANK"] != "0" or folder.name != "step_00000006"]
-experiment.checkpoints.newest.checkpoint_folders = checkpoint_folders
+experiment.checkpoints.store.checkpoint_folders = checkpoint_folders
 """
     )
     command = tiny_command("sample", run_copy, "--config.sampling.num_samples=6")

@@ -81,10 +81,10 @@ def test_an_error_in_a_step_of_one_process_ends_all_with_its_line(
 
 
 FULL = """
-import experiment.checkpoints.newest
+import experiment.checkpoints.store
 def write_folder(*arguments):
     raise OSError(errno.ENOSPC, "No space left on device")
-experiment.checkpoints.newest.write_folder = write_folder
+experiment.checkpoints.store.write_folder = write_folder
 """
 
 

@@ -13,7 +13,7 @@ from runtime.files import one_line
 from runtime.messages import say
 
 from .build import build_dataset, build_model
-from .checkpoints.newest import checkpoint_folders, load_newest, peek_state
+from .checkpoints.store import checkpoint_folders, load_newest, peek_state
 from .config import Config
 from .weights import load_weights, named_weights
 

@@ -6,20 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
 from data import AnyKind
 from models import NetworkScoreModel
 from runtime.registry import choices_message
-from sde_lib import SDE
+from samplers import Sampler
+from sde_lib import SDE, NoiseStreams
 
-from .build import named_device
+from .build import bound_x0, build_sampler, named_device
 from .checkpoints.folder import step_of
-from .checkpoints.newest import checkpoint_folders
+from .checkpoints.store import checkpoint_folders
+from .classes import class_number
 from .config import Config
+from .from_checkpoints import load_trained, trained_kind
 from .network import model_in_full
-from .trained import load_trained, trained_kind
 from .workdir import read_whole_config
 
 
@@ -59,6 +62,40 @@ class TrainedRun:
         """Data of samples x0: the nearest grey levels 0 .. ``kind.num_levels`` - 1, uint8, or vectors, float64."""
         return self.kind.space.decode(x0)
 
+    def sample(
+        self, count: int, *, label: int | str | None = None, sampler: Sampler | None = None, seed: int = 0
+    ) -> Tensor:
+        """Draw samples, as ``--mode sample`` does: sample k from the noise stream (seed, k).
+
+        Args:
+            count: The number of samples, drawn at once.
+            label: The class of all of them, by number or name, of a class-conditional model; None for all in turn.
+            sampler: The sampler; None for the one of the run's config.
+            seed: The seed.
+
+        Returns:
+            Grey levels, uint8 [count, C, H, W], or vectors, float64 [count, D], on the CPU.
+
+        Raises:
+            ValueError: If there is no such class, or the model knows no classes.
+        """
+        sampler, noise = sampler or build_sampler(self.config), NoiseStreams(seed, range(count))
+        device = next(self.model.parameters()).device
+        x_T = sampler.prior_sample(self.sde, self.sample_shape, noise, device=device)
+        cond = self._labels(count, label)
+        model = bound_x0(self.config, self.model, self.kind)
+        result = sampler.sample(model, x_T, cond=None if cond is None else cond.to(device), noise=noise)
+        return self.decode(result.x0.cpu())
+
+    def _labels(self, count: int, label: int | str | None) -> Tensor | None:
+        if not self.config.model.class_conditional:
+            if label is not None:
+                raise ValueError(f"label={label!r} needs a class-conditional model, got one without; leave it out")
+            return None
+        if label is None:
+            return torch.arange(count) % self.kind.num_classes
+        return torch.full((count,), class_number(label, self.kind.num_classes, self.kind.class_names))
+
 
 def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema", step: int | None = None) -> TrainedRun:
     """Load a run from its work directory; its training data need not be there, and no code in the directory is run.
@@ -78,9 +115,7 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
 
     Example:
         >>> run = load_run("runs/vp/digits")
-        >>> sampler, noise = make_sampler("ddim", num_steps=50), NoiseStreams(seed=0, indices=range(8))
-        >>> x_T = sampler.prior_sample(run.sde, run.sample_shape, noise)
-        >>> images = run.decode(sampler.sample(run.model, x_T, noise=noise).x0)
+        >>> images = run.sample(8, sampler=make_sampler("ddim", num_steps=50))
     """
     if weights not in ("ema", "raw"):
         raise ValueError(choices_message("weights", weights, ["ema", "raw"]))

@@ -15,8 +15,8 @@ from runtime.processes.ranks import Ranks
 from runtime.terminal import ProgressBar
 
 from .dealing import deal
+from .kept_batches import PartialResults
 from .measurement import EvalSplit, Measurement, Values, bits_per_dim_of
-from .partial import PartialResults
 
 Measured = dict[str, tuple[LikelihoodEstimator, ScoreModel]]
 

@@ -10,9 +10,9 @@ import torch
 
 from data import AnyKind, VectorKind
 from experiment.checkpoints.folder import step_of
-from experiment.checkpoints.newest import checkpoint_folders
+from experiment.checkpoints.store import checkpoint_folders
 from experiment.config import Config
-from experiment.trained import load_trained, said_of_images, trained_space
+from experiment.from_checkpoints import load_trained, said_of_images, trained_space
 from experiment.weights import load_weights, named_weights
 from experiment.workdir import (
     claim_for_training,
