@@ -126,11 +126,11 @@ class Side:
 
     @property
     def mode(self) -> NetworkMode:
-        """Of ours."""
+        """Precision and compilation of our side."""
         return NetworkMode(self.precision, self.compiled)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Of theirs: what ``accelerate`` wraps around the network for ``mixed_precision="bf16"``."""
+        """Autocast of their side, as ``accelerate`` wraps it around the network for ``mixed_precision="bf16"``."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
 
 

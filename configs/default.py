@@ -22,7 +22,7 @@ def get_default_config() -> ConfigDict:
 
 
 def _source() -> ConfigDict:
-    """Of --mode import: whose checkpoint it is, and what that file does not say itself."""
+    """Settings of --mode import: the project of the checkpoint, and what its file does not say itself."""
     return ConfigDict(
         {
             "name": "",  # ddpm, diffusers, edm, guided_diffusion, improved_diffusion or score_sde; or --source

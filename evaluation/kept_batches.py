@@ -35,7 +35,7 @@ _FIXED = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.", 
 
 
 def digest_of(*arrays: torch.Tensor) -> str:
-    """Of values, shapes and types."""
+    """Digest of the values, shapes and types of arrays."""
     total = hashlib.sha256()
     for array in arrays:
         array = array.detach().cpu().contiguous()
@@ -45,7 +45,7 @@ def digest_of(*arrays: torch.Tensor) -> str:
 
 
 def code_digest(packages: Sequence[str] = _PACKAGES, plugins: Sequence[str] = ()) -> str:
-    """Of the source of all that works out a value: names and contents of the files.
+    """Digest of the source code that works out a value: names and contents of the files.
 
     Args:
         packages: Packages with all that is in them.

@@ -22,13 +22,20 @@ class Readable:
     def __repr__(self) -> str:
         """Class and options; those that are long, such as tables, are left out."""
         kept = vars(self)
-        shown = {name: repr(kept[name]) for name in _options(type(self)) if name in kept}
+        shown = {name: repr(kept[name]) for name in constructor_options(type(self))[0] if name in kept}
         options = [f"{name}={text}" for name, text in shown.items() if len(text) <= _LONGEST and " at 0x" not in text]
         return f"{type(self).__name__}({', '.join(options)})"
 
 
-def _options(cls: type[Any]) -> list[str]:
-    """Names of the constructor's parameters, with those that its ``**kwargs`` hand to its bases."""
+def constructor_options(cls: type[Any]) -> tuple[list[str], bool]:
+    """List the names of a constructor's parameters, with those that its ``**kwargs`` hand to its bases.
+
+    Args:
+        cls: The class.
+
+    Returns:
+        The names, and whether they are all: not where the last ``**kwargs`` take anything.
+    """
     names: list[str] = []
     for base in inspect.getmro(cls):
         if "__init__" not in vars(base) or base is object:
@@ -36,5 +43,5 @@ def _options(cls: type[Any]) -> list[str]:
         _, *parameters = inspect.signature(base.__init__).parameters.values()
         names += [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return list(dict.fromkeys(names))
+            return list(dict.fromkeys(names)), True
+    return list(dict.fromkeys(names)), False
