@@ -54,7 +54,7 @@ def train(
     for step in range(num_steps):
         torch.manual_seed(derive_seed(seed, step))
         x0 = to_model_space(batches.batch(step)[0], dataset.num_levels)
-        t = loss_of.draw(sde, torch.rand(batch_size, dtype=torch.float64)).t
+        t = loss_of.times(sde, torch.rand(batch_size, dtype=torch.float64))
         loss = loss_of(wrapped, x0, t, torch.randn_like(x0)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -75,7 +75,7 @@ def test_loss(model: NetworkScoreModel) -> float:
     for _ in range(4):
         u = (torch.randperm(len(x0), generator=generator) + 0.5) / len(x0)
         loss_of = DDPMLoss()
-        t = loss_of.draw(model.sde, u.double()).t
+        t = loss_of.times(model.sde, u.double())
         losses.append(loss_of(model, x0, t, torch.randn(x0.shape, generator=generator)))
     return float(torch.cat(losses).mean())
 

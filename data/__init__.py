@@ -7,7 +7,8 @@ from .levels import to_levels, to_model_space
 from .loader import TrainBatches, eval_batches
 from .registry import available_datasets, load_dataset, register_dataset
 from .sizes import ImageSize, height_and_width, one_or_pair
-from .space import LevelSpace, RealSpace, Space
+from .space import LevelSpace, ModelSpace, RealSpace, Space
+from .tensors import TensorDataset
 from .vectors import AnyDataset, AnyKind, VectorDataset, VectorKind
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "ImageKind",
     "ImageSize",
     "LevelSpace",
+    "ModelSpace",
     "RealSpace",
     "Space",
+    "TensorDataset",
     "TrainBatches",
     "VectorDataset",
     "VectorKind",

@@ -100,4 +100,22 @@ class RealSpace:
         return torch.tensor(self.std, dtype=torch.float64, device=like.device)
 
 
-Space = LevelSpace | RealSpace
+@dataclass(frozen=True)
+class ModelSpace:
+    """Samples that are x0 already."""
+
+    @property
+    def num_levels(self) -> None:
+        """None: there are no levels."""
+        return None
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """The samples as float32."""
+        return stored.float()
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 itself."""
+        return x0
+
+
+Space = LevelSpace | RealSpace | ModelSpace

@@ -1,5 +1,6 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
+from .condition import Cond, Condition, label_of
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .flow import FlowEquation, FlowPoint, check_ode_options, follow_flow
@@ -23,6 +24,8 @@ from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
 __all__ = [
     "CallCounter",
     "ClippedScoreModel",
+    "Cond",
+    "Condition",
     "Dequantizer",
     "DiscreteScoreModel",
     "EDMParameterization",
@@ -45,6 +48,7 @@ __all__ = [
     "count_network_calls",
     "follow_flow",
     "interpolate_log_var",
+    "label_of",
     "level_posterior_mean",
     "make_parameterization",
     "pick_variance",
