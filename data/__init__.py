@@ -3,8 +3,7 @@
 from .base import Dataset, ImageDataset, ImageKind
 from .errors import DataError
 from .kinds import image_kind
-from .levels import to_levels, to_model_space
-from .loader import TrainBatches, eval_batches
+from .loader import eval_batches
 from .registry import available_datasets, load_dataset, register_dataset
 from .sizes import ImageSize, height_and_width, one_or_pair
 from .space import LevelSpace, ModelSpace, RealSpace, Space
@@ -24,7 +23,6 @@ __all__ = [
     "RealSpace",
     "Space",
     "TensorDataset",
-    "TrainBatches",
     "VectorDataset",
     "VectorKind",
     "available_datasets",
@@ -34,6 +32,4 @@ __all__ = [
     "load_dataset",
     "one_or_pair",
     "register_dataset",
-    "to_levels",
-    "to_model_space",
 ]

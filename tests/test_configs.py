@@ -7,7 +7,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from data import AnyDataset, ImageDataset, load_dataset, to_model_space
+from data import AnyDataset, ImageDataset, load_dataset
 from experiment.build import build_model, build_sampler, build_sde
 from experiment.checks import check_config
 from experiment.config import load_config
@@ -117,5 +117,5 @@ def test_data_reaches_the_network_in_minus_one_to_one():
     config = load_config(str(ROOT / "configs/vp/digits.py"))
     dataset = _data(config)
     assert isinstance(dataset, ImageDataset)
-    x = to_model_space(dataset.images, dataset.num_levels)
+    x = dataset.space.encode(dataset.images)
     assert float(x.min()) == -1.0 and float(x.max()) == 1.0

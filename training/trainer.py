@@ -22,12 +22,11 @@ from runtime.signals import Interrupted, StopRequest
 from sde_lib import LearnedVP, derive_seed
 
 from .batches import NETWORK_STREAM, Batch, Batches
-from .gradient_norm import clip_gradients
 from .log import TrainingLog
 from .losses.time_sampling import TimeDraw
+from .optimization import clip_gradients, learning_rate_factor
 from .preview import preview_picture
 from .state import TrainingState
-from .warmup import learning_rate_factor
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Trainer:
         communication: Communication | None = None,
         before_saving: Callable[[], None] = lambda: None,
     ) -> None:
-        self.state, self.dataset, self.options, self.workdir = state, dataset, options, workdir
+        self.state, self.options, self.workdir = state, options, workdir
         model, mode = state.model, mode or NetworkMode(torch.float32, compiled=False)
         self._device = next(model.parameters()).device
         alone = RankSlice(options.batch_size, accumulation_steps=options.accumulation_steps)
@@ -123,6 +122,7 @@ class Trainer:
         inner, network = ({id(p) for p in some} for some in (self._inner, model.backbone.parameters()))
         self._parameters = [p for p in model.parameters() if id(p) not in inner]
         self._outside_network = [p for p in model.parameters() if id(p) not in network]
+        self._space = dataset.space
         self._batches = Batches(
             dataset,
             self._slice,
@@ -275,7 +275,7 @@ class Trainer:
         def here(values: Tensor) -> Tensor:
             return values[local].to(self._device, non_blocking=True)
 
-        x0, eps = self.dataset.space.encode(here(batch.samples)), here(batch.eps)
+        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps)
         cond = here(batch.labels) if self.options.class_conditional else None
         more = {} if batch.more_noise is None else {"more_noise": here(batch.more_noise)}
         # dropout draws from the global generator: there is no other way to reach it

@@ -38,6 +38,10 @@ class RankSlice:
 
     Raises:
         ValueError: If there are more micro-batches than samples.
+
+    Attributes:
+        samples: The samples of this rank, as places in the global batch.
+        micro_batches: Its micro-batches, as places in the global batch.
     """
 
     def __init__(self, batch_size: int, *, rank: int = 0, world: int = 1, accumulation_steps: int = 1) -> None:
@@ -52,19 +56,9 @@ class RankSlice:
             )
         self.batch_size, self.rank, self.world, self.accumulation_steps = batch_size, rank, world, accumulation_steps
         self._ends = [batch_size * number // num_micro_batches for number in range(num_micro_batches + 1)]
-
-    @property
-    def samples(self) -> slice:
-        """The samples of this rank, as places in the global batch."""
-        first = self.rank * self.accumulation_steps
-        return slice(self._ends[first], self._ends[first + self.accumulation_steps])
-
-    @property
-    def micro_batches(self) -> list[slice]:
-        """Its micro-batches, as places in the global batch."""
-        first = self.rank * self.accumulation_steps
-        ends = self._ends[first : first + self.accumulation_steps + 1]
-        return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+        own = self._ends[rank * accumulation_steps : (rank + 1) * accumulation_steps + 1]
+        self.samples = slice(own[0], own[-1])
+        self.micro_batches = [slice(begin, end) for begin, end in itertools.pairwise(own)]
 
     def micro_batch_sizes(self) -> list[int]:
         """Number of samples of each micro-batch, of all ranks."""

@@ -12,7 +12,7 @@ from tiny import ROOT, error, last_tensors, snapshot, tiny_command
 import main
 from runtime.signals import StopRequest
 from training.changes import history_mismatch
-from training.warmup import learning_rate_factor
+from training.optimization import learning_rate_factor
 
 
 @pytest.mark.parametrize("mode", ["new", "resumed"])

@@ -1,12 +1,39 @@
-"""The norm of a gradient, whole or split over ranks, and clipping it."""
+"""Numbers of an optimizer step: the learning rate, the decay of the average, the largest gradient."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+
+def learning_rate_factor(step: int, warmup_steps: int, *, decay_steps: int = 0) -> float:
+    """min(1, (step + 1) / warmup_steps), times (1 + cos(pi step / decay_steps)) / 2 if there is a decay.
+
+    Args:
+        step: Number of the step, from 0.
+        warmup_steps: Steps over which the rate rises linearly; 0 for none.
+        decay_steps: Step at which the rate has fallen to 0 along half a cosine (Loshchilov & Hutter 2017, Eq. 5); 0
+            keeps it.
+    """
+    rise = 1.0 if warmup_steps <= 0 else min(1.0, (step + 1) / warmup_steps)
+    if decay_steps <= 0:
+        return rise
+    return rise * 0.5 * (1 + math.cos(math.pi * min(step / decay_steps, 1.0)))
+
+
+def ema_decay_at(num_updates: int, decay: float) -> float:
+    """min(decay, (1 + n) / (10 + n)), so that the average of a short run is not its beginning.
+
+    Args:
+        num_updates: Number n of updates so far.
+        decay: The decay in the long run, in [0, 1).
+    """
+    assert math.isfinite(decay)
+    return min(decay, (1 + num_updates) / (10 + num_updates))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
