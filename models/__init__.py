@@ -3,7 +3,7 @@
 from .condition import Cond, Condition, label_of
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
-from .flow import FlowEquation, FlowPoint, check_ode_options, follow_flow
+from .flow import FlowEquation, check_ode_options, follow_flow
 from .levels import LevelsParameterization, level_posterior_mean
 from .parameterization import (
     EDMParameterization,
@@ -31,7 +31,6 @@ __all__ = [
     "EDMParameterization",
     "EpsParameterization",
     "FlowEquation",
-    "FlowPoint",
     "GaussianMixtureScoreModel",
     "LevelsParameterization",
     "NetworkScoreModel",

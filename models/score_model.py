@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -151,11 +150,9 @@ class NetworkScoreModel(ScoreModel):
             raw, v = raw.split([expected[1] - x_t.shape[1], x_t.shape[1]], dim=1)
             fraction = 0.5 * (v + 1)
         kind, value = self.parameterization.read(raw, x_t, self.sde, t)
-        if kind == "v":
-            alpha, sigma = self.sde.alpha_sigma(t)
-            return Prediction.from_v(x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
-        coefficients = partial(self.sde.alpha_sigma, t)
-        return Prediction.from_one(kind, x_t, value, coefficients, rests_on=(t,), variance_fraction=fraction)
+        make = {"eps": Prediction.from_eps, "x0": Prediction.from_x0, "v": Prediction.from_v}[kind]
+        alpha, sigma = self.sde.alpha_sigma(t)
+        return make(x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
 
 
 class CallCounter:
