@@ -125,7 +125,7 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
         ValueError: If they have another size, or other numbers of channels or classes.
     """
     data, network = config.data, plan.network
-    channels, size, classes = network.get("in_channels", 3), network["image_size"], network.get("num_classes")
+    channels, size, classes = network["in_channels"], network["image_size"], network["num_classes"]
     if data.dataset == "folder":
         # what its files are made to be; its classes are counted on disk, later
         asked = height_and_width(data.image_size or size)
