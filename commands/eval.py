@@ -15,7 +15,6 @@ from data import VectorDataset
 from evaluation.batch_schedule import Schedule
 from evaluation.dealing import says_what_is_kept
 from evaluation.density_picture import draw_density
-from evaluation.estimators import build_estimators, seen_by, settings_of
 from evaluation.kept_batches import fingerprints
 from evaluation.measurement import EvalSplit, Measurement
 from evaluation.pilot import fit_step_weights
@@ -31,6 +30,7 @@ from evaluation.table import (
 from experiment.build import build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.config import Config
+from experiment.estimators import build_estimators, seen_by, settings_of
 from experiment.from_checkpoints import trained_channels
 from experiment.images import save_bound_curve
 from experiment.in_turn import (

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from data import AnyKind
+from data import AnyKind, RealSpace
+from likelihood import nats_to_bits_per_dim
 from models import NetworkScoreModel
 from runtime.registry import choices_message
 from samplers import Sampler
@@ -21,6 +23,7 @@ from .checkpoints.folder import step_of
 from .checkpoints.store import checkpoint_folders
 from .classes import class_number
 from .config import Config
+from .estimators import build_estimators, seen_by
 from .from_checkpoints import load_trained, trained_kind
 from .network import model_in_full
 from .workdir import read_whole_config
@@ -86,6 +89,50 @@ class TrainedRun:
         model = bound_x0(self.config, self.model, self.kind)
         result = sampler.sample(model, x_T, cond=None if cond is None else cond.to(device), noise=noise)
         return self.decode(result.x0.cpu())
+
+    def bits_per_dim(
+        self,
+        data: Tensor,
+        *,
+        labels: Tensor | None = None,
+        likelihood: str | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Tensor:
+        """Measure data as ``--mode eval`` does: datum k with the noise stream (seed, k), by the config's settings.
+
+        ``likelihood.mean_and_stderr`` gives the mean of the result and its standard error.
+
+        Args:
+            data: Grey levels, integers [N, C, H, W], or vectors [N, D].
+            labels: Classes, int64 [N], of a class-conditional model.
+            likelihood: "vlb", "vlb_continuous" or "ode"; None for the first of ``config.eval.likelihoods``.
+            seed: The seed.
+            progress: Show a progress bar.
+
+        Returns:
+            Bits/dim of each datum, or an upper bound of it, float64 [N], on the CPU.
+
+        Raises:
+            ValueError: If labels are missing or not wanted, or the likelihood is not for such data.
+        """
+        if (labels is None) == bool(self.config.model.class_conditional):
+            wanted = "labels, one a datum" if labels is None else "no labels; the model is told no class"
+            raise ValueError(f"the model needs {wanted}")
+        config = self.config.copy_and_resolve_references()
+        config.eval.likelihoods = (likelihood or config.eval.likelihoods[0],)
+        ((_, estimator),) = build_estimators(config, self.kind).items()
+        model = seen_by(estimator, self.model, clip_x0=config.eval.clip_x0)
+        device, space = next(self.model.parameters()).device, self.kind.space
+        bits = []
+        for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
+            rows = slice(begin, min(begin + config.eval.batch_size, len(data)))
+            cond = None if labels is None else labels[rows].to(device)
+            noise = NoiseStreams(seed, range(rows.start, rows.stop))
+            terms = estimator(model, space.encode(data[rows]).to(device), cond=cond, noise=noise)
+            volume = space.log_volume if isinstance(space, RealSpace) else 0.0
+            bits.append(nats_to_bits_per_dim(terms.total + volume, terms.num_dims).cpu())
+        return torch.cat(bits)
 
     def _labels(self, count: int, label: int | str | None) -> Tensor | None:
         if not self.config.model.class_conditional:

@@ -20,10 +20,10 @@ import main
 from commands.import_checkpoint import read_source
 from data import LevelSpace
 from evaluation.drawing import draw
-from evaluation.estimators import build_estimators, seen_by
 from evaluation.measurement import measure
 from experiment.build import bound_x0, build_dataset, build_sampler
 from experiment.config import Config, load_config
+from experiment.estimators import build_estimators, seen_by
 from experiment.imported_config import complete_config
 from models.pretrained import PlannedModel, from_diffusers
 from models.pretrained.guided.network import guided_sources
@@ -264,7 +264,7 @@ LARGE = (
 )
 PEAK = """
 import resource, sys
-import evaluation.estimators, main, commands.import_checkpoint
+import experiment.estimators, main, commands.import_checkpoint
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 assert main.run(sys.argv[1:]) == 0

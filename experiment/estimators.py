@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from data import AnyDataset
-from experiment.checks import check_learned_parts
-from experiment.config import Config
+from data import AnyDataset, AnyKind
 from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
 from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import TABLEAUS
 
+from .checks import check_learned_parts
+from .config import Config
 
-def build_estimator(name: str, config: Config, dataset: AnyDataset) -> LikelihoodEstimator:
+
+def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind) -> LikelihoodEstimator:
     """A likelihood estimator with the settings of ``config.eval``.
 
     A setting of one likelihood begins with its name ("vlb_", "ode_"): what is kept of the others' measurements is then
@@ -21,7 +22,7 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset) -> Likelihoo
     Args:
         name: One of ``available_likelihoods()``.
         config: The config.
-        dataset: The data, for their number of levels.
+        dataset: The data, or their kind, for their number of levels.
 
     Raises:
         ValueError: If the name, or a setting, is unknown or out of range.
@@ -108,7 +109,7 @@ def _check_flow(flow: LikelihoodEstimator, settings: Any) -> None:
         )
 
 
-def build_estimators(config: Config, dataset: AnyDataset) -> dict[str, LikelihoodEstimator]:
+def build_estimators(config: Config, dataset: AnyDataset | AnyKind) -> dict[str, LikelihoodEstimator]:
     """All of ``config.eval.likelihoods``, in that order.
 
     Raises:
