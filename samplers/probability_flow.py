@@ -71,7 +71,7 @@ class ProbabilityFlowSampler(GridSampler):
 
     ``encode`` and ``decode`` leave that step out: between data at the last noisy time and latents at the first, the
     flow is a bijection. With an adaptive solver, whose steps they take to a hundredth of the tolerance or, of "adams",
-    to 0.003 of it, decoding what was encoded returns the image to within atol + rtol |x0|, unless it lies between two
+    to 0.0005 of it, decoding what was encoded returns the image to within atol + rtol |x0|, unless it lies between two
     modes; with a grid solver, to within the error on the grid.
 
     Args:
