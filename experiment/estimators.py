@@ -7,7 +7,7 @@ from typing import Any
 from data import AnyDataset, AnyKind
 from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
 from models import ClippedScoreModel, ScoreModel, pick_variance
-from sde_lib import TABLEAUS
+from sde_lib import TABLEAUS, AdaptiveSolver, make_ode_solver
 
 from .checks import check_learned_parts
 from .config import Config
@@ -54,13 +54,15 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind) ->
             num_importance_samples=settings.ode_importance_samples,
             divergence=settings.ode_divergence,
             num_probes=settings.ode_num_probes,
-            solver=settings.ode_solver,
-            rtol=settings.ode_rtol,
-            atol=settings.ode_atol,
-            num_steps=settings.ode_num_steps or None,
-            grid=settings.ode_grid,
-            max_nfe=settings.ode_max_nfe or None,
-            t_end=settings.ode_t_end or None,
+            solver=make_ode_solver(
+                settings.ode_solver,
+                rtol=settings.ode_rtol,
+                atol=settings.ode_atol,
+                num_steps=settings.ode_num_steps or None,
+                grid=settings.ode_grid,
+                max_nfe=settings.ode_max_nfe or None,
+                t_end=settings.ode_t_end or None,
+            ),
         )
         _check_flow(flow, settings)
         return flow
@@ -97,7 +99,7 @@ def _check_flow(flow: LikelihoodEstimator, settings: Any) -> None:
     Raises:
         ValueError: Naming the first of them.
     """
-    if isinstance(flow, FlowLikelihood) and flow.adaptive and settings.ode_num_steps:
+    if settings.ode_num_steps and isinstance(flow, FlowLikelihood) and isinstance(flow.solver, AdaptiveSolver):
         raise ValueError(
             f"eval.ode_num_steps={settings.ode_num_steps} is of a grid, but {settings.ode_solver} chooses its "
             "steps itself; set eval.ode_solver=heun, or leave it at 0"
@@ -158,16 +160,17 @@ def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Confi
     """The settings that a number is of, for ``eval/report.json``."""
     common: dict[str, Any] = {"seed": config.seed, "batch_size": config.eval.batch_size}
     if isinstance(estimator, FlowLikelihood):
-        if estimator.adaptive:
-            solver_settings = {"rtol": estimator.rtol, "atol": estimator.atol}
+        solver = estimator.solver
+        if isinstance(solver, AdaptiveSolver):
+            solver_settings = {"rtol": solver.rtol, "atol": solver.atol}
         else:
-            solver_settings = {"num_steps": estimator.num_steps, "grid": estimator.grid}
+            solver_settings = {"num_steps": solver.num_steps, "grid": solver.grid}
         return common | {
             "dequantization": estimator.dequantization,
             "importance_samples": estimator.num_importance_samples,
             "divergence": estimator.divergence,
             "num_probes": estimator.num_probes,
-            "solver": estimator.solver,
+            "solver": solver.name,
             **solver_settings,
             "t_end": float(estimator.noisy_times(model.sde)[0]),
             "clip_x0": False,

@@ -10,7 +10,7 @@ from .base import (
 from .continuous import ContinuousBound
 from .decoder import discretized_gaussian_log_prob, level_entropy, levels_of
 from .probability_flow import FlowLikelihood
-from .step_sampling import draw_steps, low_discrepancy_stderr
+from .step_sampling import draw_steps
 from .units import RunningMean, mean_and_stderr, nats_to_bits_per_dim
 from .variational import VariationalBound, decoder_nats, prior_kl, step_kl
 
@@ -27,7 +27,6 @@ __all__ = [
     "draw_steps",
     "level_entropy",
     "levels_of",
-    "low_discrepancy_stderr",
     "make_likelihood",
     "mean_and_stderr",
     "nats_to_bits_per_dim",

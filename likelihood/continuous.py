@@ -103,9 +103,10 @@ class ContinuousBound(LikelihoodEstimator):
             width = (high - low) / num_cells
             log_snr = (low + width * (draws.index + draws.place)).to(x0.device)
             values = [self._integrand(model, x0, column, cond, noise) for column in log_snr.unbind(1)]
+            prior = prior_kl(x0, sde, float(ends[1]))
         shares = width * draws.scale.to(x0.device) * torch.stack(values, 1)
         return LikelihoodTerms(
-            prior=prior_kl(x0, sde, float(ends[1])),
+            prior=prior,
             diffusion=shares.sum(1),
             reconstruction=reconstruction,
             nfe=counter.calls,

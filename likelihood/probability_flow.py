@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import CallCounter, FlowEquation, ScoreModel, check_ode_options, count_network_calls, follow_flow
+from models import CallCounter, FlowEquation, ScoreModel, count_network_calls, follow_flow
 from runtime.registry import choices_message
 from runtime.whole_numbers import whole_number
-from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, Point, check_grid, last_noisy_time, make_grid, points_of
+from sde_lib import ADAMS, SDE, Adams, NoiseStreams, ODESolver, Point, make_ode_solver, points_of
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, noisy_part
@@ -57,16 +57,10 @@ class FlowLikelihood(LikelihoodEstimator):
             2016), if the divergence is exact. Noise in the exponent would make it too good: refused with probes.
         divergence: "rademacher" or "gaussian" probes, or "exact", of as many backward passes as dimensions.
         num_probes: Probes a sample; with two or more their spread says how much they are off.
-        solver: "adams", of one network call a step, whose error is counted in nats a dimension (``LogDensityFlow``); or
-            another of ``available_ode_solvers()``, whose error is that of the state and whose steps
-            may be the whole batch's: see ``ProbabilityFlowSampler``.
-        rtol: Tolerated error of a step relative to the state, above 0; unused by grid solvers.
-        atol: Tolerated error of a step on top, above 0; unused by grid solvers.
-        max_nfe: Most network calls, at least 1; None is no limit.
-        t_end: Where the flow begins, with noise there. None is the smallest time that networks know: 0 where
-            sigma(0) > 0, else ``sde.t_min``.
-        num_steps: Steps of a grid solver.
-        grid: Their time grid, by name, or a falling tensor; its last time with noise is where the flow begins.
+        solver: The solver with its options. ``Adams()`` counts its error in nats a dimension (``LogDensityFlow``); the
+            error of others is that of the state, and their steps may be the whole batch's. A name is built by
+            ``make_ode_solver``.
+        **options: Of a solver by name: ``rtol``, ``atol``, ``max_nfe``, ``t_end``, ``num_steps``, ``grid``.
 
     Raises:
         ValueError: If an option is unknown or out of range.
@@ -80,13 +74,8 @@ class FlowLikelihood(LikelihoodEstimator):
         num_importance_samples: int = 1,
         divergence: Divergence = "rademacher",
         num_probes: int = 1,
-        solver: str = ADAMS,
-        rtol: float = 1e-5,
-        atol: float = 1e-5,
-        max_nfe: int | None = 10_000,
-        t_end: float | None = None,
-        num_steps: int | None = None,
-        grid: str | Tensor = "log_snr",
+        solver: str | ODESolver = ADAMS,
+        **options: Any,
     ) -> None:
         if num_levels is not None:
             levels_of(torch.zeros(0), num_levels)
@@ -102,27 +91,9 @@ class FlowLikelihood(LikelihoodEstimator):
                 f"{num_importance_samples} importance samples need divergence='exact', got {divergence!r}, whose noise "
                 "would make the bound too good; take 1"
             )
-        check_ode_options(solver, rtol=rtol, atol=atol, max_nfe=max_nfe)
-        self.adaptive = solver not in TABLEAUS
-        if isinstance(grid, Tensor):
-            grid = check_grid(grid)
-            if num_steps not in (None, len(grid) - 1):
-                raise ValueError(
-                    f"the grid has {len(grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out"
-                )
-        elif not self.adaptive:
-            num_steps = whole_number(f"num_steps of {solver}", num_steps, fix="or take an adaptive solver")
-        if t_end is not None and not 0 <= t_end < 1:
-            raise ValueError(f"t_end must lie in [0, 1), got {t_end}; leave it out for the SDE's own")
-        if t_end is not None and (isinstance(grid, Tensor) or not self.adaptive):
-            raise ValueError(
-                f"t_end is for adaptive solvers without a grid of times, got t_end = {t_end} for {solver!r}, which "
-                "begins at the grid's last time; pass a tensor of times that ends there, or leave t_end out"
-            )
         self.num_levels, self.num_importance_samples = num_levels, num_importance_samples
         self.divergence, self.num_probes = divergence, num_probes
-        self.solver, self.rtol, self.atol, self.max_nfe = solver, rtol, atol, max_nfe
-        self.t_end, self.num_steps, self.grid = t_end, num_steps, grid
+        self.solver = make_ode_solver(solver, **options) if isinstance(solver, str) else solver
 
     def noisy_times(self, sde: SDE) -> Float[Tensor, " points"]:
         """Rising times from where the flow begins to where the prior is; of adaptive solvers, these two.
@@ -130,14 +101,10 @@ class FlowLikelihood(LikelihoodEstimator):
         Raises:
             ValueError: If the ends do not fit the SDE.
         """
-        if isinstance(self.grid, Tensor) or not self.adaptive:
-            times = self.grid if isinstance(self.grid, Tensor) else make_grid(self.grid, sde, self.num_steps or 1)
-            times = noisy_part(times, sde).flip(0)
-            if len(times) < 2:
-                raise ValueError("the flow needs 2 times with noise, the grid has 1; take more steps")
-            return times
-        first = last_noisy_time(sde, self.t_end)
-        return noisy_part(torch.tensor([sde.t_max, first], dtype=torch.float64), sde).flip(0)
+        times = noisy_part(self.solver.times(sde), sde).flip(0)
+        if len(times) < 2:
+            raise ValueError("the flow needs 2 times with noise, the grid has 1; take more steps")
+        return times
 
     def __call__(
         self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None
@@ -197,12 +164,14 @@ class FlowLikelihood(LikelihoodEstimator):
         num_traces = 1 if probes is None else len(probes)
         state = torch.cat([y.flatten(1), y.new_zeros(len(y), num_traces)], 1)
         for start, end in pairwise(points):
-            equation = FlowEquation(model, cond, start, end, dtype=x0.dtype, counter=counter, max_nfe=self.max_nfe)
+            equation = FlowEquation(
+                model, cond, start, end, dtype=x0.dtype, counter=counter, max_nfe=self.solver.max_nfe
+            )
             slope = DivergenceSlope(equation, x0.shape[1:], probes)
-            if self.solver == ADAMS:
-                state = follow_log_density(slope, state, rtol=self.rtol, atol=self.atol)
+            if isinstance(self.solver, Adams):
+                state = follow_log_density(slope, state, rtol=self.solver.rtol, atol=self.solver.atol)
             else:
-                state = follow_flow(equation, slope, state, solver=self.solver, rtol=self.rtol, atol=self.atol)
+                state = follow_flow(equation, slope, state, self.solver)
         alpha = points[-1].alpha
         x_T = alpha * state[:, :num_dims].reshape(x0.shape)
         volumes = -math.sqrt(num_dims) * state[:, num_dims:] - num_dims * math.log(alpha)

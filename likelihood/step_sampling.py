@@ -204,34 +204,3 @@ def sampling_variance(shares: Float[Tensor, "batch draws"], *, independent: bool
     pairs = shares[:, :paired].unflatten(1, (paired // 2, 2))
     variance = (pairs[..., 0] - pairs[..., 1]).square().sum(1)
     return variance if paired == num_draws else variance + 3 * shares[:, paired:].var(1)
-
-
-def low_discrepancy_stderr(values: Float[Tensor, " batch"], indices: list[int] | range) -> float:
-    """Standard error of the mean of values whose steps were drawn by "low_discrepancy" or "importance".
-
-    s / sqrt(B) is too large for these, the former above all: part of the spread over images is due to the steps, and
-    cancels in their mean since the images share the steps evenly. In the order of the sequence neighbours have nearly
-    the same steps, so that
-
-        sqrt( sum_i (v_{i + 1} - v_i)^2 / (2 (B - 1) B) )
-
-    is left with the images' own spread and the noise (as for systematic samples, Wolter 2007, Section 8.2).
-
-    Args:
-        values: One value an image, [B].
-        indices: Number of each image within the run, as given to ``NoiseStreams``.
-
-    Returns:
-        The standard error; NaN below two values.
-
-    Raises:
-        ValueError: If there are not as many indices as values.
-    """
-    if len(values) != len(indices):
-        raise ValueError(f"indices must be {len(values)}, one a value, got {len(indices)}; pass those of NoiseStreams")
-    count = len(values)
-    if count < 2:
-        return float("nan")
-    order = torch.tensor([low_discrepancy_place(k) for k in indices], dtype=torch.float64).argsort()
-    differences = values.double().cpu()[order].diff()
-    return float((differences.square().sum() / (2 * (count - 1) * count)).sqrt())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -44,13 +46,12 @@ def prior_kl(x0: Float[Tensor, "batch *shape"], sde: SDE, t: float = 1.0) -> Flo
     Returns:
         float64 [B].
     """
-    time = torch.full((1,), t, dtype=torch.float64)
-    log_ratio = 2 * (float(sde.log_sigma(time)) - float(torch.tensor(sde.prior_std, dtype=torch.float64).log()))
+    time = torch.full((1,), t, dtype=torch.float64, device=x0.device)
+    log_ratio = 2 * (sde.log_sigma(time) - math.log(sde.prior_std))
     x = x0.double().flatten(1)
-    mean_sq = x.square() * float(sde.alpha(time)) ** 2 / sde.prior_std**2
+    mean_sq = x.square() * sde.alpha(time).square() / sde.prior_std**2
     # expm1(r) - r is sigma^2/p^2 - 1 - log(sigma^2/p^2) without the cancellation
-    constant = float(torch.expm1(torch.tensor(log_ratio, dtype=torch.float64))) - log_ratio
-    return 0.5 * (mean_sq + constant).sum(1)
+    return 0.5 * (mean_sq + (torch.expm1(log_ratio) - log_ratio)).sum(1)
 
 
 def step_kl(
@@ -195,10 +196,11 @@ class VariationalBound(LikelihoodEstimator):
             draws = self._choose_steps(len(times) - 1, noise)
             index, scale = draws.index.to(x0.device), draws.scale.to(x0.device)
             nats = self._step_nats(model, x0, times, index, cond, noise)
+            prior = prior_kl(x0, sde, float(times[-1]))
         # with every step evaluated there is nothing that more draws would take away
         drawn = 0 < index.shape[1] < len(times) - 1
         return LikelihoodTerms(
-            prior=prior_kl(x0, sde, float(times[-1])),
+            prior=prior,
             diffusion=(scale * nats).sum(1),
             reconstruction=reconstruction,
             nfe=counter.calls,

@@ -3,7 +3,7 @@
 from .condition import Cond, Condition, label_of
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
-from .flow import FlowEquation, check_ode_options, follow_flow
+from .flow import FlowEquation, follow_flow
 from .levels import LevelsParameterization, level_posterior_mean
 from .parameterization import (
     EDMParameterization,
@@ -42,7 +42,6 @@ __all__ = [
     "ThresholdedScoreModel",
     "VParameterization",
     "X0Parameterization",
-    "check_ode_options",
     "check_variance",
     "count_network_calls",
     "follow_flow",

@@ -9,19 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runtime.registry import choices_message
-from runtime.whole_numbers import whole_number
-from sde_lib import (
-    ADAMS,
-    ADAPTIVE,
-    TABLEAUS,
-    NoProgressError,
-    Point,
-    available_ode_solvers,
-    check_installed,
-    expand_like,
-    solve_adams,
-)
+from sde_lib import GridSolver, NoProgressError, ODESolver, Point, expand_like
 
 from .condition import Cond
 from .score_model import CallCounter, ScoreModel
@@ -30,10 +18,6 @@ from .score_model import CallCounter, ScoreModel
 # ever smaller towards r = 0. With dopri5 at 1e-5 that halves the network calls of steps in r on the way down, at equal
 # error, for VP, cosine and VE; anything from 0.1 to 1 times the data's spread does nearly as well.
 _KNEE = 0.3
-# the first step of "adams", in the same: of 1e-2 and 1e-3, both well below the tolerance, the longer saves 7 calls
-_FIRST_STEP = 1e-2
-# how many of its step sizes are in a factor of 2: a network's rounding, other in another batch, must not move the steps
-_SIZES = 4
 
 
 class FlowEquation:
@@ -117,31 +101,23 @@ class FlowEquation:
 
 
 def follow_flow(
-    equation: FlowEquation,
-    slope: Callable[..., Tensor],
-    y: Float[Tensor, "batch *shape"],
-    *,
-    solver: str,
-    rtol: float,
-    atol: float,
+    equation: FlowEquation, slope: Callable[..., Tensor], y: Float[Tensor, "batch *shape"], solver: ODESolver
 ) -> Float[Tensor, "batch *shape"]:
     """The state at the equation's end.
 
     Args:
         equation: Says from where to where.
-        slope: d state / dr as a function of r, [] or [B], the state and, of "adams", the rows of the batch that are
+        slope: d state / dr as a function of r, [] or [B], the state and, of ``Adams``, the rows of the batch that are
             left; ``equation.slope``, or one that adds to it.
         y: The state at the start, [B, ...].
-        solver: One of ``available_ode_solvers()``; those of a tableau make one step.
-        rtol: Tolerated error relative to the state, for adaptive solvers.
-        atol: Tolerated error on top.
+        solver: The solver; one of a grid makes one step.
 
     Raises:
         RuntimeError: If the tolerance is out of reach.
     """
     start, end = equation.start.noise_ratio, equation.end.noise_ratio
-    if solver in TABLEAUS:
-        return TABLEAUS[solver].step(slope, y, start, end)
+    if isinstance(solver, GridSolver):
+        return solver.step(slope, y, start, end)
     u_start, u_end = (math.asinh(noise_ratio / _KNEE) for noise_ratio in (start, end))
 
     def in_u(u: Tensor, y: Tensor, *rows: Tensor) -> Tensor:
@@ -150,40 +126,10 @@ def follow_flow(
         rate = _KNEE * u.cosh()
         return (expand_like(rate, y) if u.ndim else rate.to(y.device)) * slope(_KNEE * u.sinh(), y, *rows)
 
-    def rms_error(old: Tensor, new: Tensor, difference: Tensor) -> Tensor:
-        off = difference / (atol + rtol * torch.maximum(old.abs(), new.abs()))
-        return off.unsqueeze(1).flatten(1).square().mean(1).sqrt()
-
     try:
-        if solver == ADAMS:
-            return solve_adams(
-                in_u, y, u_start, u_end, step_error=rms_error, first_step=_FIRST_STEP, sizes_an_octave=_SIZES
-            )
-        return ADAPTIVE[solver](in_u, y, u_start, u_end, rtol=rtol, atol=atol)
+        return solver.solve(in_u, y, u_start, u_end)
     except NoProgressError as error:
         raise RuntimeError(
-            f"{solver} gave up at t = {equation.where():.6g}: {' '.join(str(error).split())}; "
+            f"{solver.name} gave up at t = {equation.where():.6g}: {' '.join(str(error).split())}; "
             "raise rtol and atol, or choose another solver"
         ) from error
-
-
-def check_ode_options(solver: str, *, rtol: float, atol: float, max_nfe: int | None) -> None:
-    """Refuse a solver that is unknown or not installed, and numbers out of range.
-
-    Args:
-        solver: One of ``available_ode_solvers()``.
-        rtol: Above 0 and finite.
-        atol: Above 0 and finite.
-        max_nfe: At least 1, or None.
-
-    Raises:
-        ValueError: In one line; an unknown solver lists the choices.
-    """
-    if solver not in available_ode_solvers():
-        raise ValueError(choices_message("ODE solver", solver, available_ode_solvers()))
-    check_installed(solver)
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be above 0 and finite, got {value}; try 1e-5")
-    if max_nfe is not None:
-        whole_number("max_nfe", max_nfe, fix="None is no limit")

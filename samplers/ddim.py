@@ -41,5 +41,5 @@ class DDIMSampler(GridSampler):
         prediction = denoise(x, t)
         # Var q(x_s | x_t, x0) = -sigma_s^2 expm1(lambda_t - lambda_s)
         var = -((self.eta * s.sigma) ** 2) * math.expm1(t.log_snr - s.log_snr)
-        mean = combine((s.alpha, prediction.x0), (math.sqrt(s.sigma**2 - var), prediction.eps))
-        return mean if self.eta == 0 else combine((1.0, mean), (math.sqrt(var), noise.normal_like(x)))
+        terms = [(s.alpha, prediction.x0), (math.sqrt(s.sigma**2 - var), prediction.eps)]
+        return combine(*terms) if self.eta == 0 else combine(*terms, (math.sqrt(var), noise.normal_like(x)))

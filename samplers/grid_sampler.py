@@ -12,9 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import ScoreModel, count_network_calls
-from runtime.registry import choices_message
-from runtime.whole_numbers import whole_number
-from sde_lib import SDE, NoiseStreams, Point, available_grids, check_grid, make_grid, points_of
+from sde_lib import SDE, NoiseStreams, Point, check_grid_choice, make_grid, points_of
 
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
 from .denoiser import Denoiser
@@ -55,25 +53,9 @@ class GridSampler(Sampler):
         cls = type(self)
         if cls.step is GridSampler.step and cls.walk is GridSampler.walk:
             raise TypeError(f"{cls.__name__} has no step; define step(self, denoise, x, t, s, noise), or walk")
-        if isinstance(grid, Tensor):
-            grid = check_grid(grid).clone()
-            if num_steps not in (None, len(grid) - 1):
-                raise ValueError(
-                    f"the grid has {len(grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out"
-                )
-        elif not isinstance(grid, str):
-            raise ValueError(
-                f"grid must be a name or a falling torch tensor of times, got {type(grid).__name__}; "
-                "pass torch.tensor(grid, dtype=torch.float64)"
-            )
-        else:
-            num_steps = whole_number("num_steps", num_steps, fix="pass 1 or more")
-            if grid not in available_grids():
-                raise ValueError(choices_message("grid", grid, available_grids()))
         if denoise_final not in (None, True, False):
             raise ValueError(f"denoise_final must be None, True or False, got {denoise_final!r}; leave it out")
-        self.num_steps = num_steps
-        self.grid = grid
+        self.grid, self.num_steps = check_grid_choice(grid, num_steps)
         self.denoise_final = denoise_final
         self.record_trajectory = record_trajectory
 

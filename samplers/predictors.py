@@ -68,14 +68,14 @@ class AncestralPredictor(Predictor):
         one_minus_ratio = -math.expm1(t.log_snr - s.log_snr)
         # exp(lambda_t - lambda_s) alpha_s / alpha_t, finite where alpha_t is 0
         on_x = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
-        mean = combine((s.alpha * one_minus_ratio, prediction.x0), (on_x, x))
+        mean = [(s.alpha * one_minus_ratio, prediction.x0), (on_x, x)]
         z = noise.normal_like(x)
         variance = pick_variance(self.variance, learned=prediction.variance_fraction is not None)
         if variance == "learned":
             log_var = reverse_log_var(variance, prediction, denoise.sde, s.times_for(x), t.times_for(x))
-            return mean + (0.5 * log_var).exp().to(x.dtype) * z
+            return combine(*mean, (1.0, (0.5 * log_var).exp().to(x.dtype) * z))
         sigma = s.sigma if variance == "small" else t.sigma
-        return combine((1.0, mean), (sigma * math.sqrt(one_minus_ratio), z))
+        return combine(*mean, (sigma * math.sqrt(one_minus_ratio), z))
 
 
 @register_predictor("reverse_diffusion")

@@ -11,8 +11,20 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from models import CallCounter, FlowEquation, ScoreModel, check_ode_options, count_network_calls, follow_flow
-from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, Point, last_noisy_time, points_of
+from models import CallCounter, FlowEquation, ScoreModel, count_network_calls, follow_flow
+from sde_lib import (
+    ADAMS,
+    SDE,
+    TABLEAUS,
+    Adams,
+    AdaptiveSolver,
+    GridSolver,
+    NoiseStreams,
+    ODESolver,
+    Point,
+    make_ode_solver,
+    points_of,
+)
 
 from .base import States, check_finite
 from .denoiser import Denoiser
@@ -59,20 +71,17 @@ class ProbabilityFlowSampler(GridSampler):
 
     ``encode`` and ``decode`` leave that step out: between data at the last noisy time and latents at the first, the
     flow is a bijection. With an adaptive solver, whose steps they take to a hundredth of the tolerance or, of "adams",
-    to 0.003 of it, decoding what was encoded returns the image to within atol + rtol |x0|, unless it lies between two
+    to 0.0005 of it, decoding what was encoded returns the image to within atol + rtol |x0|, unless it lies between two
     modes; with a grid solver, to within the error on the grid.
 
     Args:
-        solver: One of ``available_ode_solvers()``. Adaptive ones are "adams" (``solve_adams``: one network call a step)
-            and torchode's ("torchode_dopri5"), of steps of each sample's own; torchdiffeq's ("dopri5") and SciPy's
-            ("scipy_rk45"; those with Jacobians are for small problems), of steps of the whole batch's. Grid solvers are
-            "euler" (DDIM with eta = 0), "heun", "midpoint" and "rk4", of order 1, 2, 2 and 4, with as many network
-            calls a step.
-        rtol: Tolerated error of a step relative to y, above 0; unused by grid solvers.
-        atol: Tolerated error of a step on top, in the scale of data, above 0; unused by grid solvers.
+        solver: One of ``available_ode_solvers()``, built from the options below, or a solver with options of its own:
+            ``Adams`` (one network call a step, steps of each sample's own), ``AdaptiveSolver`` or ``GridSolver``, of
+            which "euler" is DDIM with eta = 0.
+        rtol: See ``make_ode_solver``; as what follows, for a solver by name.
+        atol: See ``make_ode_solver``, in the scale of data.
         max_nfe: Most network calls that an adaptive solver may spend, at least 1; None is no limit.
-        t_end: Where adaptive solvers stop, with noise left there. None is the smallest time that networks know: 0 where
-            sigma(0) > 0, else ``sde.t_min``. Not with a grid solver or a tensor grid, which say themselves.
+        t_end: Where adaptive solvers stop; see ``AdaptiveSolver``.
         num_steps: See ``GridSampler``; taken and unused by adaptive solvers without a tensor grid.
         grid: See ``GridSampler``; its name is unused by adaptive solvers.
         **kwargs: See ``GridSampler``.
@@ -84,7 +93,7 @@ class ProbabilityFlowSampler(GridSampler):
     def __init__(
         self,
         *,
-        solver: str = ADAMS,
+        solver: str | ODESolver = ADAMS,
         rtol: float = 1e-5,
         atol: float = 1e-5,
         max_nfe: int | None = 10_000,
@@ -93,26 +102,23 @@ class ProbabilityFlowSampler(GridSampler):
         grid: str | Tensor = "uniform",
         **kwargs: Any,
     ) -> None:
-        check_ode_options(solver, rtol=rtol, atol=atol, max_nfe=max_nfe)
-        self._adaptive = solver not in TABLEAUS
-        if t_end is not None:
-            if isinstance(grid, Tensor) or not self._adaptive:
-                raise ValueError(
-                    "t_end is for adaptive solvers without a tensor grid; leave it out, or end the grid there"
-                )
-            if not 0 <= t_end < 1:
-                raise ValueError(f"t_end must lie in [0, 1), got {t_end}; leave it out for the SDE's own")
-        if self._adaptive and num_steps is None and not isinstance(grid, Tensor):
+        if isinstance(solver, str):
+            # a grid solver's calls are known beforehand
+            max_nfe = None if solver in TABLEAUS else max_nfe
+            options: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe, "t_end": t_end}
+            solver = make_ode_solver(solver, num_steps=num_steps, grid=grid, **options)
+        if solver.grid is not None:
+            grid = solver.grid
+        if isinstance(solver, GridSolver):
+            num_steps = solver.num_steps
+        elif num_steps is None and solver.grid is None:
             num_steps = 1
         super().__init__(num_steps=num_steps, grid=grid, **kwargs)
-        self.solver, self.rtol, self.atol, self.max_nfe, self.t_end = solver, rtol, atol, max_nfe, t_end
+        self.solver = solver
 
     def times(self, sde: SDE) -> Float[Tensor, " points"]:
         """The times this sampler stops at on an SDE, falling, float64: for adaptive solvers, only the ends."""
-        if not self._adaptive or isinstance(self.grid, Tensor):
-            return super().times(sde)
-        onto_data = [] if last_noisy_time(sde) == 0 else [0.0]
-        return torch.tensor([sde.t_max, last_noisy_time(sde, self.t_end), *onto_data], dtype=torch.float64)
+        return self.solver.times(sde)
 
     def walk(
         self, denoise: Denoiser, x: Float[Tensor, "batch *shape"], points: Sequence[Point], noise: NoiseStreams
@@ -122,7 +128,7 @@ class ProbabilityFlowSampler(GridSampler):
         for t, s in pairwise(points):
             with count_network_calls(denoise.model) as counter:
                 counter.calls = spent
-                y = self._follow(denoise, self._enter(x) / t.alpha, (t, s), x.dtype, counter)
+                y = _follow(self.solver, denoise, self._enter(x) / t.alpha, (t, s), x.dtype, counter)
             spent = counter.calls
             x = yield (s.alpha * y).to(x.dtype)
 
@@ -195,27 +201,20 @@ class ProbabilityFlowSampler(GridSampler):
             if not upwards:
                 check_start(model.sde, x, points[0])
             y = self._enter(x) if upwards else self._enter(x) / points[0].alpha
-            share = _ROUND_TRIP_ADAMS if self.solver == ADAMS else _ROUND_TRIP
+            solver = self.solver
+            if isinstance(solver, AdaptiveSolver):
+                solver = solver.tightened(_ROUND_TRIP_ADAMS if isinstance(solver, Adams) else _ROUND_TRIP)
             for t, s in pairwise(points):
-                y = self._follow(denoise, y, (t, s), x.dtype, counter, share=share)
+                y = _follow(solver, denoise, y, (t, s), x.dtype, counter)
         return FlowResult(x=(y * points[-1].alpha if upwards else y).to(x.dtype), nfe=counter.calls)
 
     def _enter(self, x: Tensor) -> Tensor:
-        return x.double() if self._adaptive else x
+        return x.double() if isinstance(self.solver, AdaptiveSolver) else x
 
-    def _follow(
-        self,
-        denoise: Denoiser,
-        y: Tensor,
-        ends: tuple[Point, Point],
-        dtype: torch.dtype,
-        counter: CallCounter,
-        *,
-        share: float = 1.0,
-    ) -> Tensor:
-        """y at the second end."""
-        max_nfe = self.max_nfe if self._adaptive else None
-        equation = FlowEquation(denoise.model, denoise.cond, *ends, dtype=dtype, counter=counter, max_nfe=max_nfe)
-        # float64 has no more to give below 1e-13
-        rtol, atol = (max(share * tolerance, min(tolerance, 1e-13)) for tolerance in (self.rtol, self.atol))
-        return follow_flow(equation, equation.slope, y, solver=self.solver, rtol=rtol, atol=atol)
+
+def _follow(
+    solver: ODESolver, denoise: Denoiser, y: Tensor, ends: tuple[Point, Point], dtype: torch.dtype, counter: CallCounter
+) -> Tensor:
+    """y at the second end."""
+    equation = FlowEquation(denoise.model, denoise.cond, *ends, dtype=dtype, counter=counter, max_nfe=solver.max_nfe)
+    return follow_flow(equation, equation.slope, y, solver)

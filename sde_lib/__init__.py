@@ -3,18 +3,12 @@
 from .base import MOST_PRIOR_BITS, SDE
 from .catalog import available_sdes, make_sde, register_sde, sde_defaults
 from .checks import check_sde
-from .grids import available_grids, check_grid, last_noisy_time, make_grid, register_grid
+from .grids import available_grids, check_grid, check_grid_choice, last_noisy_time, make_grid, register_grid
 from .learned import GradientSplit, LearnedVP
 from .noise import NoiseStreams, derive_seed
 from .ode.adams import solve_adams
-from .ode.solvers import (
-    ADAMS,
-    ADAPTIVE,
-    TABLEAUS,
-    NoProgressError,
-    available_ode_solvers,
-    check_installed,
-)
+from .ode.options import Adams, AdaptiveSolver, GridSolver, ODESolver, make_ode_solver
+from .ode.solvers import ADAMS, TABLEAUS, NoProgressError, available_ode_solvers
 from .points import Point, points_at_log_snr, points_of
 from .shapes import check_per_sample, combine, expand_like
 from .subvp import SubVP
@@ -24,17 +18,20 @@ from .vp import VP, CosineVP
 
 __all__ = [
     "ADAMS",
-    "ADAPTIVE",
     "MOST_PRIOR_BITS",
     "SDE",
     "TABLEAUS",
     "VE",
     "VP",
+    "Adams",
+    "AdaptiveSolver",
     "CosineVP",
     "GradientSplit",
+    "GridSolver",
     "LearnedVP",
     "NoProgressError",
     "NoiseStreams",
+    "ODESolver",
     "Point",
     "SubVP",
     "Tabulated",
@@ -42,7 +39,7 @@ __all__ = [
     "available_ode_solvers",
     "available_sdes",
     "check_grid",
-    "check_installed",
+    "check_grid_choice",
     "check_per_sample",
     "check_sde",
     "combine",
@@ -52,6 +49,7 @@ __all__ = [
     "expand_like",
     "last_noisy_time",
     "make_grid",
+    "make_ode_solver",
     "make_sde",
     "points_at_log_snr",
     "points_of",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.registry import Registry
+from runtime.registry import Registry, choices_message
 from runtime.whole_numbers import whole_number
 
 from .base import SDE
@@ -62,6 +62,39 @@ def check_grid(grid: Tensor) -> Tensor:
             "grid times must fall strictly from noise to data; sort them in descending order, drop repeats"
         )
     return grid
+
+
+def check_grid_choice(
+    grid: str | Tensor, num_steps: int | None, *, label: str = "num_steps", fix: str = "pass 1 or more"
+) -> tuple[str | Tensor, int | None]:
+    """Check a choice of times: a name with a number of steps, or times themselves.
+
+    Args:
+        grid: Name of a time grid (``available_grids()``), or a falling tensor of times, [num_steps + 1].
+        num_steps: Number of steps; None is for a tensor alone.
+        label: Name of ``num_steps`` in its message.
+        fix: Advice at the end of that message.
+
+    Returns:
+        Both, a tensor as float64 on the CPU.
+
+    Raises:
+        ValueError: If one is unknown or out of range, or they disagree.
+    """
+    if isinstance(grid, Tensor):
+        grid = check_grid(grid).clone()
+        if num_steps not in (None, len(grid) - 1):
+            raise ValueError(f"the grid has {len(grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out")
+        return grid, num_steps
+    if not isinstance(grid, str):
+        raise ValueError(
+            f"grid must be a name or a falling torch tensor of times, got {type(grid).__name__}; "
+            "pass torch.tensor(grid, dtype=torch.float64)"
+        )
+    num_steps = whole_number(label, num_steps, fix=fix)
+    if grid not in available_grids():
+        raise ValueError(choices_message("grid", grid, available_grids()))
+    return grid, num_steps
 
 
 @torch.no_grad()

@@ -118,10 +118,6 @@ class LearnedVP(SDE, nn.Module):
 
         return super()._apply(move, recurse)
 
-    def end_parameters(self) -> list[nn.Parameter]:
-        """gamma_min and gamma_max, which the bound depends on."""
-        return [self.gamma_min, self.gamma_max]
-
     def inner_parameters(self) -> list[nn.Parameter]:
         """The parameters between the ends, which only the variance of an estimate of the bound depends on."""
         return [self.log_slope, self.bias, self.log_height]

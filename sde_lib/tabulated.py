@@ -73,7 +73,7 @@ class Tabulated(SDE):
         self._cubic = torch.from_numpy(np.ascontiguousarray(PchipInterpolator(rows, table.numpy()).c))
         self._log_alpha_table = self._log_alpha_of(table)
         self._log_sigma_table = self._log_sigma_of(table)
-        self._alpha_table, self._sigma_table = self._log_alpha_table.exp(), self._log_sigma_table.exp()
+        self._alpha_sigma_table = torch.stack([self._log_alpha_table, self._log_sigma_table]).exp()
 
     @classmethod
     def from_betas(cls, betas: Table) -> Tabulated:
@@ -195,7 +195,8 @@ class Tabulated(SDE):
         if rows is None:
             log_snr = self._between_rows(t)
             return self._log_alpha_of(log_snr).exp(), self._log_sigma_of(log_snr).exp()
-        return self._alpha_table.to(t.device)[rows], self._sigma_table.to(t.device)[rows]
+        alpha, sigma = self._alpha_sigma_table.to(t.device)[:, rows]
+        return alpha, sigma
 
     def _invert(self, function: Callable[[Tensor], Tensor], value: Tensor, *, rising: bool) -> Tensor:
         row = super()._invert(function, value, rising=rising) * self._num_rows

@@ -11,6 +11,6 @@ def perturbed(sde: LearnedVP, *, scale: float = 1.0, seed: int = 0) -> LearnedVP
     with torch.no_grad():
         for parameter in sde.inner_parameters():
             parameter += scale * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-        for parameter in sde.end_parameters():
+        for parameter in (sde.gamma_min, sde.gamma_max):
             parameter += 0.3 * torch.randn((), dtype=torch.float64, generator=generator)
     return sde

@@ -21,7 +21,7 @@ ADAMS = "adams"
 # slope(u, y): u is float64, [] or, where each sample has its own, [B]; y and the answer are [B, ...]
 Slope = Callable[[Tensor, Tensor], Tensor]
 # solve(slope, y, start, end, rtol=..., atol=...): y at ``end``, which may lie on either side of ``start``
-AdaptiveSolver = Callable[..., Tensor]
+Solve = Callable[..., Tensor]
 
 
 class NoProgressError(RuntimeError):
@@ -153,7 +153,7 @@ def _solve_torchode(
 
 # torchdiffeq's fehlberg2 is left out: it takes a 512th of a first-order error for that of its second-order steps, and
 # misses a tolerance of 1e-4 by a factor of hundreds
-ADAPTIVE: dict[str, AdaptiveSolver] = {
+ADAPTIVE: dict[str, Solve] = {
     **{name: partial(_solve_torchdiffeq, name) for name in ("adaptive_heun", "bosh3", "dopri5", "dopri8")},
     **{
         f"scipy_{name.lower()}": partial(_solve_scipy, name)

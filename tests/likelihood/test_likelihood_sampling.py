@@ -8,11 +8,12 @@ import torch
 from likelihood_oracles import SDES, Pixels, coverage, entropy, lattice, random_pmf, rescaled_ddpm, terms_over_x_t
 from thinning import one_each, only
 
-from likelihood import ContinuousBound, VariationalBound, draw_steps, low_discrepancy_stderr, prior_kl
+from likelihood import ContinuousBound, VariationalBound, draw_steps, prior_kl
 from likelihood.step_sampling import (
     UNIFORM_SHARE,
     draw_points,
     interpolate_step_weights,
+    low_discrepancy_place,
     pilot_steps,
     sampling_variance,
 )
@@ -147,6 +148,15 @@ def test_sampling_variance_of_odd_and_single_draws():
 REPETITIONS = 200
 
 
+def stderr_of_neighbours(values):
+    """Standard error of the mean by the differences of neighbours in the sequence (Wolter 2007, Section 8.2).
+
+    Neighbours have nearly the same steps: what is left is the images' own spread.
+    """
+    order = torch.tensor([low_discrepancy_place(k) for k in range(len(values))]).argsort()
+    return math.sqrt(float(values[order].diff().square().mean()) / (2 * len(values)))
+
+
 def repeat(bound, model, x0, scheme):
     """Totals of 200 runs [200, images], and the standard error of each where s / sqrt(n) is too large."""
     images = len(x0) // REPETITIONS
@@ -156,7 +166,7 @@ def repeat(bound, model, x0, scheme):
     totals = torch.stack(
         [bound(model, x, noise=NoiseStreams(seed, range(images))).total for seed, x in enumerate(x0.split(images))]
     )
-    return totals.numpy(), np.array([low_discrepancy_stderr(total, range(images)) for total in totals])
+    return totals.numpy(), np.array([stderr_of_neighbours(total) for total in totals])
 
 
 def draw_pictures(pmf, images, dims, seed=0):
@@ -276,15 +286,6 @@ def test_a_chain_too_short_to_choose_from_needs_no_fitting():
         full = VariationalBound(num_levels=17, num_steps=num_steps, variance="small")
         total = bound(model, x0, noise=NoiseStreams(1, range(3))).total
         assert torch.equal(total, full(model, x0, noise=NoiseStreams(1, range(3))).total)
-
-
-def test_low_discrepancy_stderr_of_few_values():
-    assert math.isnan(low_discrepancy_stderr(torch.ones(1), [0]))
-    # golden-ratio places 0, 0.618, 0.236: the order is 0, 2, 1
-    found = low_discrepancy_stderr(torch.tensor([1.0, 2.0, 4.0]), range(3))
-    assert found == pytest.approx(math.sqrt((9 + 4) / (2 * 2 * 3)))
-    with pytest.raises(ValueError, match="indices must be 3, one a value, got 2"):
-        low_discrepancy_stderr(torch.ones(3), [0, 1])
 
 
 @pytest.mark.parametrize("kind", [VariationalBound, ContinuousBound])

@@ -10,7 +10,8 @@ from sampler_oracles import GaussianModel, mixture
 from models import Prediction, ScoreModel
 from samplers import Denoiser, make_corrector, make_sampler, points_of
 from samplers.base import check_finite
-from sde_lib import ADAPTIVE, VE, VP, CosineVP, NoiseStreams, Tabulated
+from sde_lib import VE, VP, CosineVP, NoiseStreams, Tabulated
+from sde_lib.ode.solvers import ADAPTIVE
 
 
 class Recorder(ScoreModel):

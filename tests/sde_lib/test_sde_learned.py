@@ -214,7 +214,7 @@ def test_state_and_copies():
     assert twin.gamma_max + 1 == sde.gamma_max
     names = {"gamma_min", "gamma_max", "log_slope", "bias", "log_height"}
     assert set(sde.state_dict()) == names
-    split = [*sde.end_parameters(), *sde.inner_parameters()]
+    split = [sde.gamma_min, sde.gamma_max, *sde.inner_parameters()]
     assert {id(p) for p in split} == {id(p) for p in sde.parameters()} and len(split) == len(names)
 
 
@@ -254,7 +254,7 @@ def test_split_gradients_are_those_of_the_mean_and_of_the_mean_square():
     sde = perturbed(LearnedVP())
     scale = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
     t = torch.rand(33, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    follow_mean = [*sde.end_parameters(), scale]
+    follow_mean = [sde.gamma_min, sde.gamma_max, scale]
     mean = torch.autograd.grad(losses_of(sde, t, scale).mean(), follow_mean)
     square = torch.autograd.grad(losses_of(sde, t, scale).square().mean(), sde.inner_parameters())
     with sde.split_gradients() as split:

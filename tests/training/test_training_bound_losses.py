@@ -219,7 +219,7 @@ def test_continuous_loss_trains_the_ends_by_itself_and_the_inside_by_its_square(
     with torch.no_grad():
         ends = _ends_only(sde, model, x0, eps)
     step = 1e-5
-    for parameters, power in ((sde.end_parameters(), 1), (sde.inner_parameters(), 2)):
+    for parameters, power in (((sde.gamma_min, sde.gamma_max), 1), (sde.inner_parameters(), 2)):
         for parameter in parameters:
             index = tuple(0 for _ in parameter.shape)
             values = []

@@ -180,15 +180,12 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
     def _ends(self, sde: SDE, x0: Tensor, eps: Tensor) -> Tensor:
         """L_0 + L_T, bits/dim, [B]."""
         assert self.num_levels is not None
-        ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device=x0.device)
-        log_snr, log_sigma = sde.log_snr(ends), sde.log_sigma(ends)
-        noise_ratio = expand_like((-0.5 * log_snr[:1]).exp().expand(len(x0)), x0.double())
-        mean = x0.double() + noise_ratio * eps.double()
-        log_prob = discretized_gaussian_log_prob(x0, mean, noise_ratio.log(), num_levels=self.num_levels)
-        log_var = 2 * (log_sigma[1] - math.log(sde.prior_std))
-        mean_sq = x0.double().square() * (log_snr[1] + log_var).exp()
-        prior = 0.5 * (mean_sq + torch.expm1(log_var) - log_var)
-        return (prior - log_prob).flatten(1).mean(1) / math.log(2)
+        t_min = torch.tensor([sde.t_min], dtype=torch.float64, device=x0.device)
+        log_noise_ratio = expand_like(-0.5 * sde.log_snr(t_min).expand(len(x0)), x0.double())
+        mean = x0.double() + log_noise_ratio.exp() * eps.double()
+        log_prob = discretized_gaussian_log_prob(x0, mean, log_noise_ratio, num_levels=self.num_levels)
+        nats = prior_kl(x0, sde, sde.t_max) - log_prob.flatten(1).sum(1)
+        return nats / (x0[0].numel() * math.log(2))
 
 
 @register_loss("dequantized")
