@@ -11,15 +11,12 @@ from torch import Tensor
 
 from ...backbones import ADM, AttentionBlock, ResBlock, height_and_width
 from ..shared.renaming import (
-    SAME,
     TRANSPOSED,
-    Layout,
     Source,
     attention_layouts,
+    fused_attention,
     load_renamed,
-    pointwise,
     rename_blocks,
-    rows_by_head,
     sources_of,
 )
 from ..shared.settings import Settings
@@ -114,12 +111,6 @@ def edm_sources(network: ADM) -> dict[str, Source]:
         "norm_out": "out_norm",
         "conv_out": "out_conv",
     }
-
-    def of_attention(heads: int) -> dict[str, Layout]:
-        rows = {"weight": pointwise(2), "bias": SAME}
-        of_rows = {f"qkv.{leaf}": rows_by_head(heads, (1, 2, 0), layout) for leaf, layout in rows.items()}
-        return of_rows | {"proj.weight": pointwise(2)}
-
     names = rename_blocks(network, places, _LEAVES, layers)
-    layouts = attention_layouts(network, of_attention) | {"embed.class_table.weight": TRANSPOSED}
-    return sources_of(network, names, layouts)
+    layouts = attention_layouts(network, lambda heads: fused_attention(heads, (1, 2, 0), 2))
+    return sources_of(network, names, layouts | {"embed.class_table.weight": TRANSPOSED})

@@ -20,15 +20,13 @@ from ...backbones.blocks.levels import UpLevel
 from ...wrappers.noisy_classifier import NoisyClassifier
 from ..shared.plan import PlannedModel
 from ..shared.renaming import (
-    SAME,
     TRANSPOSED,
-    Layout,
     Source,
     attention_layouts,
+    fused_attention,
     load_renamed,
     pointwise,
     rename_blocks,
-    rows_by_head,
     sources_of,
 )
 from ..shared.settings import Settings
@@ -62,9 +60,6 @@ _LAYERS = {
     "pool.qkv": "out.2.qkv_proj",
     "pool.proj": "out.2.c_proj",
 }
-
-
-_QKV = {"weight": pointwise(1), "bias": SAME}
 
 
 def _places(network: ADM | EncoderClassifier) -> dict[str, str]:
@@ -101,13 +96,8 @@ def guided_sources(network: ADM | EncoderClassifier, *, new_attention_order: boo
             [head, (q, k, v), channel].
     """
     order = (0, 1, 2) if new_attention_order else (1, 0, 2)
-
-    def of_attention(heads: int) -> dict[str, Layout]:
-        rows = {f"qkv.{leaf}": rows_by_head(heads, order, layout) for leaf, layout in _QKV.items()}
-        return rows | {"proj.weight": pointwise(1)}
-
     names = rename_blocks(network, _places(network), _LEAVES, _LAYERS)
-    layouts = attention_layouts(network, of_attention)
+    layouts = attention_layouts(network, lambda heads: fused_attention(heads, order, 1))
     names["pool.position"] = "out.2.positional_embedding"
     layouts |= {"pool.position": TRANSPOSED, "pool.qkv.weight": pointwise(1), "pool.proj.weight": pointwise(1)}
     return sources_of(network, names, layouts)

@@ -75,6 +75,15 @@ def rows_by_head(num_heads: int, order: Sequence[int], layout: Layout = SAME) ->
     return Layout(to_theirs, to_ours)
 
 
+def fused_attention(num_heads: int, order: Sequence[int], num_dims: int) -> dict[str, Layout]:
+    """An attention block of convolutions of kernel 1, with queries, keys and values in one; see ``rows_by_head``."""
+    return {
+        "qkv.weight": rows_by_head(num_heads, order, pointwise(num_dims)),
+        "qkv.bias": rows_by_head(num_heads, order),
+        "proj.weight": pointwise(num_dims),
+    }
+
+
 def blocks_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Residual, attention and resampling blocks of a U-Net, with our names."""
     for name, block in module.named_modules():
