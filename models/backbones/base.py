@@ -33,12 +33,13 @@ class Backbone(nn.Module):
 
 def _keep_options(construct: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(construct)
+    names = list(signature.parameters)[1:]
 
     @functools.wraps(construct)
     def wrapped(self: Backbone, *args: Any, **kwargs: Any) -> None:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
-        options = dict(list(given.arguments.items())[1:])
+        options = {**dict(zip(names, given.args[1:], strict=False)), **given.kwargs}
         self.options = options
         construct(self, *args, **kwargs)
         self.options = options

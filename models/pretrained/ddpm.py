@@ -10,8 +10,8 @@ from ..backbones import AttentionBlock, ResBlock, UNet
 from .shared.plan import ModelPlan, PlannedModel
 from .shared.renaming import (
     THIRDS,
-    Layout,
     Source,
+    attention_layouts,
     blocks_of,
     load_renamed,
     pointwise,
@@ -24,8 +24,10 @@ from .shared.tensors import read_tensors, strip_prefix
 
 _LEAVES = {
     ResBlock: {"project": "temb_proj", "skip": "nin_shortcut"},
-    AttentionBlock: {"proj": "proj_out"},
+    AttentionBlock: {"qkv": "q,k,v", "proj": "proj_out"},
 }
+_LAYERS = {"embed.linear1": "temb.dense.0", "embed.linear2": "temb.dense.1"}
+_LAYERS |= {alike: alike for alike in ("conv_in", "norm_out", "conv_out")}
 _CIFAR10: dict[str, Any] = {"resolution": 32, "ch_mult": (1, 2, 2, 2), "dropout": 0.1}
 _LSUN: dict[str, Any] = {"resolution": 256, "ch_mult": (1, 1, 2, 2, 4, 4), "dropout": 0.0}
 _PUBLISHED = {"cifar10": _CIFAR10, "lsun_bedroom": _LSUN, "lsun_cat": _LSUN, "lsun_church": _LSUN}
@@ -73,19 +75,9 @@ def ddpm_sources(network: UNet) -> dict[str, Source]:
             side = ours.partition(".")[0]
             theirs = ours.replace(".blocks.", ".block.").replace(".attention.", ".attn.")
             places[ours] = theirs.replace(".resample", f".{side}sample")
-    names = rename_blocks(network, places, _LEAVES)
-    layouts: dict[str, Layout] = {}
-    for ours, block in blocks_of(network):
-        if isinstance(block, AttentionBlock):
-            for leaf, layout in (("weight", thirds_of(pointwise(2))), ("bias", THIRDS)):
-                names[f"{ours}.qkv.{leaf}"] = ",".join(f"{places[ours]}.{part}.{leaf}" for part in "qkv")
-                layouts[f"{ours}.qkv.{leaf}"] = layout
-            layouts[f"{ours}.proj.weight"] = pointwise(2)
-    for ours, theirs in {"embed.linear1": "temb.dense.0", "embed.linear2": "temb.dense.1"}.items():
-        names |= {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")}
-    for alike in ("conv_in", "norm_out", "conv_out"):
-        names |= {f"{alike}.{leaf}": f"{alike}.{leaf}" for leaf in ("weight", "bias")}
-    return sources_of(network, names, layouts)
+    layouts = {"qkv.weight": thirds_of(pointwise(2)), "qkv.bias": THIRDS, "proj.weight": pointwise(2)}
+    names = rename_blocks(network, places, _LEAVES, _LAYERS)
+    return sources_of(network, names, attention_layouts(network, lambda _: layouts))
 
 
 def from_ddpm(path: Path | str, config: Mapping[str, Any] | Path | str = "cifar10") -> PlannedModel:

@@ -1,13 +1,13 @@
 import hashlib
 import http.server
 import io
+import socket
 import tarfile
 import threading
 
 import pytest
 
 from data.sources.cifar10 import load_cifar10
-from data.sources.download import DownloadError, download
 
 RECORD = bytes([7]) + bytes(range(256)) * 12
 
@@ -23,7 +23,7 @@ def make_archive():
 
 
 ARCHIVE = make_archive()
-MD5 = hashlib.md5(ARCHIVE).hexdigest()
+SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -35,7 +35,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(ARCHIVE)))
         self.end_headers()
-        self.wfile.write(ARCHIVE[: len(ARCHIVE) // 2] if self.path == "/short.tar.gz" else ARCHIVE)
+        self.wfile.write(ARCHIVE[: len(ARCHIVE) // 2] if self.path in ("/short.tar.gz", "/stalled.tar.gz") else ARCHIVE)
+        if self.path == "/stalled.tar.gz":
+            self.server.given_up.wait(60)
 
     def log_message(self, *arguments):
         pass
@@ -45,17 +47,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.requests = []
+        running.requests, running.given_up = [], threading.Event()
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         running.url = f"http://127.0.0.1:{running.server_address[1]}"
         yield running
+        running.given_up.set()
         running.shutdown()
         thread.join()
 
 
 def load(root, url, **options):
-    return load_cifar10(root=root, split="test", url=url, records_per_file=2, **({"md5": MD5} | options))
+    return load_cifar10(root=root, split="test", url=url, records_per_file=2, **({"sha256": SHA256} | options))
 
 
 def test_what_is_missing_is_downloaded_once_and_kept(tmp_path, server):
@@ -72,14 +75,14 @@ def test_what_is_missing_is_downloaded_once_and_kept(tmp_path, server):
 @pytest.mark.parametrize(
     ("name", "options", "word"),
     [
-        ("x.tar.gz", {"md5": "0" * 32}, "checksum"),
-        ("short.tar.gz", {}, "checksum"),
+        ("x.tar.gz", {"sha256": "0" * 64}, "invalid hash value"),
+        ("short.tar.gz", {}, "invalid hash value"),
         ("missing.tar.gz", {}, "404"),
     ],
 )
 def test_a_failed_download_leaves_nothing_behind(tmp_path, server, refuses, name, options, word):
     url = f"{server.url}/{name}"
-    with refuses(url, word, "put cifar-10-binary.tar.gz or cifar-10-python.tar.gz", tmp_path):
+    with refuses(url, word, "put cifar-10-binary.tar.gz", tmp_path):
         load(tmp_path, url, **options)
     assert list(tmp_path.iterdir()) == []
 
@@ -108,15 +111,14 @@ def test_an_interrupted_download_leaves_nothing_behind(tmp_path, server, monkeyp
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.sources.download.os.fsync", interrupt)
+    monkeypatch.setattr("torch.hub.shutil.move", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        download(f"{server.url}/x.tar.gz", tmp_path / "x", md5=MD5)
+        load(tmp_path, f"{server.url}/x.tar.gz")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_download_keeps_the_file_that_was_there(tmp_path, server):
-    target = tmp_path / "x"
-    target.write_text("old")
-    with pytest.raises(DownloadError, match="checksum"):
-        download(f"{server.url}/x.tar.gz", target, md5="0" * 32)
-    assert target.read_text() == "old"
+def test_a_server_that_says_nothing_more_is_given_up(tmp_path, server, monkeypatch, refuses):
+    monkeypatch.setattr("data.sources.cifar10.TIMEOUT_SECONDS", 0.2)
+    with refuses("could not be fetched", "timed out"):
+        load(tmp_path, f"{server.url}/stalled.tar.gz")
+    assert list(tmp_path.iterdir()) == [] and socket.getdefaulttimeout() is None

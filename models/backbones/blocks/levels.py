@@ -31,13 +31,13 @@ class Level(nn.Module):
         return self._run(resample, x, embedding) if isinstance(resample, ResBlock) else resample(x)
 
 
-class DownLevel(Level):
-    """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any.
+class BlocksLevel(Level):
+    """Common parts of the levels on the way down and up.
 
     Args:
         blocks: Residual blocks.
         attention: As many attention blocks, or none.
-        resample: What leads to the next level: a residual block, or a module that takes no embedding.
+        resample: What leads to the next level, if any: a residual block, or a module that takes no embedding.
     """
 
     def __init__(self, blocks: Sequence[ResBlock], attention: Sequence[nn.Module], resample: nn.Module | None) -> None:
@@ -45,6 +45,10 @@ class DownLevel(Level):
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(attention)
         self.resample = resample
+
+
+class DownLevel(BlocksLevel):
+    """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """Apply the level.
@@ -90,20 +94,8 @@ class MiddleLevel(Level):
         return self._run(self.block2, x, embedding)
 
 
-class UpLevel(Level):
-    """One resolution on the way up: every residual block takes the features and one result of the way down.
-
-    Args:
-        blocks: Residual blocks.
-        attention: As many attention blocks, or none.
-        resample: What leads to the level above: a residual block, or a module that takes no embedding.
-    """
-
-    def __init__(self, blocks: Sequence[ResBlock], attention: Sequence[nn.Module], resample: nn.Module | None) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attention = nn.ModuleList(attention)
-        self.resample = resample
+class UpLevel(BlocksLevel):
+    """One resolution on the way up: every residual block takes the features and one result of the way down."""
 
     def forward(self, x: Tensor, embedding: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """Apply the level.

@@ -42,7 +42,7 @@ def export_diffusers(model: NetworkScoreModel, folder: Path | str) -> None:
     """
     scheduler = _scheduler_settings(model)
     backbone = model.backbone
-    if not isinstance(backbone, ADM):
+    if not isinstance(backbone, ADM) or type(backbone) not in (ADM, UNet):
         raise ValueError(f"diffusers has no {type(backbone).__name__}; only UNet and ADM can be exported")
     if model.dequantizer is not None:
         raise ValueError("diffusers have no place for a dequantizer; set model.dequantizer = None to leave it out")

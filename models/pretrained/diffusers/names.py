@@ -16,6 +16,7 @@ from ..shared.renaming import (
     THIRDS,
     Layout,
     Source,
+    attention_layouts,
     blocks_of,
     rename_blocks,
     sources_of,
@@ -23,7 +24,15 @@ from ..shared.renaming import (
 
 _LEAVES = {
     ResBlock: {"project": "time_emb_proj", "skip": "conv_shortcut"},
-    AttentionBlock: {"norm": "group_norm", "proj": "to_out.0"},
+    AttentionBlock: {"norm": "group_norm", "qkv": "to_q,to_k,to_v", "proj": "to_out.0"},
+}
+_LAYERS = {
+    "embed.linear1": "time_embedding.linear_1",
+    "embed.linear2": "time_embedding.linear_2",
+    "embed.class_table": "class_embedding",
+    "conv_in": "conv_in",
+    "norm_out": "conv_norm_out",
+    "conv_out": "conv_out",
 }
 # what diffusers called the layers of its attention until version 0.15, as in the files of google/ddpm-*
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -56,24 +65,9 @@ def diffusers_sources(network: ADM, *, halves_swapped: bool = False) -> dict[str
             theirs = f"down_blocks.{level}" if side == "down" else f"up_blocks.{last - int(level)}"
             rest = rest.replace("blocks", "resnets").replace("attention", "attentions")
             places[ours] = f"{theirs}.{rest.replace('resample', f'{side}samplers.0')}"
-    names = rename_blocks(network, places, _LEAVES)
-    layouts: dict[str, Layout] = {}
-    for ours, block in blocks_of(network):
-        if isinstance(block, AttentionBlock):
-            for leaf in ("weight", "bias"):
-                names[f"{ours}.qkv.{leaf}"] = ",".join(f"{places[ours]}.to_{part}.{leaf}" for part in "qkv")
-                layouts[f"{ours}.qkv.{leaf}"] = THIRDS
-    fixed = {
-        "embed.linear1": "time_embedding.linear_1",
-        "embed.linear2": "time_embedding.linear_2",
-        "embed.class_table": "class_embedding",
-        "conv_in": "conv_in",
-        "norm_out": "conv_norm_out",
-        "conv_out": "conv_out",
-    }
-    for ours, theirs in fixed.items():
-        names |= {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")}
+    names = rename_blocks(network, places, _LEAVES, _LAYERS)
     names["embed.fourier.frequencies"] = "time_proj.weight"
+    layouts = attention_layouts(network, lambda _: {"qkv.weight": THIRDS, "qkv.bias": THIRDS})
     if halves_swapped:
         layouts["embed.linear1.weight"] = HALVES_SWAPPED
     return sources_of(network, names, layouts)

@@ -9,24 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backbones import (
-    ADM,
-    AttentionBlock,
-    ResBlock,
-    height_and_width,
-)
+from ...backbones import ADM, AttentionBlock, ResBlock, height_and_width
 from ..shared.renaming import (
     TRANSPOSED,
-    Layout,
     Source,
+    attention_layouts,
+    fused_attention,
     load_renamed,
-    pointwise,
     rename_blocks,
-    rows_by_head,
     sources_of,
 )
 from ..shared.settings import Settings
-from ..shared.tensors import strip_prefix
 
 _LEAVES = {
     ResBlock: {"norm1": "norm0", "conv1": "conv0", "project": "affine", "norm2": "norm1", "conv2": "conv1"},
@@ -34,96 +27,64 @@ _LEAVES = {
 }
 
 
-def plan_edm_adm(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of ``ADM`` for those of EDM's ``DhariwalUNet``.
+def plan_edm_adm(tensors: Mapping[str, Tensor], settings: Settings, *, path: Path) -> dict[str, Any]:
+    """Options of ``ADM`` for the arguments of EDM's ``DhariwalUNet``.
 
     Args:
+        tensors: The network's state dict, without prefix.
         settings: Its arguments: ``img_resolution``, ``img_channels`` (or ``in_channels`` and ``out_channels``),
             ``label_dim``, ``augment_dim``, ``model_channels``, ``channel_mult``, ``num_blocks``, ``attn_resolutions``,
             ``dropout``, ``label_dropout``. What is left out has the class's default.
+        path: The file they are from, for messages.
 
     Raises:
-        ValueError: In one line: a setting is unknown, or of a network that is not supported.
+        ValueError: In one line: a setting is of a network that is not supported, or contradicts the tensors.
     """
-    read = Settings(settings)
-    in_channels = read.integer("in_channels", read.integer("img_channels", 3))
-    read.refuse_unless(
+    in_channels = settings.integer("in_channels", settings.integer("img_channels", 3))
+    settings.refuse_unless(
         img_channels=in_channels, out_channels=in_channels, channel_mult_emb=4, model_type="DhariwalUNet"
     )
-    num_classes = read.integer("label_dim", 0)
-    network = {
-        "image_size": read.integer("img_resolution"),
+    augment = tensors.get("map_augment.weight")
+    settings.agree("augment_dim", 0 if augment is None else augment.shape[-1], path=path)
+    num_classes = settings.integer("label_dim", 0)
+    return {
+        "image_size": settings.integer("img_resolution"),
         "in_channels": in_channels,
-        "channels": read.integer("model_channels", 192),
-        "channel_mult": read.numbers("channel_mult", (1, 2, 3, 4)),
-        "num_res_blocks": read.integer("num_blocks", 3),
-        "attention_resolutions": read.integers("attn_resolutions", (32, 16, 8)),
+        "channels": settings.integer("model_channels", 192),
+        "channel_mult": settings.numbers("channel_mult", (1, 2, 3, 4)),
+        "num_res_blocks": settings.integer("num_blocks", 3),
+        "attention_resolutions": settings.integers("attn_resolutions", (32, 16, 8)),
         "head_channels": 64,
         "floor_heads": True,
-        "dropout": read.number("dropout", 0.1),
-        "resampling": "residual",
+        "dropout": settings.number("dropout", 0.1),
         "num_classes": num_classes or None,
-        "null_class": read.number("label_dropout", 0.0) > 0 and num_classes > 0,
+        "null_class": settings.number("label_dropout", 0.0) > 0 and num_classes > 0,
         "norm_group_channels": 4,
     }
-    # the preconditioning, and what is used in training alone
-    read.ignore(("augment_dim", "class_name", "sigma_data", "sigma_min", "sigma_max", "use_fp16"))
-    read.finish()
-    return network
 
 
-def adm_from_edm(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, path: Path) -> ADM:
-    """The network inside one of EDM's preconditioners (Karras et al. 2022).
+def fill_adm(network: ADM, tensors: Mapping[str, Tensor], *, path: Path) -> None:
+    """Load EDM's tensors into a network planned by ``plan_edm_adm``.
 
     ``class_table`` holds the columns of EDM's linear map of class vectors; where ``label_dropout`` says that it was
     trained with it, no class, -1 here, is its vector of zeros. What maps augmentation labels is left out: without such
     labels, as in sampling, it is not used.
 
     Args:
-        tensors: The state dict of the network, or of its preconditioner, whose names start with ``model.``.
-        settings: See ``plan_edm_adm``.
-        path: The file they are from, for messages.
-
-    Returns:
-        The network, in evaluation mode; its time input is ln(sigma) / 4.
-
-    Raises:
-        ValueError: In one line: a setting is wrong, or tensors are missing, unexpected, or of another shape or kind
-            than the settings say.
-    """
-    network = ADM(**plan_edm_adm(settings)).eval()
-    fill_adm(network, tensors, settings, path=path)
-    return network
-
-
-def fill_adm(network: ADM, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, path: Path) -> None:
-    """Load EDM's tensors into a network planned by ``plan_edm_adm``; see ``adm_from_edm``.
-
-    Args:
         network: The network, changed in place.
-        tensors: The state dict.
-        settings: See ``plan_edm_adm``.
+        tensors: The state dict of ``DhariwalUNet``, without prefix.
         path: The file they are from, for messages.
 
     Raises:
         ValueError: In one line that lists tensors that are missing, unexpected, or of another shape or kind.
     """
-    left = strip_prefix(tensors, "model.")
-    for name in [name for name in left if name.endswith("resample_filter")]:
-        taps = left.pop(name)
+    filters = {name: taps for name, taps in tensors.items() if name.endswith("resample_filter")}
+    for name, taps in filters.items():
         if not torch.equal(taps.double(), torch.full((1, 1, 2, 2), 0.25, dtype=torch.float64)):
             raise ValueError(
                 f"checkpoint {path} resamples with another filter than [1, 1] ({name}); it is not supported"
             )
-    augment = left.pop("map_augment.weight", None)
-    dim = Settings(settings).integer("augment_dim", 0 if augment is None else augment.shape[-1])
-    shape = None if augment is None else list(augment.shape)
-    expected = [network.embed.embedding_dim, dim] if dim else None
-    if shape != expected:
-        raise ValueError(
-            f"checkpoint {path} does not fit the network: map_augment.weight is {shape}, expected {expected}; "
-            "check augment_dim"
-        )
+    left = {name: tensor for name, tensor in tensors.items() if name not in {*filters, "map_augment.weight"}}
     load_renamed(network, left, edm_sources(network), path=path)
 
 
@@ -142,14 +103,7 @@ def edm_sources(network: ADM) -> dict[str, Source]:
             places[f"up.{i}.blocks.{j}"] = places[f"up.{i}.attention.{j}"] = f"dec.{size}x{size}_block{j}"
         places[f"down.{i}.resample"] = f"enc.{size // 2}x{size // 2}_down"
         places[f"up.{i}.resample"] = f"dec.{size * 2}x{size * 2}_up"
-    names = rename_blocks(network, places, _LEAVES)
-    layouts: dict[str, Layout] = {}
-    for ours, module in network.named_modules():
-        if isinstance(module, AttentionBlock):
-            layouts[f"{ours}.qkv.weight"] = rows_by_head(module.num_heads, (1, 2, 0), pointwise(2))
-            layouts[f"{ours}.qkv.bias"] = rows_by_head(module.num_heads, (1, 2, 0))
-            layouts[f"{ours}.proj.weight"] = pointwise(2)
-    fixed = {
+    layers = {
         "embed.linear1": "map_layer0",
         "embed.linear2": "map_layer1",
         "embed.class_table": "map_label",
@@ -157,7 +111,6 @@ def edm_sources(network: ADM) -> dict[str, Source]:
         "norm_out": "out_norm",
         "conv_out": "out_conv",
     }
-    for ours, theirs in fixed.items():
-        names |= {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")}
-    layouts["embed.class_table.weight"] = TRANSPOSED
-    return sources_of(network, names, layouts)
+    names = rename_blocks(network, places, _LEAVES, layers)
+    layouts = attention_layouts(network, lambda heads: fused_attention(heads, (1, 2, 0), 2))
+    return sources_of(network, names, layouts | {"embed.class_table.weight": TRANSPOSED})

@@ -80,25 +80,16 @@ def plan_edm(
     if named is not None and kind != named:
         raise ValueError(f"config's class_name is {class_name}, but preconditioning is {kind!r}; leave one of them out")
     settings.ignore(_OF_PRECONDITIONING)
-    if _is_adm(tensors):
-        return _with_preconditioning("adm", plan_edm_adm(_plain(config)), settings, kind)
+    backbone, plan = ("adm", plan_edm_adm) if "out_conv.weight" in tensors else ("ncsnpp", plan_edm_song)
     try:
-        network = plan_edm_song(tensors, settings, path=path)
+        network = plan(tensors, settings, path=path)
     except (IndexError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(f"checkpoint {path} has tensors of shapes that no SongUNet has; fetch it again") from error
-    plan = _with_preconditioning("ncsnpp", network, settings, kind)
+        raise ValueError(
+            f"checkpoint {path} has tensors of shapes that none of EDM's networks has; fetch it again"
+        ) from error
+    model = _with_preconditioning(backbone, network, settings, kind)
     settings.finish()
-    return plan
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    """Settings of ``DhariwalUNet``, without those of the preconditioning."""
-    settings = Settings(config)
-    return {name: settings.take(name) for name in settings.unknown() if name not in _OF_PRECONDITIONING}
-
-
-def _is_adm(tensors: Mapping[str, Tensor]) -> bool:
-    return "out_conv.weight" in tensors
+    return model
 
 
 def from_edm(
@@ -143,7 +134,7 @@ def from_edm(
     model = plan_edm(tensors, config, preconditioning=preconditioning, path=path).build()
     backbone = model.backbone
     if isinstance(backbone, ADM):
-        fill_adm(backbone, tensors, _plain(config), path=path)
+        fill_adm(backbone, tensors, path=path)
     else:
         assert isinstance(backbone, NCSNpp)
         fill_song(backbone, tensors, path=path)

@@ -14,11 +14,9 @@ from ...backbones import NCSNpp, height_and_width
 from ...backbones.blocks.fir import fir_filter
 from ..shared.renaming import (
     SAME,
-    Layout,
     Source,
+    fused_attention,
     load_renamed,
-    pointwise,
-    rows_by_head,
 )
 from ..shared.settings import Settings
 
@@ -153,6 +151,7 @@ def song_sources(network: NCSNpp) -> dict[str, Source]:
     full = f"{resolution}x{resolution}"
     plain |= {"conv_in": f"enc.{full}_conv", "norm_out": f"dec.{full}_aux_norm", "conv_out": f"dec.{full}_aux_conv"}
     sources: dict[str, Source] = {}
+    of_attention = fused_attention(1, (1, 2, 0), 2)
     for ours in network.state_dict():
         where, _, leaf = ours.rpartition(".")
         block, _, part = where.rpartition(".")
@@ -164,14 +163,9 @@ def song_sources(network: NCSNpp) -> dict[str, Source]:
             sources[ours] = Source((f"{places[block]}.{_RESIDUAL[part]}.{leaf}",), SAME)
         elif block in attention:
             name = "norm2" if part == "norm" else part
-            sources[ours] = Source((f"{attention[block]}.{name}.{leaf}",), _attention_layout(part, leaf))
+            layout = of_attention.get(f"{part}.{leaf}", SAME)
+            sources[ours] = Source((f"{attention[block]}.{name}.{leaf}",), layout)
     return sources
-
-
-def _attention_layout(part: str, leaf: str) -> Layout:
-    if part == "qkv":  # rows are [head, channel, (q, k, v)], with one head
-        return rows_by_head(1, (1, 2, 0), pointwise(2) if leaf == "weight" else SAME)
-    return pointwise(2) if part == "proj" and leaf == "weight" else SAME
 
 
 def fill_song(network: NCSNpp, tensors: Mapping[str, Tensor], *, path: Path) -> None:

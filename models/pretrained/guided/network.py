@@ -21,12 +21,12 @@ from ...wrappers.noisy_classifier import NoisyClassifier
 from ..shared.plan import PlannedModel
 from ..shared.renaming import (
     TRANSPOSED,
-    Layout,
     Source,
+    attention_layouts,
+    fused_attention,
     load_renamed,
     pointwise,
     rename_blocks,
-    rows_by_head,
     sources_of,
 )
 from ..shared.settings import Settings
@@ -49,6 +49,16 @@ _LEAVES = {
     },
     AttentionBlock: {"proj": "proj_out"},
     Downsample: {"conv": "op"},
+}
+_LAYERS = {
+    "embed.linear1": "time_embed.0",
+    "embed.linear2": "time_embed.2",
+    "embed.class_table": "label_emb",
+    "conv_in": "input_blocks.0.0",
+    "norm_out": "out.0",
+    "conv_out": "out.2",
+    "pool.qkv": "out.2.qkv_proj",
+    "pool.proj": "out.2.c_proj",
 }
 
 
@@ -85,26 +95,9 @@ def guided_sources(network: ADM | EncoderClassifier, *, new_attention_order: boo
         new_attention_order: The rows of ``qkv`` are [(q, k, v), head, channel] there too, not
             [head, (q, k, v), channel].
     """
-    names = rename_blocks(network, _places(network), _LEAVES)
-    layouts: dict[str, Layout] = {}
-    for ours, module in network.named_modules():
-        if isinstance(module, AttentionBlock):
-            order = (0, 1, 2) if new_attention_order else (1, 0, 2)
-            layouts[f"{ours}.qkv.weight"] = rows_by_head(module.num_heads, order, pointwise(1))
-            layouts[f"{ours}.qkv.bias"] = rows_by_head(module.num_heads, order)
-            layouts[f"{ours}.proj.weight"] = pointwise(1)
-    fixed = {
-        "embed.linear1": "time_embed.0",
-        "embed.linear2": "time_embed.2",
-        "embed.class_table": "label_emb",
-        "conv_in": "input_blocks.0.0",
-        "norm_out": "out.0",
-        "conv_out": "out.2",
-        "pool.qkv": "out.2.qkv_proj",
-        "pool.proj": "out.2.c_proj",
-    }
-    for ours, theirs in fixed.items():
-        names |= {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")}
+    order = (0, 1, 2) if new_attention_order else (1, 0, 2)
+    names = rename_blocks(network, _places(network), _LEAVES, _LAYERS)
+    layouts = attention_layouts(network, lambda heads: fused_attention(heads, order, 1))
     names["pool.position"] = "out.2.positional_embedding"
     layouts |= {"pool.position": TRANSPOSED, "pool.qkv.weight": pointwise(1), "pool.proj.weight": pointwise(1)}
     return sources_of(network, names, layouts)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -28,37 +27,6 @@ Kind = Literal["fourier", "linear", "conv", "norm", "block", "attention", "resam
 _BLOCK = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "project": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
 # score_sde_pytorch's own 1x1 layer in "ddpm" blocks has its weight as [in, out]
 _NIN = Layout(lambda ours: [ours[:, :, 0, 0].t()], lambda theirs: theirs[0].t()[:, :, None, None])
-
-
-@dataclass(frozen=True)
-class Structure:
-    """The structure of a network as its tensors alone say it, in the names of ``NCSNpp``.
-
-    Attributes:
-        in_channels: Channels of the data.
-        channels: Width of the first level.
-        widths: Width of each level.
-        num_res_blocks: Residual blocks a level on the way down.
-        attends: Whether each level has attention.
-        block: Kind of residual block.
-        resample_conv: Whether "ddpm" blocks are resampled between by convolutions.
-        input_pyramid: How the image is brought in.
-        output_pyramid: Whether the output is a sum of images.
-        embedding: Embedding of the noise label.
-        noise_features: Its features.
-    """
-
-    in_channels: int
-    channels: int
-    widths: tuple[int, ...]
-    num_res_blocks: int
-    attends: tuple[bool, ...]
-    block: Literal["biggan", "ddpm"]
-    resample_conv: bool
-    input_pyramid: Literal["none", "residual", "skip"]
-    output_pyramid: Literal["none", "skip"]
-    embedding: Literal["sin_first", "fourier"]
-    noise_features: int
 
 
 def _modules_of(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -94,12 +62,15 @@ def _kind_of(leaves: Mapping[str, Tensor], *, biggan: bool) -> Kind | None:
     return "pyramid_conv" if biggan else "resample"
 
 
-def find_structure(tensors: Mapping[str, Tensor], *, path: Path) -> Structure:
+def find_options(tensors: Mapping[str, Tensor], *, path: Path) -> tuple[dict[str, Any], list[bool]]:
     """Read a network's structure off its tensors.
 
     Args:
         tensors: A state dict of score_sde_pytorch's ``ncsnpp`` or ``ddpm``.
         path: The file they are from, for the message.
+
+    Returns:
+        The options of ``NCSNpp`` that tensors say, and for each level whether it has attention.
 
     Raises:
         ValueError: In one line, if they are of no such network.
@@ -135,19 +106,19 @@ def find_structure(tensors: Mapping[str, Tensor], *, path: Path) -> Structure:
         at += _is(kinds, at, "pyramid_conv") or _is(kinds, at, "pyramid_skip")
     pyramid = "residual" if "pyramid_conv" in kinds else "skip" if "pyramid_skip" in kinds else "none"
     conv_in = modules[first]["weight"]
-    return Structure(
-        in_channels=conv_in.shape[1],
-        channels=conv_in.shape[0],
-        widths=tuple(widths),
-        num_res_blocks=num_res_blocks,
-        attends=tuple(attends),
-        block="biggan" if biggan else "ddpm",
-        resample_conv=all(leaves for leaves in modules),
-        input_pyramid=pyramid,
-        output_pyramid="skip" if kinds.count("norm") > 1 else "none",
-        embedding="fourier" if fourier else "sin_first",
-        noise_features=modules[first - 2]["weight"].shape[1],
-    )
+    options = {
+        "in_channels": conv_in.shape[1],
+        "channels": conv_in.shape[0],
+        "channel_mult": tuple(width // conv_in.shape[0] for width in widths),
+        "num_res_blocks": num_res_blocks,
+        "block": "biggan" if biggan else "ddpm",
+        "resample_conv": all(leaves for leaves in modules),
+        "input_pyramid": pyramid,
+        "output_pyramid": "skip" if kinds.count("norm") > 1 else "none",
+        "embedding": "fourier" if fourier else "sin_first",
+        "noise_features": modules[first - 2]["weight"].shape[1],
+    }
+    return options, attends
 
 
 def _is(kinds: Sequence[Kind | None], i: int, kind: Kind) -> bool:

@@ -19,7 +19,7 @@ from ..shared.renaming import load_renamed
 from ..shared.settings import Settings, read_json
 from ..shared.tensors import as_tensors, read_checkpoint, strip_prefix
 from .configs import CONFIGS
-from .layout import Structure, find_structure, score_sde_sources
+from .layout import find_options, score_sde_sources
 
 Weights = Literal["ema", "raw"]
 Config = Mapping[str, Any] | Path | str
@@ -70,66 +70,51 @@ def _required(settings: Settings, name: str) -> None:
         raise ValueError(f"config must say {name}, which the tensors do not; add it, as in {sorted(CONFIGS)[0]}")
 
 
-def _plan_network(settings: Settings, found: Structure, *, path: Path) -> dict[str, Any]:
+def _plan_network(settings: Settings, found: dict[str, Any], attends: list[bool], *, path: Path) -> dict[str, Any]:
     for name in ("data.image_size", "model.name", "training.sde", "training.continuous"):
         _required(settings, name)
     network = settings.choice("model.name", "ncsnpp", ("ncsnpp", "ddpm"))
     image_size = settings.integer("data.image_size")
-    levels = len(found.widths)
+    levels = len(attends)
     if image_size % 2 ** (levels - 1):
         raise ValueError(
             f"config's data.image_size {image_size} cannot be halved {levels - 1} times, as checkpoint {path} does"
         )
     resolutions = [image_size // 2**i for i in range(levels)]
-    attention = tuple(size for size, attends in zip(resolutions, found.attends, strict=True) if attends)
+    attention = tuple(size for size, attend in zip(resolutions, attends, strict=True) if attend)
     said = settings.integers("model.attn_resolutions", attention)
     if {size for size in said if size in resolutions} != set(attention):
         raise ValueError(
             f"config's model.attn_resolutions is {said}, but checkpoint {path} has attention at {attention} with "
             f"data.image_size {image_size}; correct one of them"
         )
-    mult = tuple(width // found.channels for width in found.widths)
-    settings.agree("data.num_channels", found.in_channels, path=path)
-    settings.agree("model.nf", found.channels, path=path)
-    settings.agree("model.ch_mult", mult, path=path)
-    settings.agree("model.num_res_blocks", found.num_res_blocks, path=path)
+    settings.agree("data.num_channels", found["in_channels"], path=path)
+    settings.agree("model.nf", found["channels"], path=path)
+    settings.agree("model.ch_mult", found["channel_mult"], path=path)
+    settings.agree("model.num_res_blocks", found["num_res_blocks"], path=path)
     settings.refuse_unless(**{"model.conditional": True, "model.nonlinearity": "swish"})
     settings.refuse_unless(**{"model.normalization": "GroupNorm", "model.attention_type": "ddpm"})
-    plan: dict[str, Any] = {
-        "image_size": image_size,
-        "in_channels": found.in_channels,
-        "channels": found.channels,
-        "channel_mult": mult,
-        "num_res_blocks": found.num_res_blocks,
-        "attention_resolutions": attention,
-        "dropout": settings.number("model.dropout", 0.0),
-        "block": found.block,
-        "embedding": found.embedding,
-        "noise_features": found.noise_features,
-    }
-    if found.block == "ddpm":
-        settings.agree("model.resamp_with_conv", found.resample_conv, path=path)
-        plan["resample_conv"] = found.resample_conv
+    if found["block"] == "ddpm":
+        settings.agree("model.resamp_with_conv", found["resample_conv"], path=path)
     else:
         settings.ignore(["model.resamp_with_conv"])
+    dropout = settings.number("model.dropout", 0.0)
+    plan = {**found, "image_size": image_size, "attention_resolutions": attention, "dropout": dropout}
     if network == "ddpm":
         settings.ignore(_OF_NCSNPP)
-        return plan | {"fir_kernel": None, "input_pyramid": "none", "rescale": False, "min_group_channels": 1}
+        plain = {"fir_kernel": None, "input_pyramid": "none", "output_pyramid": "none"}
+        return plan | plain | {"rescale": False, "min_group_channels": 1}
     for name in ("model.fir", "model.skip_rescale"):
         _required(settings, name)
-    skip = {"none": "none", "residual": "residual", "skip": "input_skip"}[found.input_pyramid]
+    skip = {"none": "none", "residual": "residual", "skip": "input_skip"}[found["input_pyramid"]]
     settings.agree("model.progressive_input", skip, path=path)
-    settings.agree("model.progressive", "output_skip" if found.output_pyramid == "skip" else "none", path=path)
-    settings.agree("model.resblock_type", found.block, path=path)
-    settings.agree("model.embedding_type", "fourier" if found.embedding == "fourier" else "positional", path=path)
+    settings.agree("model.progressive", "output_skip" if found["output_pyramid"] == "skip" else "none", path=path)
+    settings.agree("model.resblock_type", found["block"], path=path)
+    settings.agree("model.embedding_type", "fourier" if found["embedding"] == "fourier" else "positional", path=path)
     settings.refuse_unless(**{"model.progressive_combine": "sum", "model.conv_size": 3})
     kernel = settings.numbers("model.fir_kernel", (1, 3, 3, 1))
-    return plan | {
-        "fir_kernel": kernel if settings.flag("model.fir", True) else None,
-        "input_pyramid": found.input_pyramid,
-        "output_pyramid": found.output_pyramid,
-        "rescale": settings.flag("model.skip_rescale", True),
-    }
+    fir, rescale = settings.flag("model.fir", True), settings.flag("model.skip_rescale", True)
+    return plan | {"fir_kernel": kernel if fir else None, "rescale": rescale}
 
 
 def _noise_levels(settings: Settings, sigmas: Tensor | None, *, path: Path) -> tuple[int, float, float]:
@@ -151,7 +136,7 @@ def _noise_levels(settings: Settings, sigmas: Tensor | None, *, path: Path) -> t
 
 
 def _plan_time(
-    settings: Settings, found: Structure, sigmas: Tensor | None, *, path: Path
+    settings: Settings, embedding: str, sigmas: Tensor | None, *, path: Path
 ) -> tuple[dict[str, Any], str, TimeInput]:
     """The SDE, the parameterization and the time input."""
     sde = settings.choice("training.sde", "", ("vpsde", "subvpsde", "vesde"))
@@ -166,11 +151,11 @@ def _plan_time(
         raise ValueError(f"config's data.centered must be True with {sde}, whose data are in [-1, 1]; correct it")
     takes_sigma = exploding and continuous
     name = settings.choice("model.name", "ncsnpp", ("ncsnpp", "ddpm"))
-    if (found.embedding == "fourier") != takes_sigma and not (name == "ddpm" and not takes_sigma):
+    if (embedding == "fourier") != takes_sigma and not (name == "ddpm" and not takes_sigma):
         expected = "Fourier" if takes_sigma else "positional"
         raise ValueError(
             f"{'continuous' if continuous else 'discrete'} {sde} needs a {expected} embedding of the noise, but "
-            f"checkpoint {path} has a {'Fourier' if found.embedding == 'fourier' else 'positional'} one; correct "
+            f"checkpoint {path} has a {'Fourier' if embedding == 'fourier' else 'positional'} one; correct "
             "training.sde or training.continuous"
         )
     beta_min, beta_max = settings.number("model.beta_min", 0.1), settings.number("model.beta_max", 20.0)
@@ -200,13 +185,13 @@ def plan_score_sde(tensors: Mapping[str, Tensor], config: Config, *, path: Path)
     """
     settings = _read_config(config)
     try:
-        found = find_structure(tensors, path=path)
-        network = _plan_network(settings, found, path=path)
+        found, attends = find_options(tensors, path=path)
+        network = _plan_network(settings, found, attends, path=path)
     except (IndexError, KeyError, ZeroDivisionError) as error:
         raise ValueError(
             f"checkpoint {path} has tensors of shapes that no ncsnpp or ddpm has; fetch it again"
         ) from error
-    sde, parameterization, noise_input = _plan_time(settings, found, tensors.get("sigmas"), path=path)
+    sde, parameterization, noise_input = _plan_time(settings, found["embedding"], tensors.get("sigmas"), path=path)
     settings.ignore(_IDLE)
     unknown = [name for name in settings.unknown() if name.startswith("model.")]
     if unknown:

@@ -75,6 +75,15 @@ def rows_by_head(num_heads: int, order: Sequence[int], layout: Layout = SAME) ->
     return Layout(to_theirs, to_ours)
 
 
+def fused_attention(num_heads: int, order: Sequence[int], num_dims: int) -> dict[str, Layout]:
+    """An attention block of convolutions of kernel 1, with queries, keys and values in one; see ``rows_by_head``."""
+    return {
+        "qkv.weight": rows_by_head(num_heads, order, pointwise(num_dims)),
+        "qkv.bias": rows_by_head(num_heads, order),
+        "proj.weight": pointwise(num_dims),
+    }
+
+
 def blocks_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Residual, attention and resampling blocks of a U-Net, with our names."""
     for name, block in module.named_modules():
@@ -82,21 +91,40 @@ def blocks_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, block
 
 
-def rename_blocks(module: nn.Module, places: Mapping[str, str], leaves: Leaves) -> dict[str, str]:
-    """Their name for each parameter of the blocks of a U-Net.
+def rename_blocks(
+    module: nn.Module, places: Mapping[str, str], leaves: Leaves, layers: Mapping[str, str]
+) -> dict[str, str]:
+    """Their name for each parameter of a U-Net; for several, names separated by commas.
 
     Args:
         module: The network.
         places: Their name of each block, by ours.
         leaves: Their names of what is in a block, by the kind of block and our name; left out, the names are alike.
+        layers: Their name of each layer outside of blocks, by ours.
     """
-    names = {}
+    names = {f"{ours}.{leaf}": f"{theirs}.{leaf}" for ours, theirs in layers.items() for leaf in ("weight", "bias")}
     for ours, block in blocks_of(module):
         table = leaves.get(type(block), {})
         for parameter in block.state_dict():
             leaf, _, rest = parameter.partition(".")
-            names[f"{ours}.{parameter}"] = f"{places[ours]}.{table.get(leaf, leaf)}.{rest}"
+            theirs = table.get(leaf, leaf).split(",")
+            names[f"{ours}.{parameter}"] = ",".join(f"{places[ours]}.{one}.{rest}" for one in theirs)
     return names
+
+
+def attention_layouts(module: nn.Module, layouts_of: Callable[[int], Mapping[str, Layout]]) -> dict[str, Layout]:
+    """The layouts of what is in the attention blocks of a U-Net.
+
+    Args:
+        module: The network.
+        layouts_of: Those of a block's parameters that lie otherwise, for its number of heads.
+    """
+    return {
+        f"{ours}.{parameter}": layout
+        for ours, block in blocks_of(module)
+        if isinstance(block, AttentionBlock)
+        for parameter, layout in layouts_of(block.num_heads).items()
+    }
 
 
 def sources_of(module: nn.Module, names: Mapping[str, str], layouts: Mapping[str, Layout]) -> dict[str, Source]:

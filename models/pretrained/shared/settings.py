@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.files import read_regular
 from runtime.registry import choices_message
 
 _MOST_BYTES = 2**24
@@ -25,17 +26,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ValueError: In one line: there is no such file, or it holds something else.
     """
     try:
-        # neither a pipe, which would wait for ever, nor what is called so by mistake
-        size = path.stat().st_size if path.is_file() else 0
-        if path.exists() and not 0 < size <= _MOST_BYTES:
-            raise ValueError(f"{what} {path} must be a file of 1 to {_MOST_BYTES} bytes, got {size}; check the path")
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{what} {path} is no JSON ({error}); fetch it again") from error
+        value = json.loads(read_regular(path, most=_MOST_BYTES).decode())
     except OSError as error:
         raise ValueError(f"{what} {path} cannot be read ({error.strerror or error}); check the path") from error
-    try:
-        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} {path} is no JSON ({error}); fetch it again") from error
     if not isinstance(value, dict):

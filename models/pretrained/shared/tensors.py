@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from runtime.files import one_line
+
 # The function that rebuilds a NumPy scalar, under both names that files give it. It makes a number and nothing else;
 # training loops that compute a learning rate with NumPy leave one in the optimizer's state.
 _SCALAR = np.float64(0.0).__reduce__()[0]
@@ -32,11 +34,6 @@ _CONVERT = (
 )
 _MOST_NAMES = 6
 _COMPILED, _PARALLEL = "_orig_mod.", "module."
-
-
-def _one_line(text: object, most: int = 200) -> str:
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return line if len(line) <= most else f"{line[:most]}..."
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -62,7 +59,7 @@ def read_checkpoint(path: Path) -> Any:
         with path.open("rb") as file:
             head = file.read(2)
     except OSError as error:
-        raise ValueError(f"checkpoint {path} cannot be read ({error.strerror or _one_line(error)})") from error
+        raise ValueError(f"checkpoint {path} cannot be read ({error.strerror or one_line(error, 200)})") from error
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
@@ -74,7 +71,7 @@ def read_checkpoint(path: Path) -> Any:
         raise
     except SafetensorError as error:
         raise ValueError(
-            f"checkpoint {path} is truncated or no safetensors file ({_one_line(error)}); fetch it again"
+            f"checkpoint {path} is truncated or no safetensors file ({one_line(error, 200)}); fetch it again"
         ) from error
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(_why_refused(path, error)) from error
@@ -109,7 +106,7 @@ def _why_refused(path: Path, error: Exception) -> str:
             f"checkpoint {path} is a TorchScript archive, which is code; torch.save the module's state_dict() instead"
         )
     return (
-        f"checkpoint {path} is truncated or no file of torch.save ({type(error).__name__}: {_one_line(error, 120)}); "
+        f"checkpoint {path} is truncated or no file of torch.save ({type(error).__name__}: {one_line(error, 120)}); "
         "fetch it again"
     )
 
@@ -218,6 +215,6 @@ def list_problems(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor])
 
 
 def _some(names: Iterable[str]) -> str:
-    names = [_one_line(name, 80) for name in names]
+    names = [one_line(name, 80) for name in names]
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from models.backbones import ADM, EncoderClassifier, ResBlock, UNet
 from models.backbones.blocks.fir import make_resampler
 from models.backbones.classifier import AttentionPool
-from models.pretrained.edm.adm import adm_from_edm, edm_sources, plan_edm_adm
+from models.pretrained.edm.adm import edm_sources, plan_edm_adm
+from models.pretrained.edm.network import from_edm
 from models.pretrained.shared.renaming import renamed
-from models.pretrained.shared.tensors import read_tensors
+from models.pretrained.shared.settings import Settings
 
 
 def small(**kwargs):
@@ -29,8 +30,7 @@ def batch(size=3, dtype=torch.float64):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-10)])
 def test_outputs_are_those_of_edm_s_network(dtype, tolerance):
     reference = Reference("edm_adm_edm_cond")
-    network = adm_from_edm(read_tensors(reference.path), reference.settings["constructor"], path=reference.path)
-    network = take_no_class(network.to(dtype))
+    network = take_no_class(from_edm(reference.path, reference.config).backbone.to(dtype))
 
     def denoised(case):
         # Karras et al. 2022, Table 1, with sigma_data = 1/2
@@ -42,34 +42,41 @@ def test_outputs_are_those_of_edm_s_network(dtype, tolerance):
     assert worst_error(reference, denoised) < tolerance
 
 
-def test_edm_s_tensors_and_settings_must_fit():
+def test_edm_s_tensors_and_settings_must_fit(tmp_path):
     settings = {"img_resolution": 8, "model_channels": 64, "channel_mult": [1, 2], "num_blocks": 1, "label_dim": 4}
-    settings["attn_resolutions"] = [4]
-    network = randomize(ADM(**plan_edm_adm(settings)))
+    settings |= {"attn_resolutions": [4], "class_name": "EDMPrecond"}
+    options = {"image_size": 8, "channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1, "num_classes": 4}
+    options |= {"attention_resolutions": (4,), "head_channels": 64, "floor_heads": True, "norm_group_channels": 4}
+    network = randomize(ADM(**options))
     tensors = renamed(network, edm_sources(network))
-    path = Path("edm.pt")
-    read = adm_from_edm({f"model.{name}": tensor for name, tensor in tensors.items()}, settings, path=path)
+
+    def read(tensors, settings):
+        torch.save({f"model.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "edm.pt")
+        return from_edm(tmp_path / "edm.pt", settings).backbone
+
+    again = read(tensors, settings)
+    assert again.options == network.options | {"dropout": 0.1}
     for name, tensor in network.state_dict().items():
-        assert torch.equal(read.state_dict()[name], tensor)
+        assert torch.equal(again.state_dict()[name], tensor)
     # a linear map of one-hot vectors is a table of its columns
     assert torch.equal(tensors["map_label.weight"], network.embed.class_table.weight.t())
     for wrong, message in (
-        ({**settings, "augment_dim": 9}, "map_augment.weight is None, expected \\[64, 9\\]"),
+        ({**settings, "augment_dim": 9}, "config's augment_dim is 9, but checkpoint .* has 0"),
         ({**settings, "label_dim": 3}, "map_label.weight is \\[256, 4\\], expected \\[256, 3\\]"),
         ({**settings, "model_type": "SongUNet"}, "model_type='SongUNet' is not supported"),
         ({**settings, "img_size": 8}, "unknown setting of the config 'img_size'"),
     ):
         with pytest.raises(ValueError, match=message):
-            adm_from_edm(tensors, wrong, path=path)
+            read(tensors, wrong)
     taps = {**tensors, "enc.4x4_down.skip.resample_filter": torch.tensor([[[[1.0, 2.0], [1.0, 2.0]]]]) / 6}
     with pytest.raises(ValueError, match="resamples with another filter than \\[1, 1\\]"):
-        adm_from_edm(taps, settings, path=path)
+        read(taps, settings)
 
 
 def test_edm_s_network_for_imagenet_has_the_published_size():
     # "~296 million" in Karras et al. 2022, Appendix F.4
-    settings = {"img_resolution": 64, "img_channels": 3, "label_dim": 1000}
-    assert round(count(lambda: ADM(**plan_edm_adm(settings))) / 1e5) == 2959
+    settings = Settings({"img_resolution": 64, "img_channels": 3, "label_dim": 1000})
+    assert round(count(lambda: ADM(**plan_edm_adm({}, settings, path=Path("edm.pt")))) / 1e5) == 2959
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])

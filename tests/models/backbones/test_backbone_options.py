@@ -46,6 +46,16 @@ def test_options_are_those_of_the_class_that_is_built():
         def __init__(self, size: int, *, width: int = 16) -> None:
             super().__init__(image_size=size, channels=width, channel_mult=(1, 2), attention_resolutions=())
 
+    class Loose(UNet):
+        def __init__(self, *, depth: int = 1, **others: Any) -> None:
+            super().__init__(num_res_blocks=depth, **others)
+
+    assert Loose(image_size=8, channel_mult=(1,), attention_resolutions=()).options == {
+        "depth": 1,
+        "image_size": 8,
+        "channel_mult": (1,),
+        "attention_resolutions": (),
+    }
     network = Narrow(8)
     assert network.options == {"size": 8, "width": 16} and network.widths == [16, 32]
     assert UNet(**SMALL).options.keys() == UNet(image_size=32).options.keys()

@@ -14,6 +14,7 @@ from models.pretrained.edm.network import from_edm
 from models.pretrained.edm.song import song_sources
 from models.pretrained.score_sde.network import from_score_sde
 from models.pretrained.shared.renaming import renamed
+from models.pretrained.shared.settings import Settings
 from models.pretrained.shared.tensors import read_tensors
 from sde_lib import VE, VP
 
@@ -253,7 +254,7 @@ def test_a_truncated_file_is_one_line(tmp_path):
 def test_no_class_is_a_label_of_networks_that_were_trained_with_it(tmp_path, dropout, classes):
     said = {} if dropout is None else {"label_dropout": dropout}
     trained = dropout == 0.1 and classes > 0
-    adm = plan_edm_adm({"img_resolution": 8, "label_dim": classes, **said})
+    adm = plan_edm_adm({}, Settings({"img_resolution": 8, "label_dim": classes, **said}), path=tmp_path)
     assert adm["null_class"] is trained
     network = randomize(NCSNpp(**SMALL, attention_resolutions=(8,), num_classes=classes or None, fir_kernel=None))
     model = from_edm(write(tmp_path, network), said, preconditioning="edm")
