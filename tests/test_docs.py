@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 from tiny import TINY
 
 import main
+from configs.default import get_default_config
+from docs import config_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,3 +88,21 @@ def test_files_of_the_project_that_a_page_names_exist(page: Path):
     named = re.findall(r"[\w./]+/[\w.]+\.py\b", page.read_text())
     missing = [name for name in named if name.split("/")[0] in tops and not (ROOT / name).is_file()]
     assert not missing
+
+
+def test_the_config_page_is_what_its_program_writes():
+    page = config_page.write_page()
+    assert (ROOT / "docs" / "config.md").read_text() == page, "run python -m docs.config_page"
+    assert all(line.count(" | ") >= 2 and not line.endswith("|  |") for line in page.splitlines() if line[:2] == "| ")
+
+
+def test_every_key_of_the_config_is_on_its_page():
+    def keys(section: Any, prefix: str = "") -> list[str]:
+        return [
+            key
+            for name, value in section.items()
+            for key in (keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) and value else [prefix + name])
+        ]
+
+    on_page = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs" / "config.md").read_text(), flags=re.MULTILINE)
+    assert set(keys(get_default_config())) <= {*on_page, "sde.name"}
