@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.images import load_images
 from configs.default import get_default_config
-from data import to_model_space
+from data import LevelSpace
 from experiment.build import pick_device
 from experiment.config import load_config
 from experiment.from_checkpoints import load_trained
@@ -164,11 +164,11 @@ def main() -> None:
     model = ClippedScoreModel(model) if config.eval.clip_x0 else model
     num_levels = dataset.num_levels
     variance = pick_variance(config.eval.vlb_variance, learned=config.model.learned_variance)
-    x0 = to_model_space(dataset.images[: arguments.num_images or None], num_levels).to(device)
+    x0 = LevelSpace(num_levels).encode(dataset.images[: arguments.num_images or None]).to(device)
     # spread over the split, which may be sorted
     train = load_images(config, "train").images
     chosen = torch.linspace(0, len(train) - 1, arguments.pilot_images).long()
-    pilot = to_model_space(train[chosen], num_levels).to(device)
+    pilot = LevelSpace(num_levels).encode(train[chosen]).to(device)
     full = VariationalBound(num_levels=num_levels, variance=variance)
     num_times = len(full.noisy_times(model.sde))
 

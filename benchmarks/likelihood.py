@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from benchmarks.images import load_images
 from configs.default import get_default_config
-from data import to_model_space
 from experiment.build import pick_device
 from experiment.config import load_config
 from experiment.from_checkpoints import load_trained
@@ -158,7 +157,7 @@ def load_pair(arguments: argparse.Namespace) -> tuple[Pair, int]:
         )
     model = NetworkScoreModel(trained.backbone, VP(), RowOfTable(trained.sde)).eval()
     model.requires_grad_(requires_grad=False)
-    x0 = to_model_space(dataset.images[: arguments.num_images], dataset.num_levels)
+    x0 = dataset.space.encode(dataset.images[: arguments.num_images])
     return Pair(model, x0, dataset.num_levels), step
 
 

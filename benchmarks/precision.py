@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import options
-from data import ImageDataset, TrainBatches, to_model_space
+from data import ImageDataset
 from data.sources.digits import load_digits
 from experiment.precision import PrecisionBackbone
 from experiment.workdir import write_json
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
 from sde_lib import Tabulated, derive_seed
+from training.batches import TrainBatches
 from training.ema import ExponentialMovingAverage
 from training.losses import DDPMLoss
 
@@ -53,8 +54,8 @@ def train(
     batches = TrainBatches(dataset, batch_size=batch_size, seed=seed, random_flip=False)
     for step in range(num_steps):
         torch.manual_seed(derive_seed(seed, step))
-        x0 = to_model_space(batches.batch(step)[0], dataset.num_levels)
-        t = loss_of.draw(sde, torch.rand(batch_size, dtype=torch.float64)).t
+        x0 = dataset.space.encode(batches.batch(step)[0])
+        t = loss_of.times(sde, torch.rand(batch_size, dtype=torch.float64))
         loss = loss_of(wrapped, x0, t, torch.randn_like(x0)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -70,12 +71,12 @@ def train(
 def test_loss(model: NetworkScoreModel) -> float:
     """L_simple over the test digits, at times spread evenly and noise that is always the same."""
     dataset, generator = digits("test"), torch.Generator().manual_seed(0)
-    x0 = to_model_space(dataset.images, dataset.num_levels)
+    x0 = dataset.space.encode(dataset.images)
     losses: list[Tensor] = []
     for _ in range(4):
         u = (torch.randperm(len(x0), generator=generator) + 0.5) / len(x0)
         loss_of = DDPMLoss()
-        t = loss_of.draw(model.sde, u.double()).t
+        t = loss_of.times(model.sde, u.double())
         losses.append(loss_of(model, x0, t, torch.randn(x0.shape, generator=generator)))
     return float(torch.cat(losses).mean())
 

@@ -23,7 +23,7 @@ from benchmarks.images import load_images
 from benchmarks.quality_report import write_report
 from commands.train import train
 from configs.default import get_default_config
-from data import ImageDataset, to_levels, to_model_space
+from data import ImageDataset
 from evaluation.quality import (
     Estimate,
     frechet_distance,
@@ -123,15 +123,15 @@ class Quality:
     """
 
     def __init__(self, train_split: ImageDataset, held_out: ImageDataset, *, num_projections: int = 200) -> None:
-        self.num_levels, self.group_size, self.num_projections = train_split.num_levels, len(held_out), num_projections
+        self._space, self.group_size, self.num_projections = train_split.space, len(held_out), num_projections
         self._classifier, self.accuracy = train_feature_classifier(train_split, held_out)
-        self._pixels = to_model_space(train_split.images, self.num_levels)
+        self._pixels = self._space.encode(train_split.images)
         self._features = self._classifier.features(self._pixels)
-        self.floor = self(to_model_space(held_out.images, self.num_levels))
+        self.floor = self(self._space.encode(held_out.images))
 
     def __call__(self, x0: Tensor) -> tuple[Estimate, Estimate]:
         """Frechet and sliced Wasserstein distance of samples [N, C, H, W], rounded to the data's grey levels first."""
-        pixels = to_model_space(to_levels(x0, self.num_levels), self.num_levels)
+        pixels = self._space.encode(self._space.decode(x0))
         return (
             self._estimate(
                 lambda features: frechet_distance(features, self._features), self._classifier.features(pixels)

@@ -207,7 +207,7 @@ class Workbench:
 
         def step() -> float:
             eps = torch.randn(self.x.shape, generator=generator).to(self.device)
-            t = loss_of.draw(model.sde, torch.rand(self.batch_size, generator=generator, dtype=torch.float64)).t
+            t = loss_of.times(model.sde, torch.rand(self.batch_size, generator=generator, dtype=torch.float64))
             loss = loss_of(wrapped, self.x, t.to(self.device), eps).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

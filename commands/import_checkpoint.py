@@ -30,8 +30,8 @@ from runtime.locks import locked
 from runtime.memory import says_which_knobs
 from runtime.messages import say
 from runtime.registry import choices_message
+from training.build import state_of_weights
 from training.init_from import save_beginning
-from training.state import TrainingState
 
 
 def _ddpm(checkpoint: str, config: str, _: Any) -> PlannedModel:
@@ -125,7 +125,7 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
         ValueError: If they have another size, or other numbers of channels or classes.
     """
     data, network = config.data, plan.network
-    channels, size, classes = network.get("in_channels", 3), network["image_size"], network.get("num_classes")
+    channels, size, classes = network["in_channels"], network["image_size"], network["num_classes"]
     if data.dataset == "folder":
         # what its files are made to be; its classes are counted on disk, later
         asked = height_and_width(data.image_size or size)
@@ -193,7 +193,7 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     plan, weights = model.plan, model.backbone.state_dict()
     size = sum(parameter.numel() for parameter in model.backbone.parameters())
     with says_which_knobs("model.channels", whole.model.get("channels", 0)):
-        state = TrainingState.of_weights(whole, kind, weights)
+        state = state_of_weights(whole, kind, weights)
     check_for_training(workdir, whole)
     with locked(workdir, "train"):
         # another process may have begun in the meantime

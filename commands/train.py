@@ -10,7 +10,7 @@ from experiment.config import Config
 from runtime.memory import says_which_knobs
 from runtime.processes.collectives import is_lost_peer, process_group
 from runtime.processes.ranks import LostRankError, Ranks
-from training.loop import train_as_rank
+from training.job import train_as_rank
 
 
 def train(config: Config, workdir: Path, *, init_from: str = "") -> None:

@@ -3,11 +3,11 @@
 from .base import Dataset, ImageDataset, ImageKind
 from .errors import DataError
 from .kinds import image_kind
-from .levels import to_levels, to_model_space
-from .loader import TrainBatches, eval_batches
+from .loader import eval_batches
 from .registry import available_datasets, load_dataset, register_dataset
 from .sizes import ImageSize, height_and_width, one_or_pair
-from .space import LevelSpace, RealSpace, Space
+from .space import LevelSpace, ModelSpace, RealSpace, Space
+from .tensors import TensorDataset
 from .vectors import AnyDataset, AnyKind, VectorDataset, VectorKind
 
 __all__ = [
@@ -19,9 +19,10 @@ __all__ = [
     "ImageKind",
     "ImageSize",
     "LevelSpace",
+    "ModelSpace",
     "RealSpace",
     "Space",
-    "TrainBatches",
+    "TensorDataset",
     "VectorDataset",
     "VectorKind",
     "available_datasets",
@@ -31,6 +32,4 @@ __all__ = [
     "load_dataset",
     "one_or_pair",
     "register_dataset",
-    "to_levels",
-    "to_model_space",
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import DataError
-from .levels import check_num_levels, to_levels, to_model_space
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class LevelSpace:
     """Grey levels 0 .. L - 1, which networks see in [-1, 1].
 
     Args:
-        num_levels: L, 2 .. 256.
+        num_levels: L, 2 .. 256, since pixels are stored as uint8.
 
     Raises:
         DataError: If it is out of range.
@@ -26,15 +26,43 @@ class LevelSpace:
     num_levels: int
 
     def __post_init__(self) -> None:
-        check_num_levels(self.num_levels)
+        if not 2 <= self.num_levels <= 256:
+            raise DataError(f"num_levels must be 2 .. 256, got {self.num_levels}; pixels are stored as uint8")
 
     def encode(self, stored: Tensor) -> Tensor:
-        """x0 of grey levels: see ``to_model_space``."""
-        return to_model_space(stored, self.num_levels)
+        """x = 2 k / (L - 1) - 1 of levels k, float32; the lowest level is exactly -1 and the highest exactly 1.
+
+        Raises:
+            DataError: If the levels are not integers.
+        """
+        if stored.is_floating_point() or stored.is_complex() or stored.dtype == torch.bool:
+            raise DataError(f"images must hold integer grey levels, got {stored.dtype}; pass the uint8 images")
+        # dividing last, rather than multiplying by 2 / (L - 1), makes both ends exact in float32
+        return stored.to(torch.float32).mul_(2).div_(self.num_levels - 1).sub_(1)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """The nearest grey levels: see ``to_levels``."""
-        return to_levels(x0, self.num_levels)
+        """The nearest grey levels, uint8, the exact inverse of ``encode`` on [-1, 1]; values beyond are clamped.
+
+        Raises:
+            DataError: If x0 is not floating point or has a NaN, which has no grey level.
+        """
+        if not x0.is_floating_point():
+            raise DataError(f"x must be floating point, got {x0.dtype}; pass values in [-1, 1]")
+        wide = x0.to(torch.promote_types(x0.dtype, torch.float32))
+        if bool(wide.isnan().any()):
+            raise DataError(
+                f"x has {int(wide.isnan().sum())} NaN values of {x0.numel()}; check the model that made them"
+            )
+        return ((wide.clamp(-1, 1) + 1) * ((self.num_levels - 1) / 2)).round().to(torch.uint8)
+
+    def pixels(self, x0: Tensor) -> np.ndarray:
+        """Pixels of 0 to 255 through the grey levels, uint8 [N, H, W, C], the convention of published FID evaluators.
+
+        Args:
+            x0: Samples in [-1, 1], [N, C, H, W].
+        """
+        levels = self.decode(x0).to("cpu").float()
+        return (levels * (255 / (self.num_levels - 1))).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 @dataclass(frozen=True)
@@ -100,4 +128,22 @@ class RealSpace:
         return torch.tensor(self.std, dtype=torch.float64, device=like.device)
 
 
-Space = LevelSpace | RealSpace
+@dataclass(frozen=True)
+class ModelSpace:
+    """Samples that are x0 already."""
+
+    @property
+    def num_levels(self) -> None:
+        """None: there are no levels."""
+        return None
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """The samples as float32."""
+        return stored.float()
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 itself."""
+        return x0
+
+
+Space = LevelSpace | RealSpace | ModelSpace

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data import ImageDataset, to_model_space
+from data import ImageDataset, LevelSpace
 from likelihood import mean_and_stderr
 
 
@@ -226,7 +226,7 @@ def train_feature_classifier(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / num_steps))
     )
-    x = to_model_space(train.images, train.num_levels)
+    x = LevelSpace(train.num_levels).encode(train.images)
     for _ in range(num_epochs):
         for index in torch.randperm(len(x), generator=generator).split(batch_size):
             optimizer.zero_grad(set_to_none=True)
@@ -234,7 +234,7 @@ def train_feature_classifier(
             optimizer.step()
             schedule.step()
     classifier.eval().requires_grad_(False)
-    predicted = classifier(to_model_space(held_out.images, held_out.num_levels)).argmax(1)
+    predicted = classifier(LevelSpace(held_out.num_levels).encode(held_out.images)).argmax(1)
     return classifier, _accuracy(predicted, held_out.labels)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiment.images import image_grid, to_uint8
+from data import LevelSpace
+from experiment.images import image_grid
 
 _BYTES = np.dtype(np.uint8)
 _FRAME = 80  # milliseconds of a GIF's frame; the last one stays for a while
@@ -89,17 +90,17 @@ def save_pngs(folder: Path, images: np.ndarray, first: int) -> None:
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / f"{k:06d}.png")
 
 
-def save_trajectory_gif(path: Path, states: np.ndarray, scales: Sequence[float], num_levels: int) -> None:
+def save_trajectory_gif(path: Path, states: np.ndarray, scales: Sequence[float], space: LevelSpace) -> None:
     """Show states x_t as a film of image grids, each x_t divided by sqrt(alpha^2 + sigma^2).
 
     Args:
         path: Where to.
         states: float32 [frames, B, C, H, W].
         scales: What each frame is multiplied by, so that noise fills the grey levels whatever the SDE.
-        num_levels: Number of grey levels of the data.
+        space: The grey levels of the data.
     """
     frames = [
-        Image.fromarray(image_grid(to_uint8(torch.from_numpy(x * np.float32(scale)), num_levels)))
+        Image.fromarray(image_grid(space.pixels(torch.from_numpy(x * np.float32(scale)))))
         for x, scale in zip(states, scales, strict=True)
     ]
     durations = [_FRAME] * (len(frames) - 1) + [_LAST_FRAME]

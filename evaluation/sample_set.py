@@ -168,7 +168,7 @@ class SampleSet:
             states, t = np.concatenate([part["states"] for part in parts], axis=1), parts[0]["t"]
             save_npz(folder / "trajectory.npz", {"states": states, "t": t})
             if isinstance(self._kind, ImageKind):
-                save_trajectory_gif(folder / "trajectory.gif", states, parts[0]["scales"], self._kind.num_levels)
+                save_trajectory_gif(folder / "trajectory.gif", states, parts[0]["scales"], self._kind.space)
         return nfe
 
     def _is_complete(self, folder: Path) -> bool:

@@ -10,27 +10,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from data import to_levels
 from runtime.files import write_atomically
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
-
-
-def to_uint8(x: Tensor, num_levels: int) -> np.ndarray:
-    """Samples in [-1, 1] to pixels of 0 to 255, through the data's grey levels.
-
-    Args:
-        x: [N, C, H, W].
-        num_levels: Number of grey levels of the data.
-
-    Returns:
-        uint8 [N, H, W, C], the convention of published FID evaluators.
-    """
-    levels = to_levels(x, num_levels).to("cpu").float()
-    return (levels * (255 / (num_levels - 1))).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def image_grid(images: np.ndarray, *, columns: int | None = None, smallest: int = 48) -> np.ndarray:

@@ -20,7 +20,7 @@ from .workdir import read_config
 
 def sections_of(plan: ModelPlan) -> tuple[dict[str, Any], dict[str, Any]]:
     """``config.model`` and ``config.sde`` in full for a plan: from them alone the same model is built again."""
-    options = network_defaults(plan.backbone) | plan.network
+    options = plan.network
     model: dict[str, Any] = {
         "backbone": plan.backbone,
         "parameterization": plan.parameterization,

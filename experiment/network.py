@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from data import AnyKind, VectorKind, one_or_pair
-from models.pretrained import BACKBONES, Backbone
+from models.backbones import Backbone
+from models.pretrained import BACKBONES, default_options
 from runtime.registry import choices_message
 
 from .config import Config
@@ -31,8 +31,7 @@ def network_defaults(backbone: str) -> dict[str, Any]:
         )
     if backbone not in BACKBONES:
         raise ValueError(choices_message("backbone", backbone, [*sorted(BACKBONES), "checkpoint"]))
-    parameters = inspect.signature(BACKBONES[backbone].__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.name != "self"}
+    return default_options(backbone)
 
 
 def plain(value: Any) -> Any:

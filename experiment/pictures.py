@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data import AnyKind, VectorKind
 
-from .images import image_grid, save_figure, to_uint8
+from .images import image_grid, save_figure
 
 
 def as_array(x0: Tensor, kind: AnyKind) -> np.ndarray:
@@ -27,7 +27,7 @@ def as_array(x0: Tensor, kind: AnyKind) -> np.ndarray:
     """
     if isinstance(kind, VectorKind):
         return kind.space.decode(x0.cpu()).float().numpy()
-    return to_uint8(x0, kind.num_levels)
+    return kind.space.pixels(x0)
 
 
 def array_shape(kind: AnyKind) -> tuple[int, ...]:

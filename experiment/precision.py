@@ -249,11 +249,5 @@ def fast_inference(model: NetworkScoreModel, mode: NetworkMode) -> NetworkScoreM
         model: The model; what is learned besides the backbone is shared with it.
         mode: How the network computes.
     """
-    fast = NetworkScoreModel(
-        InferenceBackbone(model.backbone, mode.precision, compiled=mode.compiled),
-        model.sde,
-        model.parameterization,
-        learned_variance=model.learned_variance,
-        dequantizer=model.dequantizer,
-    )
-    return fast.eval()
+    fast = InferenceBackbone(model.backbone, mode.precision, compiled=mode.compiled)
+    return model.with_backbone(fast).eval()

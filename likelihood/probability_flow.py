@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_options, count_network_calls, follow_flow
+from models import CallCounter, FlowEquation, ScoreModel, check_ode_options, count_network_calls, follow_flow
 from runtime.registry import choices_message
 from runtime.whole_numbers import whole_number
-from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, check_grid, expand_like, last_noisy_time, make_grid
+from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, Point, check_grid, last_noisy_time, make_grid, points_of
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, noisy_part
@@ -190,7 +190,7 @@ class FlowLikelihood(LikelihoodEstimator):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """-log prior(x_T) [B], the change of volume by each probe [B, P], and dequantization's part [B], in nats."""
         sde = model.sde
-        points = [FlowPoint(t, float(sde.sigma(_one(t)) / sde.alpha(_one(t)))) for t in times.tolist()]
+        points = points_of(sde, times)
         y, bonus = self._place(model, x0, points[0], cond, noise)
         probes = self._probes(x0, noise)
         num_dims = x0[0].numel()
@@ -203,13 +203,13 @@ class FlowLikelihood(LikelihoodEstimator):
                 state = follow_log_density(slope, state, rtol=self.rtol, atol=self.atol)
             else:
                 state = follow_flow(equation, slope, state, solver=self.solver, rtol=self.rtol, atol=self.atol)
-        alpha = float(sde.alpha(_one(points[-1].t)))
+        alpha = points[-1].alpha
         x_T = alpha * state[:, :num_dims].reshape(x0.shape)
         volumes = -math.sqrt(num_dims) * state[:, num_dims:] - num_dims * math.log(alpha)
         return -sde.prior_log_prob(x_T), volumes, -bonus
 
     def _place(
-        self, model: ScoreModel, x0: Tensor, point: FlowPoint, cond: Tensor | None, noise: NoiseStreams
+        self, model: ScoreModel, x0: Tensor, point: Point, cond: Tensor | None, noise: NoiseStreams
     ) -> tuple[Tensor, Tensor]:
         """y at the flow's beginning, float64, and what to add to log p(y), [B]."""
         if self.dequantization == "none":
@@ -220,9 +220,7 @@ class FlowLikelihood(LikelihoodEstimator):
                 return place_uniform(x0, self.num_levels, noise)
             return place_variational(x0, model, self.num_levels, noise)
         y, minus_log_q = place_noisy(x0, point.noise_ratio, noise)
-        t = torch.full((len(x0),), point.t, dtype=torch.float64, device=x0.device)
-        x_t = (expand_like(model.sde.alpha(t), y) * y).to(x0.dtype)
-        prediction = model(x_t, t, cond=cond)
+        prediction = model((point.alpha * y).to(x0.dtype), point.times_for(x0), cond=cond)
         return y, minus_log_q + decoder_log_prob(x0, prediction, point.noise_ratio, self.num_levels)
 
     def _probes(self, x0: Tensor, noise: NoiseStreams) -> Tensor | None:
@@ -235,7 +233,3 @@ class FlowLikelihood(LikelihoodEstimator):
         else:
             drawn = torch.where(noise.uniform(shape) < 0.5, -1.0, 1.0).double()
         return drawn.transpose(0, 1).to(x0.device)
-
-
-def _one(t: float) -> Tensor:
-    return torch.tensor([t], dtype=torch.float64)

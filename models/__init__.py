@@ -1,8 +1,9 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
+from .condition import Cond, Condition, label_of
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
-from .flow import FlowEquation, FlowPoint, check_ode_options, follow_flow
+from .flow import FlowEquation, check_ode_options, follow_flow
 from .levels import LevelsParameterization, level_posterior_mean
 from .parameterization import (
     EDMParameterization,
@@ -23,12 +24,13 @@ from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
 __all__ = [
     "CallCounter",
     "ClippedScoreModel",
+    "Cond",
+    "Condition",
     "Dequantizer",
     "DiscreteScoreModel",
     "EDMParameterization",
     "EpsParameterization",
     "FlowEquation",
-    "FlowPoint",
     "GaussianMixtureScoreModel",
     "LevelsParameterization",
     "NetworkScoreModel",
@@ -45,6 +47,7 @@ __all__ = [
     "count_network_calls",
     "follow_flow",
     "interpolate_log_var",
+    "label_of",
     "level_posterior_mean",
     "make_parameterization",
     "pick_variance",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from sde_lib import (
     ADAPTIVE,
     TABLEAUS,
     NoProgressError,
+    Point,
     available_ode_solvers,
     check_installed,
     expand_like,
@@ -33,19 +33,6 @@ _KNEE = 0.3
 _FIRST_STEP = 1e-2
 # how many of its step sizes are in a factor of 2: a network's rounding, other in another batch, must not move the steps
 _SIZES = 4
-
-
-@dataclass(frozen=True)
-class FlowPoint:
-    """An end of the flow.
-
-    Attributes:
-        t: Time.
-        noise_ratio: r = sigma / alpha there, above 0.
-    """
-
-    t: float
-    noise_ratio: float
 
 
 class FlowEquation:
@@ -67,8 +54,8 @@ class FlowEquation:
         self,
         model: ScoreModel,
         cond: Tensor | None,
-        start: FlowPoint,
-        end: FlowPoint,
+        start: Point,
+        end: Point,
         *,
         dtype: torch.dtype,
         counter: CallCounter,

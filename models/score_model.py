@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sde_lib import SDE, check_per_sample, expand_like
 
+from .condition import Cond, label_of
 from .dequantizer import Dequantizer
 from .parameterization import Parameterization
 from .prediction import Prediction
@@ -41,17 +41,17 @@ class ScoreModel(nn.Module, ABC):
         x_t: Float[Tensor, "batch *shape"],
         t: Float[Tensor, " batch"],
         *,
-        cond: Shaped[Tensor, "batch *_"] | None = None,
+        cond: Cond | None = None,
     ) -> Prediction:
         """Predict x0 and eps.
 
         Args:
             x_t: Noisy data, [B, ...].
             t: Times in [0, 1], [B]; float64 keeps the digits near 0 and 1.
-            cond: Condition such as class labels, [B, ...], or None.
+            cond: Labels, int64 [B], or a ``Condition``; None for none.
         """
 
-    def __call__(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """``forward``, with hooks."""
         return super().__call__(x_t, t, cond=cond)
 
@@ -60,7 +60,7 @@ class ScoreModel(nn.Module, ABC):
         x: Float[Tensor, "batch *shape"],
         sigma: Float[Tensor, " batch"],
         *,
-        cond: Shaped[Tensor, "batch *_"] | None = None,
+        cond: Cond | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """s(x, sigma) = -eps / sigma = grad log p(x) at the time whose noise is ``sigma``.
 
@@ -119,10 +119,21 @@ class NetworkScoreModel(ScoreModel):
         self.learned_variance = learned_variance
         self.dequantizer = dequantizer
 
-    def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+    def with_backbone(self, backbone: nn.Module) -> NetworkScoreModel:
+        """The same model around another backbone; the SDE and the dequantizer are shared."""
+        return NetworkScoreModel(
+            backbone,
+            self.sde,
+            self.parameterization,
+            learned_variance=self.learned_variance,
+            dequantizer=self.dequantizer,
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """Scale the input, call the backbone and read its output."""
         check_per_sample("t", t, x_t.shape[0])
-        extra: dict[str, Any] = {} if cond is None else {"cond": cond}
+        label = label_of(cond)
+        extra: dict[str, Any] = {} if label is None else {"cond": label}
         scaled = x_t
         if self.parameterization.scales_input:
             scaled = expand_like(self.parameterization.c_in(self.sde, t), x_t) * x_t
@@ -139,11 +150,9 @@ class NetworkScoreModel(ScoreModel):
             raw, v = raw.split([expected[1] - x_t.shape[1], x_t.shape[1]], dim=1)
             fraction = 0.5 * (v + 1)
         kind, value = self.parameterization.read(raw, x_t, self.sde, t)
-        if kind == "v":
-            alpha, sigma = self.sde.alpha_sigma(t)
-            return Prediction.from_v(x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
-        coefficients = partial(self.sde.alpha_sigma, t)
-        return Prediction.from_one(kind, x_t, value, coefficients, rests_on=(t,), variance_fraction=fraction)
+        make = {"eps": Prediction.from_eps, "x0": Prediction.from_x0, "v": Prediction.from_v}[kind]
+        alpha, sigma = self.sde.alpha_sigma(t)
+        return make(x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
 
 
 class CallCounter:

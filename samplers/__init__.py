@@ -1,6 +1,6 @@
-"""Samplers: numbers that turn a ScoreModel and noise into data. Importing this package registers its own."""
+"""Samplers turn a ScoreModel and noise into data. Importing this package registers its own."""
 
-from sde_lib import available_ode_solvers
+from sde_lib import Point, available_ode_solvers, combine, points_at_log_snr, points_of
 
 from .annealed_langevin import AnnealedLangevinSampler
 from .base import Hook, Sampler, SampleResult, StepState
@@ -14,8 +14,9 @@ from .correctors import (
     register_corrector,
 )
 from .ddim import DDIMSampler
+from .denoiser import Denoiser
 from .dpm_solver import DPMSolverPPSampler
-from .grid_sampler import GridSampler, StepSampler
+from .grid_sampler import GridSampler
 from .heun import HeunSampler
 from .predictor_corrector import PredictorCorrectorSampler
 from .predictors import (
@@ -33,7 +34,6 @@ from .predictors import (
 )
 from .probability_flow import FlowResult, ProbabilityFlowSampler
 from .registry import available_samplers, make_sampler, register_sampler
-from .run import Point, Run, combine, points_of
 from .unipc import UniPCSampler
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Corrector",
     "DDIMSampler",
     "DPMSolverPPSampler",
+    "Denoiser",
     "EulerMaruyamaPredictor",
     "EulerMaruyamaSampler",
     "FlowResult",
@@ -59,10 +60,8 @@ __all__ = [
     "ProbabilityFlowSampler",
     "ReverseDiffusionPredictor",
     "ReverseDiffusionSampler",
-    "Run",
     "SampleResult",
     "Sampler",
-    "StepSampler",
     "StepState",
     "UniPCSampler",
     "available_correctors",
@@ -73,6 +72,7 @@ __all__ = [
     "make_corrector",
     "make_predictor",
     "make_sampler",
+    "points_at_log_snr",
     "points_of",
     "register_corrector",
     "register_predictor",

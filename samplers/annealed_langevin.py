@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
 from runtime.whole_numbers import whole_number
-from sde_lib import combine
+from sde_lib import NoiseStreams, Point
 
 from .base import States
+from .correctors import langevin_step
+from .denoiser import Denoiser
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run
 
 
 @register_sampler("annealed_langevin")
@@ -42,7 +44,7 @@ class AnnealedLangevinSampler(GridSampler):
     """
 
     # the levels' steps come before the step onto zero noise
-    _ends_clean = False
+    own_last_step = True
 
     def __init__(self, *, steps_per_level: int = 100, step_size: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -51,28 +53,25 @@ class AnnealedLangevinSampler(GridSampler):
             raise ValueError(f"step_size must be above 0 and finite, got {step_size}; leave it out for r_L^2 / 5")
         self.step_size = step_size
 
-    def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
+    def walk(self, denoise: Denoiser, x: Tensor, points: Sequence[Point], noise: NoiseStreams) -> States:
         """Yield the state when it is brought to the next level, and at the last level after the steps there."""
         points[0].check_signal()
-        noisy = [point for point in points if point.sigma > 0]
-        last = noisy[-1].noise_ratio
+        last = [point for point in points if point.sigma > 0][-1].noise_ratio
         relative = 0.2 if self.step_size is None else self.step_size / last**2
         if relative >= 2:
             raise ValueError(
                 f"step_size must be below 2 r_L^2 = {2 * last**2:.6g}, got {self.step_size}; leave it out for r_L^2 / 5"
             )
-        for i in range(len(points) - 1):
-            t, s = points[i], points[i + 1]
-            x = self._level(run, x, t, relative)
-            x = combine((s.alpha / t.alpha, x)) if s.sigma > 0 else s.alpha * run.predict(x, t).x0
-            if s is points[-1] and s.sigma > 0:
-                x = self._level(run, x, s, relative)
-            x = yield x
 
-    def _level(self, run: Run, x: Tensor, t: Point, relative: float) -> Tensor:
-        """The steps at one level, in x = alpha y: relative r^2 score(y) = -relative r eps."""
-        for _ in range(self.steps_per_level):
-            eps = run.predict(x, t).eps
-            x = combine((1.0, x), (-relative * t.sigma, eps))
-            x.add_(run.borrow_noise(x), alpha=math.sqrt(2 * relative) * t.sigma)
-        return x
+        def at_level(x: Tensor, t: Point) -> Tensor:
+            for _ in range(self.steps_per_level):
+                # of x = alpha y, whose step is alpha^2 that of y
+                x = langevin_step(denoise, x, t, relative * t.sigma**2, noise)
+            return x
+
+        for t, s in pairwise(points):
+            x = at_level(x, t)
+            x = s.alpha / t.alpha * x if s.sigma > 0 else s.alpha * denoise(x, t).x0
+            if s is points[-1] and s.sigma > 0:
+                x = at_level(x, s)
+            x = yield x

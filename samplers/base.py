@@ -65,7 +65,7 @@ States = Generator[Tensor, Tensor, None]
 
 
 class Sampler(Readable, ABC):
-    """Turns x_T into x_0 with the help of a model. Holds numbers, never a model."""
+    """Turns x_T into x_0 with the help of a model."""
 
     def prior_sample(
         self, sde: SDE, sample_shape: Sequence[int], noise: NoiseStreams, *, device: torch.device | str = "cpu"

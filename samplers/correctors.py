@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from runtime.registry import Registry
-from sde_lib import SDE, combine, expand_like
+from sde_lib import NoiseStreams, Point, combine, expand_like
 
-from .run import Point, Run
+from .denoiser import Denoiser
 
 
 class Corrector(ABC):
-    """Moves the state at one noise level. Holds numbers, never a model.
+    """Moves the state at one noise level; stateless, the model is an argument.
 
     Args:
         snr: r, the size of a step, above 0.
@@ -32,13 +32,16 @@ class Corrector(ABC):
         self.snr = snr
 
     @abstractmethod
-    def __call__(self, run: Run, x: Float[Tensor, "batch *shape"], t: Point) -> Float[Tensor, "batch *shape"]:
+    def step(
+        self, denoise: Denoiser, x: Float[Tensor, "batch *shape"], t: Point, noise: NoiseStreams
+    ) -> Float[Tensor, "batch *shape"]:
         """One step.
 
         Args:
-            run: The model and the noise.
+            denoise: The model.
             x: State at t, [B, ...].
             t: A point with noise.
+            noise: One random stream a sample.
 
         Returns:
             Another state at t, [B, ...].
@@ -63,10 +66,10 @@ def make_corrector(name: str, **kwargs: Any) -> Corrector:
     return CORRECTORS.make(name, **kwargs)
 
 
-def _alpha_of_table_step(sde: SDE, t: Point) -> float:
+def _alpha_of_table_step(t: Point) -> float:
     """(alpha(t) / alpha(t - 1 / N))^2, which is DDPM's alpha_i = 1 - beta_i on its table of N rows, and 1 for VE."""
-    times = torch.tensor([t.t, max(t.t - 1 / (sde.table_size or 1000), 0.0)], dtype=torch.float64)
-    log_alpha, log_alpha_before = sde.log_alpha(times).tolist()
+    times = torch.tensor([t.t, max(t.t - 1 / (t.sde.table_size or 1000), 0.0)], dtype=torch.float64)
+    log_alpha, log_alpha_before = t.sde.log_alpha(times).tolist()
     return math.exp(2 * (log_alpha - log_alpha_before))
 
 
@@ -83,15 +86,14 @@ class LangevinCorrector(Corrector):
         snr: r, above 0.
     """
 
-    def __call__(self, run: Run, x: Tensor, t: Point) -> Tensor:
-        """One Langevin step."""
-        eps = run.predict(x, t).eps
-        z = run.borrow_noise(x)
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, noise: NoiseStreams) -> Tensor:
+        """Algorithms 4 and 5."""
+        eps, z = denoise(x, t).eps, noise.normal_like(x)
         of_z, of_eps = _norms(z), _norms(eps)
         ratio = t.sigma * of_z / torch.where(of_eps > 0, of_eps, of_z)
-        step = 2 * _alpha_of_table_step(run.sde, t) * (self.snr * ratio).square()
-        out = torch.addcmul(x, expand_like(-step / t.sigma, x), eps)
-        return out.addcmul_(expand_like((2 * step).sqrt(), x), z)
+        step = 2 * _alpha_of_table_step(t) * (self.snr * ratio).square()
+        # x + step score + sqrt(2 step) z
+        return x.addcmul(expand_like(-step / t.sigma, x), eps).addcmul_(expand_like((2 * step).sqrt(), x), z)
 
 
 @register_corrector("annealed_langevin")
@@ -104,11 +106,9 @@ class AnnealedLangevinCorrector(Corrector):
         snr: r, above 0; below about 0.7, where the step would overshoot.
     """
 
-    def __call__(self, run: Run, x: Tensor, t: Point) -> Tensor:
-        """One Langevin step."""
-        eps = run.predict(x, t).eps
-        step = 2 * _alpha_of_table_step(run.sde, t) * (self.snr * t.sigma) ** 2
-        return langevin_step(run, x, eps, t, step)
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, noise: NoiseStreams) -> Tensor:
+        """Algorithm 1 of Song & Ermon 2019."""
+        return langevin_step(denoise, x, t, 2 * _alpha_of_table_step(t) * (self.snr * t.sigma) ** 2, noise)
 
 
 @register_corrector("none")
@@ -119,15 +119,14 @@ class NoCorrector(Corrector):
         snr: Not used.
     """
 
-    def __call__(self, run: Run, x: Tensor, t: Point) -> Tensor:
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, noise: NoiseStreams) -> Tensor:
         """Nothing."""
         return x
 
 
-def langevin_step(run: Run, x: Tensor, eps: Tensor, t: Point, step: float) -> Tensor:
+def langevin_step(denoise: Denoiser, x: Tensor, t: Point, step: float, noise: NoiseStreams) -> Tensor:
     """x + step score + sqrt(2 step) z, with score = -eps / sigma."""
-    out = combine((1.0, x), (-step / t.sigma, eps))
-    return out.add_(run.borrow_noise(x), alpha=math.sqrt(2 * step))
+    return combine((1.0, x), (-step / t.sigma, denoise(x, t).eps), (math.sqrt(2 * step), noise.normal_like(x)))
 
 
 def _norms(x: Tensor) -> Tensor:

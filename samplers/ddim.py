@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from sde_lib import NoiseStreams, Point, combine
+
+from .denoiser import Denoiser
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, weigh
 
 
 @register_sampler("ddim")
@@ -34,12 +36,10 @@ class DDIMSampler(GridSampler):
             raise ValueError(f"eta must lie in [0, 1], got {eta}; 0 is deterministic, 1 is ancestral")
         self.eta = eta
 
-    def advance(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
-        """One step of Eq. 12."""
-        prediction = run.predict(x, t)
-        # Var q(x_s | x_t, x0) / sigma_s^2
-        var_ratio = -(self.eta**2) * math.expm1(t.log_snr - s.log_snr)
-        x = weigh(prediction, x, t, on_x0=s.alpha, on_eps=s.sigma * math.sqrt(1 - var_ratio))
-        if self.eta == 0:
-            return x
-        return x.add_(run.borrow_noise(x), alpha=s.sigma * math.sqrt(var_ratio))
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
+        """Eq. 12."""
+        prediction = denoise(x, t)
+        # Var q(x_s | x_t, x0) = -sigma_s^2 expm1(lambda_t - lambda_s)
+        var = -((self.eta * s.sigma) ** 2) * math.expm1(t.log_snr - s.log_snr)
+        mean = combine((s.alpha, prediction.x0), (math.sqrt(s.sigma**2 - var), prediction.eps))
+        return mean if self.eta == 0 else combine((1.0, mean), (math.sqrt(var), noise.normal_like(x)))

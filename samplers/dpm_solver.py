@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from runtime.registry import choices_message
-from sde_lib import combine
+from sde_lib import NoiseStreams, Point, combine, points_at_log_snr
 
 from .base import States
+from .denoiser import Denoiser
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run
 
 Variant = Literal["1", "2M", "2S", "3M"]
 Correction = Literal["published", "exact"]
@@ -124,49 +124,36 @@ class DPMSolverPPSampler(GridSampler):
         self.lower_order_final = lower_order_final
         self.warm_start = warm_start
 
-    def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
-        """Yield the states; the newest of the past x0's comes first."""
+    def walk(self, denoise: Denoiser, x: Tensor, points: Sequence[Point], noise: NoiseStreams) -> States:
+        """Algorithms 1 and 2; the newest of the past x0's comes first."""
         past: list[tuple[Point, Tensor]] = []
         if self.variant != "1":
             points[0].check_signal()
         num_steps = len(points) - 1
         lower_final = num_steps < 15 if self.lower_order_final is None else self.lower_order_final
         singlesteps = num_steps if self.variant == "2S" else int(self.warm_start and num_steps > 1)
-        middles = _middles(run, points[: singlesteps + 1])
-        for i in range(num_steps):
-            t, s = points[i], points[i + 1]
-            past = [(t, run.predict(x, t).x0), *past[:2]]
+        # half way in log-SNR
+        centers = [0.5 * (t.log_snr + s.log_snr) for t, s in pairwise(points[: singlesteps + 1])]
+        middles = points_at_log_snr(denoise.sde, centers)
+        for i, (t, s) in enumerate(pairwise(points)):
+            past = [(t, denoise(x, t).x0), *past[:2]]
             if i < singlesteps:
-                x = yield _midpoint_step(run, x, past[0], middles[i], s)
+                # Algorithm 1 with r = 1/2: the x0 of the middle stands for the whole step
+                x_middle = self._multistep(x, past[:1], middles[i])
+                x = yield self._multistep(x, [(t, denoise(x_middle, middles[i]).x0)], s)
                 continue
-            order = min(int(self.variant[0]), len(past))
-            if lower_final:
-                order = min(order, num_steps - i)
-            x = yield self._multistep(run, x, past[:order], s)
+            order = min(int(self.variant[0]), len(past), num_steps - i if lower_final else 3)
+            x_s = self._multistep(x, past[:order], s)
+            if self.stochastic:
+                std = s.sigma * math.sqrt(-math.expm1(-2 * half_log_snr_step(t, s)))
+                x_s = x_s + std * noise.normal_like(x)
+            x = yield x_s
 
-    def _multistep(self, run: Run, x: Tensor, past: Sequence[tuple[Point, Tensor]], s: Point) -> Tensor:
+    def _multistep(self, x: Tensor, past: Sequence[tuple[Point, Tensor]], s: Point) -> Tensor:
+        """Eq. 8 with the polynomial through the past x0's; the mean, where there is noise."""
         t = past[0][0]
         h = half_log_snr_step(t, s)
-        past_steps = [half_log_snr_step(past[k + 1][0], past[k][0]) for k in range(len(past) - 1)]
+        past_steps = [half_log_snr_step(older, newer) for (newer, _), (older, _) in pairwise(past)]
         weights = multistep_weights(h, past_steps, rate=2 if self.stochastic else 1, correction=self.correction)
         on_x = s.sigma / t.sigma * (math.exp(-h) if self.stochastic else 1.0)
-        x_s = combine((on_x, x), *((s.alpha * weight, x0) for weight, (_, x0) in zip(weights, past, strict=True)))
-        if self.stochastic:
-            x_s.add_(run.borrow_noise(x), alpha=s.sigma * math.sqrt(-math.expm1(-2 * h)))
-        return x_s
-
-
-def _middles(run: Run, points: Sequence[Point]) -> list[Point]:
-    """The points half way in log-SNR."""
-    return run.points_at_log_snr([0.5 * (t.log_snr + s.log_snr) for t, s in itertools.pairwise(points)])
-
-
-def _midpoint_step(run: Run, x: Tensor, now: tuple[Point, Tensor], middle: Point, s: Point) -> Tensor:
-    """Lu et al. 2022b, Algorithm 1 with r = 1/2: the x0 of the middle stands for the whole step."""
-    t, x0 = now
-    for end in (middle, s):
-        step = -math.expm1(-half_log_snr_step(t, end))
-        x_end = combine((end.sigma / t.sigma, x), (end.alpha * step, x0))
-        if end is middle:
-            x0 = run.predict(x_end, middle).x0
-    return x_end
+        return combine((on_x, x), *((s.alpha * weight, x0) for weight, (_, x0) in zip(weights, past, strict=True)))

@@ -1,23 +1,23 @@
-"""Samplers that walk down a time grid: what they share, and the base for one of your own."""
+"""Samplers that walk down a time grid: the base of ours and of your own."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from models import ScoreModel, count_network_calls
 from runtime.registry import choices_message
 from runtime.whole_numbers import whole_number
-from sde_lib import SDE, NoiseStreams, available_grids, check_grid, make_grid
+from sde_lib import SDE, NoiseStreams, Point, available_grids, check_grid, make_grid, points_of
 
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
-from .run import Point, Run, points_of, time_at
+from .denoiser import Denoiser
 from .start import check_prior, check_start
 
 
@@ -28,7 +28,7 @@ class GridSampler(Sampler):
     model predicts it, which costs one network call like a step of first order. All methods of first order agree there
     with that, and those of higher order cannot be written there, since log-SNR is infinite.
 
-    A subclass gives ``advance``, or ``walk`` if it remembers earlier steps.
+    A subclass gives ``step``, or ``walk`` if it remembers earlier steps.
 
     Args:
         num_steps: Number of steps; with a tensor as ``grid`` it may be left out.
@@ -41,8 +41,8 @@ class GridSampler(Sampler):
         ValueError: If num_steps is below 1, or disagrees with the grid.
     """
 
-    # whether the step onto zero noise is left to this class
-    _ends_clean: ClassVar[bool] = True
+    # True of methods that make the step onto zero noise themselves
+    own_last_step: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -52,6 +52,9 @@ class GridSampler(Sampler):
         denoise_final: bool | None = None,
         record_trajectory: bool = False,
     ) -> None:
+        cls = type(self)
+        if cls.step is GridSampler.step and cls.walk is GridSampler.walk:
+            raise TypeError(f"{cls.__name__} has no step; define step(self, denoise, x, t, s, noise), or walk")
         if isinstance(grid, Tensor):
             grid = check_grid(grid).clone()
             if num_steps not in (None, len(grid) - 1):
@@ -74,66 +77,37 @@ class GridSampler(Sampler):
         self.denoise_final = denoise_final
         self.record_trajectory = record_trajectory
 
-    def advance(self, run: Run, x: Float[Tensor, "batch *shape"], t: Point, s: Point) -> Float[Tensor, "batch *shape"]:
-        """One step of a method without memory.
+    def step(
+        self, denoise: Denoiser, x: Float[Tensor, "batch *shape"], t: Point, s: Point, noise: NoiseStreams
+    ) -> Float[Tensor, "batch *shape"]:
+        """One step from t to s of a method without memory.
 
         Args:
-            run: The model and the noise.
+            denoise: The model: ``denoise(x, t)`` predicts ``x0``, ``eps`` and ``score``.
             x: State at t, [B, ...], not to be changed in place.
             t: Where the step starts.
-            s: Where it ends, with s.t < t.t.
-
-        Returns:
-            The state at s, [B, ...].
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define advance or walk")
-
-    def step(
-        self,
-        model: ScoreModel,
-        x_t: Float[Tensor, "batch *shape"],
-        t: Float[Tensor, " batch"],
-        s: Float[Tensor, " batch"],
-        *,
-        cond: Shaped[Tensor, "batch *_"] | None,
-        noise: NoiseStreams,
-    ) -> Float[Tensor, "batch *shape"]:
-        """One step from t to s of a method without memory, the same t and s for the whole batch.
-
-        Args:
-            model: The model.
-            x_t: State at t, [B, ...].
-            t: Time, float64 [B].
-            s: Next time, below t, float64 [B].
-            cond: Condition, or None.
+            s: Where it ends, with s.t < t.t, and with noise left unless the class says ``own_last_step``.
             noise: One random stream a sample.
 
         Returns:
             The state at s, [B, ...].
-
-        Raises:
-            ValueError: If t or s differs within the batch, or s is not below t.
         """
-        if bool((t != t[0]).any()) or bool((s != s[0]).any()):
-            raise ValueError(
-                f"t and s must be the same for the whole batch, got {t.tolist()} and {s.tolist()}; split it"
-            )
-        start, end = points_of(model.sde, check_grid(torch.stack([t[0].double(), s[0].double()])))
-        run = Run(model, cond, noise)
-        if self._ends_clean and end.sigma == 0:
-            return end.alpha * run.predict(x_t, start).x0
-        return self.advance(run, x_t, start, end)
+        raise NotImplementedError
 
-    def walk(self, run: Run, x: Float[Tensor, "batch *shape"], points: Sequence[Point]) -> States:
+    def walk(
+        self, denoise: Denoiser, x: Float[Tensor, "batch *shape"], points: Sequence[Point], noise: NoiseStreams
+    ) -> States:
         """Yield the state after each step; what is sent back, the state after the hooks, is where the next one starts.
 
         Args:
-            run: The model and the noise.
+            denoise: The model.
             x: State at the first point, [B, ...].
-            points: The grid; a step onto zero noise at its end is not asked for.
+            points: The grid; a step onto zero noise at its end is not asked for, unless the class says
+                ``own_last_step``.
+            noise: One random stream a sample.
         """
-        for i in range(len(points) - 1):
-            x = yield self.advance(run, x, points[i], points[i + 1])
+        for t, s in pairwise(points):
+            x = yield self.step(denoise, x, t, s, noise)
 
     def times(self, sde: SDE) -> Float[Tensor, " points"]:
         """The grid this sampler walks on an SDE, falling, float64."""
@@ -165,49 +139,37 @@ class GridSampler(Sampler):
                 f"x_T must be a batch of floating-point samples, got {x_T.dtype} {list(x_T.shape)}; "
                 "draw it with sampler.prior_sample(model.sde, shape, noise)"
             )
-        run = Run(model, cond, NoiseStreams.fresh(x_T.shape[0]) if noise is None else noise)
+        denoise = Denoiser(model, cond)
+        noise = NoiseStreams.fresh(x_T.shape[0]) if noise is None else noise
         points = points_of(model.sde, self.times(model.sde))
         if isinstance(self.grid, str):
             # whoever passes times may have an x_T of their own there
             check_prior(model.sde, points[0])
-        denoise_final = self._denoises(points[-1])
+        # the final denoising is a step, too
+        ends = [Point(0.0, 1.0, 0.0, math.inf, model.sde)] if self._denoises(points[-1]) else []
+        steps = list(pairwise([*points, *ends]))
         with torch.no_grad(), count_network_calls(model) as counter:
             check_finite(x_T, "start x_T")
             check_start(model.sde, x_T, points[0])
-            states = self._descend(run, x_T, points, hooks, num_steps=len(points) - 1 + denoise_final)
-            if denoise_final:
-                t, index = points[-1].t, len(points) - 1
-                x = run.predict(states[-1], points[-1]).x0
-                x = apply_hooks(hooks, StepState(index, index + 1, t, 0.0, 1.0, 0.0, x, run.sde))
-                check_finite(x, f"final denoising at t = {t:.6g}")
-                states.append(x)
+            x, states = x_T, [x_T]
+            walk = self.walk(denoise, x_T, points, noise)
+            for index, (t, s) in enumerate(steps):
+                if t is points[-1] or (s.sigma == 0 and not self.own_last_step):
+                    x = s.alpha * denoise(x, t).x0
+                else:
+                    x = walk.send(x) if index else next(walk)
+                if x.shape != x_T.shape:
+                    raise ValueError(
+                        f"{type(self).__name__}.step must return shape {list(x_T.shape)}, got {list(x.shape)}; "
+                        "fix the sampler"
+                    )
+                x = apply_hooks(hooks, StepState(index, len(steps), t.t, s.t, s.alpha, s.sigma, x, model.sde))
+                at = f"final denoising at t = {t.t:.6g}" if t is points[-1] else f"step from t = {t.t:.6g} to {s.t:.6g}"
+                check_finite(x, at)
+                if self.record_trajectory:
+                    states.append(x)
         trajectory = torch.stack(states) if self.record_trajectory else None
-        return SampleResult(x0=states[-1], nfe=counter.calls, trajectory=trajectory)
-
-    def _descend(
-        self, run: Run, x: Tensor, points: list[Point], hooks: Sequence[Hook], *, num_steps: int
-    ) -> list[Tensor]:
-        """The states at all points, or the last alone if no trajectory is kept."""
-        to_zero = self._ends_clean and points[-1].sigma == 0
-        states, shape = [x], x.shape
-        walk = self.walk(run, x, points)
-        for index, (t, s) in enumerate(pairwise(points)):
-            if to_zero and s is points[-1]:
-                x = s.alpha * run.predict(x, t).x0
-            elif index:
-                x = walk.send(x)
-            else:
-                x = next(walk)
-            if x.shape != shape:
-                raise ValueError(
-                    f"{type(self).__name__}.step must return shape {list(shape)}, got {list(x.shape)}; fix the sampler"
-                )
-            x = apply_hooks(hooks, StepState(index, num_steps, t.t, s.t, s.alpha, s.sigma, x, run.sde))
-            check_finite(x, f"step from t = {t.t:.6g} to {s.t:.6g}")
-            if not self.record_trajectory:
-                states.clear()
-            states.append(x)
-        return states
+        return SampleResult(x0=x, nfe=counter.calls, trajectory=trajectory)
 
     def _denoises(self, last: Point) -> bool:
         if self.denoise_final is None:
@@ -217,42 +179,3 @@ class GridSampler(Sampler):
                 "denoise_final needs noise at the grid's last time, there is none; leave denoise_final out"
             )
         return self.denoise_final
-
-
-class StepSampler(GridSampler):
-    """A sampler of your own: one ``step`` from t to s < t at a time, the last one included.
-
-    Args:
-        **kwargs: See ``GridSampler``.
-    """
-
-    _ends_clean = False
-
-    @abstractmethod
-    def step(
-        self,
-        model: ScoreModel,
-        x_t: Float[Tensor, "batch *shape"],
-        t: Float[Tensor, " batch"],
-        s: Float[Tensor, " batch"],
-        *,
-        cond: Shaped[Tensor, "batch *_"] | None,
-        noise: NoiseStreams,
-    ) -> Float[Tensor, "batch *shape"]:
-        """One step from t to s.
-
-        Args:
-            model: The model.
-            x_t: State at t, [B, ...].
-            t: Time, float64 [B].
-            s: Next time, below t, float64 [B].
-            cond: Condition, or None.
-            noise: One random stream a sample.
-
-        Returns:
-            The state at s, [B, ...].
-        """
-
-    def advance(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
-        """Call ``step``."""
-        return self.step(run.model, x, time_at(t, x), time_at(s, x), cond=run.cond, noise=run.noise)

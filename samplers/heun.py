@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_lib import combine
+from sde_lib import SDE, NoiseStreams, Point, combine, points_at_log_snr, points_of
 
 from .base import States
+from .denoiser import Denoiser
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, points_of
 
 
 @register_sampler("heun")
@@ -61,38 +62,32 @@ class HeunSampler(GridSampler):
         self.churn_min, self.churn_max = churn_min, churn_max
         self.noise_std = noise_std
 
-    def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
-        """Yield the states."""
-        raised = self._raised(run, points[:-1])
-        for i in range(len(points) - 1):
-            t, s = points[i], points[i + 1]
+    def walk(self, denoise: Denoiser, x: Tensor, points: Sequence[Point], noise: NoiseStreams) -> States:
+        """Algorithm 2; the times of the raised noise are found together."""
+        raised = self._raised(denoise.sde, points[:-1])
+        for i, (t, s) in enumerate(pairwise(points)):
             if i in raised:
-                x, t = self._add_noise(run, x, t, raised[i]), raised[i]
+                t, t_before = raised[i], t
+                # drawn in any case, so that the streams do not depend on the grid's start
+                z = noise.normal_like(x)
+                std = self.noise_std * math.sqrt(max(t.noise_ratio**2 - t_before.noise_ratio**2, 0.0))
+                x = combine((t.alpha / t_before.alpha, x), (t.alpha * std, z))
             step = s.alpha * (s.noise_ratio - t.noise_ratio)
-            eps = run.predict(x, t).eps
+            eps = denoise(x, t).eps
             euler = combine((s.alpha / t.alpha, x), (step, eps))
-            eps_s = run.predict(euler, s).eps
-            # euler + step (eps_s - eps) / 2
-            x = yield euler.add_(eps_s, alpha=0.5 * step).sub_(eps, alpha=0.5 * step)
+            eps_s = denoise(euler, s).eps
+            x = yield combine((s.alpha / t.alpha, x), (0.5 * step, eps), (0.5 * step, eps_s))
 
-    def _raised(self, run: Run, points: Sequence[Point]) -> dict[int, Point]:
+    def _raised(self, sde: SDE, points: Sequence[Point]) -> dict[int, Point]:
         """By number, the steps with churn, and where each starts: at its own point if that is the largest known."""
         gamma = min(self.churn / len(points), math.sqrt(2) - 1)
         steps = [i for i, t in enumerate(points) if gamma > 0 and self.churn_min <= t.noise_ratio <= self.churn_max]
         if not steps:
             return {}
-        (largest,) = points_of(run.sde, torch.tensor([run.sde.t_max], dtype=torch.float64))
+        (largest,) = points_of(sde, torch.tensor([sde.t_max], dtype=torch.float64))
         ratios = [min((1 + gamma) * points[i].noise_ratio, largest.noise_ratio) for i in steps]
-        found = run.points_at_log_snr([-2 * math.log(ratio) for ratio in ratios])
+        found = points_at_log_snr(sde, [-2 * math.log(ratio) for ratio in ratios])
         return {
             i: point if ratio > points[i].noise_ratio else points[i]
             for i, ratio, point in zip(steps, ratios, found, strict=True)
         }
-
-    def _add_noise(self, run: Run, x: Tensor, t: Point, raised: Point) -> Tensor:
-        # drawn in any case, so that the streams do not depend on the grid's start
-        noise = run.borrow_noise(x)
-        if raised is t:
-            return x
-        std = math.sqrt(max(raised.noise_ratio**2 - t.noise_ratio**2, 0.0)) * self.noise_std
-        return combine((raised.alpha / t.alpha, x), (raised.alpha * std, noise))

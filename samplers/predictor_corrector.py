@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from runtime.whole_numbers import whole_number
+from sde_lib import NoiseStreams, Point
 
 from .correctors import Corrector, NoCorrector, make_corrector
+from .denoiser import Denoiser
 from .grid_sampler import GridSampler
 from .predictors import NoPredictor, Predictor, make_predictor
 from .registry import register_sampler
-from .run import Point, Run
 
 
 @register_sampler("predictor_corrector")
@@ -55,12 +56,12 @@ class PredictorCorrectorSampler(GridSampler):
         if isinstance(self.predictor, NoPredictor) and isinstance(self.corrector, NoCorrector):
             raise ValueError("predictor and corrector are both 'none'; choose one of them")
 
-    def advance(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
         """Predict, then correct."""
-        x = self.predictor(run, x, t, s)
-        if s.sigma > 0 and not isinstance(self.corrector, NoCorrector):
+        x = self.predictor.step(denoise, x, t, s, noise)
+        if not isinstance(self.corrector, NoCorrector):
             for _ in range(self.corrector_steps):
-                x = self.corrector(run, x, s)
+                x = self.corrector.step(denoise, x, s, noise)
         return x
 
 

@@ -6,35 +6,26 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from models import ReverseVariance, check_variance, pick_variance, reverse_log_var
 from runtime.registry import Registry
-from sde_lib import combine
+from sde_lib import NoiseStreams, Point, combine
 
+from .denoiser import Denoiser
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, time_at, weigh
 
 
 class Predictor(ABC):
-    """Moves the state from one noise level to the next. Holds numbers, never a model."""
+    """Moves the state from one noise level to the next; stateless, the model is an argument."""
 
     @abstractmethod
-    def __call__(self, run: Run, x: Float[Tensor, "batch *shape"], t: Point, s: Point) -> Float[Tensor, "batch *shape"]:
-        """One step.
-
-        Args:
-            run: The model and the noise.
-            x: State at t, [B, ...].
-            t: Where the step starts.
-            s: Where it ends, with noise left.
-
-        Returns:
-            The state at s, [B, ...].
-        """
+    def step(
+        self, denoise: Denoiser, x: Float[Tensor, "batch *shape"], t: Point, s: Point, noise: NoiseStreams
+    ) -> Float[Tensor, "batch *shape"]:
+        """One step; see ``GridSampler.step``."""
 
 
 PREDICTORS: Registry[Predictor] = Registry("predictor")
@@ -71,20 +62,20 @@ class AncestralPredictor(Predictor):
     def __init__(self, *, variance: ReverseVariance = "auto") -> None:
         self.variance: ReverseVariance = check_variance(variance)
 
-    def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
-        """Draw x_s from the reverse chain."""
-        prediction = run.predict(x, t)
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
+        """Draw x_s; the mean is Ho et al.'s Eq. 7."""
+        prediction = denoise(x, t)
         one_minus_ratio = -math.expm1(t.log_snr - s.log_snr)
-        # alpha_t / alpha_s * sigma_s^2 / sigma_t^2
+        # exp(lambda_t - lambda_s) alpha_s / alpha_t, finite where alpha_t is 0
         on_x = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
-        mean = weigh(prediction, x, t, on_x0=s.alpha * one_minus_ratio, on_x=on_x)
-        noise = run.borrow_noise(x)
+        mean = combine((s.alpha * one_minus_ratio, prediction.x0), (on_x, x))
+        z = noise.normal_like(x)
         variance = pick_variance(self.variance, learned=prediction.variance_fraction is not None)
         if variance == "learned":
-            log_var = reverse_log_var(variance, prediction, run.sde, time_at(s, x), time_at(t, x))
-            return mean.addcmul_((0.5 * log_var).exp().to(x.dtype), noise)
+            log_var = reverse_log_var(variance, prediction, denoise.sde, s.times_for(x), t.times_for(x))
+            return mean + (0.5 * log_var).exp().to(x.dtype) * z
         sigma = s.sigma if variance == "small" else t.sigma
-        return mean.add_(noise, alpha=sigma * math.sqrt(one_minus_ratio))
+        return combine((1.0, mean), (sigma * math.sqrt(one_minus_ratio), z))
 
 
 @register_predictor("reverse_diffusion")
@@ -98,12 +89,11 @@ class ReverseDiffusionPredictor(Predictor):
     exact forward step too.
     """
 
-    def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
-        """One step of Eq. 46."""
-        prediction = run.predict(x, t)
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
+        """Eq. 46, with score = -eps / sigma."""
+        eps = denoise(x, t).eps
         var = -(t.sigma**2) * math.expm1(t.log_snr - s.log_snr)
-        x_s = combine((2 - t.alpha / s.alpha, x), (-var / t.sigma, prediction.eps))
-        return x_s.add_(run.borrow_noise(x), alpha=math.sqrt(var))
+        return combine((2 - t.alpha / s.alpha, x), (-var / t.sigma, eps), (math.sqrt(var), noise.normal_like(x)))
 
 
 @register_predictor("euler_maruyama")
@@ -114,22 +104,19 @@ class EulerMaruyamaPredictor(Predictor):
     the cosine schedule unless the steps are small; the other predictors take the exact forward step instead.
     """
 
-    def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
-        """One step of Eq. 6."""
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
+        """Eq. 6, with score = -eps / sigma."""
         t.check_signal()
-        prediction = run.predict(x, t)
-        time = torch.tensor([t.t], dtype=torch.float64)
-        drift, diffusion_sq = float(run.sde.drift_coeff(time)), float(run.sde.diffusion_sq(time))
-        step = s.t - t.t
-        x_s = combine((1 + drift * step, x), (diffusion_sq / t.sigma * step, prediction.eps))
-        return x_s.add_(run.borrow_noise(x), alpha=math.sqrt(-diffusion_sq * step))
+        eps, z = denoise(x, t).eps, noise.normal_like(x)
+        f, g_sq, dt = t.drift_coeff, t.diffusion_sq, s.t - t.t
+        return combine((1 + f * dt, x), (g_sq / t.sigma * dt, eps), (math.sqrt(-g_sq * dt), z))
 
 
 @register_predictor("none")
 class NoPredictor(Predictor):
     """x_s = x_t: all work is left to the corrector."""
 
-    def __call__(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
         """Nothing."""
         return x
 
@@ -146,9 +133,9 @@ class PredictorSampler(GridSampler):
         super().__init__(**kwargs)
         self.predictor = predictor
 
-    def advance(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
         """One step of the predictor."""
-        return self.predictor(run, x, t, s)
+        return self.predictor.step(denoise, x, t, s, noise)
 
 
 @register_sampler("ancestral")

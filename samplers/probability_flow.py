@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from models import CallCounter, FlowEquation, FlowPoint, ScoreModel, check_ode_options, count_network_calls, follow_flow
-from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, last_noisy_time
+from models import CallCounter, FlowEquation, ScoreModel, check_ode_options, count_network_calls, follow_flow
+from sde_lib import ADAMS, SDE, TABLEAUS, NoiseStreams, Point, last_noisy_time, points_of
 
 from .base import States, check_finite
+from .denoiser import Denoiser
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run, points_of
 from .start import check_start
 
 # What share of the tolerance encode and decode give each step: errors add up and spread along the way, most where data
@@ -114,19 +114,17 @@ class ProbabilityFlowSampler(GridSampler):
         onto_data = [] if last_noisy_time(sde) == 0 else [0.0]
         return torch.tensor([sde.t_max, last_noisy_time(sde, self.t_end), *onto_data], dtype=torch.float64)
 
-    def walk(self, run: Run, x: Float[Tensor, "batch *shape"], points: Sequence[Point]) -> States:
+    def walk(
+        self, denoise: Denoiser, x: Float[Tensor, "batch *shape"], points: Sequence[Point], noise: NoiseStreams
+    ) -> States:
         """Yield the state at each point; see ``GridSampler.walk``."""
         spent = 0
         for t, s in pairwise(points):
-            with count_network_calls(run.model) as counter:
+            with count_network_calls(denoise.model) as counter:
                 counter.calls = spent
-                y = self._follow(run, self._enter(x) / t.alpha, (t, s), x.dtype, counter)
+                y = self._follow(denoise, self._enter(x) / t.alpha, (t, s), x.dtype, counter)
             spent = counter.calls
             x = yield (s.alpha * y).to(x.dtype)
-
-    def advance(self, run: Run, x: Tensor, t: Point, s: Point) -> Tensor:
-        """The flow from t to s."""
-        return next(self.walk(run, x, [t, s]))
 
     def encode(
         self,
@@ -191,8 +189,7 @@ class ProbabilityFlowSampler(GridSampler):
             raise ValueError("the flow needs 2 times with noise, the grid has 1; add a time before its last")
         if upwards:
             points.reverse()
-        # a run has noise, but nothing here draws any
-        run = Run(model, cond, NoiseStreams(0, range(x.shape[0])))
+        denoise = Denoiser(model, cond)
         with torch.no_grad(), count_network_calls(model) as counter:
             check_finite(x, f"start {name}")
             if not upwards:
@@ -200,7 +197,7 @@ class ProbabilityFlowSampler(GridSampler):
             y = self._enter(x) if upwards else self._enter(x) / points[0].alpha
             share = _ROUND_TRIP_ADAMS if self.solver == ADAMS else _ROUND_TRIP
             for t, s in pairwise(points):
-                y = self._follow(run, y, (t, s), x.dtype, counter, share=share)
+                y = self._follow(denoise, y, (t, s), x.dtype, counter, share=share)
         return FlowResult(x=(y * points[-1].alpha if upwards else y).to(x.dtype), nfe=counter.calls)
 
     def _enter(self, x: Tensor) -> Tensor:
@@ -208,7 +205,7 @@ class ProbabilityFlowSampler(GridSampler):
 
     def _follow(
         self,
-        run: Run,
+        denoise: Denoiser,
         y: Tensor,
         ends: tuple[Point, Point],
         dtype: torch.dtype,
@@ -217,9 +214,8 @@ class ProbabilityFlowSampler(GridSampler):
         share: float = 1.0,
     ) -> Tensor:
         """y at the second end."""
-        start, end = (FlowPoint(point.t, point.noise_ratio) for point in ends)
         max_nfe = self.max_nfe if self._adaptive else None
-        equation = FlowEquation(run.model, run.cond, start, end, dtype=dtype, counter=counter, max_nfe=max_nfe)
+        equation = FlowEquation(denoise.model, denoise.cond, *ends, dtype=dtype, counter=counter, max_nfe=max_nfe)
         # float64 has no more to give below 1e-13
         rtol, atol = (max(share * tolerance, min(tolerance, 1e-13)) for tolerance in (self.rtol, self.atol))
         return follow_flow(equation, equation.slope, y, solver=self.solver, rtol=rtol, atol=atol)

@@ -8,9 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sde_lib import MOST_PRIOR_BITS, SDE
-
-from .run import Point
+from sde_lib import MOST_PRIOR_BITS, SDE, Point
 
 
 def check_prior(sde: SDE, first: Point) -> None:

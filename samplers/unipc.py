@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
 from runtime.registry import choices_message
-from sde_lib import combine
+from sde_lib import NoiseStreams, Point, combine
 
 from .base import States
+from .denoiser import Denoiser
 from .dpm_solver import half_log_snr_step
 from .grid_sampler import GridSampler
 from .registry import register_sampler
-from .run import Point, Run
 
 BFunction = Literal["bh1", "bh2"]
 
@@ -89,17 +90,15 @@ class UniPCSampler(GridSampler):
         self.b_function: BFunction = b_function
         self.lower_order_final = lower_order_final
 
-    def walk(self, run: Run, x: Tensor, points: Sequence[Point]) -> States:
+    def walk(self, denoise: Denoiser, x: Tensor, points: Sequence[Point], noise: NoiseStreams) -> States:
         """Yield the predicted states; the newest of the past x0's comes first."""
         past: list[tuple[Point, Tensor]] = []
         points[0].check_signal()
         num_steps = len(points) - 1
-        ends_clean = points[-1].sigma == 0
-        lower_final = ends_clean if self.lower_order_final is None else self.lower_order_final
+        lower_final = points[-1].sigma == 0 if self.lower_order_final is None else self.lower_order_final
         start, proposed, order = x, x, 0
-        for i in range(num_steps):
-            t, s = points[i], points[i + 1]
-            x0 = run.predict(x, t).x0
+        for i, (t, s) in enumerate(pairwise(points)):
+            x0 = denoise(x, t).x0
             if i > 0 and x is proposed:
                 x = self._step(start, past[:order], t, corrected_by=x0)
             past = [(t, x0), *past[: self.order - 1]]

@@ -15,6 +15,7 @@ from .ode.solvers import (
     available_ode_solvers,
     check_installed,
 )
+from .points import Point, points_at_log_snr, points_of
 from .shapes import check_per_sample, combine, expand_like
 from .subvp import SubVP
 from .tabulated import Tabulated, cosine_betas, ddpm_betas
@@ -34,6 +35,7 @@ __all__ = [
     "LearnedVP",
     "NoProgressError",
     "NoiseStreams",
+    "Point",
     "SubVP",
     "Tabulated",
     "available_grids",
@@ -51,6 +53,8 @@ __all__ = [
     "last_noisy_time",
     "make_grid",
     "make_sde",
+    "points_at_log_snr",
+    "points_of",
     "register_grid",
     "register_sde",
     "sde_defaults",

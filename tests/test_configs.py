@@ -1,18 +1,19 @@
 """Every config builds its model and takes one step; the full-size ones have the published sizes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from ml_collections import ConfigDict
 
-from data import AnyDataset, ImageDataset, TrainBatches, load_dataset, to_model_space
+from data import AnyDataset, ImageDataset, load_dataset
 from experiment.build import build_model, build_sampler, build_sde
 from experiment.checks import check_config
 from experiment.config import load_config
 from sde_lib import make_grid
-from training.state import TrainingState
-from training.step import TrainingStep
+from training.build import build_options, build_state
+from training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(
@@ -50,19 +51,11 @@ def test_config_builds_its_model_and_takes_one_step(path: str):
     config = load_config(str(ROOT / path), overrides)
     check_config(config)
     dataset = _data(config)
-    state = TrainingState.create(config, dataset.kind, torch.device("cpu"))
-    do_step = TrainingStep(
-        state,
-        TrainBatches(dataset, batch_size=3, seed=0, random_flip=config.data.random_flip),
-        seed=0,
-        class_conditional=False,
-        precision=torch.float32,
-        learning_rate=config.optim.learning_rate,
-        warmup_steps=0,
-        grad_clip=config.training.grad_clip,
-    )
+    state = build_state(config, dataset.kind, torch.device("cpu"))
+    options = replace(build_options(config), warmup_steps=0, class_conditional=False)
+    trainer = Trainer(state, dataset, options)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
-    first = do_step().loss
+    first = trainer.step().loss
     # a new network says 0, so that the first loss is known up to the draw of the noise
     if config.model.parameterization == "eps" and config.training.loss == "auto":
         expected = 1.0
@@ -124,5 +117,5 @@ def test_data_reaches_the_network_in_minus_one_to_one():
     config = load_config(str(ROOT / "configs/vp/digits.py"))
     dataset = _data(config)
     assert isinstance(dataset, ImageDataset)
-    x = to_model_space(dataset.images, dataset.num_levels)
+    x = dataset.space.encode(dataset.images)
     assert float(x.min()) == -1.0 and float(x.max()) == 1.0

@@ -23,7 +23,7 @@ def _blocks(page: str, language: str) -> list[str]:
 
 
 def test_new_sampler_page(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sampler, proof = _blocks("docs/new_sampler.md", "python")
+    sampler, proof, with_memory = _blocks("docs/new_sampler.md", "python")
     (command,) = _blocks("docs/new_sampler.md", "sh")
     assert len([line for line in sampler.splitlines() if line.strip()]) <= 15
     (tmp_path / "my_sampler.py").write_text(sampler)
@@ -38,7 +38,7 @@ def test_new_sampler_page(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     images = np.load(tmp_path / "run" / "samples" / "samples.npz")["arr_0"]
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 0
-    exec(compile(proof, "docs/new_sampler.md", "exec"), {})
+    exec(compile(proof + with_memory, "docs/new_sampler.md", "exec"), {})
 
 
 def test_the_bound_of_the_notebook_page_is_near_the_entropy(capsys: pytest.CaptureFixture[str]):

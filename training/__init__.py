@@ -1,1 +1,18 @@
-"""Fitting a network: losses, the step, the loop, and what they change."""
+"""Fitting a network: losses, time samplers, the trainer and what it changes."""
+
+from .fit import fit
+from .losses import Loss, TimeSampler, make_loss, register_loss
+from .state import TrainingState
+from .trainer import StepResult, Trainer, TrainingOptions
+
+__all__ = [
+    "Loss",
+    "StepResult",
+    "TimeSampler",
+    "Trainer",
+    "TrainingOptions",
+    "TrainingState",
+    "fit",
+    "make_loss",
+    "register_loss",
+]

@@ -1,19 +1,29 @@
-"""The loss and the optimizer of a config."""
+"""From a config to the objects of a training: its options, loss, optimizer and state."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from data import AnyKind
+from experiment.build import build_model
 from experiment.config import Config
+from experiment.precision import forward_flops
 from models import NetworkScoreModel
+from runtime.processes.collectives import shard
 from runtime.registry import choices_message
 from sde_lib import SDE, LearnedVP
 
+from .changes import SettingsHistory, training_settings
+from .ema import ExponentialMovingAverage
+from .guard import StepGuard
 from .losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, Loss, make_loss
+from .state import TrainingState
+from .trainer import TrainingOptions
 
 
 def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
@@ -29,7 +39,6 @@ def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
         parameterization=config.model.parameterization,
         weighting=training.weighting,
         data_std=config.model.data_std,
-        time_sampling=training.time_sampling,
         num_levels=kind.num_levels,
     )
     if config.model.learned_variance and not loss.trains_variance:
@@ -98,3 +107,71 @@ def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Opt
         )
     except ValueError as error:
         raise ValueError(f"config.optim cannot be used: {error}; the defaults are in configs/default.py") from error
+
+
+def build_options(config: Config) -> TrainingOptions:
+    """The options of ``config.training``, ``config.optim`` and ``config.data``."""
+    training, optim = config.training, config.optim
+    return TrainingOptions(
+        num_steps=training.num_steps,
+        batch_size=training.batch_size,
+        accumulation_steps=training.accumulation_steps,
+        seed=config.seed,
+        class_conditional=config.model.class_conditional,
+        random_flip=config.data.random_flip,
+        learning_rate=optim.learning_rate,
+        warmup_steps=optim.warmup_steps,
+        decay_steps=optim.decay_steps,
+        grad_clip=training.grad_clip,
+        log_every=training.log_every,
+        checkpoint_every=training.checkpoint_every,
+        keep_checkpoints=training.keep_checkpoints,
+        sample_every=training.sample_every,
+    )
+
+
+def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded: bool = False) -> TrainingState:
+    """A fresh state on a device.
+
+    Args:
+        config: The config.
+        kind: The data.
+        device: The device of the model.
+        sharded: Split the network, its average and the optimizer's state over the ranks.
+    """
+    model = build_model(config, kind).to(device)
+    if not sharded:
+        # here, since the optimizer's moments are laid out as the weights are; FSDP takes contiguous ones only
+        model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    ema = ExponentialMovingAverage(model, config.training.ema_decay)
+    flops = forward_flops(model.backbone, kind.image_shape)
+    if sharded:
+        for one in (model, ema.model):
+            shard(one.backbone, getattr(one.backbone, "stages", []))
+    return _state_of(config, kind, model, ema, flops=flops)
+
+
+def state_of_weights(config: Config, kind: AnyKind, weights: Mapping[str, Tensor]) -> TrainingState:
+    """A fresh state to be saved, not trained: the weights and their average are the same tensors.
+
+    Args:
+        config: The config.
+        kind: The images.
+        weights: The backbone's state dict.
+    """
+    model = build_model(config, kind, empty=True)
+    ema = ExponentialMovingAverage(model, config.training.ema_decay)
+    for one in (model, ema.model):
+        one.backbone.load_state_dict(weights, assign=True)
+    return _state_of(config, kind, model, ema, flops=0.0)
+
+
+def _state_of(
+    config: Config, kind: AnyKind, model: NetworkScoreModel, ema: ExponentialMovingAverage, *, flops: float
+) -> TrainingState:
+    training = config.training
+    optimizer, loss = build_optimizer(config, model), build_loss(config, model.sde, kind)
+    times = loss.time_sampler(model.sde, training.time_sampling)
+    guard = StepGuard(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
+    history = SettingsHistory(training_settings(config))
+    return TrainingState(model, ema, optimizer, loss, times, kind, guard, history, flops=flops)

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models import NetworkScoreModel
 
-from .warmup import ema_decay_at
+from .optimization import ema_decay_at
 
 
 class ExponentialMovingAverage:

@@ -23,6 +23,7 @@ from experiment.workdir import (
 from runtime.files import one_line
 from runtime.messages import say
 
+from .build import build_state
 from .state import TrainingState
 
 _OWN = "run"  # config.source.name of a run that began with the weights of another one
@@ -137,7 +138,7 @@ def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str)
     """
     source, step = split_init_from(init_from)
     model, step = load_trained(config, source, kind, torch.device("cpu"), step=step)
-    state = TrainingState.create(config, kind, torch.device("cpu"))
+    state = build_state(config, kind, torch.device("cpu"))
     for one in (state.model, state.ema.model):
         load_weights(one, named_weights(model, model), "ema.")
     checkpoint = source / "checkpoints" / f"step_{step:08d}"

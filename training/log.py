@@ -69,22 +69,24 @@ class TrainingLog:
     What cannot be written is said once and does not end the run; numbers that were missed are written when it can be.
 
     Args:
-        workdir: The work directory.
+        workdir: The work directory; None shows the progress bar alone.
         start: Steps already done; what an interrupted run logged after them is forgotten.
         num_steps: Steps in all.
         batch_size: Images a step.
     """
 
-    def __init__(self, workdir: Path, *, start: int, num_steps: int, batch_size: int) -> None:
+    def __init__(self, workdir: Path | None, *, start: int, num_steps: int, batch_size: int) -> None:
         self._workdir = workdir
-        self._metrics_path = workdir / "logs" / "metrics.jsonl"
-        self._records = [record for record in self._read_metrics() if record["step"] <= start]
+        self._records: list[dict[str, float]] = []
         self._said: set[str] = set()
         self._file: FileIO | None = None
         self._board: _Board | None = None
-        self._write_metrics()
-        with self._going_on("TensorBoard's events"):
-            self._board = _Board(workdir / "logs", start + 1)
+        if workdir is not None:
+            self._metrics_path = workdir / "logs" / "metrics.jsonl"
+            self._records = [record for record in self._read_metrics() if record["step"] <= start]
+            self._write_metrics()
+            with self._going_on("TensorBoard's events"):
+                self._board = _Board(workdir / "logs", start + 1)
         self._bar = ProgressBar(total=num_steps, initial=start, unit="step", desc="train")
         self._batch_size = batch_size
 
@@ -132,6 +134,8 @@ class TrainingLog:
     def _write_metrics(self, *added: dict[str, float]) -> None:
         """Append records; all of them are written anew where an earlier try failed."""
         self._records += added
+        if self._workdir is None:
+            return
         with self._going_on("metrics.jsonl"):
             try:
                 lines = "".join(json.dumps(record) + "\n" for record in (added if self._file else self._records))
@@ -175,12 +179,14 @@ class TrainingLog:
         with self._going_on("TensorBoard's events"):
             if self._board is not None:
                 self._board.add(image("samples", picture, dataformats="HWC"), step)
+        if self._workdir is None:
+            return
         with self._going_on("pictures"):
             save_png(self._workdir / "samples" / f"training_{step:08d}.png", picture)
 
     def learning_curve(self) -> None:
         """Write ``logs/learning_curve.png``."""
-        if self._records:
+        if self._records and self._workdir is not None:
             steps = [int(record["step"]) for record in self._records]
             losses = [record["loss"] for record in self._records]
             with self._going_on("pictures"):

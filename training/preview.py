@@ -1,53 +1,55 @@
-"""Samples while a run trains."""
+"""Samples while a network is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 
-from data import ImageKind
-from experiment.config import Config
+from data import AnyKind, ImageKind
 from experiment.pictures import as_array, has_picture, picture_of
 from models import ClippedScoreModel, ScoreModel
-from runtime.processes.collectives import Communication
-from runtime.signals import StopRequest
 from samplers import DDIMSampler, StepState
 from sde_lib import NoiseStreams
-
-from .log import TrainingLog
-from .state import TrainingState
 
 
 class _PreviewStopped(Exception):  # noqa: N818
     pass
 
 
-def log_preview(
-    config: Config,
-    state: TrainingState,
-    log: TrainingLog | None,
-    request: StopRequest,
-    communication: Communication,
-) -> None:
-    """A picture of samples by 50 steps of DDIM, from the same noise every time; a request to stop does without it."""
+def preview_picture(
+    model: ScoreModel, kind: AnyKind, *, seed: int, class_conditional: bool, stops: Callable[[], bool]
+) -> np.ndarray | None:
+    """A picture of samples by 50 steps of DDIM, from the same noise every time.
+
+    Args:
+        model: The model.
+        kind: The data that it is for.
+        seed: Seed of the noise.
+        class_conditional: Tell the model the classes, in turn.
+        stops: Asked after each step; True gives the picture up.
+
+    Returns:
+        uint8 [H, W, 3]; None where it was given up, or such data have no picture.
+    """
 
     def stop(_: StepState) -> None:
-        # of a sharded network no process can stop without the others
-        if communication.any(bool(request)) if communication.sharded else request:
+        if stops():
             raise _PreviewStopped
 
-    if not has_picture(state.kind):
-        return
-    device = next(state.model.parameters()).device
-    of_images = isinstance(state.kind, ImageKind)
+    if not has_picture(kind):
+        return None
+    device = next(model.parameters()).device
+    of_images = isinstance(kind, ImageKind)
     count = 16 if of_images else 500
-    noise = NoiseStreams(config.seed, range(count))
-    model: ScoreModel = ClippedScoreModel(state.ema.model) if of_images else state.ema.model
-    cond = torch.arange(count, device=device) % state.kind.num_classes if config.model.class_conditional else None
+    noise = NoiseStreams(seed, range(count))
+    cond = torch.arange(count, device=device) % kind.num_classes if class_conditional else None
     sampler = DDIMSampler(num_steps=50)
-    x_T = sampler.prior_sample(model.sde, state.kind.image_shape, noise, device=device)
+    x_T = sampler.prior_sample(model.sde, kind.image_shape, noise, device=device)
+    bounded = ClippedScoreModel(model) if of_images else model
     try:
-        result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[stop])
+        result = sampler.sample(bounded, x_T, cond=cond, noise=noise, hooks=[stop])
     except _PreviewStopped:
-        return
-    if log is not None:
-        log.samples(state.step, picture_of(as_array(result.x0, state.kind)))
+        return None
+    return picture_of(as_array(result.x0, kind))

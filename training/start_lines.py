@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data import AnyDataset
 from runtime.files import one_line
-from runtime.processes.collectives import Share
+from runtime.processes.collectives import RankSlice
 
 _MOST_CLASSES = 5  # that are named
 
@@ -34,12 +34,12 @@ def data_lines(dataset: AnyDataset, workdir: Path, *, num_parameters: int, devic
     return [f"{count}, {_classes(dataset)} → {workdir}", "; ".join(filter(None, parts))]
 
 
-def share_line(share: Share, samples: str) -> str:
-    """Parts of a batch of ``samples``: "2 processes, 1 accumulation step: 3 or 4 images at a time"."""
-    processes = f"{share.world} process{'es' if share.world > 1 else ''}"
-    steps = f"{share.accumulation_steps} accumulation step{'s' if share.accumulation_steps > 1 else ''}"
+def slice_line(rank_slice: RankSlice, samples: str) -> str:
+    """Micro-batches of a batch of ``samples``: "2 processes, 1 accumulation step: 3 or 4 images at a time"."""
+    processes = f"{rank_slice.world} process{'es' if rank_slice.world > 1 else ''}"
+    steps = f"{rank_slice.accumulation_steps} accumulation step{'s' if rank_slice.accumulation_steps > 1 else ''}"
     # they differ by one at most
-    sizes = sorted(set(share.part_sizes()))
+    sizes = sorted(set(rank_slice.micro_batch_sizes()))
     unit = samples if sizes[-1] > 1 else samples[:-1]
     return f"{processes}, {steps}: {' or '.join(map(str, sizes))} {unit} at a time"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,17 @@ import torch
 from torch import Tensor
 
 from data import AnyKind
-from experiment.build import build_model
 from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismatch, restore_optimizer
 from experiment.checkpoints.sharding import from_first, split_like, whole
 from experiment.checkpoints.store import Checkpoint, load_newest, save_checkpoint
-from experiment.config import Config
-from experiment.precision import forward_flops
 from experiment.weights import load_weights, named_weights
 from models import NetworkScoreModel
 from runtime.messages import say
-from runtime.processes.collectives import shard
 
-from .build import build_loss, build_optimizer
-from .changes import SettingsHistory, history_mismatch, training_settings
+from .changes import SettingsHistory, history_mismatch
 from .ema import ExponentialMovingAverage
 from .guard import StepGuard, guard_mismatch
-from .losses import Loss
+from .losses import Loss, TimeSampler
 
 
 @dataclass
@@ -37,8 +31,9 @@ class TrainingState:
         model: The model being trained.
         ema: The average of its weights.
         optimizer: The optimizer of its weights.
-        loss: The loss, with what it remembers.
-        kind: The data that the model is for.
+        loss: The loss.
+        times: The sampler of training times, with what it remembers.
+        kind: The data that the model is for; None of plain tensors, which a checkpoint says nothing of.
         guard: What keeps bad steps out, with what it remembers.
         history: The settings that it is trained with, and what was changed of them.
         step: Number of steps done.
@@ -54,7 +49,8 @@ class TrainingState:
     ema: ExponentialMovingAverage
     optimizer: torch.optim.Optimizer
     loss: Loss
-    kind: AnyKind
+    times: TimeSampler
+    kind: AnyKind | None = None
     guard: StepGuard = field(default_factory=StepGuard)
     history: SettingsHistory = field(default_factory=SettingsHistory)
     step: int = 0
@@ -64,62 +60,9 @@ class TrainingState:
     flops: float = 0.0
     train_files: str = ""
 
-    @classmethod
-    def create(cls, config: Config, kind: AnyKind, device: torch.device, *, sharded: bool = False) -> TrainingState:
-        """A fresh state on a device.
-
-        Args:
-            config: The config.
-            kind: The data.
-            device: Where the model goes.
-            sharded: Split the network, its average and the optimizer's state over the processes.
-        """
-        model = build_model(config, kind).to(device)
-        if not sharded:
-            # here, since the optimizer's moments are laid out as the weights are; FSDP takes contiguous ones only
-            model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        ema = ExponentialMovingAverage(model, config.training.ema_decay)
-        flops = forward_flops(model.backbone, kind.image_shape)
-        if sharded:
-            for one in (model, ema.model):
-                shard(one.backbone, getattr(one.backbone, "stages", []))
-        return cls._begin(config, kind, model, ema, flops=flops)
-
-    @classmethod
-    def of_weights(cls, config: Config, kind: AnyKind, weights: Mapping[str, Tensor]) -> TrainingState:
-        """A fresh state to be saved, not trained: the weights and their average are the same tensors.
-
-        Args:
-            config: The config.
-            kind: The images.
-            weights: The backbone's state dict.
-        """
-        model = build_model(config, kind, empty=True)
-        ema = ExponentialMovingAverage(model, config.training.ema_decay)
-        for one in (model, ema.model):
-            one.backbone.load_state_dict(weights, assign=True)
-        return cls._begin(config, kind, model, ema, flops=0.0)
-
-    @classmethod
-    def _begin(
-        cls,
-        config: Config,
-        kind: AnyKind,
-        model: NetworkScoreModel,
-        ema: ExponentialMovingAverage,
-        *,
-        flops: float,
-    ) -> TrainingState:
-        optimizer = build_optimizer(config, model)
-        loss = build_loss(config, model.sde, kind)
-        training = config.training
-        guard = StepGuard(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
-        history = SettingsHistory(training_settings(config))
-        return cls(model, ema, optimizer, loss, kind, guard, history, flops=flops)
-
     def _expected(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint besides the optimizer's state."""
-        memory = {f"loss.{name}": tensor for name, tensor in self.loss.memory().items()}
+        memory = {f"loss.{name}": tensor for name, tensor in self.times.memory().items()}
         return named_weights(self.model, self.ema.model) | memory
 
     def _mismatch(self, checkpoint: Checkpoint) -> str | None:
@@ -165,7 +108,8 @@ class TrainingState:
             return
         state["ema_updates"] = self.ema.num_updates
         state["losses"] = self.losses
-        state["data"] = asdict(self.kind) | ({"train_files": self.train_files} if self.train_files else {})
+        data = {} if self.kind is None else asdict(self.kind)
+        state["data"] = data | ({"train_files": self.train_files} if self.train_files else {})
         state["guard"] = self.guard.state()
         state["how"] = self.how
         state |= self.history.state()
@@ -199,7 +143,7 @@ class TrainingState:
         for name in [name for name in tensors if name.startswith("optim.") and not name.endswith(".step")]:
             tensors[name] = split_like(tensors[name], parameters[int(name.split(".")[1])])
         restore_optimizer(self.optimizer, tensors, checkpoint.state)
-        for name, tensor in self.loss.memory().items():
+        for name, tensor in self.times.memory().items():
             tensor.copy_(checkpoint.tensors[f"loss.{name}"])
         self.ema.num_updates = int(checkpoint.state["ema_updates"])
         self.step = self.saved_step = checkpoint.step

@@ -1,15 +1,16 @@
 """Networks that map scaled noisy data, a noise label and perhaps a class to a raw prediction; nothing but torch."""
 
 from .adm import ADM
+from .base import Backbone
 from .blocks.embedding import (
     ConditioningEmbedding,
     EmbeddingKind,
     FourierEmbedding,
+    NoiseLabelEmbedding,
     sinusoidal_embedding,
 )
 from .blocks.input_features import InputFourierFeatures
 from .blocks.layers import AttentionBlock, ResBlock
-from .blocks.ncsnpp_blocks import NoiseLabelEmbedding
 from .blocks.normalization import GroupNorm, group_norm
 from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import (
@@ -27,6 +28,7 @@ __all__ = [
     "ADM",
     "MLP",
     "AttentionBlock",
+    "Backbone",
     "ConditioningEmbedding",
     "Downsample",
     "EmbeddingKind",

@@ -1,46 +1,26 @@
 """The ADM network of guided diffusion, and its relatives in Improved DDPM, EDM and diffusers."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks.adm_levels import ADMBlocks, ADMLevel
-from .blocks.checks import check_input
+from .base import ImageBackbone
+from .blocks.adm_blocks import ADMBlocks, Resampling
+from .blocks.checks import check_choice
 from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
 from .blocks.initialization import initialize
-from .blocks.resolutions import (
-    ImageSize,
-    check_attention_resolutions,
-    height_and_width,
-    level_resolutions,
-    one_or_pair,
-)
-
-Resampling = Literal["residual", "convolution"]
+from .blocks.input_features import InputFourierFeatures
+from .blocks.resolutions import ImageSize
 
 
-def level_widths(channels: int, channel_mult: Sequence[float]) -> list[int]:
-    """Channels of each level, ``channels`` times each multiple; a multiple may be a fraction, as 0.5.
-
-    Raises:
-        ValueError: A level would have no or a broken number of channels.
-    """
-    widths = [channels * mult for mult in channel_mult]
-    if not widths or any(width < 1 or abs(width - round(width)) > 1e-6 for width in widths):
-        raise ValueError(
-            f"channel_mult must give each level a whole number of channels, got {tuple(channel_mult)} times {channels}"
-        )
-    return [round(width) for width in widths]
-
-
-class ADM(nn.Module):
+class ADM(ImageBackbone):
     """The network of Dhariwal and Nichol 2021, with what its relatives do otherwise as options.
 
-    Level ``i`` works at resolution ``image_size / 2^i`` with ``channels * channel_mult[i]`` channels; the first
-    convolution has those of level 0. The tensors have the names that they have in ``UNet``, with which this network
-    agrees where both can be set alike. A new network returns zeros, since its last layer starts at zero.
+    Level ``i`` works at resolution ``image_size / 2^i`` with ``channels * channel_mult[i]`` channels; ``down[i]`` and
+    ``up[i]`` are its two halves. A new network returns zeros, since its last layer starts at zero. Set
+    ``gradient_checkpointing`` to trade time for memory. ``UNet`` is this network with Ho et al.'s defaults.
 
     ======================================  ============================================================================
     guided-diffusion, ImageNet 256          ``channels=256, channel_mult=(1, 1, 2, 2, 4, 4), head_channels=64,
@@ -78,6 +58,9 @@ class ADM(nn.Module):
         norm_group_channels: Channels that a group has at least; there are fewer groups where needed, as EDM.
         embedding: Embedding of the noise label: ``sin_first``, ``cos_first`` (OpenAI, EDM) or ``fourier``.
         embedding_dim: Features of the noise embedding; ``channels`` when None.
+        first_channels: Channels of the first convolution's result; those of level 0 when None.
+        input_frequencies: Exponents ``n`` of Fourier features ``sin(2^n pi x), cos(2^n pi x)`` of the input, such as
+            (7, 8) (Kingma et al. 2021); see ``InputFourierFeatures``.
         outputs_per_channel: Outputs for each channel of the data.
 
     Raises:
@@ -113,74 +96,29 @@ class ADM(nn.Module):
         norm_group_channels: int = 1,
         embedding: EmbeddingKind = "cos_first",
         embedding_dim: int | None = None,
+        first_channels: int | None = None,
+        input_frequencies: Sequence[int] = (),
         outputs_per_channel: int = 1,
     ) -> None:
         super().__init__()
-        widths = level_widths(channels, channel_mult)
-        resolutions = level_resolutions(image_size, len(widths))
-        if num_res_blocks < 1:
-            raise ValueError(f"num_res_blocks must be at least 1, got {num_res_blocks}; raise it")
-        check_attention_resolutions((*attention_resolutions, *(up_attention_resolutions or ())), resolutions)
-        if resampling not in ("residual", "convolution"):
-            raise ValueError(f"resampling must be 'residual' or 'convolution', got {resampling!r}; choose one")
-        self._size = height_and_width(image_size)
-        self.image_size = one_or_pair(*self._size)
-        self.in_channels = in_channels
-        self.num_res_blocks = num_res_blocks
-        self.num_classes = num_classes
+        self._set_shape()
+        check_choice("resampling", resampling, get_args(Resampling))
+        down_attends = self._attends(attention_resolutions)
+        up_attends = down_attends if up_attention_resolutions is None else self._attends(up_attention_resolutions)
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
-        build = ADMBlocks(
-            embedding_dim=4 * channels,
-            dropout=dropout,
-            scale_shift_norm=scale_shift_norm,
-            num_heads=num_heads,
-            head_channels=head_channels,
-            floor_heads=floor_heads,
-            residual_resampling=resampling == "residual",
-            symmetric_downsample=symmetric_downsample,
-            norm_eps=norm_eps,
-            norm_groups=norm_groups,
-            norm_group_channels=norm_group_channels,
-        )
-        down_attends = [resolution in attention_resolutions for resolution in resolutions]
-        up_attends = down_attends
-        if up_attention_resolutions is not None:
-            up_attends = [resolution in up_attention_resolutions for resolution in resolutions]
-
+        build = ADMBlocks.of(self.options, first=first_channels or self.widths[0], widths=self.widths)
         self.embed = ConditioningEmbedding(
             embedding_dim or channels, 4 * channels, num_classes=num_classes, null_class=null_class, kind=embedding
         )
-        self.conv_in = initialize(nn.Conv2d(in_channels, widths[0], 3, padding=1))
-        self.down, skips = build.encoder(widths[0], widths, down_attends, num_res_blocks)
+        self.input_features = InputFourierFeatures(input_frequencies)
+        self.conv_in = initialize(nn.Conv2d(self.input_features.out_channels(in_channels), build.first, 3, padding=1))
+        self.down = build.down(down_attends)
         self.middle = build.middle(
-            widths[-1], attend=middle_attention, norm=None if middle_attention_norm else lambda _: nn.Identity()
+            attend=middle_attention, norm=None if middle_attention_norm else lambda _: nn.Identity()
         )
-        width = widths[-1]
-        up: list[ADMLevel] = []
-        for i in reversed(range(len(widths))):
-            blocks = []
-            for _ in range(num_res_blocks + 1):
-                blocks.append(build.res_block(width + skips.pop(), widths[i]))
-                width = widths[i]
-            up.append(build.level(blocks, attend=up_attends[i], resample=build.up(width) if i else None))
-        self.up = nn.ModuleList(reversed(up))
-        self.norm_out = build.norm(width)
-        self.conv_out = initialize(nn.Conv2d(width, self.out_channels, 3, padding=1), zero=True)
-
-    @property
-    def stages(self) -> list[ADMLevel]:
-        """The levels in the order in which they are applied: down, middle, up."""
-        return [level for level in (*self.down, self.middle, *reversed(self.up)) if isinstance(level, ADMLevel)]
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """True if blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
-        return self.middle.gradient_checkpointing
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, on: bool) -> None:
-        for level in self.stages:
-            level.gradient_checkpointing = on
+        self.up = build.up(up_attends)
+        self.norm_out = build.norm(self.widths[0])
+        self.conv_out = initialize(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1), zero=True)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """Apply the network.
@@ -197,12 +135,12 @@ class ADM(nn.Module):
         Raises:
             ValueError: A shape, dtype or label is not what the network was built for.
         """
-        check_input(x, (self.in_channels, *self._size), self.conv_in.weight)
+        self._check_input(x)
         embedding = self.embed(c_noise, cond, x.shape[0])
-        skips = [self.conv_in(x)]
+        skips = [self.conv_in(self.input_features(x).to(x.dtype))]
         for level in self.down:
             skips += level(skips[-1], embedding)
-        hidden = self.middle(skips[-1], embedding)[-1]
+        hidden = self.middle(skips[-1], embedding)
         for level in reversed(self.up):
-            hidden = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)])[-1]
+            hidden = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)])
         return self.conv_out(F.silu(self.norm_out(hidden))).to(x.dtype)

@@ -1,23 +1,18 @@
 """The classifier of noisy images whose gradient guides diffusion."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adm import Resampling, level_widths
-from .blocks.adm_levels import ADMBlocks
-from .blocks.checks import check_input
+from .base import ImageBackbone
+from .blocks.adm_blocks import ADMBlocks, Resampling
+from .blocks.checks import check_choice
 from .blocks.embedding import ConditioningEmbedding
 from .blocks.initialization import initialize
-from .blocks.resolutions import (
-    ImageSize,
-    check_attention_resolutions,
-    height_and_width,
-    level_sizes,
-    one_or_pair,
-)
+from .blocks.resolutions import ImageSize, height_and_width
 
 
 class AttentionPool(nn.Module):
@@ -58,7 +53,7 @@ class AttentionPool(nn.Module):
         return self.proj(attended.flatten(1))
 
 
-class EncoderClassifier(nn.Module):
+class EncoderClassifier(ImageBackbone):
     """Logits of p(class | x_t, t): the way down of an ``ADM``, its middle, and attention pooling.
 
     The defaults at ``image_size=64`` with ``num_res_blocks=4`` are the published classifier of guided-diffusion.
@@ -99,35 +94,18 @@ class EncoderClassifier(nn.Module):
         resampling: Resampling = "residual",
     ) -> None:
         super().__init__()
-        widths = level_widths(channels, channel_mult)
-        sizes = level_sizes(image_size, len(widths))
-        resolutions = [min(size) for size in sizes]
-        if num_res_blocks < 1:
-            raise ValueError(f"num_res_blocks must be at least 1, got {num_res_blocks}; raise it")
-        check_attention_resolutions(attention_resolutions, resolutions)
-        self._size = height_and_width(image_size)
-        self.image_size = one_or_pair(*self._size)
-        self.in_channels = in_channels
-        build = ADMBlocks(
-            embedding_dim=4 * channels,
-            dropout=dropout,
-            scale_shift_norm=scale_shift_norm,
-            num_heads=1,
-            head_channels=head_channels,
-            floor_heads=False,
-            residual_resampling=resampling == "residual",
-            symmetric_downsample=True,
-            norm_eps=1e-5,
-            norm_groups=32,
-            norm_group_channels=1,
-        )
-        attends = [resolution in attention_resolutions for resolution in resolutions]
+        self._set_shape()
+        check_choice("resampling", resampling, get_args(Resampling))
+        build = ADMBlocks.of(self.options, first=self.widths[0], widths=self.widths)
         self.embed = ConditioningEmbedding(channels, 4 * channels, kind="cos_first")
-        self.conv_in = initialize(nn.Conv2d(in_channels, widths[0], 3, padding=1))
-        self.down, _ = build.encoder(widths[0], widths, attends, num_res_blocks)
-        self.middle = build.middle(widths[-1])
-        self.norm_out = build.norm(widths[-1])
-        self.pool = AttentionPool(sizes[-1], widths[-1], head_channels=head_channels, out_features=num_classes)
+        self.conv_in = initialize(nn.Conv2d(in_channels, build.first, 3, padding=1))
+        self.down = build.down(self._attends(attention_resolutions))
+        self.middle = build.middle()
+        self.up = nn.ModuleList()
+        self.norm_out = build.norm(self.widths[-1])
+        self.pool = AttentionPool(
+            self.sizes[-1], self.widths[-1], head_channels=head_channels, out_features=num_classes
+        )
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Apply the network.
@@ -142,9 +120,10 @@ class EncoderClassifier(nn.Module):
         Raises:
             ValueError: A shape or dtype is not what the network was built for.
         """
-        check_input(x, (self.in_channels, *self._size), self.conv_in.weight)
+        self._check_input(x)
         embedding = self.embed(c_noise, None, x.shape[0])
         hidden = self.conv_in(x)
-        for level in (*self.down, self.middle):
+        for level in self.down:
             hidden = level(hidden, embedding)[-1]
+        hidden = self.middle(hidden, embedding)
         return self.pool(F.silu(self.norm_out(hidden))).to(x.dtype)

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks.checks import check_input
+from .base import Backbone
+from .blocks.checks import check_input, check_positive
 from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
 from .blocks.initialization import initialize
 
@@ -27,7 +28,7 @@ class MLPBlock(nn.Module):
         return x + self.linear2(F.silu(self.linear1(F.silu(x)) + self.project(embedding)))
 
 
-class MLP(nn.Module):
+class MLP(Backbone):
     """Residual multilayer perceptron with SiLU and the same conditioning as ``UNet``, for [B, D] data.
 
     A new network returns zeros, since its last layer starts at zero.
@@ -59,9 +60,7 @@ class MLP(nn.Module):
         embedding: EmbeddingKind = "sin_first",
     ) -> None:
         super().__init__()
-        for name, value in (("num_dims", num_dims), ("hidden", hidden), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_positive(num_dims=num_dims, hidden=hidden, num_layers=num_layers)
         self.num_dims = num_dims
         self.num_classes = num_classes
         features = max(4, hidden + hidden % 2) if embedding_dim is None else embedding_dim

@@ -1,41 +1,35 @@
 """NCSN++ and DDPM++, the networks of Song et al. 2021, with which EDM's SongUNet is one family."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks.checks import check_input
-from .blocks.fir import ConvUpsample, make_conv_downsample, make_resampler
+from .base import ImageBackbone
+from .blocks.checks import check_choice
+from .blocks.embedding import NoiseEmbedding, NoiseLabelEmbedding
+from .blocks.fir import ConvUpsample, Direction, make_conv_downsample, make_resampler
 from .blocks.initialization import initialize
-from .blocks.layers import AttentionBlock, group_norm
-from .blocks.ncsnpp_blocks import NoiseEmbedding, NoiseLabelEmbedding, RescaledResBlock
+from .blocks.layers import AttentionBlock, ResBlock
+from .blocks.levels import MiddleLevel, down_blocks, up_blocks
 from .blocks.ncsnpp_levels import (
     InputResidual,
     InputSkip,
     OutputSkip,
     PyramidDownLevel,
-    PyramidLevel,
-    PyramidMiddleLevel,
     PyramidUpLevel,
     RescaledAttention,
 )
-from .blocks.resolutions import (
-    ImageSize,
-    check_attention_resolutions,
-    height_and_width,
-    level_resolutions,
-    one_or_pair,
-)
+from .blocks.normalization import group_norm
+from .blocks.resolutions import ImageSize
 
 Block = Literal["biggan", "ddpm"]
 InputPyramid = Literal["none", "residual", "skip"]
 OutputPyramid = Literal["none", "skip"]
 
 
-class NCSNpp(nn.Module):
+class NCSNpp(ImageBackbone):
     """The networks of Song et al. 2021: the defaults at ``image_size=32`` are their NCSN++ for CIFAR-10.
 
     Level ``i`` works at resolution ``image_size / 2^i`` with ``channels * channel_mult[i]`` channels; ``down[i]`` and
@@ -114,110 +108,87 @@ class NCSNpp(nn.Module):
         outputs_per_channel: int = 1,
     ) -> None:
         super().__init__()
-        _check_choice("block", block, get_args(Block))
-        _check_choice("input_pyramid", input_pyramid, get_args(InputPyramid))
-        _check_choice("output_pyramid", output_pyramid, get_args(OutputPyramid))
-        _check_positive(
-            in_channels=in_channels,
-            channels=channels,
-            num_res_blocks=num_res_blocks,
-            channel_mult=min(channel_mult, default=0),
-            min_group_channels=min_group_channels,
-            outputs_per_channel=outputs_per_channel,
-        )
-        resolutions = level_resolutions(image_size, len(channel_mult))
-        check_attention_resolutions(attention_resolutions, resolutions)
-        self._size = height_and_width(image_size)
-        self.image_size = one_or_pair(*self._size)
-        self.in_channels, self.num_res_blocks = in_channels, num_res_blocks
-        self.block: Block = block
-        self.num_classes = num_classes
+        self._set_shape()
+        check_choice("block", block, get_args(Block))
+        check_choice("input_pyramid", input_pyramid, get_args(InputPyramid))
+        check_choice("output_pyramid", output_pyramid, get_args(OutputPyramid))
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
-
-        def norm(width: int) -> nn.Module:
-            return group_norm(width, norm_eps, max_groups=max(1, min(32, width // min_group_channels)))
-
-        embedding_dim = 4 * channels
-        features = noise_features or (2 * channels if embedding == "fourier" else channels)
-        res_block = partial(RescaledResBlock, embedding_dim=embedding_dim, norm=norm, dropout=dropout, rescale=rescale)
-        last = len(channel_mult) - 1
-        widths = [channels * mult for mult in channel_mult]
-        attends = [resolution in attention_resolutions for resolution in resolutions]
-
-        def attend(width: int) -> RescaledAttention:
-            return RescaledAttention(AttentionBlock(width, norm=norm), rescale=rescale)
-
-        def down_step(width: int) -> nn.Module:
-            if block == "biggan":
-                return res_block(width, width, resample=make_resampler("down", fir_kernel))
-            return (
-                make_conv_downsample(width, width, fir_kernel) if resample_conv else make_resampler("down", fir_kernel)
-            )
-
-        def up_step(width: int) -> nn.Module:
-            if block == "biggan":
-                return res_block(width, width, resample=make_resampler("up", fir_kernel))
-            return ConvUpsample(width, fir_kernel or (1, 1)) if resample_conv else make_resampler("up", fir_kernel)
-
-        def image_input(level: int) -> InputSkip | InputResidual | None:
-            if input_pyramid == "none":
-                return None
-            if input_pyramid == "skip":
-                return InputSkip(in_channels, widths[level], make_resampler("down", fir_kernel))
-            before = in_channels if level == 0 else widths[level - 1]
-            return InputResidual(make_conv_downsample(before, widths[level], fir_kernel), rescale=rescale)
-
         self.embed = NoiseLabelEmbedding(
-            features,
-            embedding_dim,
+            noise_features or (2 * channels if embedding == "fourier" else channels),
+            4 * channels,
             kind=embedding,
             num_classes=num_classes,
             null_class=null_class,
             augment_dim=augment_dim,
         )
         self.conv_in = initialize(nn.Conv2d(in_channels, channels, 3, padding=1))
-
+        attends, sizes = self._attends(attention_resolutions), (channels, self.widths, num_res_blocks)
         self.down = nn.ModuleList()
-        skip_widths, width = [channels], channels
-        for i, out in enumerate(widths):
-            blocks = [res_block(width if j == 0 else out, out) for j in range(num_res_blocks)]
-            width = out
-            step, image = (None, None) if i == last else (down_step(out), image_input(i))
-            self.down.append(PyramidDownLevel(blocks, [attend(out) for _ in blocks if attends[i]], step, image))
-            skip_widths += [out] * (num_res_blocks + (i < last))
-
-        self.middle = PyramidMiddleLevel(res_block(width, width), attend(width), res_block(width, width))
-
+        for attend, blocks in zip(attends, down_blocks(self._res_block, *sizes), strict=True):
+            self.down.append(self._down_level(len(self.down), blocks, attend=attend))
+        lowest = self.widths[-1]
+        block1 = self._res_block(lowest, lowest)
+        self.middle = MiddleLevel(block1, self._attention(lowest), self._res_block(lowest, lowest))
         up: list[PyramidUpLevel] = []
-        for i, out in reversed(list(enumerate(widths))):
-            blocks = []
-            for _ in range(num_res_blocks + 1):
-                blocks.append(res_block(width + skip_widths.pop(), out))
-                width = out
-            image = None
-            if output_pyramid == "skip" and i > 0:
-                image = OutputSkip(norm(out), out, self.out_channels, make_resampler("up", fir_kernel))
-            up.append(PyramidUpLevel(blocks, attend(out) if attends[i] else None, image, up_step(out) if i else None))
+        for attend, blocks in zip(reversed(attends), up_blocks(self._res_block, *sizes), strict=True):
+            up.append(self._up_level(len(attends) - 1 - len(up), blocks, attend=attend))
         self.up = nn.ModuleList(reversed(up))
+        self.norm_out = self._norm(self.widths[0])
+        self.conv_out = initialize(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1), zero=True)
+        self.image_up = self._plain_resampler("up")
 
-        self.norm_out = norm(width)
-        self.conv_out = initialize(nn.Conv2d(width, self.out_channels, 3, padding=1), zero=True)
-        self.image_up = make_resampler("up", fir_kernel)
+    def _norm(self, width: int) -> nn.Module:
+        most = max(1, min(32, width // self.options["min_group_channels"]))
+        return group_norm(width, self.options["norm_eps"], max_groups=most)
 
-    @property
-    def stages(self) -> list[PyramidLevel]:
-        """The levels in the order in which they are applied: down, middle, up."""
-        return [level for level in (*self.down, self.middle, *reversed(self.up)) if isinstance(level, PyramidLevel)]
+    def _plain_resampler(self, direction: Direction) -> nn.Module:
+        return make_resampler(direction, self.options["fir_kernel"])
 
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """True if blocks are computed anew in the backward pass instead of remembered; see ``PyramidLevel``."""
-        return self.middle.gradient_checkpointing
+    def _res_block(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
+        return ResBlock(
+            in_channels,
+            out_channels,
+            4 * self.options["channels"],
+            dropout=self.options["dropout"],
+            norm=self._norm,
+            resample=resample,
+            skip_conv=resample is not None,
+            rescale=self.options["rescale"],
+        )
 
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, on: bool) -> None:
-        for level in self.stages:
-            level.gradient_checkpointing = on
+    def _attention(self, width: int) -> RescaledAttention:
+        return RescaledAttention(AttentionBlock(width, norm=self._norm), rescale=self.options["rescale"])
+
+    def _resample(self, direction: Direction, width: int) -> nn.Module:
+        kernel = self.options["fir_kernel"]
+        if self.options["block"] == "biggan":
+            return self._res_block(width, width, self._plain_resampler(direction))
+        if not self.options["resample_conv"]:
+            return self._plain_resampler(direction)
+        return make_conv_downsample(width, width, kernel) if direction == "down" else ConvUpsample(width, kernel)
+
+    def _image_input(self, level: int) -> InputSkip | InputResidual | None:
+        pyramid, width = self.options["input_pyramid"], self.widths[level]
+        if pyramid == "none":
+            return None
+        if pyramid == "skip":
+            return InputSkip(self.in_channels, width, self._plain_resampler("down"))
+        before = self.widths[level - 1] if level else self.in_channels
+        down = make_conv_downsample(before, width, self.options["fir_kernel"])
+        return InputResidual(down, rescale=self.options["rescale"])
+
+    def _down_level(self, i: int, blocks: list[ResBlock], *, attend: bool) -> PyramidDownLevel:
+        width, resample, image = self.widths[i], None, None
+        if i < len(self.widths) - 1:
+            resample, image = self._resample("down", width), self._image_input(i)
+        return PyramidDownLevel(blocks, [self._attention(width) for _ in blocks if attend], resample, image)
+
+    def _up_level(self, i: int, blocks: list[ResBlock], *, attend: bool) -> PyramidUpLevel:
+        width, image = self.widths[i], None
+        if self.options["output_pyramid"] == "skip" and i:
+            image = OutputSkip(self._norm(width), width, self.out_channels, self._plain_resampler("up"))
+        attention = self._attention(width) if attend else None
+        return PyramidUpLevel(blocks, attention, image, self._resample("up", width) if i else None)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network.
@@ -235,7 +206,7 @@ class NCSNpp(nn.Module):
         Raises:
             ValueError: A shape, dtype or label is not what the network was built for.
         """
-        check_input(x, (self.in_channels, *self._size), self.conv_in.weight)
+        self._check_input(x)
         embedding = self.embed(c_noise, cond, augment, x.shape[0])
         pyramid, skips = x, [self.conv_in(x)]
         for level in self.down:
@@ -246,14 +217,3 @@ class NCSNpp(nn.Module):
             hidden, image = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)], image)
         out = self.conv_out(F.silu(self.norm_out(hidden)))
         return (out if image is None else out + self.image_up(image)).to(x.dtype)
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_positive(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}; raise it")

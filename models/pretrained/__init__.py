@@ -6,18 +6,13 @@ from .diffusers.pipeline import from_diffusers
 from .edm.network import from_edm
 from .guided.network import from_guided_classifier, from_guided_diffusion, from_improved_diffusion
 from .score_sde.network import from_score_sde
-from .shared.plan import (
-    BACKBONES,
-    Backbone,
-    ModelPlan,
-    PlannedModel,
-)
+from .shared.plan import BACKBONES, ModelPlan, PlannedModel, default_options
 
 __all__ = [
     "BACKBONES",
-    "Backbone",
     "ModelPlan",
     "PlannedModel",
+    "default_options",
     "export_diffusers",
     "from_ddpm",
     "from_diffusers",

@@ -1,4 +1,4 @@
-"""One process's share of a training step, and how the processes of ``torchrun`` add up what they have."""
+"""One rank's slice of a batch, and sums over the ranks of a ``torchrun`` job."""
 
 from __future__ import annotations
 
@@ -23,54 +23,49 @@ from .ranks import Ranks
 SHARDINGS = ("none", "fsdp")
 
 
-class Share:
-    """The part of every global batch that one process does; alone, all of it.
+class RankSlice:
+    """One rank's slice of every global batch; alone, all of it.
 
-    A global batch of B samples is cut into ``world * accumulation_steps`` parts of nearly equal size. Process r does
-    parts r A .. (r + 1) A - 1, one after the other. A part's gradient depends on nothing but the part: so do two
-    processes what one does with two accumulation steps, up to the order of sums.
+    A global batch of B samples is cut into ``world * accumulation_steps`` micro-batches of nearly equal size. Rank r
+    does micro-batches r A .. (r + 1) A - 1, one after the other. The gradient of a micro-batch depends on nothing else:
+    two ranks compute what one does with two accumulation steps, up to the order of sums.
 
     Args:
         batch_size: B, of all processes together.
         rank: Number of this process.
         world: Number of processes.
-        accumulation_steps: Parts A a process.
+        accumulation_steps: Micro-batches A a rank.
 
     Raises:
-        ValueError: If there are more parts than samples.
+        ValueError: If there are more micro-batches than samples.
+
+    Attributes:
+        samples: The samples of this rank, as places in the global batch.
+        micro_batches: Its micro-batches, as places in the global batch.
     """
 
     def __init__(self, batch_size: int, *, rank: int = 0, world: int = 1, accumulation_steps: int = 1) -> None:
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}; use 1 for none")
-        num_parts = world * accumulation_steps
-        if num_parts > batch_size:
+        num_micro_batches = world * accumulation_steps
+        if num_micro_batches > batch_size:
             raise ValueError(
-                f"a batch of {batch_size} cannot be cut into {num_parts} parts, one for each of {world} processes and "
-                f"{accumulation_steps} accumulation steps; raise training.batch_size, the size over all of them"
+                f"a batch of {batch_size} cannot be cut into {num_micro_batches} micro-batches, one for each of "
+                f"{world} processes and {accumulation_steps} accumulation steps; raise training.batch_size, the size "
+                "over all of them"
             )
         self.batch_size, self.rank, self.world, self.accumulation_steps = batch_size, rank, world, accumulation_steps
-        self._ends = [batch_size * part // num_parts for part in range(num_parts + 1)]
+        self._ends = [batch_size * number // num_micro_batches for number in range(num_micro_batches + 1)]
+        own = self._ends[rank * accumulation_steps : (rank + 1) * accumulation_steps + 1]
+        self.samples = slice(own[0], own[-1])
+        self.micro_batches = [slice(begin, end) for begin, end in itertools.pairwise(own)]
 
-    @property
-    def all(self) -> slice:
-        """The samples of this process."""
-        first = self.rank * self.accumulation_steps
-        return slice(self._ends[first], self._ends[first + self.accumulation_steps])
-
-    @property
-    def parts(self) -> list[slice]:
-        """Its parts, as places in the global batch."""
-        first = self.rank * self.accumulation_steps
-        ends = self._ends[first : first + self.accumulation_steps + 1]
-        return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
-
-    def part_sizes(self) -> list[int]:
-        """Number of samples of each part, of all processes."""
+    def micro_batch_sizes(self) -> list[int]:
+        """Number of samples of each micro-batch, of all ranks."""
         return [end - begin for begin, end in itertools.pairwise(self._ends)]
 
     def sizes(self) -> list[int]:
-        """Number of samples of each process."""
+        """Number of samples of each rank."""
         ends = self._ends[:: self.accumulation_steps]
         return [end - begin for begin, end in itertools.pairwise(ends)]
 
@@ -79,7 +74,7 @@ class Communication:
     """Sums over processes; with one process, nothing at all.
 
     Args:
-        share: This process's part.
+        rank_slice: This rank's slice of a batch.
         device: Where its network is.
         sharding: "none" or "fsdp", which splits weights, gradients and the optimizer's state over the processes.
 
@@ -87,18 +82,18 @@ class Communication:
         ValueError: If the sharding is unknown, or there is one process to shard over.
     """
 
-    def __init__(self, share: Share, device: torch.device, *, sharding: str = "none") -> None:
+    def __init__(self, rank_slice: RankSlice, device: torch.device, *, sharding: str = "none") -> None:
         if sharding not in SHARDINGS:
             raise ValueError(choices_message("sharding", sharding, list(SHARDINGS)))
-        if sharding == "fsdp" and share.world == 1:
+        if sharding == "fsdp" and rank_slice.world == 1:
             raise ValueError(
                 "training.sharding=fsdp needs several processes, got 1; start it with torchrun, or set it to none"
             )
-        self.share, self.device, self.sharded = share, device, sharding == "fsdp"
+        self.rank_slice, self.device, self.sharded = rank_slice, device, sharding == "fsdp"
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with its gradients averaged over the processes."""
-        if self.share.world == 1 or self.sharded:
+        if self.rank_slice.world == 1 or self.sharded:
             return network
         # no buffer changes while training; newer versions of PyTorch call the setting otherwise
         known = inspect.signature(DistributedDataParallel).parameters
@@ -107,22 +102,22 @@ class Communication:
         return DistributedDataParallel(network, gradient_as_bucket_view=True, **quiet)
 
     def without_sum(self, network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Leave the sum over processes to the last part of a step."""
-        if last or self.share.world == 1:
+        """Leave the sum over ranks to the last micro-batch of a step."""
+        if last or self.rank_slice.world == 1:
             return nullcontext()
         return _no_sum(network, sharded=self.sharded)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average the gradients of what lies outside the network: a noise schedule, a dequantizer."""
-        if self.share.world > 1:
+        if self.rank_slice.world > 1:
             for parameter in parameters:
                 if parameter.grad is not None:
                     dist.all_reduce(parameter.grad)
-                    parameter.grad.div_(self.share.world)
+                    parameter.grad.div_(self.rank_slice.world)
 
     def add(self, values: Tensor) -> Tensor:
         """Sum of float64 values over the processes, on each of them."""
-        if self.share.world > 1:
+        if self.rank_slice.world > 1:
             dist.all_reduce(values)
         return values
 
@@ -132,9 +127,9 @@ class Communication:
 
     def gather(self, values: Tensor) -> Tensor:
         """Per-sample values of all processes, in the order of the global batch, on each of them."""
-        if self.share.world == 1:
+        if self.rank_slice.world == 1:
             return values
-        sizes = self.share.sizes()
+        sizes = self.rank_slice.sizes()
         # of one size, which all backends can gather
         padded = values.new_zeros(max(sizes))
         padded[: len(values)] = values

@@ -189,7 +189,7 @@ PLUGINS = {
     "raises": ("raise RuntimeError('no')", "RuntimeError: no"),
     "exits": ("import sys; sys.exit(0)", "SystemExit: 0"),
     "abstract": (
-        "from samplers import *\n@register_sampler('p1')\nclass P1(StepSampler): pass",
+        "from samplers import *\n@register_sampler('p1')\nclass P1(GridSampler): pass",
         "sampler 'p1' cannot be built",
     ),
     "foreign": (
@@ -197,8 +197,8 @@ PLUGINS = {
         "is a P2",
     ),
     "shape": (
-        "from samplers import *\n@register_sampler('p3')\nclass P3(StepSampler):\n"
-        "  def step(self, model, x_t, t, s, *, cond, noise): return x_t[..., :4]",
+        "from samplers import *\n@register_sampler('p3')\nclass P3(GridSampler):\n"
+        "  def step(self, denoise, x, t, s, noise): return x[..., :4]",
         "P3.step must return shape [3, 1, 8, 8], got [3, 1, 8, 4]",
     ),
 }

@@ -20,7 +20,6 @@ from evaluation.drawing import draw
 from experiment.build import build_dataset, build_sampler
 from experiment.config import load_config
 from experiment.from_checkpoints import load_trained
-from experiment.images import to_uint8
 from models import ClippedScoreModel, ThresholdedScoreModel
 from runtime.compilation import missing_compiler
 
@@ -124,7 +123,7 @@ def test_samples_keep_x0_in_range_as_the_config_says(run_copy: Path, options: di
     model, _ = load_trained(config, run_copy, dataset.kind, torch.device("cpu"))
     how = {"sample_shape": dataset.image_shape, "num_samples": 5, "batch_size": 3}
     expected = {
-        kind: to_uint8(draw(build_sampler(config), wrap(model), **how)[0], dataset.num_levels)
+        kind: dataset.space.pixels(draw(build_sampler(config), wrap(model), **how)[0])
         for kind, wrap in (("this", wrapper), ("clipped", ClippedScoreModel))
     }
     np.testing.assert_array_equal(images, expected["this"])

@@ -18,12 +18,12 @@ from tiny import ROOT, snapshot
 
 import main
 from commands.import_checkpoint import read_source
+from data import LevelSpace
 from evaluation.drawing import draw
 from evaluation.estimators import build_estimators, seen_by
 from evaluation.measurement import measure
 from experiment.build import bound_x0, build_dataset, build_sampler
 from experiment.config import Config, load_config
-from experiment.images import to_uint8
 from experiment.imported_config import complete_config
 from models.pretrained import PlannedModel, from_diffusers
 from models.pretrained.guided.network import guided_sources
@@ -119,7 +119,7 @@ def test_samples_are_those_of_the_model_with_classes_where_it_has_them(imported:
         assert found.files == ["arr_0"]
     how: dict[str, Any] = {"sample_shape": (1, 8, 8), "num_samples": 11, "batch_size": 11, "seed": config.seed}
     model = bound_x0(config, model, build_dataset(config, "test").kind)
-    expected = to_uint8(draw(build_sampler(config), model, classes=range(classes or 0), **how)[0], 17)
+    expected = LevelSpace(17).pixels(draw(build_sampler(config), model, classes=range(classes or 0), **how)[0])
     # another layout in memory may round otherwise, which moves a pixel by a level at most
     difference = np.abs(found["arr_0"].astype(int) - expected.astype(int))
     assert difference.max() <= 16 and (difference == 0).mean() > 0.98

@@ -17,21 +17,21 @@ from tiny import ROOT, TINY, error, last_tensors, snapshot, tiny_command
 import main
 from experiment.build import build_dataset
 from experiment.config import load_config
-from training.state import TrainingState
-from training.step import StepResult, TrainingStep
+from training.build import build_state
+from training.trainer import StepResult, Trainer
 
 
 def _stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Press Ctrl-C in that step."""
-    whole_step = TrainingStep.__call__
+    whole_step = Trainer.step
 
-    def press(self: TrainingStep, **options: bool) -> StepResult:
+    def press(self: Trainer, **options: bool) -> StepResult:
         result = whole_step(self, **options)
-        if self._state.step == steps:
+        if self.state.step == steps:
             signal.raise_signal(signal.SIGINT)
         return result
 
-    monkeypatch.setattr(TrainingStep, "__call__", press)
+    monkeypatch.setattr(Trainer, "step", press)
 
 
 def test_ctrl_c_in_the_last_step_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -239,7 +239,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 def test_ctrl_c_does_not_save_what_is_not_finite(run_copy: Path):
     config = load_config(str(ROOT / "configs/vp/digits.py"), [o for o in TINY if o.startswith("--config.")])
-    state = TrainingState.create(config, build_dataset(config, "train").kind, torch.device("cpu"))
+    state = build_state(config, build_dataset(config, "train").kind, torch.device("cpu"))
     assert state.restore(run_copy / "checkpoints") and state.step == 6
     with torch.no_grad():
         next(state.model.parameters()).view(-1)[0] = float("nan")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import DataError, ImageDataset, to_levels, to_model_space
+from data import DataError, ImageDataset, LevelSpace
 from data.base import fixed_split
 
 
@@ -10,45 +10,45 @@ from data.base import fixed_split
 def test_every_level_of_every_depth_survives_the_round_trip(dtype):
     for num_levels in range(2, 257):
         levels = torch.arange(num_levels, dtype=torch.uint8)
-        x = to_model_space(levels, num_levels)
+        x = LevelSpace(num_levels).encode(levels)
         assert x.dtype == torch.float32
         assert x[0] == -1 and x[-1] == 1
-        assert torch.equal(to_levels(x.to(dtype), num_levels), levels)
+        assert torch.equal(LevelSpace(num_levels).decode(x.to(dtype)), levels)
 
 
 def test_model_space_is_affine_in_the_level():
     levels = torch.arange(17, dtype=torch.uint8)
-    torch.testing.assert_close(to_model_space(levels, 17), torch.linspace(-1, 1, 17))
+    torch.testing.assert_close(LevelSpace(17).encode(levels), torch.linspace(-1, 1, 17))
 
 
 def test_input_images_are_not_changed_in_place():
     levels = torch.tensor([0, 7, 16], dtype=torch.uint8)
-    x = to_model_space(levels, 17)
-    to_levels(x, 17)
+    x = LevelSpace(17).encode(levels)
+    LevelSpace(17).decode(x)
     assert levels.tolist() == [0, 7, 16]
-    assert x.tolist() == to_model_space(levels, 17).tolist()
+    assert x.tolist() == LevelSpace(17).encode(levels).tolist()
 
 
-def test_to_levels_takes_the_nearest_level_and_clamps():
+def test_decoding_takes_the_nearest_level_and_clamps():
     x = torch.tensor([-torch.inf, -3.0, -0.51, -0.49, 0.49, 0.51, 3.0, torch.inf])
-    assert to_levels(x, 3).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert LevelSpace(3).decode(x).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
 def test_half_precision_rounds_no_worse_than_its_own_grid():
     x = torch.linspace(-1, 1, 1001).to(torch.bfloat16)
-    assert torch.equal(to_levels(x, 256), to_levels(x.double(), 256))
+    assert torch.equal(LevelSpace(256).decode(x), LevelSpace(256).decode(x.double()))
 
 
 def test_conversion_refusals(refuses):
     with refuses("2 NaN", "of 3"):
-        to_levels(torch.tensor([0.0, torch.nan, torch.nan]), 256)
+        LevelSpace(256).decode(torch.tensor([0.0, torch.nan, torch.nan]))
     with refuses("torch.uint8"):
-        to_levels(torch.zeros(3, dtype=torch.uint8), 256)
+        LevelSpace(256).decode(torch.zeros(3, dtype=torch.uint8))
     with refuses("torch.float32"):
-        to_model_space(torch.zeros(3), 256)
+        LevelSpace(256).encode(torch.zeros(3))
     for num_levels in (0, 1, 257):
         with refuses("2 .. 256", num_levels):
-            to_model_space(torch.zeros(3, dtype=torch.uint8), num_levels)
+            LevelSpace(num_levels).encode(torch.zeros(3, dtype=torch.uint8))
 
 
 def make(**changes):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from data import TrainBatches, eval_batches
+from data import eval_batches
+from training.batches import TrainBatches
 
 
 def order(batches, steps):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data import RealSpace, TrainBatches, VectorDataset, eval_batches, load_dataset
+from data import RealSpace, VectorDataset, eval_batches, load_dataset
+from training.batches import TrainBatches
 
 RANDOM = np.random.RandomState(0)
 VECTORS = RANDOM.randn(40, 3) * [1.0, 20.0, 1e-3] + [0.0, 5e6, -1.0]

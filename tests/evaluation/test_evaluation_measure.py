@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import ImageDataset, to_model_space
+from data import ImageDataset, LevelSpace
 from evaluation.drawing import draw
 from evaluation.measurement import Measurement, measure, values_of
 from evaluation.table import without_nan
@@ -27,7 +27,7 @@ def oracle() -> tuple[DiscreteScoreModel, ImageDataset]:
     """The exact denoiser of a 2-pixel picture, and draws of it as a data set."""
     patterns = torch.tensor([[0, 4], [1, 1], [3, 2], [4, 4]])
     sde = Tabulated.ddpm(num_steps=100, beta_start=1e-3, beta_end=0.1)
-    points = to_model_space(patterns.to(torch.uint8)[:, None, None], 5)
+    points = LevelSpace(5).encode(patterns.to(torch.uint8)[:, None, None])
     model = DiscreteScoreModel(sde, points=points, probs=[0.4, 0.3, 0.2, 0.1])
     choice = torch.multinomial(model.probs, 700, replacement=True, generator=torch.Generator().manual_seed(0))
     return model, _dataset(patterns[choice][:, None, None], 5)
@@ -37,7 +37,7 @@ def test_mean_and_error_are_those_of_the_images_one_by_one(oracle: tuple[Discret
     model, dataset = oracle
     bound = VariationalBound(num_levels=5)
     means = measure(bound, model, dataset, batch_size=64, seed=3)
-    x0 = to_model_space(dataset.images, 5)
+    x0 = LevelSpace(5).encode(dataset.images)
     alone = bound(model, x0, noise=NoiseStreams(3, range(700))).bits_per_dim.numpy()
     assert means.total.count == 700
     assert means.total.mean == pytest.approx(alone.mean(), rel=1e-6)

@@ -8,7 +8,7 @@ import torch
 from eval_runs import eval_command
 
 import main
-from data import load_dataset, to_model_space
+from data import LevelSpace, load_dataset
 from evaluation.pilot import NUM_PILOT_IMAGES, fit_step_weights
 from experiment.config import load_config
 from likelihood import ContinuousBound, VariationalBound
@@ -36,7 +36,7 @@ def test_weights_are_fitted_on_the_other_split():
         weights = fit_step_weights(config, seen, measured, torch.device("cpu"), Ranks.from_environment())
         assert weights.keys() == {"a", "b"} and full.step_weights is None
         pilot = load_dataset("digits", root="unused", split=other)
-        x0 = to_model_space(pilot.images[:NUM_PILOT_IMAGES], 17)
+        x0 = LevelSpace(17).encode(pilot.images[:NUM_PILOT_IMAGES])
         noise = NoiseStreams(derive_seed(0, 0x70696C6F74), range(NUM_PILOT_IMAGES))
         again = VariationalBound(num_levels=17, num_steps=50, steps_per_image=4, step_sampling="importance")
         torch.testing.assert_close(drawn.step_weights, again.fit_steps(model, x0, noise=noise), rtol=0, atol=0)

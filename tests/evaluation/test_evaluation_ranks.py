@@ -16,7 +16,7 @@ from thinning import only
 from torch.distributed import HashStore, TCPStore
 
 import main
-from data import ImageDataset, to_model_space
+from data import ImageDataset, LevelSpace
 from evaluation.batch_schedule import Schedule
 from evaluation.measurement import EvalSplit, Measurement
 from likelihood import VariationalBound
@@ -137,7 +137,7 @@ class _Together:
 def _toy() -> tuple[DiscreteScoreModel, ImageDataset]:
     patterns = torch.tensor([[0, 4], [1, 1], [3, 2]])
     sde = Tabulated.ddpm(num_steps=20, beta_start=1e-3, beta_end=0.2)
-    points = to_model_space(patterns.to(torch.uint8)[:, None, None], 5)
+    points = LevelSpace(5).encode(patterns.to(torch.uint8)[:, None, None])
     model = DiscreteScoreModel(sde, points=points, probs=[0.5, 0.3, 0.2])
     images = patterns[torch.arange(50) % 3][:, None, None].to(torch.uint8)
     return model, ImageDataset(images, torch.zeros(50, dtype=torch.int64), 5, 1, "toy", "test")

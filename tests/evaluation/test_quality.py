@@ -10,7 +10,7 @@ import torch
 from thinning import one_each
 from torch import Tensor
 
-from data import ImageDataset, load_dataset, to_model_space
+from data import ImageDataset, LevelSpace, load_dataset
 from evaluation.quality import (
     DigitClassifier,
     block_jackknife,
@@ -227,7 +227,7 @@ def test_classifier_names_held_out_digits(
     trained: tuple[DigitClassifier, float], digits: tuple[ImageDataset, ImageDataset]
 ):
     classifier, accuracy = trained
-    x = to_model_space(digits[1].images, 17)
+    x = LevelSpace(17).encode(digits[1].images)
     assert accuracy > 0.95
     assert accuracy == pytest.approx(float((classifier(x).argmax(1) == digits[1].labels).double().mean()))
     torch.testing.assert_close(classifier(x), classifier.output(classifier.features(x)))
@@ -251,7 +251,7 @@ def test_distances_rank_damage_and_put_held_out_digits_lowest(
     trained: tuple[DigitClassifier, float], digits: tuple[ImageDataset, ImageDataset]
 ):
     classifier, (train, test) = trained[0], digits
-    reference, held_out = to_model_space(train.images, 17), to_model_space(test.images, 17)
+    reference, held_out = LevelSpace(17).encode(train.images), LevelSpace(17).encode(test.images)
     noise = _normal(*held_out.shape).float()
     damaged = [held_out, *(held_out + scale * noise for scale in (0.2, 0.4, 0.8))]
     without_ones = reference[train.labels != 1][:360]

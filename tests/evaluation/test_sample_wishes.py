@@ -12,14 +12,13 @@ from tiny import ROOT, TINY, error, tiny_command
 
 import main
 from commands import sample as sampling
-from data import ImageKind
+from data import ImageKind, LevelSpace
 from evaluation.drawing import draw
 from evaluation.trajectory import MOST_FRAMES, TrajectoryHook
 from experiment.build import build_dataset, build_sampler
 from experiment.classes import classes_of
 from experiment.config import load_config
 from experiment.from_checkpoints import load_trained
-from experiment.images import to_uint8
 from experiment.trained_run import load_run
 from models import ClippedScoreModel, DiscreteScoreModel
 from samplers import DDIMSampler, make_sampler
@@ -56,7 +55,7 @@ def test_samples_are_of_the_chosen_classes_in_turn(conditional: Path, tmp_path: 
     sampler, bounded = build_sampler(config), ClippedScoreModel(model)
     expected, labels, _ = draw(sampler, bounded, classes=classes, **how)
     assert labels.tolist() == found["arr_1"].tolist()
-    np.testing.assert_array_equal(found["arr_0"], to_uint8(expected, dataset.num_levels))
+    np.testing.assert_array_equal(found["arr_0"], LevelSpace(dataset.num_levels).pixels(expected))
     all_classes, _, _ = draw(sampler, bounded, classes=range(10), **how)
     assert not torch.equal(all_classes, expected)
 
@@ -142,7 +141,7 @@ def test_a_trajectory_leads_from_noise_to_the_samples(tmp_path: Path, family: st
     # VE ends with noise, and so in one denoising more
     assert states.shape == ((6 if family == "vp" else 7), 16, 1, 8, 8) and states.dtype == np.float32
     assert t[0] == 1 and (np.diff(t) <= 0).all() and t[-1] == 0 and len(t) == len(states)
-    np.testing.assert_array_equal(to_uint8(torch.from_numpy(states[-1]), 17), images[:16])
+    np.testing.assert_array_equal(LevelSpace(17).pixels(torch.from_numpy(states[-1])), images[:16])
     config = load_config(str(ROOT / f"configs/{family}/digits.py"), TINY)
     dataset = build_dataset(config, "train")
     model, _ = load_trained(config, workdir, dataset.kind, torch.device("cpu"))

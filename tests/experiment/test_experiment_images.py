@@ -10,7 +10,6 @@ from experiment.images import (
     save_bound_curve,
     save_learning_curve,
     save_png,
-    to_uint8,
 )
 
 
@@ -18,16 +17,16 @@ from experiment.images import (
 def test_pixels_are_the_levels_spread_over_0_to_255(num_levels: int):
     levels = torch.arange(num_levels)
     x = (2 * levels / (num_levels - 1) - 1).reshape(1, 1, 1, -1)
-    pixels = to_uint8(x, num_levels)
+    pixels = LevelSpace(num_levels).pixels(x)
     assert pixels.shape == (1, 1, num_levels, 1) and pixels.dtype == np.uint8
     assert pixels.flatten().tolist() == [round(255 * k / (num_levels - 1)) for k in range(num_levels)]
     # what the sampler left outside the range is clipped, not wrapped
-    assert to_uint8(torch.tensor([[[[-1.7, 1.2]]]]), num_levels).flatten().tolist() == [0, 255]
+    assert LevelSpace(num_levels).pixels(torch.tensor([[[[-1.7, 1.2]]]])).flatten().tolist() == [0, 255]
 
 
 def test_channels_go_last():
     x = torch.stack([torch.full((2, 3), value) for value in (-1.0, 0.0, 1.0)])[None]
-    pixels = to_uint8(x, 256)
+    pixels = LevelSpace(256).pixels(x)
     assert pixels.shape == (1, 2, 3, 3)
     assert pixels[0, 0, 0].tolist()[::2] == [0, 255]
 

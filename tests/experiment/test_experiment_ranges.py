@@ -10,9 +10,9 @@ from data import ImageKind
 from experiment.build import build_model
 from experiment.checks import check_config
 from experiment.config import flatten, load_config
-from runtime.processes.collectives import Share
+from runtime.processes.collectives import RankSlice
 from training.build import build_loss, build_optimizer
-from training.start_lines import share_line
+from training.start_lines import slice_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KIND = ImageKind((1, 8, 8), 17, 10)
@@ -117,8 +117,9 @@ def test_none_for_infinity_is_advised_where_there_is_one(tmp_path: Path, capsys:
         (4, 2, 2, "images", "2 processes, 2 accumulation steps: 1 image at a time"),
     ],
 )
-def test_the_start_line_is_of_all_parts(batch_size: int, world: int, accumulation: int, samples: str, line: str):
-    shares = [Share(batch_size, rank=rank, world=world, accumulation_steps=accumulation) for rank in range(world)]
-    assert {share_line(share, samples) for share in shares} == {line}
-    assert shares[0].part_sizes() == [part.stop - part.start for share in shares for part in share.parts]
-    assert sum(shares[0].part_sizes()) == batch_size
+def test_the_start_line_is_of_all_ranks(batch_size: int, world: int, accumulation: int, samples: str, line: str):
+    slices = [RankSlice(batch_size, rank=rank, world=world, accumulation_steps=accumulation) for rank in range(world)]
+    assert {slice_line(one, samples) for one in slices} == {line}
+    sizes = slices[0].micro_batch_sizes()
+    assert sizes == [micro.stop - micro.start for one in slices for micro in one.micro_batches]
+    assert sum(sizes) == batch_size

@@ -13,13 +13,12 @@ from safetensors.torch import load_file
 from tiny import tiny_command
 
 import main
-from data import ImageKind, load_dataset
+from data import ImageKind, LevelSpace, load_dataset
 from evaluation.estimators import build_estimators, seen_by
 from evaluation.measurement import measure
 from experiment import build
 from experiment.build import bound_x0, build_sampler
 from experiment.config import load_config
-from experiment.images import to_uint8
 from experiment.trained_run import load_run
 from models import ScoreModel
 from sde_lib import NoiseStreams
@@ -49,7 +48,7 @@ def test_it_is_the_model_that_the_commands_sample_and_measure(run_copy: Path, mo
     x_T = sampler.prior_sample(run.sde, run.sample_shape, noise)
     x0 = sampler.sample(bound_x0(run.config, run.model, run.kind), x_T, noise=noise).x0
     images = np.load(run_copy / "samples" / "samples.npz")["arr_0"]
-    difference = np.abs(to_uint8(x0, 17).astype(int) - images.astype(int))
+    difference = np.abs(LevelSpace(17).pixels(x0).astype(int) - images.astype(int))
     # another size of batch may round otherwise, which moves a pixel by a level at most
     assert difference.max() <= 16 and (difference == 0).mean() > 0.98
     assert torch.equal(run.sample(5), run.decode(x0))
@@ -58,7 +57,7 @@ def test_it_is_the_model_that_the_commands_sample_and_measure(run_copy: Path, mo
     assert torch.equal(run.decode(run.encode(torch.arange(17, dtype=torch.uint8))), torch.arange(17, dtype=torch.uint8))
     # 17 levels, spread over 0 to 255 in the file
     assert torch.equal(
-        run.decode(x0).float().mul(255 / 16).round().byte().permute(0, 2, 3, 1), torch.tensor(to_uint8(x0, 17))
+        run.decode(x0).float().mul(255 / 16).round().byte().permute(0, 2, 3, 1), torch.tensor(LevelSpace(17).pixels(x0))
     )
 
     monkeypatch.undo()

@@ -11,8 +11,8 @@ from thinning import one_each, only
 
 from likelihood import ContinuousBound, FlowLikelihood, VariationalBound, prior_kl
 from likelihood.flow_steps import DivergenceSlope, LogDensityFlow
-from models import CallCounter, FlowEquation, FlowPoint, GaussianMixtureScoreModel, Prediction, ScoreModel
-from sde_lib import VE, VP, CosineVP, NoiseStreams, SubVP
+from models import CallCounter, FlowEquation, GaussianMixtureScoreModel, Prediction, ScoreModel
+from sde_lib import VE, VP, CosineVP, NoiseStreams, SubVP, points_of
 
 MEAN, WIDTH, LEVELS, HALF = 0.2, 0.3, 5, 0.25
 
@@ -131,7 +131,7 @@ def test_probes_are_what_they_are_called(divergence, spread):
 
 
 def test_a_steps_error_is_that_of_the_worst_probe():
-    ends = [FlowPoint(t, noise_ratio(VP(), t)) for t in (0.01, 1.0)]
+    ends = points_of(VP(), torch.tensor([0.01, 1.0]))
     equation = FlowEquation(OfWidth(VP()), None, *ends, dtype=torch.float64, counter=CallCounter(), max_nfe=None)
     flow = LogDensityFlow(DivergenceSlope(equation, torch.Size([2]), None), rtol=1e-9, atol=1e-5)
     flow.score = torch.zeros(1, 2, dtype=torch.float64)

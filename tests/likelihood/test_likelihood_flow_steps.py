@@ -24,8 +24,8 @@ from torch.distributions import MultivariateNormal
 
 from likelihood import FlowLikelihood
 from likelihood.flow_steps import DivergenceSlope, LogDensityFlow
-from models import CallCounter, FlowEquation, FlowPoint, GaussianMixtureScoreModel, Prediction, ScoreModel
-from sde_lib import VP, NoiseStreams
+from models import CallCounter, FlowEquation, GaussianMixtureScoreModel, Prediction, ScoreModel
+from sde_lib import VP, NoiseStreams, points_of
 
 
 @pytest.mark.parametrize("name", only(("ve",), ["vp", "subvp", "ve"]))
@@ -47,7 +47,7 @@ def test_the_error_falls_with_the_tolerance(name):
 
 def slope_at(sde, model, t_end=None):
     t = sde.t_min if t_end is None else t_end
-    ends = [FlowPoint(at, noise_ratio(sde, at)) for at in (t, sde.t_max)]
+    ends = points_of(sde, torch.tensor([t, sde.t_max]).double())
     equation = FlowEquation(model, None, *ends, dtype=torch.float64, counter=CallCounter(), max_nfe=None)
     return LogDensityFlow(DivergenceSlope(equation, torch.Size([2]), None), rtol=1e-5, atol=1e-5)
 

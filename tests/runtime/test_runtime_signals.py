@@ -16,23 +16,23 @@ from runtime.signals import (
     stop_on_signals,
 )
 from training.state import TrainingState
-from training.step import StepResult, TrainingStep
+from training.trainer import StepResult, Trainer
 
 HANDLED = (signal.SIGINT, *PREEMPTION_SIGNALS)
 
 
 def _in_step(step: int, monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     """Send these signals to this process in that step."""
-    whole_step = TrainingStep.__call__
+    whole_step = Trainer.step
 
-    def send(self: TrainingStep, **options: bool) -> StepResult:
+    def send(self: Trainer, **options: bool) -> StepResult:
         result = whole_step(self, **options)
-        if self._state.step == step:
+        if self.state.step == step:
             for number in numbers:
                 signal.raise_signal(number)
         return result
 
-    monkeypatch.setattr(TrainingStep, "__call__", send)
+    monkeypatch.setattr(Trainer, "step", send)
 
 
 @pytest.mark.parametrize("number", PREEMPTION_SIGNALS)

@@ -10,7 +10,7 @@ from tiny import ROOT, snapshot
 from experiment.build import build_dataset
 from experiment.config import load_config
 from runtime.tensor_bytes import Content
-from training.state import TrainingState
+from training.build import build_state
 
 DTYPES = [
     torch.float32, torch.uint8, torch.float64, torch.bool, torch.bfloat16, torch.int64, torch.float16, torch.int32,
@@ -71,7 +71,7 @@ def config():
 
 def test_a_state_of_given_weights_holds_them_once_and_is_saved_as_any_other(config, tmp_path):
     kind = build_dataset(config, "train").kind
-    created = TrainingState.create(config, kind, torch.device("cpu"))
+    created = build_state(config, kind, torch.device("cpu"))
     weights = {name: torch.randn_like(tensor) for name, tensor in created.model.backbone.state_dict().items()}
     state = TrainingState.of_weights(config, kind, weights)
     for one in (state.model, state.ema.model):

@@ -4,22 +4,20 @@ import pytest
 import torch
 from sampler_oracles import mixture
 
-from samplers import StepSampler, available_samplers, make_sampler
-from sde_lib import VE, VP, CosineVP, NoiseStreams, Tabulated, expand_like
+from samplers import GridSampler, available_samplers, make_sampler
+from sde_lib import VE, VP, CosineVP, NoiseStreams, Tabulated
 
 SDES = {"ve": VE(sigma_max=20.0), "ncsn": Tabulated.ncsn(num_steps=6), "vp": VP(), "cosine": CosineVP()}
 KNOWN = 0.37
 
 
-class Euler(StepSampler):
+class Euler(GridSampler):
     """A sampler of one's own."""
 
-    def step(self, model, x_t, t, s, *, cond, noise):
-        eps = model(x_t, t).eps
-        ratios = [expand_like(model.sde.sigma(time) / model.sde.alpha(time), x_t) for time in (t, s)]
-        return expand_like(model.sde.alpha(s), x_t) * (
-            x_t / expand_like(model.sde.alpha(t), x_t) + eps * (ratios[1] - ratios[0])
-        )
+    own_last_step = True
+
+    def step(self, denoise, x, t, s, noise):
+        return s.alpha * (x / t.alpha + denoise(x, t).eps * (s.noise_ratio - t.noise_ratio))
 
 
 def build(name, **options):

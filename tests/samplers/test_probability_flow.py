@@ -12,8 +12,7 @@ from torch import nn
 from models import GaussianMixtureScoreModel, NetworkScoreModel, make_parameterization
 from samplers import DDIMSampler
 from samplers.probability_flow import ProbabilityFlowSampler
-from samplers.run import points_of
-from sde_lib import ADAMS, NoiseStreams, expand_like
+from sde_lib import ADAMS, NoiseStreams, expand_like, points_of
 from sde_lib.ode.solvers import ADAPTIVE
 
 MEAN, VAR = 0.7, 0.3

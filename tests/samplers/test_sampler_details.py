@@ -8,7 +8,7 @@ import torch
 from sampler_oracles import GaussianModel, mixture
 
 from models import Prediction, ScoreModel
-from samplers import Run, make_corrector, make_sampler, points_of
+from samplers import Denoiser, make_corrector, make_sampler, points_of
 from samplers.base import check_finite
 from sde_lib import ADAPTIVE, VE, VP, CosineVP, NoiseStreams, Tabulated
 
@@ -215,10 +215,6 @@ def test_data_in_another_scale_comes_out_in_it():
     times = make_sampler("ddim", num_steps=5).times(sde)
     last = model(result.trajectory[-2], times[-2:-1].expand(2))
     assert torch.allclose(result.x0, 0.5 * last.x0)
-    step = make_sampler("ddim", num_steps=5).step(
-        model, result.trajectory[-2], times[-2:-1].expand(2), times[-1:].expand(2), cond=None, noise=Silence(0, [0, 1])
-    )
-    assert torch.allclose(step, result.x0)
 
 
 @pytest.mark.parametrize("name", ["unipc", "dpm_solver_pp", "heun", "ancestral"])
@@ -311,11 +307,11 @@ def test_a_score_of_zero_takes_the_usual_step(sde):
     x, indices = torch.ones(4, 3, dtype=torch.float64), range(4)
     (t,) = points_of(sde, torch.tensor([0.6], dtype=torch.float64))
     found, usual = (
-        make_corrector(name, snr=0.1)(Run(PartlySilent(sde), None, NoiseStreams(3, indices)), x, t)
+        make_corrector(name, snr=0.1).step(Denoiser(PartlySilent(sde)), x, t, NoiseStreams(3, indices))
         for name in ("langevin", "annealed_langevin")
     )
     assert torch.allclose(found[::2], usual[::2], rtol=1e-6)
     assert not torch.allclose(found[1::2], usual[1::2], rtol=1e-2)
     # a single dimension too, as of a point
-    alone = make_corrector("langevin")(Run(PartlySilent(sde), None, NoiseStreams(3, [0])), x[:1, :1], t)
+    alone = make_corrector("langevin").step(Denoiser(PartlySilent(sde)), x[:1, :1], t, NoiseStreams(3, [0]))
     assert torch.isfinite(alone).all()

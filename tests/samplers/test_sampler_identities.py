@@ -8,12 +8,10 @@ import torch
 from sampler_oracles import SDES, GaussianModel, mixture
 from scipy.integrate import quad
 
-from models import Prediction
-from samplers import DPMSolverPPSampler, LangevinCorrector, Predictor, Run, make_predictor, make_sampler
+from samplers import DPMSolverPPSampler, LangevinCorrector, Predictor, make_predictor, make_sampler
 from samplers.dpm_solver import multistep_weights
-from samplers.run import points_of, weigh
 from samplers.unipc import unipc_weights
-from sde_lib import VE, NoiseStreams, Tabulated
+from sde_lib import VE, NoiseStreams, Tabulated, points_at_log_snr
 
 MEAN, VAR = 0.7, 0.3
 
@@ -49,13 +47,12 @@ def test_two_names_for_one_chain(sde, grid, first, second):
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_points_found_together_are_those_found_alone(sde):
-    run = Run(GaussianModel(sde), None, NoiseStreams(0, [0]))
     log_snr = torch.linspace(-3, 6, 20).tolist()
-    together = run.points_at_log_snr(log_snr)
+    together = points_at_log_snr(sde, log_snr)
     for value, point in zip(log_snr, together, strict=True):
         assert math.isclose(point.log_snr, value, rel_tol=1e-9, abs_tol=1e-9)
         assert math.isclose(2 * math.log(point.alpha / point.sigma), value, rel_tol=1e-9, abs_tol=1e-9)
-        assert math.isclose(run.points_at_log_snr([value])[0].t, point.t, rel_tol=1e-12)
+        assert math.isclose(points_at_log_snr(sde, [value])[0].t, point.t, rel_tol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "options"), [("dpm_solver_pp", {"variant": "2S"}), ("heun", {"churn": 5.0})])
@@ -236,8 +233,8 @@ def test_a_state_that_a_hook_replaced_is_not_corrected():
 
 def test_predictors_and_correctors_can_be_passed_as_objects():
     class Half(Predictor):
-        def __call__(self, run, x, t, s):
-            run.predict(x, t)
+        def step(self, denoise, x, t, s, noise):
+            denoise(x, t)
             return 0.5 * x
 
     sampler = make_sampler(
@@ -252,38 +249,3 @@ def test_two_singlestep_calls_but_one_onto_zero_noise():
     model = GaussianModel(SDES["vp"])
     assert DPMSolverPPSampler(variant="2S", num_steps=5).sample(model, torch.ones(1, 2)).nfe == 9
     assert DPMSolverPPSampler(variant="3M", warm_start=True, num_steps=5).sample(model, torch.ones(1, 2)).nfe == 6
-
-
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-def test_weights_mean_the_same_whatever_the_network_gave(sde):
-    x, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0.4], dtype=torch.float64)
-    (point,) = points_of(sde, t)
-    with torch.no_grad():
-        both = GaussianModel(sde)(x, t.expand(3))
-        numbers = {"alpha": sde.alpha(t).expand(3), "sigma": sde.sigma(t).expand(3)}
-        from_eps = Prediction.from_eps(x, both.eps, **numbers)
-        from_x0 = Prediction.from_x0(x, both.x0, **numbers)
-        assert (both.given, from_eps.given, from_x0.given) == ("both", "eps", "x0")
-        weights = {"on_x0": 0.7, "on_eps": -0.4, "on_x": 1.3}
-        expected = 0.7 * both.x0 - 0.4 * both.eps + 1.3 * x
-        for prediction in (both, from_eps, from_x0):
-            found = weigh(prediction, x, point, **weights)
-            assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
-        assert (from_eps.given, from_x0.given) == ("eps", "x0")
-
-
-def test_noise_in_reused_memory_is_that_of_the_streams():
-    x = torch.zeros(2, 3, 4)
-    run = Run(GaussianModel(VE()), None, NoiseStreams(3, range(2)))
-    expected = NoiseStreams(3, range(2))
-    for shape in ((2, 3, 4), (2, 3, 4), (2, 5), (2, 3, 4)):
-        assert torch.equal(run.borrow_noise(torch.zeros(shape)), expected.normal_like(torch.zeros(shape)))
-    assert run.borrow_noise(x.double()).dtype == torch.float64
-    with pytest.raises(ValueError, match="2 streams, got a batch of 3"):
-        run.borrow_noise(torch.zeros(3, 4))
-
-    class Ones(NoiseStreams):
-        def normal_like(self, x):
-            return torch.ones_like(x)
-
-    assert torch.equal(Run(GaussianModel(VE()), None, Ones(3, range(2))).borrow_noise(x), torch.ones_like(x))

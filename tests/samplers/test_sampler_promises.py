@@ -9,14 +9,15 @@ from models import ClippedScoreModel, EpsParameterization, NetworkScoreModel, Pr
 from samplers import (
     AncestralSampler,
     DDIMSampler,
+    Denoiser,
+    GridSampler,
     Sampler,
     SampleResult,
-    StepSampler,
     available_samplers,
     make_sampler,
     register_sampler,
 )
-from sde_lib import VE, VP, NoiseStreams, SubVP, Tabulated, expand_like
+from sde_lib import VE, VP, NoiseStreams, SubVP, Tabulated, expand_like, points_of
 
 EVERY = [
     ("ancestral", {"variance": "small"}),
@@ -174,10 +175,10 @@ def test_hooks_see_every_step_in_order_and_chain():
         assert torch.equal(result.trajectory[i + 1], doubled[i])
     # a replaced state is what the next step starts from
     x = doubled[0]
-    t, s = (torch.full((2,), time, dtype=torch.float64) for time in grid[1:3])
+    t, s = points_of(model.sde, sampler.times(model.sde)[1:3])
     noise = NoiseStreams(11, range(2))
     noise.normal((6,)), noise.normal((6,))
-    assert torch.equal(sampler.step(model, x, t, s, cond=None, noise=noise), seen[1].x)
+    assert torch.equal(sampler.step(Denoiser(model), x, t, s, noise), seen[1].x)
 
 
 def test_hooks_keep_the_dtype_and_may_not_change_the_shape(refuses):
@@ -325,14 +326,16 @@ def registered():
 
 def test_a_users_sampler_is_built_by_name_and_names_are_unique(registered, refuses):
     @register_sampler("heavy_ball")
-    class Shrink(StepSampler):
+    class Shrink(GridSampler):
+        own_last_step = True
+
         def __init__(self, *, factor: float = 0.5, **kwargs):
             super().__init__(**kwargs)
             self.factor = factor
 
-        def step(self, model, x_t, t, s, *, cond, noise):
-            model(x_t, t, cond=cond)
-            return self.factor * x_t
+        def step(self, denoise, x, t, s, noise):
+            denoise(x, t)
+            return self.factor * x
 
     assert "heavy_ball" in available_samplers()
     sampler = make_sampler("heavy_ball", num_steps=3, factor=0.25)
@@ -349,7 +352,7 @@ def test_a_users_sampler_is_built_by_name_and_names_are_unique(registered, refus
         refuses(ValueError, lambda name=name: register_sampler(name)(another), f"'{name}'", "already registered")
     assert isinstance(make_sampler("ddim", num_steps=3), DDIMSampler)
 
-    # a sampler that is no StepSampler, and a factory that takes anything
+    # a sampler that is no GridSampler, and a factory that takes anything
     @register_sampler("zeros")
     class Zeros(Sampler):
         def sample(self, model, x_T, *, cond=None, noise=None, hooks=()):

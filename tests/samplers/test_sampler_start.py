@@ -7,7 +7,7 @@ import torch
 from sampler_oracles import SDES, GaussianModel
 
 from evaluation.drawing import draw
-from samplers import StepSampler, available_samplers, make_sampler
+from samplers import GridSampler, available_samplers, make_sampler
 from sde_lib import VE, VP, LearnedVP, NoiseStreams, SubVP, Tabulated, available_grids
 
 NCSN = Tabulated.ncsn(num_steps=232, sigma_min=0.01, sigma_max=50.0)
@@ -133,9 +133,9 @@ def test_a_tensor_grid_may_begin_anywhere_from_data_with_noise(sde, scale, shape
 
 
 def test_samplers_of_ones_own_begin_where_their_grid_does():
-    class Own(StepSampler):
-        def step(self, model, x_t, t, s, *, cond, noise):
-            return x_t
+    class Own(GridSampler):
+        def step(self, denoise, x, t, s, noise):
+            return x
 
     noise = NoiseStreams(0, [0])
     drawn = Own(num_steps=900, grid="leading").prior_sample(VE(), (50_000,), noise)

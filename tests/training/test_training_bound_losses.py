@@ -131,23 +131,23 @@ def test_importance_sampled_rows_keep_the_mean_and_cut_the_noise(name: str):
     count = 20_000
     x0, eps = _data(count), _noise(count)
     options = {"sde": TABLE, "parameterization": "eps", "num_levels": LEVELS}
-    plain = make_loss(name, **options)
-    ours = make_loss(name, time_sampling="importance", **options)
+    loss = make_loss(name, **options)
+    plain, ours = (loss.time_sampler(TABLE, sampling) for sampling in ("uniform", "importance"))
     u = torch.rand(count, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     with torch.no_grad():
-        drawn = ours.draw(TABLE, u)
-        torch.testing.assert_close(drawn.t, plain.draw(TABLE, u).t)
+        drawn = ours.draw(u)
+        torch.testing.assert_close(drawn.t, plain.draw(u).t)
         assert bool((drawn.weight == 1).all())
-        uniform = ours(model, x0, drawn.t, eps)
-        ours.observe(TABLE, drawn.t, uniform)
-        drawn = ours.draw(TABLE, u)
-        weighted = drawn.weight * ours(model, x0, drawn.t, eps)
+        uniform = loss(model, x0, drawn.t, eps)
+        ours.observe(drawn.t, uniform)
+        drawn = ours.draw(u)
+        weighted = drawn.weight * loss(model, x0, drawn.t, eps)
     error = math.sqrt(float(weighted.var() + uniform.var()) / count)
     assert abs(float(weighted.mean() - uniform.mean())) < 4 * error
     if name == "vlb":  # whose terms differ most
         assert float(weighted.std()) < 0.8 * float(uniform.std())
     # the smallest and the largest draw have a row too
-    ends = ours.draw(TABLE, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
+    ends = ours.draw(torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
     assert ends.t.tolist() == [1 / 12, 1.0]
 
 
@@ -160,26 +160,24 @@ def test_likelihood_weighting_is_the_diffusion_term_of_the_continuous_bound(name
     """For Gaussian data: 1/2 integral of E |eps error|^2 over log-SNR = 1/2 log(1 + v e^lambda) between the ends."""
     sde, var = SDES[name], 0.25
     model = GaussianMixtureScoreModel(sde, means=torch.zeros(1, 1), covs=var * torch.ones(1, 1, 1))
-    options = {"weighting": "likelihood", "time_sampling": sampling}
-    loss = make_loss("dsm", sde=sde, parameterization="eps", **options)
+    loss = make_loss("dsm", sde=sde, parameterization="eps", weighting="likelihood")
     count = 200_000
     generator = torch.Generator().manual_seed(0)
     x0 = math.sqrt(var) * torch.randn(count, 1, generator=generator, dtype=torch.float64)
     eps = torch.randn(count, 1, generator=generator, dtype=torch.float64)
-    drawn = loss.draw(sde, torch.rand(count, generator=generator, dtype=torch.float64))
+    drawn = loss.time_sampler(sde, sampling).draw(torch.rand(count, generator=generator, dtype=torch.float64))
     values = drawn.weight * loss(model, x0, drawn.t, eps)
     high, low = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
     truth = 0.5 * (math.log1p(var * math.exp(high)) - math.log1p(var * math.exp(low))) / math.log(2)
     assert abs(float(values.mean()) - truth) < 4 * float(values.std()) / math.sqrt(count)
     if sampling == "importance" and name in ("vp", "subvp"):
-        uniform = make_loss("dsm", sde=sde, parameterization="eps", weighting="likelihood")
-        t = uniform.times(sde, torch.rand(count, generator=generator, dtype=torch.float64))
-        assert float(values.std()) < float(uniform(model, x0, t, eps).std())
+        t = loss.times(sde, torch.rand(count, generator=generator, dtype=torch.float64))
+        assert float(values.std()) < float(loss(model, x0, t, eps).std())
 
 
 def _continuous(sde: SDE, model: ScoreModel, x0: Tensor, u: Tensor, eps: Tensor) -> Tensor:
     loss = make_loss("vlb_continuous", sde=sde, parameterization="eps", num_levels=LEVELS)
-    return loss(model, x0, loss.draw(sde, u).t, eps)
+    return loss(model, x0, loss.times(sde, u), eps)
 
 
 # the last has a prior term that counts
@@ -280,6 +278,8 @@ def _ends_only(sde: SDE, model: NetworkScoreModel, x0: Tensor, eps: Tensor) -> T
     ],
 )
 def test_refusals_of_the_bounds(name: str, sde: SDE, options: dict, message: str):
+    options = dict(options)
+    sampling = options.pop("time_sampling", "uniform")
     with pytest.raises(ValueError) as caught:
-        make_loss(name, sde=sde, parameterization="eps", **options)
+        make_loss(name, sde=sde, parameterization="eps", **options).time_sampler(sde, sampling)
     assert message in str(caught.value) and "\n" not in str(caught.value)

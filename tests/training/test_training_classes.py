@@ -8,7 +8,7 @@ from PIL import Image
 from tiny import error, last_tensors, snapshot, tiny_command
 
 import main
-from training import loop
+from training import job
 from training.losses import DDPMLoss
 
 CONDITIONAL = "--config.model.class_conditional=True"
@@ -99,6 +99,6 @@ def test_a_run_that_was_begun_before_goes_on(tmp_path: Path, monkeypatch: pytest
     assert main.run(tiny_command("train", tmp_path / "plain", *flags, "--config.training.num_steps=1")) == 0
     flags = [CONDITIONAL, *saved(tmp_path / "more", None)]
     with monkeypatch.context() as earlier:
-        earlier.setattr(loop, "check_trained_classes", lambda config, dataset: None)
+        earlier.setattr(job, "check_trained_classes", lambda config, dataset: None)
         assert main.run(tiny_command("train", tmp_path / "run", *flags, "--config.training.num_steps=1")) == 0
     assert main.run(tiny_command("train", tmp_path / "run", *flags, "--config.training.num_steps=2")) == 0

@@ -262,14 +262,14 @@ def test_torchrun_ends_a_job_whose_process_dies_and_its_restart_resumes(tmp_path
 import os, signal, sys
 sys.path.insert(0, {str(Path(main.__file__).parent)!r})
 import main
-from training.step import TrainingStep
-whole = TrainingStep.__call__
+from training.trainer import Trainer
+whole = Trainer.step
 def step(self, **options):
-    if os.environ["RANK"] == "1" and self._state.step == 20 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if os.environ["RANK"] == "1" and self.state.step == 20 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         if "killed" in " ".join(sys.argv):
             os.kill(os.getpid(), signal.SIGKILL)
     return whole(self, **options)
-TrainingStep.__call__ = step
+Trainer.step = step
 sys.exit(main.run())
 """
     )

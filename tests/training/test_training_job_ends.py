@@ -13,7 +13,7 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 import main
 from runtime.processes.ranks import AnotherRankError, Ranks
 from runtime.signals import stop_on_signals
-from training.step import StepResult, TrainingStep
+from training.trainer import StepResult, Trainer
 
 FSDP = "--config.training.sharding=fsdp"
 
@@ -30,13 +30,13 @@ def _errors(killer: Killer) -> list[str]:
 
 
 NO_DATA = """
-import training.loop
-whole = training.loop.build_dataset
+import training.job
+whole = training.job.build_dataset
 def build_dataset(*arguments):
     if RANK == "1":
         raise FileNotFoundError("there are no images on this machine; put them there")
     return whole(*arguments)
-training.loop.build_dataset = build_dataset
+training.job.build_dataset = build_dataset
 """
 
 
@@ -48,13 +48,13 @@ def test_the_process_that_knows_the_reason_says_it(killer: Killer, tmp_path: Pat
 
 
 FAILING_STEP = """
-from training.step import TrainingStep
-whole = TrainingStep._gradient
+from training.trainer import Trainer
+whole = Trainer._gradient
 def gradient(self, draw):
-    if RANK == "{rank}" and self._state.step == 2:
+    if RANK == "{rank}" and self.state.step == 2:
         raise {error}
     return whole(self, draw)
-TrainingStep._gradient = gradient
+Trainer._gradient = gradient
 """
 
 
@@ -97,13 +97,13 @@ def test_a_full_disk_of_the_one_that_writes_ends_all_with_one_line(killer: Kille
 
 
 EARLY = """
-from training.step import TrainingStep
-whole = TrainingStep.prepare
+from training.trainer import Trainer
+whole = Trainer.prepare
 def prepare(self):
     whole(self)
     if RANK == "1":
         signal.raise_signal(signal.SIGTERM)
-TrainingStep.prepare = prepare
+Trainer.prepare = prepare
 """
 
 
@@ -142,16 +142,16 @@ def test_a_signal_while_shards_draw_a_preview_stops_all(killer: Killer, tmp_path
 
 def test_torchrun_may_pass_the_same_ctrl_c_to_its_only_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In a terminal that process has heard it already."""
-    whole_step = TrainingStep.__call__
+    whole_step = Trainer.step
 
-    def step(self: TrainingStep, **options: bool) -> StepResult:
+    def step(self: Trainer, **options: bool) -> StepResult:
         result = whole_step(self, **options)
-        if self._state.step == 4:
+        if self.state.step == 4:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         return result
 
-    monkeypatch.setattr(TrainingStep, "__call__", step)
+    monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert main.run(tiny_command("train", tmp_path)) == 128 + signal.SIGINT
     assert check_whole(tmp_path / "checkpoints") == [3, 4]

@@ -6,11 +6,12 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from data import ImageDataset, TrainBatches
+from data import ImageDataset
 from experiment.config import load_config
 from sde_lib import LearnedVP
+from training.build import build_state
 from training.state import TrainingState
-from training.step import TrainingStep
+from training.trainer import Trainer, TrainingOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = 17
@@ -24,7 +25,7 @@ def _config(*extra: str) -> ConfigDict:
 def _state(config: ConfigDict) -> tuple[TrainingState, ImageDataset]:
     images = torch.randint(LEVELS, (16, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     dataset = ImageDataset(images, torch.arange(16) % 10, LEVELS, 10, "digits", "train")
-    return TrainingState.create(config, dataset.kind, torch.device("cpu")), dataset
+    return build_state(config, dataset.kind, torch.device("cpu")), dataset
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
@@ -56,17 +57,8 @@ def _gradients(grad_clip: float) -> tuple[dict[str, torch.Tensor], float]:
     """Those that the optimizer is given in the first step, and the norm that is logged."""
     config = _config()
     state, dataset = _state(config)
-    do_step = TrainingStep(
-        state,
-        TrainBatches(dataset, batch_size=8, seed=0),
-        seed=0,
-        class_conditional=False,
-        precision=torch.float32,
-        learning_rate=1e-3,
-        warmup_steps=0,
-        grad_clip=grad_clip,
-    )
-    norm = do_step().grad_norm
+    trainer = Trainer(state, dataset, TrainingOptions(1, batch_size=8, learning_rate=1e-3, grad_clip=grad_clip))
+    norm = trainer.step().grad_norm
     gradients = {name: p.grad.double() for name, p in state.model.named_parameters() if p.grad is not None}
     return gradients, float(norm)
 
@@ -95,16 +87,7 @@ def test_a_gradient_of_the_schedule_that_is_not_finite_leaves_the_step_out():
     schedule = state.model.sde
     assert isinstance(schedule, LearnedVP)
     schedule.inner_parameters()[0].register_hook(lambda gradient: gradient * float("nan"))
-    do_step = TrainingStep(
-        state,
-        TrainBatches(dataset, batch_size=8, seed=0),
-        seed=0,
-        class_conditional=False,
-        precision=torch.float32,
-        learning_rate=1e-3,
-        warmup_steps=0,
-        grad_clip=1.0,
-    )
+    trainer = Trainer(state, dataset, TrainingOptions(1, batch_size=8, learning_rate=1e-3, grad_clip=1.0))
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
-    assert do_step().skipped
+    assert trainer.step().skipped
     assert all(torch.equal(value, before[key]) for key, value in state.model.state_dict().items())

@@ -13,7 +13,7 @@ from models import (
 )
 from sde_lib import SDE, VE, VP, SubVP, Tabulated
 from training.losses import make_loss, weighted_error
-from training.warmup import ema_decay_at, learning_rate_factor
+from training.optimization import ema_decay_at, learning_rate_factor
 
 SDES = {
     "vp": VP(),

@@ -12,7 +12,7 @@ from tiny import ROOT, error, last_tensors, snapshot, tiny_command
 import main
 from runtime.signals import StopRequest
 from training.changes import history_mismatch
-from training.warmup import learning_rate_factor
+from training.optimization import learning_rate_factor
 
 
 @pytest.mark.parametrize("mode", ["new", "resumed"])
@@ -99,7 +99,7 @@ def test_what_was_changed_when_is_kept_with_the_steps(
     assert _newest_state(run_copy)["changes"] == [] and _rate(run_copy) == 1e-3
     last = 7 if ends.startswith("before") else 9
     with monkeypatch.context() as patched:
-        patched.setattr("training.step.TrainingStep.__call__", _ending(last))
+        patched.setattr("training.step.Trainer.step", _ending(last))
         command = _changed(run_copy, "training.num_steps=12", "training.checkpoint_every=2", "optim.decay_steps=12")
         assert main.run(command) == 2
     assert "optim.learning_rate was 0.001, is 0.0005 from here on" in capsys.readouterr().err
@@ -131,13 +131,13 @@ def test_what_was_changed_when_is_kept_with_the_steps(
 
 
 def _ending(last: int) -> Callable[..., object]:
-    """TrainingStep.__call__, which fails at a step."""
-    from training.step import TrainingStep
+    """Trainer.step, which fails at a step."""
+    from training.trainer import Trainer
 
-    real = TrainingStep.__call__
+    real = Trainer.step
 
-    def step(self: TrainingStep, *, stop: bool = False) -> object:
-        if self._state.step == last:
+    def step(self: Trainer, *, stop: bool = False) -> object:
+        if self.state.step == last:
             raise OSError("no more")
         return real(self, stop=stop)
 

@@ -6,70 +6,66 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import ImageDataset, TrainBatches
+from data import ImageDataset
 from experiment.config import load_config
 from models import EpsParameterization, NetworkScoreModel, Prediction, ScoreModel
 from sde_lib import SDE, VP, LearnedVP, Tabulated
+from training.build import build_state
 from training.losses import DDPMLoss, make_loss
-from training.losses.time_sampling import TimeDraw, spread
+from training.losses.time_sampling import TimeDraw, TimeSampler, spread
 from training.state import TrainingState
-from training.step import TrainingStep
+from training.trainer import Trainer, TrainingOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = 17
 
 
-def _ready(config_name: str, seed: int = 0) -> tuple[TrainingState, TrainingStep]:
+def _ready(config_name: str, seed: int = 0) -> tuple[TrainingState, Trainer]:
     extra = ("model.channels=16", "training.batch_size=4", f"seed={seed}")
     config = load_config(str(ROOT / f"configs/vp/{config_name}.py"), [f"--config.{setting}" for setting in extra])
     images = torch.randint(LEVELS, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     dataset = ImageDataset(images, torch.arange(8), LEVELS, 10, "digits", "train")
-    state = TrainingState.create(config, dataset.kind, torch.device("cpu"))
-    do_step = TrainingStep(
-        state,
-        TrainBatches(dataset, batch_size=4, seed=0),
-        seed=0,
-        class_conditional=False,
-        precision=torch.float32,
-        learning_rate=1e-3,
-        warmup_steps=0,
-        grad_clip=0.0,
-    )
-    return state, do_step
+    state = build_state(config, dataset.kind, torch.device("cpu"))
+    trainer = Trainer(state, dataset, TrainingOptions(1, batch_size=4, learning_rate=1e-3, grad_clip=0.0))
+    return state, trainer
 
 
-class _Recorded(DDPMLoss):
-    """Gives its own weights, and keeps what it says and is told."""
+class _RecordedTimes(TimeSampler):
+    """Gives its own weights, and keeps what it is told."""
 
     weights = torch.tensor([0.0, 0.5, 3.0, 0.5], dtype=torch.float64)
 
-    def draw(self, sde: SDE, u: Tensor) -> TimeDraw:
-        return TimeDraw(super().draw(sde, u).t, self.weights)
+    def draw(self, u: Tensor) -> TimeDraw:
+        return TimeDraw(((u * 1000).floor() + 1) / 1000, self.weights)
+
+    def observe(self, t: Tensor, losses: Tensor) -> None:
+        self.told = losses.detach().clone()
+
+
+class _Recorded(DDPMLoss):
+    """Keeps what it says."""
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
         self.said = super().__call__(model, x0, t, eps, cond=cond)
         return self.said
 
-    def observe(self, sde: SDE, t: Tensor, losses: Tensor) -> None:
-        self.told = losses.detach().clone()
-
 
 def test_losses_count_by_their_weights_and_are_remembered_without_them():
-    state, do_step = _ready("digits")
-    loss = _Recorded()
-    state.loss = loss
-    mean = do_step().loss
+    state, trainer = _ready("digits")
+    loss, times = _Recorded(), _RecordedTimes()
+    state.loss, state.times = loss, times
+    mean = trainer.step().loss
     said = loss.said.detach()
-    assert mean == pytest.approx(float((loss.weights * said).sum()) / 4, rel=1e-6)
-    assert torch.equal(loss.told, said) and mean != pytest.approx(float(said.mean()), rel=1e-3)
+    assert mean == pytest.approx(float((times.weights * said).sum()) / 4, rel=1e-6)
+    assert torch.equal(times.told, said) and mean != pytest.approx(float(said.mean()), rel=1e-3)
 
 
 def test_a_dequantizer_is_trained_averaged_saved_and_restored(tmp_path: Path):
-    state, do_step = _ready("digits_dequantized")
+    state, trainer = _ready("digits_dequantized")
     assert state.model.dequantizer is not None and state.ema.model.dequantizer is not None
     new = {name: value.clone() for name, value in state.model.dequantizer.state_dict().items()}
-    do_step()
-    do_step()
+    trainer.step()
+    trainer.step()
     trained, averaged = state.model.dequantizer.state_dict(), state.ema.model.dequantizer.state_dict()
     assert all(not torch.equal(trained[name], new[name]) for name in new)
     assert all(not torch.equal(trained[name], averaged[name]) for name in new)
@@ -112,7 +108,7 @@ def test_every_loss_hands_the_condition_to_the_model(name: str, sde: SDE, weight
     model = _Conditioned(sde)
     loss = make_loss(name, sde=sde, parameterization="eps", weighting=weighting, num_levels=LEVELS)
     cond, x0 = torch.tensor([3, 1]), torch.zeros(2, 1, 4)
-    loss(model, x0, loss.draw(sde, torch.tensor([0.2, 0.7])).t, torch.ones_like(x0), cond=cond)
+    loss(model, x0, loss.times(sde, torch.tensor([0.2, 0.7])), torch.ones_like(x0), cond=cond)
     assert len(model.conds) == 1 and model.conds[0] is cond
 
 
@@ -120,7 +116,7 @@ def test_every_loss_hands_the_condition_to_the_model(name: str, sde: SDE, weight
 def test_low_discrepancy_times_are_those_of_spread_draws(name: str, sde: SDE):
     options = {"sde": sde, "parameterization": "eps", "num_levels": LEVELS}
     u = torch.rand(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    drawn = make_loss(name, time_sampling="low_discrepancy", **options).draw(sde, u)
-    plain = make_loss(name, **options)
-    assert torch.equal(drawn.t, plain.draw(sde, spread(u)).t) and not torch.equal(drawn.t, plain.draw(sde, u).t)
+    loss = make_loss(name, **options)
+    drawn, plain = loss.time_sampler(sde, "low_discrepancy").draw(u), loss.time_sampler(sde)
+    assert torch.equal(drawn.t, plain.draw(spread(u)).t) and not torch.equal(drawn.t, plain.draw(u).t)
     assert bool((drawn.weight == 1).all())

@@ -4,29 +4,36 @@ import torch
 from training.losses.time_sampling import LossHistory, check_time_sampling, spread
 
 
-def test_rows_are_drawn_by_the_root_mean_square_of_their_last_losses():
+def _times(steps: list[int], table_size: int) -> torch.Tensor:
+    """t of timesteps of a table."""
+    return (torch.tensor(steps, dtype=torch.float64) + 1) / table_size
+
+
+def test_timesteps_are_drawn_by_the_root_mean_square_of_their_last_losses():
     """Nichol & Dhariwal 2021, Eq. 18, by hand."""
     history = LossHistory(3, length=2, uniform_share=0.1)
-    history.update(torch.tensor([0, 1, 2, 0, 1]), torch.tensor([100.0, 3.0, 1.0, 3.0, 4.0]))
+    history.observe(_times([0, 1, 2, 0, 1], 3), torch.tensor([100.0, 3.0, 1.0, 3.0, 4.0]))
     assert not history.full
     torch.testing.assert_close(history.probabilities(), torch.full((3,), 1 / 3, dtype=torch.float64))
-    history.update(torch.tensor([2, 0]), torch.tensor([1.0, 4.0]))  # the 100 is forgotten
+    history.observe(_times([2, 0], 3), torch.tensor([1.0, 4.0]))  # the 100 is forgotten
     assert history.full
     magnitude = torch.tensor([12.5**0.5, 12.5**0.5, 1.0], dtype=torch.float64)
     expected = 0.9 * magnitude / magnitude.sum() + 0.1 / 3
     torch.testing.assert_close(history.probabilities(), expected)
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    rows, weight = history.draw(u)
-    torch.testing.assert_close(rows.bincount(minlength=3) / 100_000, expected, rtol=0, atol=2e-5, check_dtype=False)
-    torch.testing.assert_close(weight, 1 / (3 * expected[rows]))
+    drawn = history.draw(u)
+    steps, weight = (drawn.t * 3).round().long() - 1, drawn.weight
+    torch.testing.assert_close(drawn.t, _times(steps.tolist(), 3), rtol=0, atol=0)
+    torch.testing.assert_close(steps.bincount(minlength=3) / 100_000, expected, rtol=0, atol=2e-5, check_dtype=False)
+    torch.testing.assert_close(weight, 1 / (3 * expected[steps]))
     assert float(weight.mean()) == pytest.approx(1, abs=1e-4)
 
 
 def test_losses_that_are_not_finite_are_not_remembered_and_zeros_are_uniform():
     history = LossHistory(2, length=1)
-    history.update(torch.tensor([0, 1, 0]), torch.tensor([float("nan"), 0.0, float("inf")]))
+    history.observe(_times([0, 1, 0], 2), torch.tensor([float("nan"), 0.0, float("inf")]))
     assert history.counts.tolist() == [0, 1]
-    history.update(torch.tensor([0]), torch.tensor([0.0]))
+    history.observe(_times([0], 2), torch.tensor([0.0]))
     assert history.full and history.probabilities().tolist() == [0.5, 0.5]
 
 

@@ -3,6 +3,7 @@
 from .base import LOSSES, Loss, make_loss, register_loss, weighted_error
 from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, row_bits
 from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
+from .time_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes
 
 __all__ = [
     "LOSSES",
@@ -11,8 +12,13 @@ __all__ = [
     "DenoisingScoreMatching",
     "DequantizedLoss",
     "HybridLoss",
+    "LogSNRTimes",
     "Loss",
+    "LossHistory",
     "TableLoss",
+    "TimeDraw",
+    "TimeSampler",
+    "UniformTimes",
     "VariationalLoss",
     "make_loss",
     "register_loss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +14,7 @@ from runtime.readable import Readable
 from runtime.registry import Registry, choices_message
 from sde_lib import SDE, expand_like
 
-from .time_sampling import TimeDraw, check_time_sampling, spread
+from .time_sampling import TimeSampler, UniformTimes, check_time_sampling
 
 Weighting = Literal["eps", "x0", "v", "edm", "likelihood"]
 
@@ -52,13 +53,11 @@ def weighted_error(
 
 
 class Loss(Readable, ABC):
-    """A loss: how times are drawn, and how errors are weighted.
+    """A loss: the error of a model at noisy data, weighted, and the times at which it is taken.
 
     Args:
         weighting: See ``weighted_error``; "likelihood" is for the loss "dsm".
         data_std: Standard deviation of the data, for the "edm" weighting.
-        time_sampling: "uniform"; "low_discrepancy", spread evenly over the batch; "importance", where the loss is
-            large, weighted so that its mean stays the same.
         num_levels: Grey levels of the data, for the losses that are bounds on their likelihood.
 
     Raises:
@@ -80,16 +79,13 @@ class Loss(Readable, ABC):
         *,
         weighting: str = "eps",
         data_std: float = 0.5,
-        time_sampling: str = "uniform",
         num_levels: int | None = None,
     ) -> None:
         if weighting not in get_args(Weighting):
             raise ValueError(choices_message("weighting", weighting, ["auto", *get_args(Weighting)]))
         if not 0 < data_std < float("inf"):
             raise ValueError(f"data_std must be above 0, got {data_std}; pass the standard deviation of the data")
-        check_time_sampling(time_sampling)
-        self.weighting, self.data_std = self.own_weighting or weighting, data_std
-        self.time_sampling, self.num_levels = time_sampling, num_levels
+        self.weighting, self.data_std, self.num_levels = self.own_weighting or weighting, data_std, num_levels
 
     @property
     def trains_variance(self) -> bool:
@@ -105,10 +101,6 @@ class Loss(Readable, ABC):
         self.times(sde, torch.zeros(1))
         if self.weighting == "likelihood":
             raise ValueError("weighting 'likelihood' is one of continuous time; use loss 'dsm', or loss 'vlb'")
-        if self.time_sampling == "importance":
-            raise ValueError(
-                "time sampling 'importance' needs a loss with a table, or weighting 'likelihood'; use 'low_discrepancy'"
-            )
 
     @abstractmethod
     def times(self, sde: SDE, u: Tensor) -> Tensor:
@@ -122,23 +114,31 @@ class Loss(Readable, ABC):
             Times, float64 [B].
         """
 
-    def draw(self, sde: SDE, u: Tensor) -> TimeDraw:
-        """Training times as ``time_sampling`` says.
+    def time_sampler(self, sde: SDE, name: str = "uniform") -> TimeSampler:
+        """The sampler of its training times.
 
         Args:
             sde: The SDE.
-            u: Uniform draws in [0, 1), [B].
+            name: "uniform"; "low_discrepancy", spread evenly over the batch; "importance", where the loss is large,
+                weighted so that its mean stays the same.
+
+        Raises:
+            ValueError: If the name is unknown, or the loss has no such sampler.
         """
-        t = self.times(sde, spread(u) if self.time_sampling == "low_discrepancy" else u)
-        return TimeDraw(t, torch.ones_like(t))
+        check_time_sampling(name)
+        if name == "importance":
+            return self.important_times(sde)
+        return UniformTimes(partial(self.times, sde), low_discrepancy=name == "low_discrepancy")
 
-    def observe(self, sde: SDE, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses of a step, [B], which times matter; most losses have nothing to learn."""
-        return
+    def important_times(self, sde: SDE) -> TimeSampler:
+        """A sampler of the times at which the loss is large; most losses have none.
 
-    def memory(self) -> dict[str, Tensor]:
-        """Tensors, by name, that ``observe`` changes in place; checkpoints hold them."""
-        return {}
+        Raises:
+            ValueError: If it has none.
+        """
+        raise ValueError(
+            "time sampling 'importance' needs a loss with a table, or weighting 'likelihood'; use 'low_discrepancy'"
+        )
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """The loss of each sample, [B].
@@ -146,12 +146,13 @@ class Loss(Readable, ABC):
         Args:
             model: The model to train.
             x0: Data, [B, ...].
-            t: Times from ``draw``, [B].
+            t: Times from the time sampler, [B].
             eps: Standard normal noise, [B, ...].
             cond: Condition, or None.
         """
-        prediction = model(model.sde.perturb(x0, t, eps), t, cond=cond)
-        alpha = model.sde.alpha(t)
+        alpha, sigma = model.sde.alpha_sigma(t)
+        x_t = expand_like(alpha, x0) * x0 + expand_like(sigma, x0) * eps
+        prediction = model(x_t, t, cond=cond)
         return weighted_error(self.weighting, prediction, x0, eps, alpha=alpha, data_std=self.data_std)
 
 
@@ -167,7 +168,7 @@ def make_loss(name: str, *, sde: SDE, parameterization: str, **kwargs: Any) -> L
             where the SDE has a table, else "dsm".
         sde: The SDE, for "auto".
         parameterization: The model's, for the "auto" weighting: "edm" for "edm", else "eps".
-        **kwargs: Options of the loss: ``weighting``, ``data_std``, ``time_sampling``, ``num_levels``.
+        **kwargs: Options of the loss: ``weighting``, ``data_std``, ``num_levels``.
 
     Raises:
         ValueError: If a name is unknown or does not fit the SDE.

@@ -13,6 +13,7 @@ from sde_lib import SDE, LearnedVP, expand_like
 
 from .base import register_loss
 from .denoising import DenoisingScoreMatching, TableLoss
+from .time_sampling import TimeSampler
 
 
 def row_bits(
@@ -147,12 +148,20 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
     own_weighting = "likelihood"
 
     def check(self, sde: SDE) -> None:
-        """Needs levels; a learned schedule is itself the importance sampler."""
+        """Refuse data without levels."""
         if self.num_levels is None:
             raise ValueError("loss 'vlb_continuous' needs num_levels, got None; pass the data's")
         levels_of(torch.zeros(0), self.num_levels)
-        if isinstance(sde, LearnedVP) and self.time_sampling == "importance":
+
+    def important_times(self, sde: SDE) -> TimeSampler:
+        """Times uniform in log-SNR; a learned schedule is itself the importance sampler.
+
+        Raises:
+            ValueError: If the schedule is learned.
+        """
+        if isinstance(sde, LearnedVP):
             raise ValueError("a learned schedule takes the place of time sampling 'importance'; use 'low_discrepancy'")
+        return super().important_times(sde)
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
@@ -197,7 +206,7 @@ class DequantizedLoss(DenoisingScoreMatching):
     wants_more_noise = True
 
     def check(self, sde: SDE) -> None:
-        """Needs levels."""
+        """Refuse data without levels."""
         if self.num_levels is None:
             raise ValueError("loss 'dequantized' needs num_levels, got None; pass the data's")
         levels_of(torch.zeros(0), self.num_levels)

@@ -1,7 +1,9 @@
-"""Schemes of drawing training times: uniformly, spread over the batch, or where the loss is large."""
+"""Time samplers: training times drawn uniformly, spread over the batch, or where the loss is large."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from runtime.registry import choices_message
+from sde_lib import SDE
 
 TimeSampling = Literal["uniform", "low_discrepancy", "importance"]
 
@@ -26,7 +29,7 @@ def check_time_sampling(name: str) -> None:
 
 @dataclass(frozen=True)
 class TimeDraw:
-    """Training times, and what a loss at each of them counts so that the mean is that over uniform times.
+    """Training times, and the weight of the loss at each of them that keeps the mean that over uniform times.
 
     Attributes:
         t: Times, float64 [B].
@@ -46,31 +49,87 @@ def spread(u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     return (u[:1] + torch.arange(len(u), dtype=u.dtype, device=u.device) / len(u)) % 1.0
 
 
-class LossHistory:
-    """Draws rows of a table where the loss is large: p_t proportional to sqrt(E[L_t^2]).
+class TimeSampler(ABC):
+    """A sampler of training times, with their weights and what it remembers."""
 
-    (Nichol & Dhariwal 2021, Eq. 18.) The mean is over the last ``length`` losses of a row; until each row has as many,
-    rows are drawn uniformly. A small uniform share keeps weights bounded.
+    @abstractmethod
+    def draw(self, u: Float[Tensor, " batch"]) -> TimeDraw:
+        """Training times from independent uniform draws in [0, 1), [B]."""
+
+    def observe(self, t: Float[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
+        """Learn from the losses of a step which times matter; most samplers have nothing to learn."""
+        return
+
+    def memory(self) -> dict[str, Tensor]:
+        """Tensors, by name, that ``observe`` changes in place; checkpoints hold them."""
+        return {}
+
+
+class UniformTimes(TimeSampler):
+    """Times of weight 1, as a loss spreads them.
 
     Args:
-        num_rows: Rows of the table.
-        length: Losses that are remembered of each row; Nichol & Dhariwal take 10.
+        times: Times of uniform draws in [0, 1), [B], as ``Loss.times`` gives them.
+        low_discrepancy: Spread the draws evenly over the batch; see ``spread``.
+    """
+
+    def __init__(self, times: Callable[[Tensor], Tensor], *, low_discrepancy: bool = False) -> None:
+        self._times, self._low_discrepancy = times, low_discrepancy
+
+    def draw(self, u: Float[Tensor, " batch"]) -> TimeDraw:
+        """Times of the draws, or of the draws spread evenly."""
+        t = self._times(spread(u) if self._low_discrepancy else u)
+        return TimeDraw(t, torch.ones_like(t))
+
+
+class LogSNRTimes(TimeSampler):
+    """Times uniform in log-SNR, that is, p(t) proportional to g^2 / sigma^2 (Song et al. 2021b, Section 5.1).
+
+    Args:
+        sde: The SDE.
+    """
+
+    def __init__(self, sde: SDE) -> None:
+        self._sde = sde
+
+    def draw(self, u: Float[Tensor, " batch"]) -> TimeDraw:
+        """Times spread evenly in log-SNR, and their weights."""
+        sde = self._sde
+        high, low = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+        t = sde.time_from_log_snr(high + spread(u.double()) * (low - high)).clamp(sde.t_min, sde.t_max)
+        return TimeDraw(t, (high - low) / (log_snr_rate(sde, t) * (sde.t_max - sde.t_min)))
+
+
+def log_snr_rate(sde: SDE, t: Tensor) -> Tensor:
+    """-d lambda / dt = g^2 / sigma^2, float64 [B]."""
+    return sde.diffusion_sq(t) / (2 * sde.log_sigma(t)).exp()
+
+
+class LossHistory(TimeSampler):
+    """Timesteps of a table, drawn where the loss is large: p_t proportional to sqrt(E[L_t^2]).
+
+    (Nichol & Dhariwal 2021, Eq. 18.) The mean is over the last ``length`` losses of a timestep; until each has as many,
+    timesteps are drawn uniformly. A small uniform share keeps weights bounded.
+
+    Args:
+        num_steps: Timesteps N of the table; timestep k is at t = (k + 1) / N.
+        length: Losses that are remembered of each timestep; Nichol & Dhariwal take 10.
         uniform_share: The part drawn uniformly, in (0, 1].
     """
 
-    def __init__(self, num_rows: int, *, length: int = 10, uniform_share: float = 1e-3) -> None:
-        self.num_rows, self.uniform_share = num_rows, uniform_share
-        self.values = torch.zeros(num_rows, length, dtype=torch.float64)
-        self.counts = torch.zeros(num_rows, dtype=torch.int64)
+    def __init__(self, num_steps: int, *, length: int = 10, uniform_share: float = 1e-3) -> None:
+        self.num_steps, self.uniform_share = num_steps, uniform_share
+        self.values = torch.zeros(num_steps, length, dtype=torch.float64)
+        self.counts = torch.zeros(num_steps, dtype=torch.int64)
 
     @property
     def full(self) -> bool:
-        """True if each row has its ``length`` losses."""
+        """True if each timestep has its ``length`` losses."""
         return bool((self.counts >= self.values.shape[1]).all())
 
-    def probabilities(self) -> Float[Tensor, " rows"]:
-        """p of each row; they sum to 1."""
-        uniform = torch.full((self.num_rows,), 1 / self.num_rows, dtype=torch.float64)
+    def probabilities(self) -> Float[Tensor, " steps"]:
+        """p of each timestep; they sum to 1."""
+        uniform = torch.full((self.num_steps,), 1 / self.num_steps, dtype=torch.float64)
         if not self.full:
             return uniform
         magnitude = self.values.square().mean(1).sqrt()
@@ -79,25 +138,21 @@ class LossHistory:
             return uniform
         return (1 - self.uniform_share) * magnitude / total + self.uniform_share * uniform
 
-    def draw(self, u: Float[Tensor, " batch"]) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Rows by the inverse of the cumulative probabilities, and their weights 1 / (num_rows p).
-
-        Args:
-            u: Uniform draws in [0, 1), [B].
-        """
+    def draw(self, u: Float[Tensor, " batch"]) -> TimeDraw:
+        """Timesteps by the inverse of the cumulative probabilities, and their weights 1 / (N p)."""
         p = self.probabilities()
-        rows = torch.searchsorted(p.cumsum(0), u.double().cpu(), right=True).clamp(max=self.num_rows - 1)
-        return rows, 1 / (self.num_rows * p[rows])
+        steps = torch.searchsorted(p.cumsum(0), u.double().cpu(), right=True).clamp(max=self.num_steps - 1)
+        return TimeDraw((steps.double() + 1) / self.num_steps, 1 / (self.num_steps * p[steps]))
 
-    def update(self, rows: Int[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
-        """Take in losses; each row forgets its oldest one.
-
-        Args:
-            rows: Rows, [B].
-            losses: Their losses, [B]; those that are not finite are left out.
-        """
+    def observe(self, t: Float[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
+        """Take in losses; each timestep forgets its oldest one, and losses that are not finite are left out."""
         length = self.values.shape[1]
-        for row, loss in zip(rows.tolist(), losses.detach().double().cpu(), strict=True):
+        steps: Int[Tensor, " batch"] = (t * self.num_steps).round().long() - 1
+        for step, loss in zip(steps.tolist(), losses.detach().double().cpu(), strict=True):
             if bool(torch.isfinite(loss)):
-                self.values[row, int(self.counts[row]) % length] = loss
-                self.counts[row] += 1
+                self.values[step, int(self.counts[step]) % length] = loss
+                self.counts[step] += 1
+
+    def memory(self) -> dict[str, Tensor]:
+        """The losses, and how many there were."""
+        return {"values": self.values, "counts": self.counts}

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .classes import check_classes, look_up_classes
+from .initialization import initialize
 
 EmbeddingKind = Literal["sin_first", "cos_first", "fourier"]
+NoiseEmbedding = Literal["sin_first", "fourier"]
 
 
 def sinusoidal_embedding(t: Tensor, dim: int, *, cos_first: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -84,7 +86,47 @@ class FourierEmbedding(nn.Module):
         return _sin_cos(c, self.frequencies.double() * (2.0 * math.pi), dtype=dtype or self.frequencies.dtype)
 
 
-class ConditioningEmbedding(nn.Module):
+class LabelEmbedding(nn.Module):
+    """Common parts of the embeddings of noise level and class.
+
+    Args:
+        embedding_dim: Features of the noise embedding, even.
+        kind: ``sin_first`` (Ho et al.), ``cos_first`` (Improved DDPM) or ``fourier`` (Song et al., for ln sigma).
+        num_classes: Number of classes, or None for an unconditional network.
+        null_class: Take the label -1, no class, too.
+
+    Raises:
+        ValueError: ``embedding_dim`` is odd, ``num_classes`` is below 1, or ``kind`` is unknown.
+    """
+
+    kinds: tuple[str, ...] = get_args(EmbeddingKind)
+
+    def __init__(self, embedding_dim: int, *, kind: EmbeddingKind, num_classes: int | None, null_class: bool) -> None:
+        super().__init__()
+        if kind not in self.kinds:
+            raise ValueError(f"embedding must be one of {', '.join(self.kinds)}, got {kind!r}")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}; pass None for no classes")
+        _check_even(embedding_dim, smallest=4 if kind == "sin_first" else 2)
+        self.kind: EmbeddingKind = kind
+        self.embedding_dim = embedding_dim
+        self.num_classes, self.null_class = num_classes, null_class
+        self.fourier = FourierEmbedding(embedding_dim) if kind == "fourier" else None
+
+    def _embed_noise(self, c_noise: Tensor, batch_size: int, dtype: torch.dtype) -> Tensor:
+        if c_noise.shape != (batch_size,):
+            raise ValueError(_vector_message("c_noise", c_noise, batch_size))
+        if self.fourier is not None:
+            return self.fourier(c_noise, dtype=dtype)
+        return sinusoidal_embedding(c_noise, self.embedding_dim, cos_first=self.kind == "cos_first", dtype=dtype)
+
+    def _embed_classes(self, table: Tensor | None, cond: Tensor | None, batch_size: int) -> Tensor | None:
+        """The rows of a table [num_classes, F] by class, or None without classes."""
+        check_classes(cond, batch_size, num_classes=self.num_classes, null_class=self.null_class)
+        return None if table is None or cond is None else look_up_classes(table, cond, null_class=self.null_class)
+
+
+class ConditioningEmbedding(LabelEmbedding):
     """The embedding of noise level and class, one activated vector for every block.
 
     ``SiLU(linear2(SiLU(linear1(embedding(c_noise)))) + class_table[cond])``. With ``null_class`` the label -1 means "no
@@ -97,10 +139,10 @@ class ConditioningEmbedding(nn.Module):
         out_dim: Features of the result, ``E``.
         num_classes: Number of classes, or None for an unconditional network.
         null_class: Take the label -1 too.
-        kind: ``sin_first`` (Ho et al.), ``cos_first`` (Improved DDPM) or ``fourier`` (Song et al., for ln sigma).
+        kind: ``sin_first``, ``cos_first`` or ``fourier``; see ``LabelEmbedding``.
 
     Raises:
-        ValueError: ``embedding_dim`` is odd, ``num_classes`` is below 1, or ``kind`` is unknown.
+        ValueError: See ``LabelEmbedding``.
 
     Source: Ho et al. 2020, Appendix B; Dhariwal and Nichol 2021 (classes); Ho and Salimans 2022 (no class).
     """
@@ -114,22 +156,12 @@ class ConditioningEmbedding(nn.Module):
         null_class: bool = False,
         kind: EmbeddingKind = "sin_first",
     ) -> None:
-        super().__init__()
-        if kind not in get_args(EmbeddingKind):
-            raise ValueError(f"embedding must be one of {', '.join(get_args(EmbeddingKind))}, got {kind!r}")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}; pass None for no classes")
-        _check_even(embedding_dim, smallest=4 if kind == "sin_first" else 2)
-        self.kind = kind
-        self.embedding_dim = embedding_dim
-        self.num_classes, self.null_class = num_classes, null_class
-        self.fourier = FourierEmbedding(embedding_dim) if kind == "fourier" else None
+        super().__init__(embedding_dim, kind=kind, num_classes=num_classes, null_class=null_class)
         self.linear1 = nn.Linear(embedding_dim, out_dim)
         self.linear2 = nn.Linear(out_dim, out_dim)
         self.class_table = None if num_classes is None else nn.Embedding(num_classes, out_dim)
         for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+            initialize(linear)
 
     def forward(self, c_noise: Tensor, cond: Tensor | None, batch_size: int) -> Tensor:
         """Embed noise labels and classes.
@@ -145,24 +177,90 @@ class ConditioningEmbedding(nn.Module):
         Raises:
             ValueError: A shape or type is wrong, labels are missing, unexpected or (on the CPU) out of range.
         """
-        if c_noise.shape != (batch_size,):
-            raise ValueError(_vector_message("c_noise", c_noise, batch_size))
-        dtype = self.linear1.weight.dtype
-        if self.fourier is not None:
-            features = self.fourier(c_noise, dtype=dtype)
-        else:
-            features = sinusoidal_embedding(
-                c_noise, self.embedding_dim, cos_first=self.kind == "cos_first", dtype=dtype
-            )
+        features = self._embed_noise(c_noise, batch_size, self.linear1.weight.dtype)
         embedded = self.linear2(F.silu(self.linear1(features)))
-        classes = self._embed_classes(cond, batch_size)
+        table = None if self.class_table is None else self.class_table.weight
+        classes = self._embed_classes(table, cond, batch_size)
         return F.silu(embedded if classes is None else embedded + classes)
 
-    def _embed_classes(self, cond: Tensor | None, batch_size: int) -> Tensor | None:
-        check_classes(cond, batch_size, num_classes=self.num_classes, null_class=self.null_class)
-        if self.class_table is None or cond is None:
+
+class NoiseLabelEmbedding(LabelEmbedding):
+    """``SiLU(linear2(SiLU(linear1(features + class_map(sqrt(n) onehot(cond)) + augment_map(augment)))))``.
+
+    The class is added to the features of the noise before the two linear layers, as EDM does, not after them as
+    ``ConditioningEmbedding`` does. ``sqrt(n)``, with ``n`` classes, makes up for the one-hot vector's small variance.
+    With ``null_class`` the label -1 is no class: zeros in place of the one-hot vector. No augmentation is zeros too.
+
+    Args:
+        embedding_dim: Features of the noise embedding, even.
+        out_dim: Features of the result, ``E``.
+        kind: ``sin_first`` or ``fourier``; see ``LabelEmbedding``.
+        num_classes: Number of classes, ``n``, or None.
+        null_class: Take the label -1 too.
+        augment_dim: Numbers that say how an image was augmented, ``A``; 0 for none.
+
+    Raises:
+        ValueError: ``augment_dim`` is negative, or see ``LabelEmbedding``.
+
+    Source: Song et al. 2021, Appendix H.2; Karras et al. 2022, Appendix F (classes and augmentation).
+    """
+
+    kinds = get_args(NoiseEmbedding)
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        out_dim: int,
+        *,
+        kind: NoiseEmbedding = "sin_first",
+        num_classes: int | None = None,
+        null_class: bool = False,
+        augment_dim: int = 0,
+    ) -> None:
+        super().__init__(embedding_dim, kind=kind, num_classes=num_classes, null_class=null_class)
+        if augment_dim < 0:
+            raise ValueError(f"augment_dim must be at least 0, got {augment_dim}; pass 0 for no augmentation")
+        self.augment_dim = augment_dim
+        self.class_map = None if num_classes is None else initialize(nn.Linear(num_classes, embedding_dim))
+        self.augment_map = initialize(nn.Linear(augment_dim, embedding_dim, bias=False)) if augment_dim else None
+        self.linear1 = initialize(nn.Linear(embedding_dim, out_dim))
+        self.linear2 = initialize(nn.Linear(out_dim, out_dim))
+
+    def forward(self, c_noise: Tensor, cond: Tensor | None, augment: Tensor | None, batch_size: int) -> Tensor:
+        """Embed noise labels, classes and augmentations.
+
+        Args:
+            c_noise: Noise labels, [B].
+            cond: Class labels, int64 [B] in 0 .. n - 1, -1 too with ``null_class``; None without classes.
+            augment: Augmentation labels, [B, A], or None for none.
+            batch_size: ``B``, that of the data these labels go with.
+
+        Returns:
+            The activated embedding, [B, E].
+
+        Raises:
+            ValueError: A shape or type is wrong, labels are missing, unexpected or (on the CPU) out of range.
+        """
+        features = self._embed_noise(c_noise, batch_size, self.linear1.weight.dtype)
+        table = None if self.class_map is None else self.class_map.weight.t()
+        classes = self._embed_classes(table, cond, batch_size)
+        if self.class_map is not None and classes is not None:
+            features = features + (classes * math.sqrt(self.class_map.in_features) + self.class_map.bias)
+        augmentation = self._embed_augmentation(augment, features)
+        features = features if augmentation is None else features + augmentation
+        return F.silu(self.linear2(F.silu(self.linear1(features))))
+
+    def _embed_augmentation(self, augment: Tensor | None, features: Tensor) -> Tensor | None:
+        if self.augment_map is None:
+            if augment is not None:
+                raise ValueError("augment must be None: the network has no such labels; build it with augment_dim=...")
             return None
-        return look_up_classes(self.class_table.weight, cond, null_class=self.null_class)
+        expected = (features.shape[0], self.augment_dim)
+        if augment is None:  # zeros rather than nothing, so that every parameter has a gradient
+            augment = features.new_zeros(expected)
+        if augment.shape != expected:
+            raise ValueError(f"augment must have shape {list(expected)}, got {list(augment.shape)}; one row a sample")
+        return self.augment_map(augment.to(features.dtype))
 
 
 def _sin_cos(t: Tensor, frequencies: Tensor, *, cos_first: bool = False, dtype: torch.dtype) -> Tensor:

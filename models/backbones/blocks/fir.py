@@ -129,12 +129,12 @@ class ConvUpsample(nn.Module):
 
     Args:
         channels: Channels, ``C``.
-        kernel: Taps of the filter, (1, 1) to repeat pixels; see ``fir_filter``.
+        kernel: Taps of the filter, None to repeat pixels; see ``fir_filter``.
     """
 
-    def __init__(self, channels: int, kernel: Sequence[float]) -> None:
+    def __init__(self, channels: int, kernel: Sequence[float] | None) -> None:
         super().__init__()
-        self.up = FIRUpsample(kernel)
+        self.up = make_resampler("up", kernel)
         self.conv = initialize(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:

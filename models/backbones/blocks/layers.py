@@ -1,5 +1,6 @@
 """The layers of Ho et al.'s network and of its successors: residual and attention blocks."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,12 +14,13 @@ NormFactory = Callable[[int], nn.Module]
 
 
 class ResBlock(nn.Module):
-    """Residual block, ``skip(x) + conv2(dropout(SiLU(h)))`` where ``h`` carries the time embedding ``e``.
+    """Residual block, ``s (skip(r(x)) + conv2(dropout(SiLU(h))))`` where ``h`` carries the time embedding ``e``.
 
-    ``h = norm2(conv1(SiLU(norm1(x))) + project(e))`` as in Ho et al., or with ``scale_shift``
-    ``h = norm2(conv1(SiLU(norm1(x)))) (1 + scale) + shift`` with ``[scale, shift] = project(e)`` as in Improved DDPM.
-    ``conv2`` starts at zero, so that the block starts as ``skip``: the identity, or a 1x1 convolution where the
-    number of channels changes.
+    ``h = norm2(conv1(r(SiLU(norm1(x)))) + project(e))`` as in Ho et al., or with ``scale_shift``
+    ``h = norm2(conv1(r(SiLU(norm1(x))))) (1 + scale) + shift`` with ``[scale, shift] = project(e)`` as in Improved
+    DDPM. ``r`` is the resampling, or nothing; ``s`` is 1/sqrt(2) with ``rescale``, so that the variance does not grow
+    from block to block, else 1. ``conv2`` starts at zero, so that the block starts as ``skip``: the identity, or a 1x1
+    convolution where the number of channels changes.
 
     Args:
         in_channels: Channels in, ``C``.
@@ -27,11 +29,16 @@ class ResBlock(nn.Module):
         dropout: Probability, in [0, 1).
         scale_shift: Let the embedding scale and shift instead of adding.
         norm: Builds the normalization of a number of channels.
+        resample: Applied to both branches; without parameters.
+        skip_conv: Have the 1x1 convolution also where the number of channels stays.
+        rescale: Divide by sqrt(2).
 
     Raises:
         ValueError: ``dropout`` is outside [0, 1).
 
-    Source: Ho et al. 2020, Appendix B; Nichol and Dhariwal 2021, Section 3.
+    Source: Ho et al. 2020, Appendix B; Nichol and Dhariwal 2021, Section 3 (scale and shift); Song et al. 2021,
+        Appendix H.2, and Dhariwal and Nichol 2021, Section 3 (resampling, after Brock et al. 2019, BigGAN; rescaling,
+        after Karras et al. 2020, StyleGAN2).
     """
 
     def __init__(
@@ -43,18 +50,23 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
         scale_shift: bool = False,
         norm: NormFactory = group_norm,
+        resample: nn.Module | None = None,
+        skip_conv: bool = False,
+        rescale: bool = False,
     ) -> None:
         super().__init__()
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.scale_shift = scale_shift
+        self.resample = resample
+        self.scale = math.sqrt(0.5) if rescale else None
         self.norm1 = norm(in_channels)
         self.conv1 = initialize(nn.Conv2d(in_channels, out_channels, 3, padding=1))
         self.project = initialize(nn.Linear(embedding_dim, out_channels * (2 if scale_shift else 1)))
         self.norm2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = initialize(nn.Conv2d(out_channels, out_channels, 3, padding=1), zero=True)
-        same = in_channels == out_channels
+        same = in_channels == out_channels and not skip_conv
         self.skip = nn.Identity() if same else initialize(nn.Conv2d(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -65,16 +77,20 @@ class ResBlock(nn.Module):
             embedding: Activated embedding, [B, E]: the SiLU before the projection is the caller's, once a network.
 
         Returns:
-            Features, [B, D, H, W].
+            Features, [B, D, H', W'], resampled if the block resamples.
         """
-        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = F.silu(self.norm1(x))
+        if self.resample is not None:
+            hidden, x = self.resample(hidden), self.resample(x)
+        hidden = self.conv1(hidden)
         projected = self.project(embedding)[:, :, None, None]
         if self.scale_shift:
             scale, shift = projected.chunk(2, dim=1)
             hidden = self.norm2(hidden) * (1 + scale) + shift
         else:
             hidden = self.norm2(hidden + projected)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(hidden)))
+        out = self.skip(x) + self.conv2(self.dropout(F.silu(hidden)))
+        return out if self.scale is None else out * self.scale
 
 
 class AttentionBlock(nn.Module):

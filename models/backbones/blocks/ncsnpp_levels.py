@@ -1,38 +1,14 @@
 """One resolution of NCSN++: its blocks, what leads to the next resolution, and its part in the image pyramids."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from .initialization import initialize
-from .layers import AttentionBlock
-from .ncsnpp_blocks import RescaledResBlock
-
-
-class PyramidLevel(nn.Module):
-    """Common parts of the levels.
-
-    Attributes:
-        gradient_checkpointing: Keep only what goes in and out of a block for the backward pass, which computes the
-            block anew: about a third more work, for the memory of one block instead of all.
-
-    Source: Chen et al. 2016.
-    """
-
-    gradient_checkpointing = False
-
-    def _run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-    def _resample(self, resample: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
-        return self._run(resample, x, embedding) if isinstance(resample, RescaledResBlock) else resample(x)
+from .layers import AttentionBlock, ResBlock
+from .levels import DownLevel, Level, apply_joined
 
 
 class RescaledAttention(nn.Module):
@@ -124,30 +100,29 @@ class OutputSkip(nn.Module):
         return image if below is None else image + self.up(below)
 
 
-class PyramidDownLevel(PyramidLevel):
-    """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any.
+class PyramidDownLevel(DownLevel):
+    """A ``DownLevel`` that also brings the image, or what became of it, into the next level.
 
     Args:
         blocks: Residual blocks.
         attention: As many attention blocks, or none.
-        resample: What leads to the next level: a residual block, or a module without embedding.
-        image_input: What brings the image, or what became of it, into the next level.
+        resample: What leads to the next level.
+        image_input: What brings the image, if any, where there is a next level.
     """
 
     def __init__(
         self,
-        blocks: Sequence[RescaledResBlock],
+        blocks: Sequence[ResBlock],
         attention: Sequence[RescaledAttention],
         resample: nn.Module | None,
         image_input: InputSkip | InputResidual | None,
     ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attention = nn.ModuleList(attention)
-        self.resample = resample
+        super().__init__(blocks, attention, resample)
         self.image_input = image_input
 
-    def forward(self, x: Tensor, embedding: Tensor, pyramid: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, embedding: Tensor, pyramid: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
         """Apply the level.
 
         Args:
@@ -158,54 +133,25 @@ class PyramidDownLevel(PyramidLevel):
         Returns:
             Every result, for the way up, of which the last goes on, and the pyramid at the next resolution.
         """
-        results: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            x = self._run(block, x, embedding)
-            if self.attention:
-                x = self._run(self.attention[i], x)
-            results.append(x)
-        if self.resample is not None:
-            x = self._resample(self.resample, x, embedding)
-            if self.image_input is not None:
-                pyramid, x = self.image_input(pyramid, x)
-            results.append(x)
+        results = super().forward(x, embedding)
+        if self.image_input is not None:
+            pyramid, results[-1] = self.image_input(pyramid, results[-1])
         return results, pyramid
 
 
-class PyramidMiddleLevel(PyramidLevel):
-    """The lowest resolution: residual block, attention, residual block.
-
-    Args:
-        block1: First residual block.
-        attention: Attention block.
-        block2: Second residual block.
-    """
-
-    def __init__(self, block1: RescaledResBlock, attention: RescaledAttention, block2: RescaledResBlock) -> None:
-        super().__init__()
-        self.block1 = block1
-        self.attention = attention
-        self.block2 = block2
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map features [B, C, H, W] and an activated embedding [B, E] to features [B, C, H, W]."""
-        x = self._run(self.attention, self._run(self.block1, x, embedding))
-        return self._run(self.block2, x, embedding)
-
-
-class PyramidUpLevel(PyramidLevel):
+class PyramidUpLevel(Level):
     """One resolution on the way up: residual blocks, then attention, an image and resampling, each if any.
 
     Args:
         blocks: Residual blocks, each of which takes the features and one result of the way down.
         attention: One attention block for the whole level, unlike Ho et al.'s network; or None.
         image_output: What makes an image of the features.
-        resample: What leads to the level above: a residual block, or a module without embedding.
+        resample: What leads to the level above: a residual block, or a module that takes no embedding.
     """
 
     def __init__(
         self,
-        blocks: Sequence[RescaledResBlock],
+        blocks: Sequence[ResBlock],
         attention: RescaledAttention | None,
         image_output: OutputSkip | None,
         resample: nn.Module | None,
@@ -231,7 +177,7 @@ class PyramidUpLevel(PyramidLevel):
             Features, [B, D, H, W], or [B, D, 2 H, 2 W] with resampling, and the image at this level's resolution.
         """
         for block, skip in zip(self.blocks, skips, strict=True):
-            x = self._run(block, torch.cat((x, skip), dim=1), embedding)
+            x = self._run(apply_joined, block, x, skip, embedding)
         if self.attention is not None:
             x = self._run(self.attention, x)
         if self.image_output is not None:

@@ -1,4 +1,4 @@
-"""Sizes of images, square or not, and of the levels that halve them."""
+"""Sizes of images, square or not, and widths and sizes of the levels that halve them."""
 
 import operator
 from collections.abc import Sequence
@@ -29,6 +29,21 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
 def one_or_pair(height: int, width: int) -> ImageSize:
     """The shortest way to say a size: one number where height and width are equal."""
     return height if height == width else (height, width)
+
+
+def level_widths(channels: int, channel_mult: Sequence[float]) -> list[int]:
+    """Channels of each level, ``channels`` times each multiple; a multiple may be a fraction, as 0.5.
+
+    Raises:
+        ValueError: A level would have no or a broken number of channels.
+    """
+    widths = [channels * mult for mult in channel_mult]
+    if not widths or any(width < 1 or abs(width - round(width)) > 1e-6 for width in widths):
+        raise ValueError(
+            "channel_mult must give each level a whole number of channels, got "
+            f"{tuple(channel_mult)} times {channels}; change one of them"
+        )
+    return [round(width) for width in widths]
 
 
 def level_sizes(image_size: int | Sequence[int], num_levels: int) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,10 @@ from torch import nn
 
 from sde_lib import SDE, Tabulated
 
-from ...backbones import (
-    ADM,
-    AttentionBlock,
-    Downsample,
-    ResBlock,
-    UNet,
-)
-from ...backbones.blocks.adm_levels import ResamplingBlock
+from ...backbones import ADM, AttentionBlock, UNet
+from ...backbones.blocks.levels import DownLevel, UpLevel
 from ...score_model import NetworkScoreModel
-from ..shared.renaming import blocks_of, renamed
+from ..shared.renaming import renamed
 from .names import diffusers_sources
 from .settings import PREDICTIONS
 
@@ -48,7 +42,7 @@ def export_diffusers(model: NetworkScoreModel, folder: Path | str) -> None:
     """
     scheduler = _scheduler_settings(model)
     backbone = model.backbone
-    if not isinstance(backbone, UNet | ADM):
+    if not isinstance(backbone, ADM):
         raise ValueError(f"diffusers has no {type(backbone).__name__}; only UNet and ADM can be exported")
     if model.dequantizer is not None:
         raise ValueError("diffusers have no place for a dequantizer; set model.dequantizer = None to leave it out")
@@ -115,40 +109,21 @@ def _table_settings(sde: Tabulated) -> dict[str, Any]:
     return {"beta_schedule": "linear", "trained_betas": betas.tolist()}
 
 
-def _the_one(what: str, values: Iterable[Any]) -> Any:
-    found = list(dict.fromkeys(values))
-    if len(found) != 1:
-        raise ValueError(f"UNet2DModel has one {what} for the whole network, got {found}; it has no export")
-    return found[0]
-
-
-def _levels(network: UNet | ADM, side: str) -> list[tuple[list[ResBlock], bool]]:
-    """Residual blocks of each level of one side, and whether it attends."""
-    blocks = dict(blocks_of(network))
-    levels = []
-    for i in range(len(network.down)):
-        here = [block for name, block in blocks.items() if name.startswith(f"{side}.{i}.blocks.")]
-        residual = [block for block in here if isinstance(block, ResBlock)]
-        levels.append((residual, f"{side}.{i}.attention.0" in blocks))
-    return levels
-
-
-def _unet_settings(network: UNet | ADM) -> dict[str, Any]:
-    blocks = [block for _, block in blocks_of(network)]
-    residual = [block for block in blocks if isinstance(block, ResBlock)]
-    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
-    down, up = _levels(network, "down"), _levels(network, "up")
-    widths = [_the_one("width of a level", (block.conv1.out_channels for block in level)) for level, _ in down]
-    _check_ends(network, widths[0])
-    scale_shift = _the_one("way to add the embedding", (block.scale_shift for block in residual))
-    middle = network.middle.attention
-    middle_norm = middle is None or isinstance(middle.norm, nn.GroupNorm)
-    if not middle_norm and not scale_shift:
-        raise ValueError("UNet2DModel normalizes before the middle's attention; such a network has no export")
-    groups = _the_one("number of norm groups", (norm.num_groups for norm in norms))
-    by_blocks = any(isinstance(block, ResamplingBlock) for block in blocks)
-    paddings = [block.symmetric for block in blocks if isinstance(block, Downsample)]
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if by_blocks else ("DownBlock2D", "UpBlock2D")
+def _unet_settings(network: ADM) -> dict[str, Any]:
+    options = {**UNet.fixed, **network.options}  # those of an ADM are all its own
+    _check_network(network, options)
+    groups = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
+    heads = [module for module in network.modules() if isinstance(module, AttentionBlock)]
+    one_head = all(head.num_heads == 1 for head in heads)
+    head_channels = {0} if one_head else {head.proj.out_features // head.num_heads for head in heads}
+    for what, found in (("number of norm groups", groups), ("number of channels a head", head_channels)):
+        if len(found) != 1:
+            raise ValueError(f"UNet2DModel has one {what} for the whole network, got {sorted(found)}; it has no export")
+    down = [len(level.attention) > 0 for level in network.stages if isinstance(level, DownLevel)]
+    up = [len(level.attention) > 0 for level in network.stages if isinstance(level, UpLevel)]
+    residual = options["resampling"] == "residual"
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
+    cos_first = options["embedding"] == "cos_first"
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": _VERSION,
@@ -157,55 +132,51 @@ def _unet_settings(network: UNet | ADM) -> dict[str, Any]:
         "out_channels": network.out_channels,
         "center_input_sample": False,
         "time_embedding_type": "positional",
-        "freq_shift": 1 if network.embed.kind == "sin_first" else 0,
-        "flip_sin_to_cos": network.embed.kind == "cos_first",
-        "down_block_types": ["AttnDownBlock2D" if attends else plain[0] for _, attends in down],
-        "up_block_types": ["AttnUpBlock2D" if attends else plain[1] for _, attends in reversed(up)],
+        "freq_shift": 0 if cos_first else 1,
+        "flip_sin_to_cos": cos_first,
+        "down_block_types": ["AttnDownBlock2D" if attends else plain[0] for attends in down],
+        "up_block_types": ["AttnUpBlock2D" if attends else plain[1] for attends in up],
         "mid_block_type": "UNetMidBlock2D",
-        "block_out_channels": widths,
-        "layers_per_block": _the_one("number of blocks a level", (len(level) for level, _ in down)),
+        "block_out_channels": network.widths,
+        "layers_per_block": network.num_res_blocks,
         "mid_block_scale_factor": 1,
-        "downsample_padding": int(_the_one("padding", paddings)) if paddings else 1,
-        "downsample_type": "resnet" if by_blocks else "conv",
-        "upsample_type": "resnet" if by_blocks else "conv",
-        "dropout": _the_one("dropout", (block.dropout.p for block in residual)),
+        "downsample_padding": int(residual or options["symmetric_downsample"]),
+        "downsample_type": "resnet" if residual else "conv",
+        "upsample_type": "resnet" if residual else "conv",
+        "dropout": options["dropout"],
         "act_fn": "silu",
-        "attention_head_dim": _head_channels([block for block in blocks if isinstance(block, AttentionBlock)]),
-        "norm_num_groups": groups,
-        "attn_norm_num_groups": groups if middle_norm else None,
-        "norm_eps": _the_one("epsilon of norms", (norm.eps for norm in norms)),
-        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
-        "add_attention": middle is not None,
+        "attention_head_dim": head_channels.pop() or None,
+        "norm_num_groups": min(groups),
+        "attn_norm_num_groups": min(groups) if options["middle_attention_norm"] else None,
+        "norm_eps": options["norm_eps"],
+        "resnet_time_scale_shift": "scale_shift" if options["scale_shift_norm"] else "default",
+        "add_attention": network.middle.attention is not None,
         "class_embed_type": None,
-        "num_class_embeds": network.embed.num_classes,
+        "num_class_embeds": network.num_classes,
     }
 
 
-def _check_ends(network: UNet | ADM, width: int) -> None:
-    features = network.embed.embedding_dim
-    if features != width or network.conv_in.out_channels != width:
+def _check_network(network: ADM, options: Mapping[str, Any]) -> None:
+    width = network.widths[0]
+    ends = network.embed.embedding_dim, network.conv_in.out_channels
+    if ends != (width, width):
         raise ValueError(
             f"UNet2DModel has as many noise features, and channels after the first convolution, as in its first level, "
-            f"{width}, got {features} and {network.conv_in.out_channels}; such a network has no export"
+            f"{width}, got {ends[0]} and {ends[1]}; such a network has no export"
         )
-    if network.embed.linear1.out_features != 4 * width:
+    if options["channels"] != width:
         raise ValueError(
             f"UNet2DModel has an embedding of {4 * width} features, four times its first level, got "
-            f"{network.embed.linear1.out_features}; such a network has no export"
+            f"{4 * options['channels']}; such a network has no export"
         )
-    if network.embed.kind == "fourier":
+    if options["embedding"] == "fourier":
         raise ValueError("UNet2DModel divides by sigma after a Fourier embedding; such a network has no export")
-    if network.conv_in.in_channels != network.in_channels:
+    if options["input_frequencies"]:
         raise ValueError("UNet2DModel has no Fourier features of its input; such a network has no export")
-    if network.out_channels not in (network.in_channels, 2 * network.in_channels):
+    if options["outputs_per_channel"] > 1:
         raise ValueError(
             f"diffusers' schedulers take one or two outputs a channel, got {network.out_channels} outputs for "
             f"{network.in_channels} channels; such a network has no export"
         )
-
-
-def _head_channels(attention: list[AttentionBlock]) -> int | None:
-    """Channels of every head, or None for one head a block."""
-    if all(block.num_heads == 1 for block in attention):
-        return None
-    return _the_one("number of channels a head", (block.proj.out_features // block.num_heads for block in attention))
+    if not options["middle_attention_norm"] and not options["scale_shift_norm"]:
+        raise ValueError("UNet2DModel normalizes before the middle's attention; such a network has no export")

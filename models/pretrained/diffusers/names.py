@@ -11,7 +11,6 @@ from ...backbones import (
     ADM,
     AttentionBlock,
     ResBlock,
-    UNet,
 )
 from ..shared.renaming import (
     THIRDS,
@@ -37,7 +36,7 @@ def _swap_halves(tensor: Tensor) -> Tensor:
 HALVES_SWAPPED = Layout(lambda ours: [_swap_halves(ours)], lambda theirs: _swap_halves(theirs[0]))
 
 
-def diffusers_sources(network: UNet | ADM, *, halves_swapped: bool = False) -> dict[str, Source]:
+def diffusers_sources(network: ADM, *, halves_swapped: bool = False) -> dict[str, Source]:
     """Map a network's tensors to the state dict of ``UNet2DModel``.
 
     Args:

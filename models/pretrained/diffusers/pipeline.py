@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...backbones import ADM, NCSNpp, UNet
+from ...backbones import ADM, NCSNpp
 from ..shared.plan import PlannedModel
 from ..shared.renaming import load_renamed
 from ..shared.settings import read_json
@@ -70,7 +70,7 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     if isinstance(backbone, NCSNpp):
         sources = skip_block_sources(backbone)
     else:
-        assert isinstance(backbone, UNet | ADM)
+        assert isinstance(backbone, ADM)
         sources = diffusers_sources(backbone, halves_swapped=halves_are_swapped(unet))
     load_renamed(backbone, with_new_names(tensors), sources, path=path)
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from ...backbones import (
     Downsample,
     EncoderClassifier,
     ResBlock,
-    UNet,
 )
+from ...backbones.blocks.levels import UpLevel
 from ...wrappers.noisy_classifier import NoisyClassifier
 from ..shared.plan import PlannedModel
 from ..shared.renaming import (
@@ -53,35 +52,32 @@ _LEAVES = {
 }
 
 
-def _places(network: UNet | ADM | EncoderClassifier) -> dict[str, str]:
+def _places(network: ADM | EncoderClassifier) -> dict[str, str]:
     """Their name of each block: one counter runs down, another up."""
-    ours = {name: block for name, block in network.named_modules() if "." in name}
     places = {
         "middle.block1": "middle_block.0",
         "middle.attention": "middle_block.1",
         "middle.block2": "middle_block.2",
     }
-    num_levels = len([name for name in ours if re.fullmatch(r"down\.\d+", name)])
     count = 1
-    for i in range(num_levels):
-        num_blocks = sum(bool(re.fullmatch(rf"down\.{i}\.blocks\.\d+", name)) for name in ours)
-        for j in range(num_blocks):
+    for i in range(len(network.down)):
+        for j in range(network.num_res_blocks):
             places[f"down.{i}.blocks.{j}"] = f"input_blocks.{count + j}.0"
             places[f"down.{i}.attention.{j}"] = f"input_blocks.{count + j}.1"
-        places[f"down.{i}.resample"] = f"input_blocks.{count + num_blocks}.0"
-        count += num_blocks + 1
+        places[f"down.{i}.resample"] = f"input_blocks.{count + network.num_res_blocks}.0"
+        count += network.num_res_blocks + 1
     count = 0
-    for i in reversed(range(num_levels)):
-        num_blocks = sum(bool(re.fullmatch(rf"up\.{i}\.blocks\.\d+", name)) for name in ours)
-        for j in range(num_blocks):
-            places[f"up.{i}.blocks.{j}"] = f"output_blocks.{count + j}.0"
-            places[f"up.{i}.attention.{j}"] = f"output_blocks.{count + j}.1"
-        count += num_blocks
-        places[f"up.{i}.resample"] = f"output_blocks.{count - 1}.{2 if f'up.{i}.attention.0' in ours else 1}"
+    for i, level in reversed(list(enumerate(network.up))):
+        for j in range(network.num_res_blocks + 1):
+            places[f"up.{i}.blocks.{j}"] = f"output_blocks.{count}.0"
+            places[f"up.{i}.attention.{j}"] = f"output_blocks.{count}.1"
+            count += 1
+        assert isinstance(level, UpLevel)
+        places[f"up.{i}.resample"] = f"output_blocks.{count - 1}.{2 if len(level.attention) else 1}"
     return places
 
 
-def guided_sources(network: UNet | ADM | EncoderClassifier, *, new_attention_order: bool = False) -> dict[str, Source]:
+def guided_sources(network: ADM | EncoderClassifier, *, new_attention_order: bool = False) -> dict[str, Source]:
     """Map a network's tensors to a file of guided-diffusion or improved-diffusion.
 
     Args:
@@ -140,7 +136,7 @@ def from_guided_diffusion(path: Path | str, config: Config, *, project: Project 
     order = Settings(config).flag("use_new_attention_order", False)
     model = plan.build()
     backbone = model.backbone
-    assert isinstance(backbone, UNet | ADM)
+    assert isinstance(backbone, ADM)
     load_renamed(backbone, tensors, guided_sources(backbone, new_attention_order=order), path=path)
     return model
 
@@ -181,5 +177,4 @@ def from_guided_classifier(path: Path | str, config: Config) -> NoisyClassifier:
     order = Settings(config).flag("use_new_attention_order", False)
     sources = guided_sources(backbone, new_attention_order=order)
     load_renamed(backbone, tensors, sources, path=path)
-    options = {name: value for name, value in plan.sde.items() if name != "name"}
-    return NoisyClassifier(backbone, make_sde(plan.sde["name"], **options), noise_input=plan.noise_input).eval()
+    return NoisyClassifier(backbone, make_sde(**plan.sde), noise_input=plan.noise_input).eval()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...backbones import AttentionBlock, NCSNpp
 from ...backbones.blocks.fir import FIRConvDownsample
-from ...backbones.blocks.ncsnpp_blocks import RescaledResBlock
+from ...backbones.blocks.layers import ResBlock
 from ...backbones.blocks.ncsnpp_levels import InputResidual, InputSkip, OutputSkip
 from ..shared.renaming import (
     SAME,
@@ -176,7 +176,7 @@ class _Namer:
         self._add(f"{ours}.frequencies", "W")
         self._next += 1
 
-    def block(self, ours: str, block: RescaledResBlock, *, biggan: bool) -> None:
+    def block(self, ours: str, block: ResBlock, *, biggan: bool) -> None:
         """A residual block, resampling or not."""
         for mine, theirs in _BLOCK.items():
             for leaf in ("weight", "bias"):
@@ -211,9 +211,9 @@ def score_sde_sources(network: NCSNpp) -> dict[str, Source]:
         namer.fourier("embed.fourier")
     for name in ("embed.linear1", "embed.linear2", "conv_in"):
         namer.plain(name)
-    biggan = network.block == "biggan"
+    biggan = network.options["block"] == "biggan"
     for name, part in _in_order(network):
-        if isinstance(part, RescaledResBlock):
+        if isinstance(part, ResBlock):
             namer.block(name, part, biggan=biggan)
         elif isinstance(part, AttentionBlock):
             namer.attention(name)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.registry import choices_message
 from sde_lib import SDE, make_sde
 
-from ...backbones import (
-    ADM,
-    MLP,
-    NCSNpp,
-    UNet,
-)
+from ...backbones import ADM, MLP, Backbone, NCSNpp, UNet
 from ...parameterization import TimeInput, make_parameterization
 from ...score_model import NetworkScoreModel
 
-Backbone = UNet | ADM | NCSNpp | MLP
 BACKBONES: dict[str, type[Backbone]] = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "mlp": MLP}
+
+
+def default_options(backbone: str) -> dict[str, Any]:
+    """A backbone's options and their defaults; ``inspect.Parameter.empty`` where there is none.
+
+    Raises:
+        ValueError: In one line, if there is no such backbone.
+    """
+    if backbone not in BACKBONES:
+        raise ValueError(choices_message("backbone", backbone, sorted(BACKBONES)))
+    return {p.name: p.default for p in inspect.signature(BACKBONES[backbone]).parameters.values()}
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,13 @@ class ModelPlan:
 
     Attributes:
         backbone: "unet", "adm" or "ncsnpp".
-        network: Keyword arguments of the backbone.
+        network: The backbone's options; those that are left out take its defaults, so that it holds all of them.
         sde: The SDE's name, under ``name``, and its options; see ``sde_lib.make_sde``.
         parameterization: What the network predicts; see ``make_parameterization``.
         noise_input: What the network is told of t; see ``time_input``.
+
+    Raises:
+        ValueError: In one line, if there is no such backbone.
     """
 
     backbone: str
@@ -39,14 +48,15 @@ class ModelPlan:
     parameterization: str = "eps"
     noise_input: TimeInput = "index"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "network", default_options(self.backbone) | self.network)
+
     def build_backbone(self) -> Backbone:
         """The network, with new weights.
 
         Raises:
             ValueError: In one line, if there can be no such network.
         """
-        if self.backbone not in BACKBONES:
-            raise ValueError(choices_message("backbone", self.backbone, sorted(BACKBONES)))
         return BACKBONES[self.backbone](**self.network)
 
     def build_sde(self) -> SDE:
@@ -87,25 +97,16 @@ class PlannedModel(NetworkScoreModel):
             plan.build_backbone(),
             plan.build_sde(),
             make_parameterization(plan.parameterization, noise_input=plan.noise_input),
-            learned_variance=bool(plan.network.get("learned_variance", False)),
+            learned_variance=plan.network["learned_variance"],
         )
         self.plan = plan
 
 
 def plan_network(network: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The backbone for arguments of ``ADM``: ``UNet`` where it is the same network, else ``ADM``."""
-    only_adm = {
-        "resampling": "convolution",
-        "floor_heads": False,
-        "middle_attention": True,
-        "middle_attention_norm": True,
-        "norm_group_channels": 1,
-        "embedding_dim": None,
-        "up_attention_resolutions": None,
-    }
-    mult = network["channel_mult"]
-    fits = all(network.get(name, value) == value for name, value in only_adm.items() if name != "resampling")
+    """The backbone for options of ``ADM``: ``UNet`` where it is the same network, else ``ADM``."""
+    options = default_options("adm") | network
+    mult = options["channel_mult"]
     whole = all(isinstance(one, int) for one in mult) and mult[:1] == (1,)
-    if not (fits and whole and network.get("resampling") == "convolution"):
+    if not whole or any(options[name] != value for name, value in UNet.fixed.items()):
         return "adm", network
-    return "unet", {name: value for name, value in network.items() if name not in only_adm}
+    return "unet", {name: options[name] for name in default_options("unet")}

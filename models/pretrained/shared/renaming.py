@@ -15,7 +15,6 @@ from ...backbones import (
     ResBlock,
     Upsample,
 )
-from ...backbones.blocks.adm_levels import ResamplingBlock
 from .tensors import list_problems, load_strictly
 
 Leaves = Mapping[type[nn.Module], Mapping[str, str]]
@@ -93,8 +92,7 @@ def rename_blocks(module: nn.Module, places: Mapping[str, str], leaves: Leaves) 
     """
     names = {}
     for ours, block in blocks_of(module):
-        kind = ResBlock if isinstance(block, ResamplingBlock) else type(block)
-        table = leaves.get(kind, {})
+        table = leaves.get(type(block), {})
         for parameter in block.state_dict():
             leaf, _, rest = parameter.partition(".")
             names[f"{ours}.{parameter}"] = f"{places[ours]}.{table.get(leaf, leaf)}.{rest}"

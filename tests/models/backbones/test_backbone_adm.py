@@ -7,8 +7,8 @@ import torch
 from importer_references import Reference, count, randomize, take_no_class, worst_error
 from torch.nn import functional as F
 
-from models.backbones import ADM, EncoderClassifier, UNet
-from models.backbones.blocks.adm_levels import ResamplingBlock
+from models.backbones import ADM, EncoderClassifier, ResBlock, UNet
+from models.backbones.blocks.fir import make_resampler
 from models.backbones.classifier import AttentionPool
 from models.pretrained.edm.adm import adm_from_edm, edm_sources, plan_edm_adm
 from models.pretrained.shared.renaming import renamed
@@ -93,7 +93,8 @@ def test_with_convolutions_it_is_the_u_net(scale_shift):
 
 @pytest.mark.parametrize("up", [False, True])
 def test_resampling_blocks_average_or_repeat_both_branches(up):
-    block = randomize(ResamplingBlock(8, 16, up=up, scale_shift=True)).double()
+    resampler = make_resampler("up" if up else "down", None)
+    block = randomize(ResBlock(8, 8, 16, scale_shift=True, resample=resampler)).double()
     x, embedding = torch.randn(2, 8, 4, 4).double(), torch.randn(2, 16).double()
 
     def resample(value):
@@ -187,7 +188,7 @@ def test_half_a_multiple_of_the_width():
         ({"channel_mult": ()}, "channel_mult must give each level a whole number of channels"),
         ({"attention_resolutions": (5,)}, "attention_resolutions must be among 8, 4, got 5"),
         ({"up_attention_resolutions": (5,)}, "attention_resolutions must be among 8, 4, got 5"),
-        ({"resampling": "pool"}, "resampling must be 'residual' or 'convolution', got 'pool'"),
+        ({"resampling": "pool"}, "resampling must be one of residual, convolution, got 'pool'"),
         ({"head_channels": 5}, "head_channels must divide 32 channels, got 5"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
         ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),

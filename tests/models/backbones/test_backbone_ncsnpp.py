@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.backbones import NCSNpp
+from models.backbones import NCSNpp, NoiseLabelEmbedding, ResBlock
 from models.backbones.blocks.fir import FIRDownsample, FIRUpsample, make_conv_downsample
-from models.backbones.blocks.ncsnpp_blocks import NoiseLabelEmbedding, RescaledResBlock
 from models.backbones.blocks.ncsnpp_levels import InputResidual, InputSkip, OutputSkip
 
 SMALL = {"image_size": 8, "channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
@@ -54,8 +53,14 @@ def test_full_size_networks_have_the_published_numbers_of_parameters(settings, c
 def test_the_residual_block_is_its_formula(rescale, resample, out):
     kernel = (1, 3, 3, 1)
     module = {None: None, "down": FIRDownsample(kernel), "up": FIRUpsample(kernel)}[resample]
-    block = RescaledResBlock(
-        8, out, 6, norm=lambda width: nn.GroupNorm(2, width, eps=1e-6), rescale=rescale, resample=module
+    block = ResBlock(
+        8,
+        out,
+        6,
+        norm=lambda width: nn.GroupNorm(2, width, eps=1e-6),
+        rescale=rescale,
+        resample=module,
+        skip_conv=module is not None,
     )
     randomize(block)
     x, embedding = torch.randn(2, 8, 8, 8, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
@@ -225,7 +230,7 @@ def test_norms_have_at_most_32_groups_of_at_least_4_channels():
         ({"attention_resolutions": (16,)}, "attention_resolutions must be among 8, 4, got 16"),
         ({"image_size": 9}, "image_size 9 cannot be halved 1 times; use channel_mult with 1 level or pad to 10"),
         ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),
-        ({"noise_features": 7}, "even number of features"),
+        ({"noise_features": 7}, "embedding dim must be even and at least 4, got 7; use 8"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"fir_kernel": (1, 2, 1)}, "fir_kernel must be symmetric"),

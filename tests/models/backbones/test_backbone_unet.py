@@ -258,7 +258,10 @@ def test_every_parameter_gets_a_gradient():
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ({"channels": 15, "channel_mult": (2, 2)}, "embedding dim must be even and at least 4, got 15; use 16"),
         ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0; raise it"),
-        ({"channel_mult": ()}, "channel_mult must be at least 1, got 0; raise it"),
+        (
+            {"channel_mult": ()},
+            "channel_mult must give each level a whole number of channels, got () times 16; change one of them",
+        ),
         ({"image_size": 0}, "image_size must be at least 1, got 0; raise it"),
     ],
 )

@@ -4,15 +4,12 @@ import json
 
 import pytest
 import torch
+from diffusers_pipelines import diffusers
 from importer_references import per_sample_error, randomize
 from safetensors.torch import load_file, save_file
 
 from models.pretrained.diffusers.pipeline import from_diffusers
 from sde_lib import Tabulated
-
-diffusers = pytest.importorskip("diffusers")
-diffusers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.disable_progress_bar()
 
 UNET = {
     "sample_size": 8,

@@ -77,10 +77,10 @@ def test_tensors_of_edm_of_any_shape_are_one_line(tmp_path, name, shape):
     network = NCSNpp(**SIZE, fir_kernel=None, input_pyramid="none")
     tensors = renamed(network, song_sources(network)) | {name: torch.zeros(shape)}
     torch.save(tensors, tmp_path / "a.pt")
-    one_line("a.pt|channel_mult must be at least 1", lambda: from_edm(tmp_path / "a.pt", preconditioning="edm"))
+    one_line("a.pt|channel_mult must give each level", lambda: from_edm(tmp_path / "a.pt", preconditioning="edm"))
     del tensors[name]
     torch.save(tensors, tmp_path / "a.pt")
-    one_line("a.pt|channel_mult must be at least 1", lambda: from_edm(tmp_path / "a.pt", preconditioning="edm"))
+    one_line("a.pt|channel_mult must give each level", lambda: from_edm(tmp_path / "a.pt", preconditioning="edm"))
 
 
 @pytest.mark.parametrize("shape", [(0, 0, 0, 0), (0, 3, 3, 3)])

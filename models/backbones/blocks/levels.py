@@ -1,14 +1,13 @@
-"""One resolution of the U-Net: its residual and attention blocks, and what leads to the next resolution."""
+"""One resolution of a U-Net: its residual and attention blocks, and what leads to the next resolution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import AttentionBlock, ResBlock
-from .resampling import Downsample, Upsample
+from .layers import ResBlock
 
 
 class Level(nn.Module):
@@ -28,6 +27,9 @@ class Level(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
+    def _resample(self, resample: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+        return self._run(resample, x, embedding) if isinstance(resample, ResBlock) else resample(x)
+
 
 class DownLevel(Level):
     """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any.
@@ -35,12 +37,10 @@ class DownLevel(Level):
     Args:
         blocks: Residual blocks.
         attention: As many attention blocks, or none.
-        resample: What leads to the next level.
+        resample: What leads to the next level: a residual block, or a module that takes no embedding.
     """
 
-    def __init__(
-        self, blocks: Sequence[ResBlock], attention: Sequence[AttentionBlock], resample: Downsample | None
-    ) -> None:
+    def __init__(self, blocks: Sequence[ResBlock], attention: Sequence[nn.Module], resample: nn.Module | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(attention)
@@ -63,20 +63,20 @@ class DownLevel(Level):
                 x = self._run(self.attention[i], x)
             results.append(x)
         if self.resample is not None:
-            results.append(self.resample(x))
+            results.append(self._resample(self.resample, x, embedding))
         return results
 
 
 class MiddleLevel(Level):
-    """The lowest resolution: residual block, attention, residual block.
+    """The lowest resolution: residual block, attention if any, residual block.
 
     Args:
         block1: First residual block.
-        attention: Attention block.
+        attention: Attention block, or None.
         block2: Second residual block.
     """
 
-    def __init__(self, block1: ResBlock, attention: AttentionBlock, block2: ResBlock) -> None:
+    def __init__(self, block1: ResBlock, attention: nn.Module | None, block2: ResBlock) -> None:
         super().__init__()
         self.block1 = block1
         self.attention = attention
@@ -84,7 +84,9 @@ class MiddleLevel(Level):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map features [B, C, H, W] and an activated embedding [B, E] to features [B, C, H, W]."""
-        x = self._run(self.attention, self._run(self.block1, x, embedding))
+        x = self._run(self.block1, x, embedding)
+        if self.attention is not None:
+            x = self._run(self.attention, x)
         return self._run(self.block2, x, embedding)
 
 
@@ -94,12 +96,10 @@ class UpLevel(Level):
     Args:
         blocks: Residual blocks.
         attention: As many attention blocks, or none.
-        resample: What leads to the level above.
+        resample: What leads to the level above: a residual block, or a module that takes no embedding.
     """
 
-    def __init__(
-        self, blocks: Sequence[ResBlock], attention: Sequence[AttentionBlock], resample: Upsample | None
-    ) -> None:
+    def __init__(self, blocks: Sequence[ResBlock], attention: Sequence[nn.Module], resample: nn.Module | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(attention)
@@ -117,12 +117,49 @@ class UpLevel(Level):
             Features, [B, D, H, W], or [B, D, 2 H, 2 W] with resampling.
         """
         for i, (block, skip) in enumerate(zip(self.blocks, skips, strict=True)):
-            x = self._run(_join, block, x, skip, embedding)
+            x = self._run(apply_joined, block, x, skip, embedding)
             if self.attention:
                 x = self._run(self.attention[i], x)
-        return x if self.resample is None else self.resample(x)
+        return x if self.resample is None else self._resample(self.resample, x, embedding)
 
 
-def _join(block: nn.Module, x: Tensor, skip: Tensor, embedding: Tensor) -> Tensor:
+def apply_joined(block: nn.Module, x: Tensor, skip: Tensor, embedding: Tensor) -> Tensor:
     """Apply a block to both, side by side, within what is computed anew: they are kept, and not their copy."""
     return block(torch.cat((x, skip), dim=1), embedding)
+
+
+def down_blocks(
+    res_block: Callable[[int, int], ResBlock], first: int, widths: Sequence[int], num_res_blocks: int
+) -> Iterator[list[ResBlock]]:
+    """Build the residual blocks of each level on the way down, a level at a time.
+
+    Args:
+        res_block: Builds a block of so many channels in and out.
+        first: Channels of the first convolution's result.
+        widths: Channels of each level.
+        num_res_blocks: Blocks a level.
+    """
+    for before, width in zip((first, *widths), widths, strict=False):
+        yield [res_block(width if j else before, width) for j in range(num_res_blocks)]
+
+
+def up_blocks(
+    res_block: Callable[[int, int], ResBlock], first: int, widths: Sequence[int], num_res_blocks: int
+) -> Iterator[list[ResBlock]]:
+    """Build the residual blocks of each level on the way up, from the lowest, a level at a time: one more than down.
+
+    Args:
+        res_block: Builds a block of so many channels in and out.
+        first: Channels of the first convolution's result.
+        widths: Channels of each level.
+        num_res_blocks: Blocks a level on the way down.
+    """
+    # the first convolution, then each level's blocks and its resampling; the last has none
+    skips = [first, *(width for width in widths for _ in range(num_res_blocks + 1))][:-1]
+    width = widths[-1]
+    for out in reversed(widths):
+        blocks = []
+        for _ in range(num_res_blocks + 1):
+            blocks.append(res_block(width + skips.pop(), out))
+            width = out
+        yield blocks

@@ -1,0 +1,103 @@
+"""Common parts of the backbones: their options as given, and the shape of those of images."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .blocks.checks import check_input, check_positive
+from .blocks.levels import Level
+from .blocks.resolutions import check_attention_resolutions, height_and_width, level_sizes, level_widths, one_or_pair
+
+
+class Backbone(nn.Module):
+    """A network that keeps the options that it was built with.
+
+    Attributes:
+        options: The constructor's arguments by name, with the defaults of those left out:
+            ``type(network)(**network.options)`` is such a network with new weights. Within the constructor of a base
+            they are those of the base.
+        num_classes: Number of classes, or None.
+    """
+
+    options: dict[str, Any]
+    num_classes: int | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _keep_options(cls.__init__)
+
+
+def _keep_options(construct: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(construct)
+
+    @functools.wraps(construct)
+    def wrapped(self: Backbone, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        options = dict(list(given.arguments.items())[1:])
+        self.options = options
+        construct(self, *args, **kwargs)
+        self.options = options
+
+    return wrapped
+
+
+class ImageBackbone(Backbone):
+    """A network whose levels halve the resolution of images one after the other, and perhaps double it again.
+
+    Attributes:
+        image_size: Height and width, one number or ``(H, W)``.
+        in_channels: Channels of the data, ``C``.
+        num_res_blocks: Residual blocks a level on the way down.
+        widths: Channels of each level.
+        sizes: Height and width of each level.
+        down: The levels on the way down.
+        middle: The level between.
+        up: The levels on the way up, that of the highest resolution first; none in a classifier.
+    """
+
+    down: nn.ModuleList
+    middle: Level
+    up: nn.ModuleList
+    conv_in: nn.Conv2d
+
+    def _set_shape(self) -> None:
+        """Check the options that all of them have, and set what follows from them."""
+        options = self.options
+        names = ("in_channels", "channels", "num_res_blocks", "outputs_per_channel", "min_group_channels")
+        check_positive(**{name: options[name] for name in names if name in options})
+        self.widths = level_widths(options["channels"], options["channel_mult"])
+        self.sizes = level_sizes(options["image_size"], len(self.widths))
+        self.image_size = one_or_pair(*height_and_width(options["image_size"]))
+        self.in_channels: int = options["in_channels"]
+        self.num_res_blocks: int = options["num_res_blocks"]
+        self.num_classes = options["num_classes"]
+        self._attends(options["attention_resolutions"])
+
+    def _attends(self, attention_resolutions: Sequence[int]) -> list[bool]:
+        """Tell for each level whether it attends; a level's resolution is its shorter side."""
+        resolutions = [min(size) for size in self.sizes]
+        check_attention_resolutions(attention_resolutions, resolutions)
+        return [resolution in attention_resolutions for resolution in resolutions]
+
+    def _check_input(self, x: Tensor) -> None:
+        check_input(x, (self.in_channels, *self.sizes[0]), self.conv_in.weight)
+
+    @property
+    def stages(self) -> list[Level]:
+        """The levels in the order in which they are applied: down, middle, up."""
+        return [level for level in (*self.down, self.middle, *reversed(self.up)) if isinstance(level, Level)]
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """True if blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
+        return self.middle.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        for level in self.stages:
+            level.gradient_checkpointing = on

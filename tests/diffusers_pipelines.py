@@ -1,0 +1,51 @@
+"""Small pipelines of diffusers with random weights, and comparisons with its networks."""
+
+import pytest
+import torch
+from importer_references import per_sample_error, randomize
+
+diffusers = pytest.importorskip("diffusers")
+diffusers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()
+
+BASE = {
+    "sample_size": 16,
+    "block_out_channels": (32, 64, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+RESNET = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+}
+
+
+def save(folder, settings, scheduler=None, *, safe=True):
+    """A pipeline of diffusers with random weights, in a folder."""
+    unet = randomize(diffusers.UNet2DModel(**settings))
+    variance = "learned_range" if settings.get("out_channels") == 6 else "fixed_small"
+    scheduler = scheduler or diffusers.DDPMScheduler(variance_type=variance)
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder, safe_serialization=safe)
+    return unet
+
+
+def inputs(unet, size=4):
+    config = unet.config
+    x = torch.randn(size, config.in_channels, config.sample_size, config.sample_size)
+    x[-1] *= 0.01  # so little contrast that the epsilon of the norms shows
+    labels = None if config.num_class_embeds is None else torch.arange(size) % config.num_class_embeds
+    return x, torch.tensor([0.0, 1.0, 517.0, 999.0]), labels
+
+
+@torch.no_grad()
+def same_outputs(ours, theirs, tolerance=2e-5):
+    x, t, labels = inputs(theirs)
+    return per_sample_error(ours(x, t, labels), theirs(x, t, class_labels=labels).sample.double()) < tolerance
+
+
+def same_bits(one, other):
+    state, expected = one.state_dict(), other.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)

@@ -1,0 +1,192 @@
+"""The random inputs of a training step, derived from (seed, step): samples, uniform draws and noise."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from data import DataError, Dataset
+from runtime.processes.collectives import RankSlice
+from sde_lib import derive_seed
+
+_ORDER_STREAM, _FLIP_STREAM = 0, 1  # of numpy
+_TIME_STREAM, _NOISE_STREAM, NETWORK_STREAM, _MORE_NOISE_STREAM = 0, 1, 2, 3
+_CHUNK = 256  # samples that share a generator of noise: a process makes no more of the others' than the rest of these
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's slice of the batch of a step, on the CPU.
+
+    Attributes:
+        samples: Samples as they are stored, uint8 [b, C, H, W] or floats [b, ...].
+        labels: Their labels, int64 [b].
+        uniform: For the times of the global batch, float64 [B]: some time samplers spread them over all of it.
+        eps: Standard normal noise of the slice, [b, ...].
+        more_noise: As much again, for losses that want it.
+    """
+
+    samples: Shaped[Tensor, "slice *shape"]
+    labels: Int[Tensor, " slice"]
+    uniform: Float[Tensor, " batch"]
+    eps: Float[Tensor, "slice *shape"]
+    more_noise: Float[Tensor, "slice *shape"] | None = None
+
+    def pinned(self) -> Batch:
+        """The same in memory from which a GPU copies while it computes."""
+        more = None if self.more_noise is None else self.more_noise.pin_memory()
+        return Batch(self.samples.pin_memory(), self.labels.pin_memory(), self.uniform, self.eps.pin_memory(), more)
+
+
+class TrainBatches:
+    """Infinite shuffled batches; ``batch(step)`` is a pure function of (seed, step).
+
+    Sample number p = step * batch_size + j is place p mod N of the permutation of epoch floor(p / N). Batches run on
+    across the ends of epochs: nothing is dropped, and every epoch visits every image exactly once.
+
+    Args:
+        dataset: Images to draw from.
+        batch_size: Images a batch, at least 1; it may exceed the size of the dataset.
+        seed: Seed of the order and of the flips, at least 0.
+        random_flip: Mirror each image left to right with probability 1/2, drawn from (seed, step).
+
+    Raises:
+        DataError: If ``batch_size`` or ``seed`` is out of range.
+    """
+
+    def __init__(self, dataset: Dataset, *, batch_size: int, seed: int, random_flip: bool = False) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, got {batch_size}; choose a positive batch size")
+        if seed < 0:
+            raise DataError(f"seed must be at least 0, got {seed}; choose a non-negative seed")
+        if random_flip and dataset.stored.ndim != 4:
+            raise DataError(f"random_flip mirrors images, but {dataset.name} holds vectors; leave it off")
+        self.batch_size, self.seed, self.random_flip = batch_size, seed, random_flip
+        self._stored, self._labels, self._size = dataset.stored, dataset.labels, len(dataset)
+        self._permutations: tuple[tuple[int, np.ndarray], ...] = ()
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the batch of one step, whichever steps were asked for before.
+
+        Args:
+            step: Step number, at least 0.
+
+        Returns:
+            The samples as they are stored, uint8 [B, C, H, W] or float64 [B, D], and int64 labels [B].
+
+        Raises:
+            DataError: If ``step`` is negative.
+        """
+        indices = torch.from_numpy(self.indices(step))
+        images, labels = self._stored[indices], self._labels[indices]
+        if self.random_flip:
+            flip = torch.from_numpy(self._raw_bits(_FLIP_STREAM, step, self.batch_size) >> np.uint64(63) == 1)
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        return images, labels
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return which images of the dataset make up the batch of one step.
+
+        Args:
+            step: Step number, at least 0.
+
+        Returns:
+            int64 array [B] of positions in the dataset.
+
+        Raises:
+            DataError: If ``step`` is negative.
+        """
+        if step < 0:
+            raise DataError(f"step must be at least 0, got {step}; steps count from 0")
+        size, begin = self._size, step * self.batch_size
+        end = begin + self.batch_size
+        pieces = [
+            self._permutation(epoch)[max(begin - epoch * size, 0) : end - epoch * size]
+            for epoch in range(begin // size, (end - 1) // size + 1)
+        ]
+        return np.concatenate(pieces)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        for known, permutation in self._permutations:
+            if known == epoch:
+                return permutation
+        bits = self._raw_bits(_ORDER_STREAM, epoch, self._size)
+        permutation = np.argsort(bits, kind="stable").astype(np.int64)
+        # Two are kept, because a batch may straddle the end of an epoch.
+        self._permutations = (*self._permutations, (epoch, permutation))[-2:]
+        return permutation
+
+    def _raw_bits(self, stream: int, index: int, count: int) -> np.ndarray:
+        # Raw bits, because NumPy keeps a bit generator's stream through its releases, but not Generator.permutation's.
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(stream, index))
+        return np.asarray(np.random.PCG64(sequence).random_raw(count), dtype=np.uint64)
+
+
+class Batches:
+    """The batches of a training; ``at(step)`` is a function of (seed, step), of which each rank takes its slice.
+
+    Args:
+        dataset: The samples.
+        rank_slice: The size of the global batch, and this rank's slice of it.
+        seed: Seed of the run.
+        random_flip: Mirror images left to right with probability 1/2.
+        more_noise: Draw noise a second time, for losses that want it.
+        ahead: Make the next batch in a thread of its own, in pinned memory where there is a GPU. That pays where a GPU
+            computes; on a CPU it takes from the network what it gives.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rank_slice: RankSlice,
+        *,
+        seed: int,
+        random_flip: bool = False,
+        more_noise: bool = False,
+        ahead: bool = False,
+    ) -> None:
+        self._samples = TrainBatches(dataset, batch_size=rank_slice.batch_size, seed=seed, random_flip=random_flip)
+        self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches") if ahead else None
+        self._pin = ahead and torch.cuda.is_available()
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step, whichever steps were asked for before."""
+        if self._pool is None:
+            return self._make(step)
+        batch = self._next[1].result() if self._next is not None and self._next[0] == step else self._make(step)
+        self._next = (step + 1, self._pool.submit(self._make, step + 1))
+        return batch
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, step: int) -> Batch:
+        own = self._slice.samples
+        samples, labels = self._samples.batch(step)
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, step, _TIME_STREAM))
+        uniform = torch.rand(self._slice.batch_size, generator=generator, dtype=torch.float64)
+        eps = self._noise(step, _NOISE_STREAM, samples.shape[1:])
+        more = self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None
+        batch = Batch(samples[own], labels[own], uniform, eps, more)
+        return batch.pinned() if self._pin else batch
+
+    def _noise(self, step: int, stream: int, shape: torch.Size) -> Tensor:
+        """Standard normal noise of the rank's slice, chunk by chunk."""
+        own, pieces = self._slice.samples, []
+        for chunk in range(own.start // _CHUNK, (own.stop - 1) // _CHUNK + 1):
+            first = chunk * _CHUNK
+            size = min(_CHUNK, self._slice.batch_size - first)
+            keys = (stream, chunk) if chunk else (stream,)
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, step, *keys))
+            noise = torch.randn(size, *shape, generator=generator)
+            pieces.append(noise[max(own.start - first, 0) : own.stop - first])
+        return torch.cat(pieces)

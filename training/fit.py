@@ -1,0 +1,89 @@
+"""Training a model on a tensor, without a config or files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data import Dataset, ImageDataset, TensorDataset
+from experiment.build import named_device
+from models import EDMParameterization, NetworkScoreModel
+
+from .ema import ExponentialMovingAverage
+from .losses import Loss, make_loss
+from .state import TrainingState
+from .trainer import Trainer, TrainingOptions
+
+
+def fit(
+    model: NetworkScoreModel,
+    data: Tensor | Dataset,
+    *,
+    steps: int,
+    labels: Tensor | None = None,
+    loss: str | Loss = "auto",
+    time_sampling: str = "uniform",
+    ema_decay: float = 0.9999,
+    device: str = "auto",
+    **options: Any,
+) -> NetworkScoreModel:
+    """Train a model with Adam on your own data.
+
+    Args:
+        model: The model; its weights are trained in place.
+        data: Images, uint8 [N, C, H, W] with grey levels 0 .. 255, which the model sees in [-1, 1]; or floats [N, ...],
+            which it sees as they are; or a data set, as ``load_dataset`` gives it.
+        steps: Optimizer steps.
+        labels: Classes, int64 [N], of a network that is told them; of a data set pass none, it has its own.
+        loss: A loss or its name; "auto" is L_simple on the table, or denoising score matching in continuous time.
+        time_sampling: "uniform", "low_discrepancy" or "importance"; see ``Loss.time_sampler``.
+        ema_decay: Decay of the moving average of the weights in the long run, in [0, 1); a short training averages
+            about its last tenth.
+        device: The device to train on; "auto" takes a GPU if there is one.
+        **options: Other fields of ``TrainingOptions``, such as ``batch_size``, ``learning_rate``, ``warmup_steps``,
+            ``grad_clip``, ``seed`` and ``random_flip``.
+
+    Returns:
+        The moving average of the model, in evaluation mode: sample from it, and measure it.
+
+    Raises:
+        ValueError: If the data cannot be trained on, or labels and the network do not go together.
+        FloatingPointError: If more than ten steps in a row are not finite.
+
+    Example:
+        >>> model = NetworkScoreModel(UNet(image_size=32), Tabulated.ddpm(), EpsParameterization())
+        >>> trained = fit(model, images, steps=10_000)
+    """
+    dataset, conditional = _dataset(data, labels), bool(getattr(model.backbone, "num_classes", None))
+    if isinstance(data, Tensor) and conditional and labels is None:
+        raise ValueError(f"a network of {model.backbone.num_classes} classes needs labels, got None; pass int64 [N]")
+    if labels is not None and not conditional:
+        raise ValueError("labels need a network that is told them; build it with num_classes, or leave them out")
+    model.to(named_device(device))
+    # before the optimizer, whose moments are laid out as the weights are
+    model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if isinstance(loss, str):
+        kind = "edm" if isinstance(model.parameterization, EDMParameterization) else "eps"
+        levels = dataset.space.num_levels
+        loss = make_loss(loss, sde=model.sde, parameterization=kind, weighting="auto", num_levels=levels)
+    state = TrainingState(
+        model,
+        ExponentialMovingAverage(model, ema_decay),
+        torch.optim.Adam(model.parameters(), fused=True),
+        loss,
+        loss.time_sampler(model.sde, time_sampling),
+    )
+    Trainer(state, dataset, TrainingOptions(steps, class_conditional=conditional, **options)).run()
+    return state.ema.model
+
+
+def _dataset(data: Tensor | Dataset, labels: Tensor | None) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    labels = torch.zeros(len(data), dtype=torch.int64) if labels is None else labels
+    num_classes = int(labels.max()) + 1 if len(labels) else 1
+    if data.dtype == torch.uint8:
+        return ImageDataset(data.cpu(), labels.cpu(), 256, num_classes, "tensor", "train")
+    return TensorDataset(data.cpu(), labels.cpu(), num_classes)

@@ -1,0 +1,338 @@
+"""The trainer: the steps of one training, what it logs and saves, and how it resumes."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from data import Dataset
+from experiment.precision import NetworkMode, PrecisionBackbone
+from runtime.messages import say
+from runtime.processes.collectives import Communication, RankSlice
+from runtime.signals import Interrupted, StopRequest
+from sde_lib import LearnedVP, derive_seed
+
+from .batches import NETWORK_STREAM, Batch, Batches
+from .log import TrainingLog
+from .losses.time_sampling import TimeDraw
+from .optimization import clip_gradients, learning_rate_factor
+from .preview import preview_picture
+from .state import TrainingState
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The settings of a training.
+
+    Attributes:
+        num_steps: Optimizer steps in all.
+        batch_size: Samples a step, of all ranks together.
+        accumulation_steps: Micro-batches into which each rank cuts its slice of the batch.
+        seed: Seed of the batches, the noise, the times and dropout.
+        class_conditional: Tell the network the labels.
+        random_flip: Mirror images left to right with probability 1/2.
+        learning_rate: After the warm-up.
+        warmup_steps: Steps over which the learning rate rises.
+        decay_steps: Step at which it has fallen to 0; 0 keeps it.
+        grad_clip: Largest gradient norm; 0 for none. The inside of a learned noise schedule, whose gradient is that of
+            the loss's variance, has its own norm.
+        log_every: Steps between two lines of numbers.
+        checkpoint_every: Steps between two checkpoints.
+        keep_checkpoints: Number of checkpoints to keep.
+        sample_every: Steps between two pictures of samples; 0 for none.
+    """
+
+    num_steps: int
+    batch_size: int = 128
+    accumulation_steps: int = 1
+    seed: int = 0
+    class_conditional: bool = False
+    random_flip: bool = False
+    learning_rate: float = 2e-4
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    grad_clip: float = 1.0
+    log_every: int = 50
+    checkpoint_every: int = 5_000
+    keep_checkpoints: int = 3
+    sample_every: int = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The result of a training step.
+
+    Attributes:
+        loss: Mean over the global batch.
+        grad_norm: Norm of the gradient before clipping.
+        skipped: Whether the guard skipped the step.
+        stop: Whether some rank was asked to stop.
+    """
+
+    loss: float
+    grad_norm: float
+    skipped: bool
+    stop: bool
+
+
+class Trainer:
+    """Fits a network: resumes, does steps, logs and saves. A step is a function of the weights and (seed, step).
+
+    Args:
+        state: The model, its average, the optimizer and the loss, as they are before the next step.
+        dataset: The samples to train on.
+        options: The settings.
+        workdir: The folder of ``checkpoints/``, ``logs/`` and ``samples/``; None writes nothing.
+        mode: Precision and compilation of the network; float32 by default.
+        communication: The ranks of a job, and this one's slice of a batch; one process by default.
+        before_saving: Called on rank 0 before the first checkpoint of this trainer is written.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        dataset: Dataset,
+        options: TrainingOptions,
+        *,
+        workdir: Path | None = None,
+        mode: NetworkMode | None = None,
+        communication: Communication | None = None,
+        before_saving: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.state, self.options, self.workdir = state, options, workdir
+        model, mode = state.model, mode or NetworkMode(torch.float32, compiled=False)
+        self._device = next(model.parameters()).device
+        alone = RankSlice(options.batch_size, accumulation_steps=options.accumulation_steps)
+        self._ranks = communication or Communication(alone, self._device)
+        self._slice = self._ranks.rank_slice
+        self._backbone = PrecisionBackbone(model.backbone, mode.precision, compiled=mode.compiled)
+        self._network = self._ranks.wrap(self._backbone)
+        self._model = model.with_backbone(self._network).train()
+        # the gradient of a variance is far larger than that of the loss, which a norm of both would scale away
+        self._inner = model.sde.inner_parameters() if isinstance(model.sde, LearnedVP) else []
+        inner, network = ({id(p) for p in some} for some in (self._inner, model.backbone.parameters()))
+        self._parameters = [p for p in model.parameters() if id(p) not in inner]
+        self._outside_network = [p for p in model.parameters() if id(p) not in network]
+        self._space = dataset.space
+        self._batches = Batches(
+            dataset,
+            self._slice,
+            seed=options.seed,
+            random_flip=options.random_flip,
+            more_noise=state.loss.wants_more_noise,
+            ahead=self._device.type == "cuda",
+        )
+        self._before_saving: Callable[[], None] | None = before_saving
+        self._log: TrainingLog | None = None
+
+    @property
+    def first(self) -> bool:
+        """True on rank 0, which prints and writes."""
+        return self._slice.rank == 0
+
+    def resume(self) -> bool:
+        """Go to the newest good checkpoint of the work directory; False if there is none.
+
+        Raises:
+            ValueError: If there are checkpoints but none can be used.
+        """
+        if self.workdir is None:
+            raise ValueError("a trainer without a workdir has nothing to resume; pass workdir")
+        return self.state.restore(self.workdir / "checkpoints", rank=self._slice.rank, world=self._slice.world)
+
+    def run(self, request: StopRequest | None = None) -> None:
+        """Do the steps that are left of ``options.num_steps``; log, save and draw samples on the way.
+
+        Args:
+            request: A request to stop, looked at after each step; see ``stop_on_signals``.
+
+        Raises:
+            FloatingPointError: If too many steps in a row were skipped, or all of them.
+            Interrupted: If a stop was requested; the step is saved.
+        """
+        request = request or StopRequest()
+        try:
+            self.prepare()
+            with self._open_log() if self.first else nullcontext() as self._log:
+                self._steps(request)
+        finally:
+            self._batches.close()
+
+    def _open_log(self) -> TrainingLog:
+        options = self.options
+        return TrainingLog(
+            self.workdir, start=self.state.step, num_steps=options.num_steps, batch_size=options.batch_size
+        )
+
+    def _steps(self, request: StopRequest) -> None:
+        options, state = self.options, self.state
+        stop, save_due = self._ranks.any(bool(request)), False
+        began, steps_timed = time.perf_counter(), 0
+        while state.step < options.num_steps and not stop:
+            result = self.step(stop=bool(request))
+            stop = result.stop or (self._slice.world == 1 and bool(request))
+            last, steps_timed = state.step == options.num_steps, steps_timed + 1
+            if last:
+                state.guard.check_trained(state.step)
+            if last or state.step % options.log_every == 0:
+                self._log_numbers(result, (time.perf_counter() - began) / steps_timed)
+                began, steps_timed = time.perf_counter(), 0
+            paused = time.perf_counter()
+            save_due = save_due or last or state.step % options.checkpoint_every == 0
+            # weights at which nothing can be computed would take a good checkpoint's place
+            if save_due and (last or not state.guard.doubtful):
+                save_due = False
+                self.save()
+            if options.sample_every and state.step % options.sample_every == 0:
+                self._draw_samples(request)
+            began += time.perf_counter() - paused
+        if stop:
+            self._end_early(request)
+
+    def _end_early(self, request: StopRequest) -> None:
+        # a command that did no step changes nothing
+        if self.state.saved_step != self.state.step:
+            self.save()
+        raise Interrupted(
+            f"stopped at step {self.state.step}, which is saved; the same command goes on from there",
+            # of a request that another rank heard, the signal is not known here
+            request.signal_number or signal.SIGTERM,
+            together=True,
+        )
+
+    def step(self, *, stop: bool = False) -> StepResult:
+        """Do step number ``state.step``.
+
+        Args:
+            stop: Tell the other ranks that this one was asked to stop.
+
+        Raises:
+            FloatingPointError: If too many steps in a row were skipped.
+        """
+        state, options = self.state, self.options
+        state.optimizer.zero_grad(set_to_none=True)
+        times, losses, mean = self._gradient(self._batches.at(state.step))
+        total = self._ranks.add(torch.stack([mean, mean.new_tensor(float(stop))]))
+        largest = options.grad_clip if options.grad_clip > 0 else math.inf
+        norms = [clip_gradients(some, largest).double().to(self._device) for some in (self._parameters, self._inner)]
+        # one wait for the device a step: the guard decides before the weights change
+        loss, stops, norm, inner_norm = torch.cat([total, torch.stack(norms)]).tolist()
+        accepted = state.guard.accepts(loss, norm if math.isfinite(inner_norm) else inner_norm, state.step + 1)
+        if accepted:
+            factor = learning_rate_factor(state.step, options.warmup_steps, decay_steps=options.decay_steps)
+            for group in state.optimizer.param_groups:
+                group["lr"] = options.learning_rate * factor
+            state.optimizer.step()
+            state.ema.update(state.model)
+            state.times.observe(times.t, self._ranks.gather(losses))
+            state.losses.append(loss)
+        state.step += 1
+        if state.how.get("compile") and not self._backbone.compiles:
+            # what failed for want of disk, say, may work at the next start, and end in other bits
+            state.how["compile"] = False
+        if self._log is not None:
+            self._log.advance()
+            if not accepted:
+                say(f"step {state.step} is left out: loss {loss:g}, gradient norm {norm:g}")
+        return StepResult(loss, norm, skipped=not accepted, stop=stops > 0)
+
+    def _gradient(self, batch: Batch) -> tuple[TimeDraw, Tensor, Tensor]:
+        """Leave the gradient of the mean loss in the parameters.
+
+        Returns:
+            The times of the global batch, the losses of this rank's slice [b], and their part of the mean, float64.
+        """
+        # of all ranks, since some samplers spread their times over the batch
+        times, world = self.state.times.draw(batch.uniform), self._slice.world
+        losses, mean = [], torch.zeros((), dtype=torch.float64, device=self._device)
+        micro_batches = self._slice.micro_batches
+        for micro_batch in micro_batches:
+            with self._ranks.without_sum(self._network, last=micro_batch is micro_batches[-1]):
+                values = self._losses(batch, times, micro_batch)
+                weight = times.weight[micro_batch].to(self._device)
+                loss = (weight * values).sum() / self._slice.batch_size
+                # ranks' gradients are averaged, not added
+                (loss * world if world > 1 else loss).backward()
+            losses.append(values.detach())
+            mean += loss.detach()
+        self._ranks.average_gradients(self._outside_network)
+        return times, torch.cat(losses), mean
+
+    def _losses(self, batch: Batch, times: TimeDraw, micro_batch: slice) -> Tensor:
+        """The loss of each sample of a micro-batch, which is given by its places in the global batch."""
+        begin = self._slice.samples.start
+        local = slice(micro_batch.start - begin, micro_batch.stop - begin)
+
+        def here(values: Tensor) -> Tensor:
+            return values[local].to(self._device, non_blocking=True)
+
+        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps)
+        cond = here(batch.labels) if self.options.class_conditional else None
+        more = {} if batch.more_noise is None else {"more_noise": here(batch.more_noise)}
+        # dropout draws from the global generator: there is no other way to reach it
+        stream = (NETWORK_STREAM, micro_batch.start) if micro_batch.start else (NETWORK_STREAM,)
+        torch.manual_seed(derive_seed(self.options.seed, self.state.step, *stream))
+        return self.state.loss(self._model, x0, times.t[micro_batch].to(self._device), eps, cond=cond, **more)
+
+    def prepare(self) -> None:
+        """Compute a step's gradient once, and forget it.
+
+        DistributedDataParallel orders its sums by what the first backward pass did. Sums of three and more numbers
+        depend on their order: without this, the first step after a resumption would round otherwise.
+        """
+        if self._slice.world > 1:
+            self._gradient(self._batches.at(self.state.step))
+            self.state.optimizer.zero_grad(set_to_none=True)
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment, and the learning curve; all ranks must call it.
+
+        Raises:
+            FloatingPointError: If a weight is not finite; nothing is written then.
+        """
+        if self.workdir is None:
+            return
+        if self.first and self._before_saving is not None:
+            self._before_saving()
+            self._before_saving = None
+        self.state.save(self.workdir / "checkpoints", keep=self.options.keep_checkpoints, write=self.first)
+        if self._log is not None:
+            self._log.learning_curve()
+
+    def _log_numbers(self, result: StepResult, seconds_per_step: float) -> None:
+        state = self.state
+        if self._log is not None and state.losses:
+            self._log.scalars(
+                state.step,
+                loss=fmean(state.losses),
+                grad_norm=result.grad_norm,
+                learning_rate=state.optimizer.param_groups[0]["lr"],
+                seconds_per_step=seconds_per_step,
+                skipped=state.guard.skipped,
+            )
+        state.losses.clear()
+
+    def _draw_samples(self, request: StopRequest) -> None:
+        """Log a picture of samples of the average; a request to stop does without it."""
+        # of a sharded network all ranks are needed for a sample, and none can stop without the others
+        sharded = self._ranks.sharded
+        if self.state.kind is None or not (self.first or sharded):
+            return
+        picture = preview_picture(
+            self.state.ema.model,
+            self.state.kind,
+            seed=self.options.seed,
+            class_conditional=self.options.class_conditional,
+            stops=lambda: self._ranks.any(bool(request)) if sharded else bool(request),
+        )
+        if self._log is not None and picture is not None:
+            self._log.samples(self.state.step, picture)
