@@ -7,26 +7,30 @@ the midpoint rule: two network calls a step, and an error that falls by four whe
 """
 
 import torch
+from torch import Tensor
 
 from models import GaussianMixtureScoreModel
-from samplers import StepSampler, make_sampler, register_sampler
-from sde_lib import VP, expand_like
+from samplers import Denoiser, GridSampler, make_sampler, register_sampler
+from sde_lib import VP, NoiseStreams, Point, points_of
+
+
+def slope(denoise: Denoiser, x: Tensor, t: Point) -> Tensor:
+    """dx/dt at x and t."""
+    return t.drift_coeff * x - 0.5 * t.diffusion_sq * denoise(x, t).score
 
 
 @register_sampler("midpoint_flow")
-class MidpointFlow(StepSampler):
+class MidpointFlow(GridSampler):
     """The midpoint rule in t."""
 
-    def step(self, model, x_t, t, s, *, cond, noise):  # noqa: ANN001, ANN201
-        """One step from t to s < t; x_t is [B, ...], t and s are [B]."""
+    # also the step onto t = 0; otherwise that one returns the predicted x0, which has order 1
+    own_last_step = True
 
-        def slope(x, time):  # noqa: ANN001, ANN202
-            score = model(x, time, cond=cond).score
-            f, g_sq = model.sde.drift_coeff(time), model.sde.diffusion_sq(time)
-            return expand_like(f, x) * x - expand_like(0.5 * g_sq, x) * score
-
-        middle = x_t + expand_like((s - t) / 2, x_t) * slope(x_t, t)
-        return x_t + expand_like(s - t, x_t) * slope(middle, (t + s) / 2)
+    def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
+        """One step from t to s, where s.t < t.t; x is [B, ...]."""
+        (middle,) = points_of(denoise.sde, torch.tensor([(t.t + s.t) / 2], dtype=torch.float64))
+        halfway = x + (middle.t - t.t) * slope(denoise, x, t)
+        return x + (s.t - t.t) * slope(denoise, halfway, middle)
 
 
 def main(numbers_of_steps: tuple[int, ...] = (50, 100, 200, 400)) -> dict[str, list[float]]:

@@ -46,10 +46,9 @@ def main(steps: int = 1000, channels: int = 48, picture: Path = Path("digits.png
     sampler = make_sampler("dpm_solver_pp", num_steps=20, grid="log_snr")
     x_T = sampler.prior_sample(model.sde, (1, 8, 8), noise)
     x0 = sampler.sample(ClippedScoreModel(model), x_T, cond=classes, noise=noise).x0
-    new_images = LevelSpace(256).decode(x0)
 
-    Image.fromarray(image_grid(new_images.permute(0, 2, 3, 1).numpy(), columns=10)).save(picture)
-    return new_images
+    Image.fromarray(image_grid(LevelSpace(256).pixels(x0), columns=10)).save(picture)
+    return LevelSpace(256).decode(x0)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import training
-
 ROOT = Path(__file__).resolve().parent.parent
-# until training.fit is there
-needs_fit = pytest.mark.skipif(not hasattr(training, "fit"), reason="training.fit is not there yet")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
@@ -36,14 +32,12 @@ def test_the_example_of_a_sampler_has_the_order_of_its_method():
     assert ratios["midpoint_flow"] == pytest.approx([4, 4, 4], rel=0.1)
 
 
-@needs_fit
 def test_the_example_of_training_draws_ten_images_of_each_class(tmp_path: Path):
     images = _main("train_and_sample")(steps=3, channels=16, picture=tmp_path / "digits.png")
     assert images.shape == (100, 1, 8, 8) and images.dtype == torch.uint8 and images.float().std() > 0
     assert Image.open(tmp_path / "digits.png").size == (502, 502)
 
 
-@needs_fit
 def test_the_example_of_bits_per_dim_measures_both_likelihoods(capsys: pytest.CaptureFixture[str]):
     found = _main("bits_per_dim")(steps=3, channels=16, num_images=4)
     printed = dict(re.findall(r"(\w+) +([\d.]+) ± [\d.]+ bits/dim", capsys.readouterr().out))
@@ -55,7 +49,6 @@ def test_the_example_of_bits_per_dim_measures_both_likelihoods(capsys: pytest.Ca
         assert bits.mean() > 4.09
 
 
-@needs_fit
 def test_the_script_of_the_readme_draws_images():
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len([line for line in script.splitlines() if line.strip()]) <= 20
