@@ -92,3 +92,10 @@ def test_every_key_of_the_config_is_on_its_page():
 
     on_page = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs" / "config.md").read_text(), flags=re.MULTILINE)
     assert set(keys(get_default_config())) <= {*on_page, "sde.name"}
+
+
+def test_the_rooms_of_the_design_page_hold_the_files_that_it_names():
+    (rooms,) = re.findall(r"## Rooms\n\n```\n(.*?)```", (ROOT / "docs" / "design.md").read_text(), flags=re.DOTALL)
+    for room, text in re.findall(r"^(\w+)/ (.*?)(?=^\S|\Z)", rooms, flags=re.DOTALL | re.MULTILINE):
+        there = {path.name for path in (ROOT / room).rglob("*.*")}
+        assert set(re.findall(r"\b\w+\.py\b", text)) <= there, room
