@@ -9,6 +9,7 @@ import io
 import re
 import tokenize
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -82,17 +83,19 @@ def _comments(source: str) -> dict[int, tuple[str, bool]]:
     return {t.start[0]: (t.string.lstrip("# "), t.line.strip().startswith("#")) for t in found}
 
 
-def _meaning(comments: dict[int, tuple[str, bool]], value: ast.AST, key: ast.AST | None = None) -> str:
+def _meaning(
+    comments: dict[int, tuple[str, bool]], value: ast.expr | ast.stmt, key: ast.expr | ast.stmt | None = None
+) -> str:
     """The comment lines right above a key, then the comment beside its value."""
     line, words = (key or value).lineno - 1, []
     while line in comments and comments[line][1]:
         words.insert(0, comments[line][0])
         line -= 1
-    beside = comments.get(value.end_lineno)
+    beside = comments.get(value.end_lineno or 0)
     return " ".join(words + ([beside[0]] if beside else []))
 
 
-def _table(section: str, meanings: dict[str, str], values: ConfigDict) -> list[str]:
+def _table(section: str, meanings: dict[str, str], values: Any) -> list[str]:
     prefix = f"{section}." if section else ""
     rows = [f"| `{prefix}{key}` | {_shown(values[key])} | {_cell(said)} |" for key, said in meanings.items()]
     return ["| key | default | meaning |", "|---|---|---|", *rows]

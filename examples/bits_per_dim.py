@@ -8,7 +8,7 @@ pixels of 17 equally likely levels take log2(17) = 4.09.
 
 import torch
 
-from data import load_dataset
+from data import LevelSpace, load_dataset
 from likelihood import FlowLikelihood, VariationalBound, mean_and_stderr
 from models import ClippedScoreModel, EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
@@ -33,8 +33,8 @@ def main(steps: int = 1000, channels: int = 48, num_images: int = 100) -> dict[s
     model = NetworkScoreModel(network, Tabulated.ddpm(beta_start=2e-3), EpsParameterization())
     model = fit(model, train, steps=steps, batch_size=64, learning_rate=1e-3)
 
-    x0 = test.space.encode(test.stored[:num_images])
-    levels = test.space.num_levels
+    levels = 17  # the digits' grey levels are 0 .. 16
+    x0 = LevelSpace(levels).encode(test.stored[:num_images])
     noise = NoiseStreams(seed=0, indices=range(num_images))
     # the bound of the reverse chain, from 20 of its 1000 terms an image; the chain clips the predicted x0
     bound = VariationalBound(num_levels=levels, steps_per_image=20)

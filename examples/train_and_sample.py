@@ -23,8 +23,9 @@ from training import fit
 def main(steps: int = 1000, channels: int = 48, picture: Path = Path("digits.png")) -> torch.Tensor:
     """Train and draw; returns the new images, uint8 [100, 1, 8, 8]."""
     # any images, uint8 [N, C, H, W], with classes, int64 [N]
-    images = torch.from_numpy(load_digits().images * 15.9).byte()[:, None]
-    labels = torch.from_numpy(load_digits().target)
+    pixels, target = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels * 15.9).byte().view(-1, 1, 8, 8)
+    labels = torch.from_numpy(target)
 
     torch.manual_seed(0)  # of the network's first weights
     network = UNet(

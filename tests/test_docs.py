@@ -99,3 +99,10 @@ def test_the_rooms_of_the_design_page_hold_the_files_that_it_names():
     for room, text in re.findall(r"^(\w+)/ (.*?)(?=^\S|\Z)", rooms, flags=re.DOTALL | re.MULTILINE):
         there = {path.name for path in (ROOT / room).rglob("*.*")}
         assert set(re.findall(r"\b\w+\.py\b", text)) <= there, room
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_prose_is_wrapped(page: Path):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    long = [line for line in prose.splitlines() if len(line) > 160 and not line.startswith("|")]
+    assert not long
