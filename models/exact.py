@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sde_lib import SDE, check_per_sample, expand_like
 
+from .condition import Cond
 from .prediction import Prediction
 from .score_model import ScoreModel
 
@@ -97,7 +98,7 @@ class GaussianMixtureScoreModel(ScoreModel):
         z = torch.randn(num_samples, self.means.shape[1], dtype=torch.float64, generator=generator)
         return self.means[k] + torch.einsum("nde,ne->nd", self.eigenvectors[k], self.eigenvalues[k].sqrt() * z)
 
-    def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """E[x0 | x_t] and E[eps | x_t]; cond is ignored."""
         check_per_sample("t", t, x_t.shape[0])
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
@@ -145,7 +146,7 @@ class DiscreteScoreModel(ScoreModel):
         """Draw x0, float64 [num_samples, ...]."""
         return self.points[torch.multinomial(self.probs, num_samples, replacement=True, generator=generator)]
 
-    def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """E[x0 | x_t] and E[eps | x_t]; cond is ignored."""
         check_per_sample("t", t, x_t.shape[0])
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)

@@ -23,6 +23,7 @@ from sde_lib import (
     solve_adams,
 )
 
+from .condition import Cond
 from .score_model import CallCounter, ScoreModel
 
 # Adaptive solvers step in asinh(r / _KNEE): a step then is a share of r where r is large and, unlike one in log r, not
@@ -53,7 +54,7 @@ class FlowEquation:
     def __init__(
         self,
         model: ScoreModel,
-        cond: Tensor | None,
+        cond: Cond | None,
         start: Point,
         end: Point,
         *,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models import NetworkScoreModel, Prediction, ScoreModel, make_parameterization
+from models import Cond, NetworkScoreModel, Prediction, ScoreModel, make_parameterization
 from sde_lib import SDE, VE, VP, CosineVP, NoiseStreams, SubVP, Tabulated, expand_like
 
 SDES: dict[str, SDE] = {
@@ -91,7 +91,7 @@ class PlaneOracle(ScoreModel):
             answer = torch.lerp(answers[0], answers[1], log_odds.sigmoid_())
         return answer[:, 2:], answer[:, :2]
 
-    def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """The exact answer, with a variance fraction as a network that learns its variance gives it."""
         x0, eps = self.moments(x_t, t)
         fraction = torch.full_like(x_t, FRACTION)

@@ -18,7 +18,7 @@ from numpy import ndarray
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from models import GaussianMixtureScoreModel, Prediction, ScoreModel
+from models import Cond, GaussianMixtureScoreModel, Prediction, ScoreModel
 from samplers import make_sampler
 from sde_lib import SDE, NoiseStreams
 
@@ -107,7 +107,7 @@ class _WithFraction(ScoreModel):
         super().__init__(model.sde)
         self.model = model
 
-    def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         raw = self.model(x_t, t, cond=cond)
         return Prediction(x0=raw.x0, eps=raw.eps, sigma=raw.sigma, variance_fraction=torch.full_like(x_t, FRACTION))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sde_lib import expand_like
 
+from ..condition import Cond
 from ..prediction import Prediction
 from ..score_model import ScoreModel
 
@@ -29,7 +30,7 @@ class _BoundedScoreModel(ScoreModel):
     def bound(self, x0: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """The x0 to use in place of the model's."""
 
-    def forward(self, x_t: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """Bound x0, recompute eps."""
         raw = self.model(x_t, t, cond=cond)
         return Prediction.from_x0(

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from models import Prediction, ScoreModel
+from models import Cond, Prediction, ScoreModel
 from runtime.readable import Readable
 from runtime.registry import Registry, choices_message
 from sde_lib import SDE, expand_like
@@ -140,7 +140,7 @@ class Loss(Readable, ABC):
             "time sampling 'importance' needs a loss with a table, or weighting 'likelihood'; use 'low_discrepancy'"
         )
 
-    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B].
 
         Args:

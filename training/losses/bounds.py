@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from likelihood import decoder_nats, discretized_gaussian_log_prob, levels_of, prior_kl, step_kl
-from models import NetworkScoreModel, Prediction, ReverseVariance, ScoreModel, place_on_bin
+from models import Cond, NetworkScoreModel, Prediction, ReverseVariance, ScoreModel, place_on_bin
 from sde_lib import SDE, LearnedVP, expand_like
 
 from .base import register_loss
@@ -77,7 +77,7 @@ class _TableBound(TableLoss):
         return self.num_levels
 
     def _ask(
-        self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None
+        self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, cond: Cond | None
     ) -> tuple[Prediction, Tensor]:
         rows = self.rows(model.sde, t)
         return model(model.sde.perturb(x0, t, eps), t, cond=cond), rows
@@ -94,7 +94,7 @@ class VariationalLoss(_TableBound):
 
     name = "vlb"
 
-    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
         prediction, rows = self._ask(model, x0, t, eps, cond)
         bits = row_bits("auto", prediction, x0, model.sde, rows, num_levels=self._levels)
@@ -115,7 +115,7 @@ class HybridLoss(_TableBound):
     name = "hybrid"
     vlb_weight = 1e-3
 
-    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``.
 
         Raises:
@@ -163,7 +163,7 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
             raise ValueError("a learned schedule takes the place of time sampling 'importance'; use 'low_discrepancy'")
         return super().important_times(sde)
 
-    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
         sde = model.sde
         if not isinstance(sde, LearnedVP):
@@ -218,7 +218,7 @@ class DequantizedLoss(DenoisingScoreMatching):
         t: Tensor,
         eps: Tensor,
         *,
-        cond: Tensor | None = None,
+        cond: Cond | None = None,
         more_noise: Tensor | None = None,
     ) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``. u is made of ``more_noise``, or drawn where there is none."""

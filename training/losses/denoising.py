@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from models import ScoreModel
+from models import Cond, ScoreModel
 from sde_lib import SDE
 
 from .base import Loss, register_loss
@@ -81,7 +81,7 @@ class DenoisingScoreMatching(Loss):
             raise ValueError("time sampling 'importance' of loss 'dsm' needs weighting 'likelihood'; set it too")
         return LogSNRTimes(sde)
 
-    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
         if self.weighting != "likelihood":
             return super().__call__(model, x0, t, eps, cond=cond)
