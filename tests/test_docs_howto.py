@@ -1,5 +1,6 @@
 """The pages of docs/howto are followed, step by step; the commands of all pages name keys that exist."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from tiny import ROOT, TINY
 
 import main
 from commands.flags import parse_flags
+from commands.listing import REGISTRIES
 from configs.default import get_default_config
 from experiment.config import check_flags, load_config
 
@@ -46,6 +48,10 @@ def test_what_a_page_tells_to_do_can_be_done(
         path = tmp_path / "pictures" / "ab"[k % 2] / f"{k}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(k).integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(path)
+
+    for module, name in REGISTRIES.values():  # what a page registers goes when it is done
+        registry = getattr(importlib.import_module(module), name)
+        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
 
     names: dict[str, Any] = {}
     for language, block in _blocks(page.read_text()):
