@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,14 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from runtime.readable import Readable
-from runtime.whole_numbers import whole_number
 
 
 def _seed_sequence(*keys: int) -> np.random.SeedSequence:
     """Each key as two words and their number first: SeedSequence alone takes (1,) and (1, 0) as the same."""
-    numbers = [whole_number("a seed or index", key, least=0, fix="pass non-negative integers") for key in keys]
-    if any(number >= 2**64 for number in numbers):
-        raise ValueError(f"seeds and indices must lie in [0, 2^64), got {keys}; pass smaller integers")
+    try:
+        numbers = [operator.index(key) for key in keys]
+    except TypeError:
+        numbers = [-1]
+    if not all(0 <= number < 2**64 for number in numbers):
+        raise ValueError(f"seeds and indices must be integers in [0, 2^64), got {keys}; pass such")
     words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
     return np.random.SeedSequence([len(keys), *words])
 

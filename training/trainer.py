@@ -159,7 +159,8 @@ class Trainer:
             FloatingPointError: If too many steps in a row were skipped, or all of them.
             Interrupted: If a stop was requested; the step is saved.
         """
-        request = request or StopRequest()
+        # a request is false until there is one
+        request = StopRequest() if request is None else request
         try:
             self.prepare()
             with self._open_log() if self.first else nullcontext() as self._log:

@@ -99,7 +99,7 @@ def test_what_was_changed_when_is_kept_with_the_steps(
     assert _newest_state(run_copy)["changes"] == [] and _rate(run_copy) == 1e-3
     last = 7 if ends.startswith("before") else 9
     with monkeypatch.context() as patched:
-        patched.setattr("training.step.Trainer.step", _ending(last))
+        patched.setattr("training.trainer.Trainer.step", _ending(last))
         command = _changed(run_copy, "training.num_steps=12", "training.checkpoint_every=2", "optim.decay_steps=12")
         assert main.run(command) == 2
     assert "optim.learning_rate was 0.001, is 0.0005 from here on" in capsys.readouterr().err
