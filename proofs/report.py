@@ -1,13 +1,13 @@
-"""The report of the proofs: a page of tables and a file of numbers."""
+"""The report of the proofs: every cell in ``docs/proofs.json``, and the page ``docs/proofs.md``, made of that."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiment.workdir import write_json
 from runtime.files import write_atomically
 
 from .checked import Checked
@@ -41,7 +41,6 @@ class Proofs:
                 (self.orders if kind == "orders" else self.weak)[sde] = value
             else:
                 (self.gaussian if kind == "gaussian" else self.mixture)[label, sde] = value
-        self.labels = [entry.label for entry in entries() if any(label == entry.label for label, _ in self.mixture)]
 
     def cells(self) -> Iterator[tuple[str, bool]]:
         """All cells with pass or fail: SDE x sampler x parameterization x distribution, and orders."""
@@ -70,15 +69,15 @@ class Proofs:
 
 
 def write(proofs: Proofs, root: Path) -> None:
-    """Write ``docs/proofs.md`` and ``benchmarks/results/proofs.json``.
+    """Write ``docs/proofs.json`` and ``docs/proofs.md``.
 
     Args:
         proofs: What was found.
-        root: The folder that holds, or will hold, ``docs/`` and ``benchmarks/``.
+        root: The folder that holds, or will hold, ``docs/``.
     """
-    write_json(root / "benchmarks" / "results" / "proofs.json", numbers(proofs))
-    page = "\n".join([*_head(proofs), *_summary(proofs), *_orders(proofs), *_gaussian(proofs), *_mixture(proofs)])
-    write_atomically(root / "docs" / "proofs.md", (page + "\n").encode())
+    found = numbers(proofs)
+    write_atomically(root / "docs" / "proofs.json", as_json(found).encode())
+    write_atomically(root / "docs" / "proofs.md", page(found).encode())
 
 
 def numbers(proofs: Proofs) -> dict[str, Any]:
@@ -105,8 +104,8 @@ def numbers(proofs: Proofs) -> dict[str, Any]:
             for (label, sde), cell in sorted(proofs.mixture.items())
         ],
         "orders": [
-            {"solver": c.solver.label, "sde": sde, "distribution": c.distribution, "log_snr": list(c.solver.ends),
-             "promised": c.promised, "measured": [round(m, 4) for m in c.measured],
+            {"solver": c.solver.label, "note": c.solver.note, "sde": sde, "distribution": c.distribution,
+             "log_snr": list(c.solver.ends), "promised": c.promised, "measured": [round(m, 4) for m in c.measured],
              "errors": [float(f"{e:.4g}") for e in c.errors]}
             for sde, convergences in sorted(proofs.orders.items())
             for c in convergences
@@ -120,152 +119,142 @@ def numbers(proofs: Proofs) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_HEAD = """\
-# Proofs
+def as_json(found: dict[str, Any]) -> str:
+    """The text of ``docs/proofs.json``: JSON with one line a cell."""
 
-Every sampler on every SDE with every parameterization, held to distributions whose score is known in closed form.
-Written by
+    def value(of: Any) -> str:
+        lines = ",\n".join(map(json.dumps, of)) if isinstance(of, list) else ""
+        return f"[\n{lines}\n]" if lines else json.dumps(of)
+
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {value(of)}" for key, of in found.items()) + "\n}\n"
+
+
+_HEAD = """\
+# Proofs of the samplers
+
+Every sampler is run on distributions whose score is known in closed form, and what it draws is compared with the
+truth: each sampler, on each of {num_sdes} SDEs ({sdes}), with each parameterization
+({parameterizations}), on a Gaussian and on a mixture; and the orders of convergence.
+{num_cells:,} cells. {verdict}
 
 ```sh
 python -m proofs --num-points {num_points} --seed {seed}
 ```
 
-which exits with 1 if a cell fails. All values and bounds are in `benchmarks/results/proofs.json`; the bounds are
-derived in `proofs/`, and `tests/proofs/test_proofs.py` asserts the same on a smaller budget.
+writes this page and [proofs.json](proofs.json), which has the values and bounds of every cell, and exits with 1 if a
+cell fails. `tests/proofs/test_proofs.py` asserts the same with fewer points.
 
-{num_cells:,} cells: SDE × sampler × parameterization ({parameterizations}) × distribution, and the orders of
-convergence. {verdict}
+## How a cell is judged
 
-How to read it:
+- **Bounds.** A sampler runs twice, the second time refined, mostly with twice the steps. If its order is p, the error
+  left after that is the change between the two runs divided by 2^p − 1. The bound is 1.5 times this, to leave room for
+  the next order, plus five standard errors where samples are drawn at random. A sampler that converges to something
+  else, or more slowly than promised, fails.
+- **Truth.** Samplers end by predicting x0 at s, the last time of the grid that has noise. The truth is therefore the
+  law of E[x0 | x_s]. They start from x_T drawn from the data's own p(x_T), not from the prior.
+- **Gaussian.** Two correlated coordinates. Most samplers map x_T and noise to x0 linearly, so that mean and covariance
+  of what they draw are computed exactly, without drawing. Samplers whose steps depend on norms draw samples. Compared
+  are the mean, the covariance and the KL divergence in nats. Langevin samplers are also compared with the recursions
+  of mean and covariance that follow from the papers' formulas (`formulas`).
+- **Mixture.** Two unequal correlated Gaussians in the plane, {num_points:,} points. Compared are the mean, the
+  covariance and the third moment; the probabilities of {cells} cells that the true density makes equally likely
+  (`distance`: root mean square of their relative errors; exact samples have {floor:.3f} on average); and what a
+  network of each parameterization makes of {same} points with what the closed form makes of them, by the same noise
+  (`same`).
+- Networks are `NetworkScoreModel`s whose backbone gives the exact answer. Arithmetic is float64.
 
-- **error ≤ bound.** Each sampler runs twice, the second time refined as named, mostly by twice the steps. By a
-  sampler's promised order p its bias after that is the change by it / (2^p − 1). The bound is 1.5 times that, which
-  leaves room for the next order, plus five standard errors where there is Monte-Carlo error. A sampler that converges
-  to something else, or more slowly than promised, fails.
-- **The truth** is the law of E[x0 | x_s], s being the grid's last time with noise, since there every sampler ends;
-  x_T is drawn from p(x_T) of the data, not from the prior, so that no error is the prior's.
-- **Gaussian**: in the plane, with correlated coordinates. Every sampler whose steps do not depend on norms takes x_T
-  and its noise to x0 linearly; the matrices are found by impulses, so that mean and covariance are exact, without
-  Monte-Carlo error. The others are drawn. Langevin samplers are held to the papers' formulas besides, written out for
-  the Gaussian. Mean and covariance: norm of the error. KL: divergence of the output from the truth in nats. Shown is
-  the worst of the parameterizations.
-- **Mixture**: two unequal correlated Gaussians in the plane, {num_points:,} draws. Mean, covariance, third moment:
-  the entry that comes nearest to its bound. Distance: root mean square of the relative errors of the probabilities of
-  {cells} cells that the true density gives equal probability; exact draws have {floor:.3f} on average. Same: the
-  largest difference of what the worst parameterization made of {same} points from what the closed form did, by the
-  same noise.
-- Networks: a `NetworkScoreModel` of each parameterization whose backbone answers exactly. All in float64.
-"""
-
-_ORDERS = """\
 ## Orders of convergence
 
-Of deterministic solvers, point by point against the flow's own solution, from {order_steps[1]} to {order_steps[2]}
-steps. The steps are equal in log-SNR, between {middle[0]:g} and {middle[1]:g}; in rows marked ° between {noise[0]:g},
-or where the SDE begins, and {noise[1]:g}, where a start of low order costs nothing, since x0 hardly depends on x_t
-there. Held to the promised order within {tolerance:g}. The midpoint rule promises 2, but its error of third order
-vanishes on a Gaussian.
+Deterministic solvers are compared point by point with the exact solution of the probability-flow ODE. The order is
+measured from {order_steps[1]} to {order_steps[2]} steps, equal in log-SNR, from {middle[0]:g} to {middle[1]:g}.
+In rows marked ° the steps begin at {noise[0]:g}, or where the SDE begins, and end at {noise[1]:g}: the first step is
+then taken in nearly pure noise, where its low order costs nothing. Columns give the smallest and largest order over
+the SDEs. An order may be {tolerance:g} from the promised one. (The midpoint rule has order 2; on a Gaussian its leading
+error vanishes.)
 """
 
 _WEAK = """\
-Weak orders of samplers with noise: of the errors of E cos(f x) and E sin(f x), f = 1 and 2, of a Gaussian and a
-mixture on the line, by quadrature and so without Monte-Carlo error, from {weak_steps[1]} to {weak_steps[2]} steps
-between the same log-SNRs. Held to 1 within {tolerance:g}.
+Samplers with noise have weak orders: errors of E cos(f x) and E sin(f x), f = 1 and 2, for a Gaussian and a mixture on
+the line. They are computed by quadrature, without drawing, from {weak_steps[1]} to {weak_steps[2]} steps.
 """
 
+_TIGHT = """\
+## Tightest cells
 
-def _head(proofs: Proofs) -> list[str]:
-    failures = proofs.failures()
-    return _HEAD.format(
-        num_points=proofs.num_points,
-        seed=proofs.seed,
-        num_cells=proofs.num_cells,
+For each sampler of the registry, the value nearest to its bound. Values that only show rounding (bounds of {rounding:g}
+and below) are left out.
+"""
+# bounds up to this are those of rounding
+_ROUNDING = 1e-9
+_QUANTITIES = {
+    "mean": "mean", "cov": "covariance", "kl": "KL", "formulas": "formulas", "third": "third moment",
+    "distance": "distance",
+}  # fmt: skip
+
+
+def page(found: dict[str, Any]) -> str:
+    """The text of ``docs/proofs.md``.
+
+    Args:
+        found: All numbers, as ``docs/proofs.json`` has them.
+    """
+    failures = found["failures"]
+    counts = {"num_points": found["num_points"], "seed": found["seed"], "num_cells": found["cells"]}
+    steps = {"order_steps": ORDER_STEPS, "weak_steps": WEAK_STEPS, "middle": MIDDLE, "noise": FROM_NOISE}
+    head = _HEAD.format(
+        **counts,
+        **steps,
+        num_sdes=len(SDES),
+        sdes=", ".join(SDES),
         parameterizations=", ".join(PARAMETERIZATIONS),
-        verdict="**All pass.**" if not failures else f"**{len(failures)} FAIL.**",
+        verdict=f"**{len(failures)} FAIL**, named below." if failures else "**All pass.**",
         cells=CELLS_A_SIDE**2,
-        floor=math.sqrt((CELLS_A_SIDE**2 - 1) / proofs.num_points),
+        floor=math.sqrt((CELLS_A_SIDE**2 - 1) / found["num_points"]),
         same=SAME_POINTS,
-    ).split("\n")
+        tolerance=TOLERANCE,
+    )
+    parts = [head, *_orders(found["orders"]), "", _WEAK.format(**steps), *_orders(found["weak_orders"]), ""]
+    parts += [_TIGHT.format(rounding=_ROUNDING), *_tightest(found)]
+    if failures:
+        parts += ["", "## Failures", "", *(f"- {failure}" for failure in failures)]
+    return "\n".join(parts) + "\n"
 
 
-def _summary(proofs: Proofs) -> list[str]:
-    failed = set(proofs.failures())
-    lines = ["## Summary", "", "Cells that pass, of the parameterizations on both distributions.", ""]
-    lines += ["| sampler | refined by | " + " | ".join(SDES) + " |", "|---|---|" + "---|" * len(SDES)]
-    refined_by = {entry.label: entry.refined_by for entry in entries()}
-    for label in proofs.labels:
-        row = []
-        for sde in SDES:
-            names = [f"{label} on {sde}, {p}, {d}" for p in PARAMETERIZATIONS for d in ("Gaussian", "mixture")]
-            passed = sum(name not in failed for name in names)
-            row.append(f"{passed} of {len(names)}" if passed == len(names) else f"**FAIL**: {passed} of {len(names)}")
-        lines.append(f"| {label} | {refined_by[label]} | " + " | ".join(row) + " |")
-    return [*lines, ""]
-
-
-def _orders(proofs: Proofs) -> list[str]:
-    if not proofs.orders:
-        return []
-    numbers = {"order_steps": ORDER_STEPS, "weak_steps": WEAK_STEPS, "middle": MIDDLE, "noise": FROM_NOISE}
-    heads = " | ".join(SDES) + " |"
-    lines = _ORDERS.format(**numbers, tolerance=TOLERANCE).split("\n")
-    lines += ["| solver | on the | promised | " + heads, "|---|---|---|" + "---|" * len(SDES)]
-    for rows in zip(*(proofs.orders[sde] for sde in SDES), strict=True):
-        first = rows[0]
-        mark = "°" if first.solver.ends == FROM_NOISE else ""
-        note = f" ({first.solver.note})" if first.solver.note else ""
-        values = " | ".join(_order(c.measured[-1], passed=c.checked.passed) for c in rows)
-        lines.append(f"| {first.solver.label}{mark}{note} | {first.distribution} | {first.promised} | {values} |")
-    lines += ["", *_WEAK.format(**numbers, tolerance=TOLERANCE).split("\n")]
-    lines += ["| sampler | on the | promised | " + heads, "|---|---|---|" + "---|" * len(SDES)]
-    for rows in zip(*(proofs.weak[sde] for sde in SDES), strict=True):
-        values = " | ".join(_order(w.measured[-1], passed=w.checked.passed) for w in rows)
-        lines.append(f"| {rows[0].sampler.label} | {rows[0].distribution} | 1 | {values} |")
-    return [*lines, ""]
-
-
-def _order(value: float, *, passed: bool) -> str:
-    return f"{value:.2f}" if passed else f"**FAIL** {value:.2f}"
-
-
-def _gaussian(proofs: Proofs) -> list[str]:
-    lines = ["## Gaussian", ""]
-    for sde in SDES:
-        lines += [f"### {sde}, Gaussian", ""]
-        lines += ["| sampler | NFE | mean | covariance | KL | papers' formulas |", "|---|---|---|---|---|---|"]
-        for label in proofs.labels:
-            cells = proofs.gaussian[label, sde].values()
-            worst = [max((getattr(cell, key) for cell in cells), key=_share) for key in ("mean", "cov", "kl")]
-            formulas = [cell.formulas for cell in cells if cell.formulas is not None]
-            held = "" if not formulas else ("agree" if all(f.passed for f in formulas) else "**FAIL**")
-            nfe = next(iter(cells)).nfe
-            lines.append(f"| {label} | {nfe} | " + " | ".join(map(_against, worst)) + f" | {held} |")
-        lines.append("")
+def _orders(cells: list[dict[str, Any]]) -> list[str]:
+    """A table of the measured orders, a row for each solver."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        label = cell["solver"] if "solver" in cell else cell["sampler"]
+        mark = "°" if cell.get("log_snr") == list(FROM_NOISE) else ""
+        rows.setdefault((label + mark, cell.get("note", "")), []).append(cell)
+    lines = ["| sampler | promised | Gaussian | mixture |", "|---|---|---|---|"]
+    for (label, note), of in rows.items():
+        by = {name: [cell for cell in of if cell["distribution"] == name] for name in ("Gaussian", "mixture")}
+        promised = [cells[0]["promised"] for cells in by.values()]
+        said = f"{promised[1]}" if promised[0] == promised[1] else f"{promised[1]}; Gaussian {promised[0]}"
+        ranges = [_range([cell["measured"][-1] for cell in cells]) for cells in by.values()]
+        lines.append(f"| {label}{f' ({note})' if note else ''} | {said} | {' | '.join(ranges)} |")
     return lines
 
 
-def _mixture(proofs: Proofs) -> list[str]:
-    lines = ["## Mixture", ""]
-    for sde in SDES:
-        lines += [f"### {sde}, mixture", ""]
-        lines += [
-            "| sampler | NFE | mean | covariance | third moment | distance | same |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for label in proofs.labels:
-            cell = proofs.mixture[label, sde]
-            shown = [cell.mean, cell.cov, cell.third, cell.distance, max(cell.same.values(), key=_share)]
-            lines.append(f"| {label} | {cell.nfe} | " + " | ".join(map(_against, shown)) + " |")
-        lines.append("")
-    return lines
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
-def _share(checked: Checked) -> float:
-    """The share of its bound that a value takes; NaN is the worst."""
-    share = abs(checked.value) / checked.bound
-    return share if share == share else float("inf")
-
-
-def _against(checked: Checked) -> str:
-    text = f"{abs(checked.value):.1e} ≤ {checked.bound:.1e}"
-    return text if checked.passed else f"**FAIL** {abs(checked.value):.1e} > {checked.bound:.1e}"
+def _tightest(found: dict[str, Any]) -> list[str]:
+    """A table of the cells nearest to their bounds, a row for each registered sampler."""
+    name_of = {entry.label: entry.name for entry in entries()}
+    tight: dict[str, tuple[float, str]] = {}
+    for distribution in ("gaussian", "mixture"):
+        for cell in found[distribution]:
+            for key, quantity in _QUANTITIES.items():
+                value, bound = cell.get(key) or (0.0, 0.0)
+                if bound <= _ROUNDING:
+                    continue
+                # NaN is the worst
+                share = abs(value) / bound if value == value else math.inf
+                row = f"{cell['sampler']} | {cell['sde']} | {distribution}, {quantity} | {abs(value):.2g} | {bound:.2g}"
+                tight[name_of[cell["sampler"]]] = max(tight.get(name_of[cell["sampler"]], (0.0, "")), (share, row))
+    lines = ["| sampler | variant | SDE | quantity | error | bound |", "|---|---|---|---|---|---|"]
+    return lines + [f"| `{name}` | {row} |" for name, (_, row) in sorted(tight.items())]

@@ -1,7 +1,7 @@
 """The whole table, in several processes. Its command line is ``python -m proofs``.
 
-It writes ``docs/proofs.md`` and ``benchmarks/results/proofs.json``, and exits with 1
-if a cell fails. The numbers repeat to the bit at a fixed number of points and a fixed seed.
+It writes ``docs/proofs.json`` and ``docs/proofs.md``, and exits with 1 if a cell fails.
+The numbers repeat to the bit at a fixed number of points and a fixed seed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prove, write, and say what failed."""
     todo = tasks(arguments.only)
     if not todo:
-        raise SystemExit(f"no sampler's label has {arguments.only!r}; the labels are in docs/proofs.md")
+        raise SystemExit(f"no sampler's label has {arguments.only!r}; the labels are in docs/proofs.json")
     found: dict[Task, Any] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="processes, at least 1")
     parser.add_argument("--only", default="", metavar="TEXT", help="only samplers whose label has this")
-    parser.add_argument("--output", default=None, help="under which docs/ and benchmarks/results/ are written")
+    parser.add_argument("--output", default=None, help="the folder under which docs/ is written")
     parsed = parser.parse_args(arguments)
     if parsed.num_points < 1000 or parsed.workers < 1:
         parser.error(

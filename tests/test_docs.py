@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from ml_collections import ConfigDict
 from tiny import TINY
 
 import main
+from configs.default import get_default_config
+from docs import config_page
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def _blocks(page: str, language: str) -> list[str]:
@@ -39,12 +41,9 @@ def test_new_sampler_page(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Mo
     exec(compile(proof + with_memory, "docs/new_sampler.md", "exec"), {})
 
 
-def test_readme_notebook(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    code, loading = _blocks("README.md", "python")
-    names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+def test_the_bound_of_the_notebook_page_is_near_the_entropy(capsys: pytest.CaptureFixture[str]):
+    *_, code = _blocks("docs/howto/notebook.md", "python")
+    exec(compile(code, "docs/howto/notebook.md", "exec"), {})
     mean, stderr, entropy = (
         float(number) for number in re.findall(r"\d+\.\d+", capsys.readouterr().out.splitlines()[0])
     )
@@ -52,19 +51,9 @@ def test_readme_notebook(
     # the bound's gap with the small variance at T = 1000, near 0.2 bits, within its own error
     assert entropy - 4 * stderr < mean < entropy + 0.4 + 4 * stderr
 
-    (tmp_path / "runs" / "vp").mkdir(parents=True)
-    (tmp_path / "runs" / "vp" / "digits").symlink_to(tiny_run)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(loading, "README.md", "exec"), names)
-    assert names["images"].dtype == torch.uint8 and names["images"].shape == (8, 1, 8, 8)
-    assert names["images"].float().std() > 0 and names["images"].max() <= 16
-    said, bound = names["terms"].bits_per_dim.mean().item(), capsys.readouterr().out
-    # a network that has hardly begun needs more than the log2(17) bits of guessing
-    assert bound.startswith(f"step 6: bits/dim {said:.3f} ±") and 4.09 < said < 40
-
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(
-    path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")
 )])  # fmt: skip
 def test_links_and_pictures_of_a_page_exist(page: str):
     for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text()):
@@ -85,3 +74,35 @@ def test_files_of_the_project_that_a_page_names_exist(page: Path):
     named = re.findall(r"[\w./]+/[\w.]+\.py\b", page.read_text())
     missing = [name for name in named if name.split("/")[0] in tops and not (ROOT / name).is_file()]
     assert not missing
+
+
+def test_the_config_page_is_what_its_program_writes():
+    page = config_page.write_page()
+    assert (ROOT / "docs" / "config.md").read_text() == page, "run python -m docs.config_page"
+    assert all(line.count(" | ") >= 2 and not line.endswith("|  |") for line in page.splitlines() if line[:2] == "| ")
+
+
+def test_every_key_of_the_config_is_on_its_page():
+    def keys(section: Any, prefix: str = "") -> list[str]:
+        return [
+            key
+            for name, value in section.items()
+            for key in (keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) and value else [prefix + name])
+        ]
+
+    on_page = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs" / "config.md").read_text(), flags=re.MULTILINE)
+    assert set(keys(get_default_config())) <= {*on_page, "sde.name"}
+
+
+def test_the_rooms_of_the_design_page_hold_the_files_that_it_names():
+    (rooms,) = re.findall(r"## Rooms\n\n```\n(.*?)```", (ROOT / "docs" / "design.md").read_text(), flags=re.DOTALL)
+    for room, text in re.findall(r"^(\w+)/ (.*?)(?=^\S|\Z)", rooms, flags=re.DOTALL | re.MULTILINE):
+        there = {path.name for path in (ROOT / room).rglob("*.*")}
+        assert set(re.findall(r"\b\w+\.py\b", text)) <= there, room
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_prose_is_wrapped(page: Path):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    long = [line for line in prose.splitlines() if len(line) > 160 and not line.startswith("|")]
+    assert not long

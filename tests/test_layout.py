@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "commands": _CORE | {"experiment", "training", "evaluation"},
     "configs": set(),
 }
-_FOLDERS = (*MAY_IMPORT, "benchmarks", "tests")
+_FOLDERS = (*MAY_IMPORT, "benchmarks", "docs", "examples", "tests")
 # Third-party packages of the rooms that promise to have few.
 THIRD_PARTY = {
     "runtime": {"filelock", "psutil", "torch", "tqdm"},

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,6 +213,21 @@ def test_the_reference_of_the_flow_is_that_of_the_gaussian_where_both_are_known(
 # The command.
 
 
+def test_the_page_is_what_the_program_makes_of_the_numbers_beside_it():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    text = (docs / "proofs.json").read_text()
+    found = json.loads(text)
+    assert report.as_json(found) == text
+    assert report.page(found) == (docs / "proofs.md").read_text()
+    assert len(report.page(found).splitlines()) <= 100
+    # five parameterizations and six SDEs; every registered sampler
+    count = len(found["gaussian"]) + 5 * len(found["mixture"]) + len(found["orders"]) + len(found["weak_orders"])
+    assert found["cells"] == count and found["failures"] == []
+    assert {entry.name for entry in ENTRIES.values()} == set(
+        re.findall(r"^\| `(\w+)` \|", report.page(found), re.MULTILINE)
+    )
+
+
 @pytest.mark.slow
 def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(table, "ProcessPoolExecutor", _Here)
@@ -220,17 +237,18 @@ def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
     arguments = ["--only", "DPM-Solver++ 2M", "--num-points", "2000", "--output", str(tmp_path)]
     assert table.main(arguments) == 0
     assert "cells pass" in capsys.readouterr().out
-    numbers = json.loads((tmp_path / "benchmarks/results/proofs.json").read_text())
+    numbers = json.loads((tmp_path / "docs/proofs.json").read_text())
     # two samplers, two SDEs, five parameterizations, two distributions
     assert numbers["cells"] == 40 and numbers["failures"] == []
     page = (tmp_path / "docs/proofs.md").read_text()
-    assert "| DPM-Solver++ 2M | steps x 2 | 10 of 10 |" in page and "FAIL" not in page
+    assert "| `dpm_solver_pp` | " in page and "**All pass.**" in page and "FAIL" not in page
 
     failing = dataclasses.replace(ENTRIES["DPM-Solver++ 2M"], order=6.0)
     monkeypatch.setattr(table, "entries", lambda: [failing])
     assert table.main(arguments) == 1
     assert "FAIL DPM-Solver++ 2M on VP, eps, Gaussian" in capsys.readouterr().out
-    assert "**FAIL**" in (tmp_path / "docs/proofs.md").read_text()
+    page = (tmp_path / "docs/proofs.md").read_text()
+    assert " FAIL**" in page and "- DPM-Solver++ 2M on VP, eps, Gaussian" in page
 
 
 class _Here:
