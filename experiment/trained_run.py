@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from data import AnyKind, RealSpace
+from data import AnyKind, RealSpace, Space
 from likelihood import nats_to_bits_per_dim
 from models import NetworkScoreModel
+from runtime.files import parse_json, read_regular
 from runtime.registry import choices_message
 from samplers import Sampler
 from sde_lib import SDE, NoiseStreams
@@ -40,12 +41,19 @@ class TrainedRun:
             ``class_names`` and ``space``.
         config: Its config, as ``config.json`` has it.
         step: Number of training steps of the checkpoint.
+        report: ``eval/report.json``, of the last ``--mode eval``; {} where nothing was measured.
     """
 
     model: NetworkScoreModel
     kind: AnyKind
     config: Config
     step: int
+    report: dict[str, Any]
+
+    @property
+    def space(self) -> Space:
+        """The space between stored data and x0."""
+        return self.kind.space
 
     @property
     def sde(self) -> SDE:
@@ -173,7 +181,14 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
         raise ValueError(f"{workdir} has no checkpoint of step {step}; choose one of: {', '.join(map(str, steps))}")
     kind = trained_kind(config, workdir)
     model, step = load_trained(config, workdir, kind, named_device(device), weights=weights, step=step)
-    return TrainedRun(model, kind, config, step)
+    return TrainedRun(model, kind, config, step, _report(workdir))
+
+
+def _report(workdir: Path) -> dict[str, Any]:
+    try:
+        return parse_json(read_regular(workdir / "eval" / "report.json"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _saved_config(workdir: Path) -> Config:
