@@ -43,7 +43,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("eval", "batch_size", 1, _MOST),
     ("eval", "num_images", 0, 10**12),
     ("eval", "vlb_num_steps", 0, _MOST),
-    ("eval", "vlb_samples_per_image", 0, _MOST),
+    ("eval", "vlb_steps_per_image", 0, _MOST),
     ("eval", "ode_importance_samples", 1, _MOST),
     ("eval", "ode_num_probes", 1, _MOST),
     ("eval", "ode_rtol", 1e-16, 1),

@@ -51,7 +51,7 @@ _FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.c
 # is free until its first step is done.
 _IN_FIRST_CHECKPOINT = (
     "training.loss",
-    "training.time_sampling",
+    "training.step_sampling",
     "optim.name",
     "optim.beta1",
     "optim.beta2",

@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path, 
 IMPORTANCE = (
     "--config.sde.num_steps=4",
     "--config.training.loss=vlb",
-    "--config.training.time_sampling=importance",
+    "--config.training.step_sampling=importance",
     "--config.training.batch_size=24",
 )
 
@@ -271,7 +271,7 @@ def test_ctrl_c_in_eval_says_what_is_kept(
         return x
 
     monkeypatch.setattr("models.backbones.UNet.forward", interrupt)
-    assert main.run(tiny_command("eval", run_copy, "--config.eval.vlb_samples_per_image=2")) == 130
+    assert main.run(tiny_command("eval", run_copy, "--config.eval.vlb_steps_per_image=2")) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "stopped before the first batch; the same command begins again"
     assert main.run(tiny_command("eval", run_copy)) == 130

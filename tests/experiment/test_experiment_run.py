@@ -100,7 +100,7 @@ def test_a_config_of_an_earlier_version_is_read_as_it_was_meant(run_copy: Path):
     """Keys that were not there yet have the old behaviour."""
     expected = load_cpu(run_copy).model.backbone
     saved = json.loads((run_copy / "config.json").read_text())
-    later = "backbone network noise_input data_std dequantizer learned_variance class_conditional input_frequencies"
+    later = "backbone network time_input data_std dequantizer learned_variance class_conditional input_frequencies"
     for key in [*later.split(), "norm_eps", "embedding", "symmetric_downsample", "head_channels"]:
         del saved["model"][key]
     saved["sde"] = {"name": "ddpm"}

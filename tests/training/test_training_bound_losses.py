@@ -266,11 +266,11 @@ def _ends_only(sde: SDE, model: NetworkScoreModel, x0: Tensor, eps: Tensor) -> T
         ("vlb", VP(), {"num_levels": 5}, "needs an SDE with a table"),
         ("vlb", TABLE, {}, "needs num_levels"),
         ("vlb", TABLE, {"num_levels": 1}, "num_levels must be at least 2"),
-        ("hybrid", TABLE, {"num_levels": 5, "time_sampling": "imprtance"}, "did you mean 'importance'"),
+        ("hybrid", TABLE, {"num_levels": 5, "step_sampling": "imprtance"}, "did you mean 'importance'"),
         ("ddpm", TABLE, {"weighting": "likelihood"}, "is one of continuous time"),
-        ("dsm", VP(), {"time_sampling": "importance"}, "needs weighting 'likelihood'"),
+        ("dsm", VP(), {"step_sampling": "importance"}, "needs weighting 'likelihood'"),
         ("vlb_continuous", VP(), {}, "needs num_levels"),
-        ("vlb_continuous", LearnedVP(), {"num_levels": 5, "time_sampling": "importance"}, "use 'low_discrepancy'"),
+        ("vlb_continuous", LearnedVP(), {"num_levels": 5, "step_sampling": "importance"}, "use 'low_discrepancy'"),
         ("vlb_continuous", VP(), {"num_levels": 5, "weighting": "edm"}, "has its own weighting, got 'edm'"),
         ("dequantized", VP(), {"num_levels": 5, "weighting": "eps"}, "has its own weighting, got 'eps'"),
         ("vlb", TABLE, {"num_levels": 5, "weighting": "x0"}, "has its own weighting, got 'x0'"),
@@ -279,7 +279,7 @@ def _ends_only(sde: SDE, model: NetworkScoreModel, x0: Tensor, eps: Tensor) -> T
 )
 def test_refusals_of_the_bounds(name: str, sde: SDE, options: dict, message: str):
     options = dict(options)
-    sampling = options.pop("time_sampling", "uniform")
+    sampling = options.pop("step_sampling", "uniform")
     with pytest.raises(ValueError) as caught:
         make_loss(name, sde=sde, parameterization="eps", **options).time_sampler(sde, sampling)
     assert message in str(caught.value) and "\n" not in str(caught.value)

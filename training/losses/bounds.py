@@ -88,7 +88,7 @@ class VariationalLoss(_TableBound):
     """L_vlb: N L_t of a random row t of the table's N, L_0 at the first, in bits/dim (Nichol & Dhariwal 2021, Eq. 4).
 
     Its mean over uniform rows is the bound less L_T, which no network changes. Where the network learns its reverse
-    variance, that variance; else the small one. The terms differ by orders of magnitude: with time sampling
+    variance, that variance; else the small one. The terms differ by orders of magnitude: with step sampling
     "importance" the gradient has much less noise (Section 3.3).
     """
 
@@ -160,7 +160,7 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
             ValueError: If the schedule is learned.
         """
         if isinstance(sde, LearnedVP):
-            raise ValueError("a learned schedule takes the place of time sampling 'importance'; use 'low_discrepancy'")
+            raise ValueError("a learned schedule takes the place of step sampling 'importance'; use 'low_discrepancy'")
         return super().important_times(sde)
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:

@@ -78,7 +78,7 @@ class DenoisingScoreMatching(Loss):
             ValueError: If the loss has another weighting.
         """
         if self.weighting != "likelihood":
-            raise ValueError("time sampling 'importance' of loss 'dsm' needs weighting 'likelihood'; set it too")
+            raise ValueError("step sampling 'importance' of loss 'dsm' needs weighting 'likelihood'; set it too")
         return LogSNRTimes(sde)
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
