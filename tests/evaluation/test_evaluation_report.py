@@ -69,8 +69,7 @@ ODE = {
         ),
         (
             {"class_conditional": False, "split_size": 2000, "weights": "raw"},
-            VLB
-            | {"grid": "quadratic", "num_steps": 50, "steps_per_image": 9, "variance": "learned", "clip_x0": False},
+            VLB | {"grid": "quadratic", "num_steps": 50, "steps_per_image": 9, "variance": "learned", "clip_x0": False},
             "≤ 3.6100 ± 0.0700 bits/dim: chain of T = 50 on the quadratic grid, learned variance, L_t from 9 draws an "
             "image, raw weights, the first 20 of 2000 test images of folder, 256 levels",
         ),

@@ -143,10 +143,10 @@ def test_each_parameterization_tells_the_network_the_time_it_is_told_to(name):
     sde = Tabulated.ddpm()
     t = torch.tensor([0.1, 0.5], dtype=torch.float64)
     x = torch.zeros(2, 1, 2, 2)
-    for time_input in ("auto", "index", "t999", "log_snr", "log_sigma", "edm"):
+    for told in ("auto", "index", "t999", "log_snr", "log_sigma", "edm"):
         network = Recorder(x)
-        NetworkScoreModel(network, sde, make_parameterization(name, time_input=time_input))(x, t)
-        used = "edm" if (name, time_input) == ("edm", "auto") else time_input
+        NetworkScoreModel(network, sde, make_parameterization(name, time_input=told))(x, t)
+        used = "edm" if (name, told) == ("edm", "auto") else told
         assert torch.equal(network.time, time_input(used, sde, t))
         assert network.time.dtype == torch.float64
 
