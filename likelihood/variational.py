@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import (
+    Cond,
     Prediction,
     ReverseVariance,
     ScoreModel,
@@ -184,7 +185,7 @@ class VariationalBound(LikelihoodEstimator):
         return noisy_part(times, sde).flip(0)
 
     def __call__(
-        self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None
+        self, model: ScoreModel, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None
     ) -> LikelihoodTerms:
         """Evaluate the bound; see ``LikelihoodEstimator``."""
         noise = check_batch(x0, cond, noise)
@@ -218,7 +219,7 @@ class VariationalBound(LikelihoodEstimator):
         model: ScoreModel,
         x0: Float[Tensor, "batch *shape"],
         *,
-        cond: Tensor | None = None,
+        cond: Cond | None = None,
         noise: NoiseStreams | None = None,
         num_knots: int = 24,
     ) -> Float[Tensor, " steps"]:
@@ -269,7 +270,7 @@ class VariationalBound(LikelihoodEstimator):
         )
 
     def _step_nats(
-        self, model: ScoreModel, x0: Tensor, times: Tensor, index: Tensor, cond: Tensor | None, noise: NoiseStreams
+        self, model: ScoreModel, x0: Tensor, times: Tensor, index: Tensor, cond: Cond | None, noise: NoiseStreams
     ) -> Tensor:
         """L_t of the steps [B, K] of each image, [B, K]."""
         columns = []
@@ -280,7 +281,7 @@ class VariationalBound(LikelihoodEstimator):
         return torch.stack(columns, 1) if columns else x0.new_zeros(x0.shape[0], 0, dtype=torch.float64)
 
     def _reconstruction(
-        self, model: ScoreModel, x0: Tensor, times: Tensor, cond: Tensor | None, noise: NoiseStreams
+        self, model: ScoreModel, x0: Tensor, times: Tensor, cond: Cond | None, noise: NoiseStreams
     ) -> Tensor:
         """L_0 = -log p(x0 | x_{t_1}), [B]."""
         first = times[0].expand(x0.shape[0])
