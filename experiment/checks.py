@@ -94,7 +94,7 @@ def check_config(config: Config) -> None:
     if 0 < config.training.explosion_factor <= 1:
         raise ValueError(
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
-            "loss would be left out; try 1000"
+            "step would be skipped; try 1000"
         )
     size = config.data.image_size
     if not all(0 <= side <= _MOST for side in (size if isinstance(size, (tuple, list)) else (size,))):

@@ -148,7 +148,7 @@ def _check_density(config: Config) -> None:
         )
 
 
-def seen_by(estimator: LikelihoodEstimator, model: ScoreModel, *, clip_x0: bool) -> ScoreModel:
+def model_for(estimator: LikelihoodEstimator, model: ScoreModel, *, clip_x0: bool) -> ScoreModel:
     """The model as an estimator is to see it.
 
     The flow of a clipped x0 has kinks, and is not the one that is sampled without clipping.

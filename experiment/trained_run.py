@@ -24,7 +24,7 @@ from .checkpoints.folder import step_of
 from .checkpoints.store import checkpoint_folders
 from .classes import class_number
 from .config import Config
-from .estimators import build_estimators, seen_by
+from .estimators import build_estimators, model_for
 from .from_checkpoints import load_trained, trained_kind
 from .network import model_in_full
 from .workdir import read_whole_config
@@ -130,7 +130,7 @@ class TrainedRun:
         config = self.config.copy_and_resolve_references()
         config.eval.likelihoods = (likelihood or config.eval.likelihoods[0],)
         ((_, estimator),) = build_estimators(config, self.kind).items()
-        model = seen_by(estimator, self.model, clip_x0=config.eval.clip_x0)
+        model = model_for(estimator, self.model, clip_x0=config.eval.clip_x0)
         device, space = next(self.model.parameters()).device, self.kind.space
         bits = []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):

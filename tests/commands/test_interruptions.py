@@ -218,7 +218,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     )
     few = ("--config.training.num_steps=9", "--config.training.max_bad_steps=2")
     said = error(capsys, tiny_command("train", run_copy, *few))
-    assert "the loss is nan at step 9, as in the 2 steps before it, which were left out" in said
+    assert "the loss is nan at step 9, as in the 2 steps before it, which were skipped" in said
     assert max(p.name for p in (run_copy / "checkpoints").iterdir()) == "step_00000006"
 
 

@@ -14,7 +14,7 @@ from models import (
     ScoreModel,
 )
 from sde_lib import SDE, VE, VP, LearnedVP, NoiseStreams, SubVP, Tabulated
-from training.losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, Loss, make_loss, row_bits
+from training.losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, Loss, make_loss, timestep_bits
 
 LEVELS = 5
 TABLE = Tabulated.ddpm(num_steps=12, beta_start=0.01, beta_end=0.4)
@@ -90,7 +90,7 @@ def test_rows_in_one_batch_are_the_rows_apart():
 
     def bits(index: Tensor) -> Tensor:
         prediction = model(TABLE.perturb(x0[index], t[index], eps[index]), t[index])
-        return row_bits("learned", prediction, x0[index], TABLE, rows[index], num_levels=LEVELS)
+        return timestep_bits("learned", prediction, x0[index], TABLE, rows[index], num_levels=LEVELS)
 
     apart = torch.cat([bits(torch.tensor([k])) for k in range(6)])
     torch.testing.assert_close(bits(torch.arange(6)), apart, rtol=1e-12, atol=0)

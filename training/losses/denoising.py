@@ -36,7 +36,7 @@ class TableLoss(Loss):
         return ((u.double() * sde.table_size).floor().clamp(max=sde.table_size - 1) + 1) / sde.table_size
 
     @staticmethod
-    def rows(sde: SDE, t: Tensor) -> Tensor:
+    def timesteps(sde: SDE, t: Tensor) -> Tensor:
         """The timesteps k of times (k + 1) / N, [B]."""
         assert sde.table_size is not None
         return (t * sde.table_size).round().long() - 1
