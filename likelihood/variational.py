@@ -19,7 +19,7 @@ from models import (
     reverse_log_var,
 )
 from runtime.whole_numbers import whole_number
-from sde_lib import SDE, NoiseStreams, check_grid, expand_like, make_grid
+from sde_lib import SDE, NoiseStreams, check_grid_choice, expand_like, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, check_finite, noisy_part
@@ -167,11 +167,7 @@ class VariationalBound(LikelihoodEstimator):
         self.num_levels = num_levels
         self.num_steps = num_steps
         self.variance: ReverseVariance = check_variance(variance)
-        self.grid = check_grid(grid) if isinstance(grid, Tensor) else grid
-        if isinstance(self.grid, Tensor) and num_steps not in (None, len(self.grid) - 1):
-            raise ValueError(
-                f"the grid has {len(self.grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out"
-            )
+        self.grid = check_grid_choice(grid, num_steps)[0] if isinstance(grid, Tensor) else grid
         self.steps_per_image = steps_per_image
         self.step_sampling: StepSampling = check_step_sampling(step_sampling, step_weights)
         self.step_weights = None if step_weights is None else check_step_weights(step_weights)
