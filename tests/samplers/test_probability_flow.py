@@ -148,7 +148,8 @@ def test_euler_is_ddim_without_noise(sde, dtype):
     torch.testing.assert_close(euler.x0, ddim.x0, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("sde", only(("vp",), ["vp", "ve"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("sde", ["vp", "ve"])
 def test_libraries_agree_on_the_mixture(sde):
     model, x_T = mixture(SDES[sde]), prior(SDES[sde], 16, (2,))
     results = {
@@ -199,7 +200,7 @@ def test_encode_and_decode_return_the_image_within_the_tolerance(solver, sde, to
 @pytest.mark.parametrize("sde", only(("ve",), SDES))
 def test_encode_undoes_decode(sde):
     sde = SDES[sde]
-    model, tolerance = mixture(sde), 1e-5
+    model, tolerance = mixture(sde), 1e-4
     sampler = flow(ADAMS, tolerance)
     latents = prior(sde, 8, (2,))
     error = sampler.encode(model, sampler.decode(model, latents).x).x - latents
