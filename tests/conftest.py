@@ -11,16 +11,32 @@ choose_wait_policy()
 import pytest
 import torch
 from killing import Killer
+from shortcuts import draw_figure, take_shortcuts
 from tiny import tiny_command
 
 import main
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shortcuts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        take_shortcuts(patched)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn; elsewhere their numbers are written in their place."""
+    monkeypatch.setattr("experiment.images.save_figure", draw_figure)
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny network on digits; copy it before changing it."""
     workdir = tmp_path_factory.mktemp("tiny") / "run"
-    assert main.run(tiny_command("train", workdir)) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("experiment.images.save_figure", draw_figure)
+        assert main.run(tiny_command("train", workdir)) == 0
     return workdir
 
 

@@ -87,12 +87,15 @@ def _run(request: dict[str, Any], began: int) -> int:
 
 
 def _serve() -> None:
+    import pytest
     import sklearn.datasets  # noqa: F401
     import torch._dynamo  # noqa: F401
+    from shortcuts import take_shortcuts
 
     import commands.run_mode
 
     assert commands
+    take_shortcuts(pytest.MonkeyPatch())
 
     ready: dict[int, int] = {}
     for line in sys.stdin:

@@ -115,6 +115,7 @@ def test_a_whole_run(
     assert (tmp_path / "docs" / "images" / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_measure_is_at_its_floor_on_held_out_images_alone():
     from data import load_dataset
 

@@ -41,12 +41,24 @@ def _torchrun(processes: int, *command: str, **environment: str) -> Any:
     return start(*launcher, "main.py", *command, **environment)
 
 
-def test_two_processes_give_the_report_of_one(run_copy: Path, undisturbed: dict[str, bytes]):
+@pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
+def test_two_processes_of_torchrun_give_the_report_of_one(run_copy: Path):
+    assert main.run(eval_command(run_copy)) == 0
+    alone = results(run_copy)
     process = _torchrun(2, *eval_command(run_copy))
     code, out, err = finish(process)
     assert code == 0, err
     assert out.count("digits test, 6 images, step 6, bits/dim") == 1 and out.count("gap ") == 1
     assert err.count("wrote ") == 1
+    assert results(run_copy) == alone
+
+
+def test_two_processes_give_the_report_of_one(killer: Killer, run_copy: Path, undisturbed: dict[str, bytes]):
+    assert run_together(killer, eval_command(run_copy), 2) == [0, 0], killer.said()
+    said = killer.said()
+    assert said.count("digits test, 6 images, step 6, bits/dim") == 1 and said.count("gap ") == 1
+    assert said.count("wrote ") == 1
     assert results(run_copy) == undisturbed
 
 
@@ -151,7 +163,7 @@ def _schedule(ranks: Ranks, folder: Path, steps_per_image: int = 7, mark: int = 
     return Schedule(split, {"vlb": (bound, model)}, folder=folder, fingerprints={"vlb": {"mark": mark}}, ranks=ranks)
 
 
-@pytest.mark.parametrize("world", [2, 3, 7, 10])
+@pytest.mark.parametrize("world", only((3, 10), [2, 3, 7, 10]))
 def test_any_number_of_processes_gives_the_same_values(tmp_path: Path, world: int):
     (alone,) = _schedule(Ranks(), tmp_path / "alone").run().values()
     # also where no process sees the files of another
@@ -166,12 +178,19 @@ def test_any_number_of_processes_gives_the_same_values(tmp_path: Path, world: in
     assert kept == [f"{k:06d}.batch" for k in range(7)]
 
 
+@pytest.fixture
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.processes.ranks._GRACE", 0.5)
+
+
+@pytest.mark.usefixtures("_short_grace")
 def test_processes_with_other_checkpoints_are_refused(tmp_path: Path):
     ended = _Together(2).run(lambda ranks: _schedule(ranks, tmp_path / str(ranks.rank), mark=ranks.rank).run())
     assert isinstance(ended[1], RankError) and "settings of vlb differ from those of rank 0" in str(ended[1])
     assert isinstance(ended[0], AnotherRankError)
 
 
+@pytest.mark.usefixtures("_short_grace")
 def test_errors_are_told_apart(monkeypatch: pytest.MonkeyPatch):
     def work(ranks: Ranks) -> None:
         if ranks.rank in (1, 2):

@@ -1,6 +1,7 @@
 """An interrupted ``--mode eval`` goes on to the same bits; what is of another measurement, or damaged, is not used."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eval_runs import eval_command, results, start
+from eval_runs import eval_command, results
+from killing import Killer
 from thinning import only
 from tiny import error, tiny_command
 
@@ -34,24 +36,32 @@ def _interrupt_after(units: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EvalSplit, "measure", measure)
 
 
-@pytest.fixture
-def interrupted(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A work directory whose evaluation was stopped after two batches of the bound and one of the flow."""
-    with monkeypatch.context() as patched:
+@pytest.fixture(scope="module")
+def _stopped_evaluation(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("stopped") / "run"))
+    with pytest.MonkeyPatch.context() as patched:
         _interrupt_after(3, patched)
-        assert main.run(eval_command(run_copy)) == 130
-    assert len(list((run_copy / "eval" / "partial").rglob("*.batch"))) == 3
-    return run_copy
+        assert main.run(eval_command(workdir)) == 130
+    assert len(list((workdir / "eval" / "partial").rglob("*.batch"))) == 3
+    return workdir
 
 
-def test_kill_9_resumes_to_the_same_bits(run_copy: Path, undisturbed: dict[str, bytes], capfd: pytest.CaptureFixture):
-    process = start("main.py", *eval_command(run_copy))
+@pytest.fixture
+def interrupted(_stopped_evaluation: Path, tmp_path: Path) -> Path:
+    """A work directory whose evaluation was stopped after two batches of the bound and one of the flow."""
+    return Path(shutil.copytree(_stopped_evaluation, tmp_path / "run"))
+
+
+def test_kill_9_resumes_to_the_same_bits(
+    killer: Killer, run_copy: Path, undisturbed: dict[str, bytes], capfd: pytest.CaptureFixture
+):
+    process = killer.start(eval_command(run_copy))
     deadline = time.monotonic() + 120
     while len(list((run_copy / "eval").rglob("*.batch"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert time.monotonic() < deadline
         time.sleep(0.001)
-    process.kill()
-    process.communicate()
+    os.kill(process, signal.SIGKILL)
+    assert killer.wait(process) == -signal.SIGKILL
     assert not (run_copy / "eval" / "report.json").exists()
     # what a process leaves that is killed while it writes
     (run_copy / "eval" / "partial" / "vlb" / ".000001.batch.x1").write_bytes(b"half")
@@ -60,7 +70,7 @@ def test_kill_9_resumes_to_the_same_bits(run_copy: Path, undisturbed: dict[str, 
     assert results(run_copy) == undisturbed
 
 
-@pytest.mark.parametrize("units", only((0, 3), range(len(UNITS))))
+@pytest.mark.parametrize("units", only((3,), range(len(UNITS))))
 def test_ctrl_c_at_any_batch_goes_on_with_the_next(
     run_copy: Path,
     undisturbed: dict[str, bytes],
@@ -86,10 +96,12 @@ def test_ctrl_c_at_any_batch_goes_on_with_the_next(
 def test_a_finished_evaluation_is_measured_anew(
     run_copy: Path, undisturbed: dict[str, bytes], measured: list[tuple[int, str]]
 ):
-    for times in (1, 2):
-        assert main.run(eval_command(run_copy)) == 0
-        assert measured == times * UNITS
-        assert results(run_copy) == undisturbed
+    (run_copy / "eval").mkdir()
+    for name, data in undisturbed.items():
+        (run_copy / "eval" / name).write_bytes(data)
+    assert main.run(eval_command(run_copy)) == 0
+    assert measured == UNITS
+    assert results(run_copy) == undisturbed
 
 
 def _flip(path: Path) -> None:
@@ -107,7 +119,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", only(("a flipped bit", "another batch"), DAMAGES))
+@pytest.mark.parametrize("kind", only(("a flipped bit",), DAMAGES))
 def test_a_damaged_batch_is_measured_again(
     interrupted: Path,
     undisturbed: dict[str, bytes],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from thinning import only
 from tiny import ROOT, TINY, error, tiny_command
 
 import main
@@ -39,7 +40,7 @@ def made(workdir: Path, folder: Path, *extra: str) -> Any:
     return np.load(folder / "samples.npz")
 
 
-@pytest.mark.parametrize("classes", [(3, 7), (5,), (9, 0, 0)])
+@pytest.mark.parametrize("classes", only(((9, 0, 0),), [(3, 7), (5,), (9, 0, 0)]))
 def test_samples_are_of_the_chosen_classes_in_turn(conditional: Path, tmp_path: Path, classes: tuple[int, ...]):
     asked = ",".join(map(str, classes))
     found = made(conditional, tmp_path / "out", CONDITIONAL, f"--config.sampling.classes={asked}")
@@ -125,7 +126,7 @@ def test_pngs_are_the_samples(tiny_run: Path, tmp_path: Path, monkeypatch: pytes
         assert (tmp_path / "later" / "png" / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("family", ["vp", "ve"])
+@pytest.mark.parametrize("family", only(("ve",), ["vp", "ve"]))
 def test_a_trajectory_leads_from_noise_to_the_samples(tmp_path: Path, family: str):
     """In batches of three as in one of all."""
     workdir = tmp_path / "run"

@@ -49,6 +49,7 @@ def test_colours_are_kept():
     assert (image_grid(image)[2:50, 2:50] == [0, 200, 0]).all()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_curves_are_drawn(tmp_path: Path):
     save_learning_curve(tmp_path / "one.png", [10], [0.5])
     save_learning_curve(tmp_path / "many.png", list(range(200)), [1 / (k + 1) for k in range(200)])

@@ -47,7 +47,7 @@ def exact_total(sde, pmf, variance, num_steps=None):
     return pmf @ (prior + exact_terms(sde, pmf, variance, num_steps)[0].sum(0))
 
 
-@pytest.mark.parametrize("name", only(("subvp", "ve", "ddpm"), SDES))
+@pytest.mark.parametrize("name", only(("ve",), SDES))
 def test_every_term_is_its_own_integral(name):
     sde, pmf, copies, dims = SDES[name], random_pmf(17), 4, 64
     for variance in FRACTION:
@@ -88,7 +88,7 @@ def test_decoder_is_as_wide_as_the_variance_says(name, variance):
     np.testing.assert_allclose(terms.reconstruction.numpy(), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("num_steps", only((1, 2, 50), [1, 2, 10, 50, 200]))
+@pytest.mark.parametrize("num_steps", only((50,), [1, 2, 10, 50, 200]))
 @pytest.mark.parametrize("variance", FRACTION)
 @pytest.mark.parametrize("name", SDES)
 def test_bound_is_above_the_entropy(name, variance, num_steps):
@@ -104,7 +104,7 @@ def test_bound_is_above_the_entropy(name, variance, num_steps):
 
 
 @pytest.mark.parametrize("variance", FRACTION)
-@pytest.mark.parametrize("num_steps", only((1, 10), [1, 2, 10, 50]))
+@pytest.mark.parametrize("num_steps", only((1,), [1, 2, 10, 50]))
 @pytest.mark.parametrize("name", ["subvp", "ve", "ddpm"])
 def test_bound_of_256_levels_is_above_the_entropy(name, num_steps, variance):
     sde = rescaled_ddpm(num_steps) if name == "ddpm" and num_steps > 1 else SDES[name]

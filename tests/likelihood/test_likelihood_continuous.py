@@ -28,7 +28,9 @@ def entropy_plus_prior(model, x, t):
     return float(-(probs * probs.log()).sum() + (probs * prior_kl(x, model.sde, t)).sum())
 
 
-@pytest.mark.parametrize(("name", "num_levels"), one_each(list(SDES), [2, 17]))
+@pytest.mark.parametrize(
+    ("name", "num_levels"), [*one_each(list(SDES)[:2], [2, 17]), *one_each(list(SDES)[2:], [], slow=[2, 17])]
+)
 def test_an_exact_denoiser_is_at_entropy_plus_prior(name, num_levels):
     model, x = one_pixel(SDES[name], num_levels)
     bound = ContinuousBound(num_levels=num_levels, steps_per_image=40)

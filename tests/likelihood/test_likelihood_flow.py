@@ -59,7 +59,7 @@ def law_of_the_gaussian_flow(sde, t_end):
     return MEAN - gain @ MEAN, gain @ gain.mT * (sde.prior_std / alpha) ** 2
 
 
-@pytest.mark.parametrize("name", only(("subvp", "ve", "ncsn"), SDES))
+@pytest.mark.parametrize("name", only(("subvp",), SDES))
 def test_the_density_of_a_gaussian_is_exact(name):
     sde, x = SDES[name], points()
     flow = make_likelihood("ode", dequantization="none", divergence="exact", **TIGHT)
@@ -72,8 +72,7 @@ def test_the_density_of_a_gaussian_is_exact(name):
     assert terms.num_dims == 2 and terms.probe_nats is None
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "scipy_rk45"])
-@pytest.mark.parametrize("name", ["vp", "ve"])
+@pytest.mark.parametrize(("name", "solver"), one_each(["vp", "ve"], ["dopri5", "scipy_rk45"]))
 def test_other_solvers_find_the_same_density(name, solver):
     sde, x = SDES[name], points()
     flow = FlowLikelihood(dequantization="none", divergence="exact", solver=solver, **TIGHT)
@@ -82,7 +81,13 @@ def test_other_solvers_find_the_same_density(name, solver):
     assert float((-terms.total - truth).abs().max()) / 2 < 1e-4
 
 
-@pytest.mark.parametrize(("name", "divergence"), one_each(["vp", "subvp", "ve"], ["rademacher", "gaussian"]))
+@pytest.mark.parametrize(
+    ("name", "divergence"),
+    [
+        *one_each(["vp", "ve"], ["rademacher", "gaussian"]),
+        *one_each(["subvp"], [], slow=["rademacher", "gaussian"]),
+    ],
+)
 def test_probes_give_the_density_within_their_standard_error(name, divergence):
     sde, x = SDES[name], points(100)
     flow = FlowLikelihood(dequantization="none", divergence=divergence, num_probes=4, **TIGHT)
@@ -106,7 +111,7 @@ def test_the_mixture_satisfies_the_change_of_variables(name):
     flow = FlowLikelihood(dequantization="none", divergence="exact", **TIGHT)
     terms = flow(model, x, noise=NoiseStreams(0, range(len(x))))
     first, last = flow.noisy_times(sde).tolist()
-    x_T = make_sampler("probability_flow", rtol=1e-9, atol=1e-9, t_end=first).encode(model, x).x
+    x_T = make_sampler("probability_flow", rtol=1e-7, atol=1e-7, t_end=first).encode(model, x).x
 
     def log_p(at, alpha, sigma):
         covs = alpha**2 * COVS + sigma**2 * torch.eye(2, dtype=torch.float64)
@@ -118,7 +123,7 @@ def test_the_mixture_satisfies_the_change_of_variables(name):
     assert float((-terms.total - truth).abs().max()) / 2 < 1e-4
 
 
-@pytest.mark.parametrize("name", only(("cosine", "ve", "ddpm"), SDES))
+@pytest.mark.parametrize("name", only(("cosine",), SDES))
 def test_the_decoder_accounts_for_what_lies_below_the_least_noise(name):
     sde = SDES[name]
     flow = FlowLikelihood(divergence="exact", **TIGHT)
@@ -142,7 +147,9 @@ def discrete(sde, num_levels=5):
     return DiscreteScoreModel(sde, points=x, probs=[0.4, 0.3, 0.2, 0.1]), x
 
 
-@pytest.mark.parametrize(("name", "num_levels"), one_each(["vp", "ve", "ddpm"], [5, 17]))
+@pytest.mark.parametrize(
+    ("name", "num_levels"), [*one_each(["ddpm"], [5, 17]), *one_each(["vp", "ve"], [], slow=[5, 17])]
+)
 def test_discrete_data_lies_at_its_entropy(name, num_levels):
     # so much noise that the prior is the data's own p_T to 1 %
     sde = VE(sigma_max=300.0) if name == "ve" else SDES[name]
@@ -181,7 +188,7 @@ def test_a_grid_solver_converges_to_the_adaptive_one():
     exact = FlowLikelihood(dequantization="none", divergence="exact", rtol=1e-8, atol=1e-8)
     reference = exact(model, x, noise=NoiseStreams(0, range(10))).total
     errors = []
-    for num_steps in (40, 80, 160):
+    for num_steps in (80, 160):
         # the same beginning and end
         ends = [float(sde.log_snr(one(t))) for t in (sde.t_max, sde.t_min)]
         grid = sde.time_from_log_snr(torch.linspace(*ends, num_steps + 1, dtype=torch.float64))
@@ -209,7 +216,7 @@ def test_one_network_call_gives_drift_and_divergence():
 
 def test_the_same_images_in_other_batches_agree_to_rounding():
     model, x = mixture(VP()), points(6)
-    flow = FlowLikelihood(dequantization="decoder", rtol=1e-6, atol=1e-6)
+    flow = FlowLikelihood(dequantization="decoder", rtol=1e-4, atol=1e-4)
     whole = flow(model, x, noise=NoiseStreams(3, range(6))).total
     parts = torch.cat([flow(model, x[i : i + 1], noise=NoiseStreams(3, [i])).total for i in range(6)])
     # each image has steps of its own

@@ -89,7 +89,7 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("num_levels", [2, 17, 256])
+@pytest.mark.parametrize("num_levels", only((17,), [2, 17, 256]))
 @pytest.mark.parametrize("chain", CHAINS)
 def test_no_chain_is_below_the_entropy(chain, num_levels):
     build, num_steps = CHAINS[chain]
@@ -155,7 +155,7 @@ def test_gap_of_the_large_variance_on_the_linear_table():
     assert gaps[0] > gaps[1] > LIMIT * BITS
 
 
-@pytest.mark.parametrize("variance", only(("large", "learned"), ["small", "large", "learned"]))
+@pytest.mark.parametrize("variance", only(("large",), ["small", "large", "learned"]))
 def test_a_chain_that_ends_at_the_least_noise_of_ve_is_decoded_with_that_noise_however_short_its_steps(variance):
     # sigma_min of two and a half bins: a decoder as narrow as the last step's posterior costs tens of bits, and the
     # more of them the more steps there are

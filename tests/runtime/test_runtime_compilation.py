@@ -45,7 +45,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.mark.usefixtures("quick_compiler")
 def test_compiled_training_gives_the_same_loss_and_gradients():
-    plain = network(num_classes=3, null_class=True)
+    plain = network(num_classes=3, null_class=True, channel_mult=(1,), attention_resolutions=(8,))
     wrapped = PrecisionBackbone(plain, torch.float32, compiled=True)
     x, c_noise = batch()
     cond = torch.tensor([0, 2, -1, 1])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from thinning import only
 from tiny import last_tensors, tiny_command
 
 import main
@@ -35,7 +36,7 @@ def _in_step(step: int, monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     monkeypatch.setattr(Trainer, "step", send)
 
 
-@pytest.mark.parametrize("number", PREEMPTION_SIGNALS)
+@pytest.mark.parametrize("number", only((signal.SIGTERM,), PREEMPTION_SIGNALS))
 def test_a_preempted_run_saves_and_goes_on_to_the_same_bits(
     number: signal.Signals,
     tiny_run: Path,

@@ -59,7 +59,7 @@ def test_every_solver_meets_its_tolerance_on_a_gaussian_both_ways(solver, sde):
     assert worst((latent - x_T) / top.alpha, x_T / top.alpha, tolerance) < 20
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", only((ADAMS, "dopri5", "scipy_rk45", "torchode_dopri5"), SOLVERS))
 def test_a_smaller_tolerance_makes_a_smaller_error(solver):
     sde = SDES["vp"]
     model, x_T = GaussianModel(sde, mean=MEAN, var=VAR), prior(sde)
@@ -74,7 +74,7 @@ def test_a_smaller_tolerance_makes_a_smaller_error(solver):
     assert errors[1] < errors[0] / factor**0.5
 
 
-@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("sde", only(("vp", "ve"), SDES))
 def test_a_sample_is_the_models_x0_where_the_flow_ends(sde):
     sde = SDES[sde]
     model, x_T = mixture(sde), prior(sde, shape=(2,))
@@ -111,9 +111,15 @@ def ends_of_wide_grid(sde, upwards):
 @pytest.mark.parametrize(
     ("solver", "sde", "upwards"),
     [
-        *((solver, sde, False) for solver in ("heun", "rk4") for sde in SDES),
-        *(pytest.param("euler", sde, False, marks=() if sde in ("vp", "ve") else pytest.mark.slow) for sde in SDES),
-        *((solver, "vp", True) for solver in ORDERS),
+        *(
+            pytest.param(solver, sde, False, marks=() if sde == fast else pytest.mark.slow)
+            for solver, fast in (("euler", "vp"), ("heun", "ve"), ("rk4", "vp"))
+            for sde in SDES
+        ),
+        *(
+            pytest.param(solver, "vp", True, marks=() if solver in ("heun", "rk4") else pytest.mark.slow)
+            for solver in ORDERS
+        ),
         ("midpoint", "vp", False),
     ],
 )
@@ -142,6 +148,7 @@ def test_euler_is_ddim_without_noise(sde, dtype):
     torch.testing.assert_close(euler.x0, ddim.x0, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", ["vp", "ve"])
 def test_libraries_agree_on_the_mixture(sde):
     model, x_T = mixture(SDES[sde]), prior(SDES[sde], 16, (2,))
@@ -164,11 +171,17 @@ def far_apart(sde):
     ("solver", "sde", "tolerance"),
     [
         *(
-            pytest.param(ADAMS, sde, tolerance, marks=() if sde in ("vp", "ve") else pytest.mark.slow)
+            pytest.param(
+                ADAMS, sde, tolerance, marks=() if sde in ("vp", "ve") and tolerance == 1e-3 else pytest.mark.slow
+            )
             for sde in SDES
             for tolerance in (1e-2, 1e-3, 1e-5)
         ),
-        *((solver, "vp", tolerance) for solver in ("dopri5", "scipy_rk45", "dopri8") for tolerance in (1e-2, 1e-3)),
+        *(
+            pytest.param(solver, "vp", tolerance, marks=() if tolerance == 1e-2 else pytest.mark.slow)
+            for solver in ("dopri5", "scipy_rk45", "dopri8")
+            for tolerance in (1e-2, 1e-3)
+        ),
         # one image near the saddle is off by 3e-2 at 1e-2
         ("torchode_dopri5", "vp", 1e-3),
         *(
@@ -187,7 +200,7 @@ def test_encode_and_decode_return_the_image_within_the_tolerance(solver, sde, to
 @pytest.mark.parametrize("sde", only(("ve",), SDES))
 def test_encode_undoes_decode(sde):
     sde = SDES[sde]
-    model, tolerance = mixture(sde), 1e-5
+    model, tolerance = mixture(sde), 1e-4
     sampler = flow(ADAMS, tolerance)
     latents = prior(sde, 8, (2,))
     error = sampler.encode(model, sampler.decode(model, latents).x).x - latents
@@ -210,7 +223,7 @@ def test_grid_solvers_undo_each_other_to_within_their_error():
     assert errors[1] < errors[0] / 8
 
 
-@pytest.mark.parametrize("sde", ["vp", "cosine", "ve"])
+@pytest.mark.parametrize("sde", only(("ve",), ["vp", "cosine", "ve"]))
 def test_nearby_images_have_nearby_latents(sde):
     # d eps / dy = (1 - Cov[x0 | y] / r^2) / r, and Cov[x0 | y] is at least the posterior covariance of the narrowest
     # direction of all components, v r^2 / (v + r^2): distances grow by at most sqrt((v + r1^2) / (v + r0^2))
@@ -252,7 +265,7 @@ class ExactNetwork(nn.Module):
         }[self.kind]
 
 
-@pytest.mark.parametrize("sde", only(("vp", "ve"), ["vp", "cosine", "subvp", "ve"]))
+@pytest.mark.parametrize("sde", only(("ve",), ["vp", "cosine", "subvp", "ve"]))
 def test_perfect_networks_of_every_parameterization_agree(sde):
     sde = SDES[sde]
     x_T = prior(sde)

@@ -29,6 +29,7 @@ from published_oracles import (
     sde_of,
     second_difference,
 )
+from thinning import only
 
 from models import EpsParameterization, NetworkScoreModel
 from samplers import AncestralSampler, DPMSolverPPSampler, UniPCSampler
@@ -199,7 +200,7 @@ def test_order_of_ours_on_the_same_grid(variant, stochastic):
     assert order == pytest.approx(OURS[variant], abs=0.1)
 
 
-@pytest.mark.parametrize("b_function", ["bh1", "bh2"])
+@pytest.mark.parametrize("b_function", only(("bh2",), ["bh1", "bh2"]))
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc_of_both_is_of_order_p_plus_1(order, b_function):
     def theirs(num_steps):

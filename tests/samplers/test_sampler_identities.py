@@ -7,6 +7,7 @@ import pytest
 import torch
 from sampler_oracles import SDES, GaussianModel, mixture
 from scipy.integrate import quad
+from thinning import only
 
 from samplers import DPMSolverPPSampler, LangevinCorrector, Predictor, make_predictor, make_sampler
 from samplers.dpm_solver import multistep_weights
@@ -28,8 +29,8 @@ def close(first, second):
     return float(((first - second) / scale).abs().max()) < 1e-11
 
 
-@pytest.mark.parametrize("grid", ["uniform", "log_snr"])
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize("grid", only(("uniform",), ["uniform", "log_snr"]))
+@pytest.mark.parametrize("sde", only(("vp", "ve"), SDES))
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -42,7 +43,7 @@ def close(first, second):
     ],
 )
 def test_two_names_for_one_chain(sde, grid, first, second):
-    assert close(*(states(sde, name, grid=grid, **options) for name, options in (first, second)))
+    assert close(*(states(SDES[sde], name, grid=grid, **options) for name, options in (first, second)))
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)

@@ -62,13 +62,12 @@ def orders(sde_name, name, options, counts, ends):
     return np.log2(errors[:-1] / errors[1:])
 
 
-@pytest.mark.parametrize(("solver", "sde_name"), one_each(list(SOLVERS), ["vp", "ve"], slow=["subvp", "ddpm"]))
+@pytest.mark.parametrize(("solver", "sde_name"), one_each(list(SOLVERS), ["vp"], slow=["ve", "subvp", "ddpm"]))
 def test_measured_order_is_the_promised_one(solver, sde_name):
     name, options, promised = SOLVERS[solver]
-    measured = orders(sde_name, name, options, (80, 160), MIDDLE)
-    assert abs(measured[-1] - promised) < 0.2, measured
-    measured = orders(sde_name, name, options, (160, 320), MIDDLE)
-    assert abs(measured[-1] - promised) < 0.15, measured
+    measured = orders(sde_name, name, options, (80, 160, 320), MIDDLE)
+    assert abs(measured[0] - promised) < 0.2, measured
+    assert abs(measured[1] - promised) < 0.15, measured
 
 
 @pytest.mark.parametrize(
@@ -84,6 +83,7 @@ def test_from_pure_noise_the_first_steps_cost_no_order(solver, promised):
     assert abs(measured[-1] - promised) < 0.15, measured
 
 
+@pytest.mark.slow
 def test_published_3m_falls_an_order_short_from_pure_noise_too():
     measured = orders("ve", "dpm_solver_pp", {"variant": "3M", "correction": "published"}, (160, 320), (-5.8, 6.0))
     assert abs(measured[-1] - 2) < 0.15, measured
@@ -101,8 +101,10 @@ def even_in_time(sde, num_steps):
     return torch.linspace(first, last, num_steps + 1, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("make", [uneven, even_in_time])
-@pytest.mark.parametrize("solver", ["ddim", "heun", "2M", "2S", "3M warm", "unipc 1", "unipc 2"])
+@pytest.mark.parametrize(
+    ("solver", "make"),
+    one_each(["ddim", "heun", "2M", "2S", "3M warm", "unipc 1", "unipc 2"], [uneven, even_in_time]),
+)
 def test_orders_hold_on_other_grids(solver, make):
     name, options, promised = SOLVERS[solver]
     sde = SDES["vp"]

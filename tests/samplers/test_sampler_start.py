@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from sampler_oracles import SDES, GaussianModel
+from thinning import one_each, only
 
 from evaluation.drawing import draw
 from samplers import GridSampler, available_samplers, make_sampler
@@ -32,9 +33,9 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["ddim", "probability_flow", "ancestral"])
-@pytest.mark.parametrize(("sde", "options"), STARTS.values(), ids=STARTS)
-def test_samples_have_the_mean_and_std_of_the_data_wherever_the_grid_begins(name, sde, options):
+@pytest.mark.parametrize(("start", "name"), one_each(list(STARTS), ["ddim", "probability_flow", "ancestral"]))
+def test_samples_have_the_mean_and_std_of_the_data_wherever_the_grid_begins(start, name):
+    sde, options = STARTS[start]
     if name == "probability_flow":
         # each time of a grid is a start anew to an adaptive solver
         first, *_, last = make_sampler("ddim", **options).times(sde).tolist()
@@ -118,8 +119,8 @@ def test_noise_of_t_max_is_refused_where_the_grid_begins_with_less(sde, first):
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
-@pytest.mark.parametrize("shape", [(1,), (3, 8, 8)])
+@pytest.mark.parametrize("scale", only((3.0,), [0.3, 1.0, 3.0]))
+@pytest.mark.parametrize("shape", only(((3, 8, 8),), [(1,), (3, 8, 8)]))
 def test_a_tensor_grid_may_begin_anywhere_from_data_with_noise(sde, scale, shape):
     model = GaussianModel(sde, mean=0.0, var=scale**2)
     for first in (0.9, 0.1):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from sampler_oracles import SDES, GaussianModel
+from thinning import only
 
 from models import ClippedScoreModel, ThresholdedScoreModel
 from samplers import available_samplers, make_sampler, registry
@@ -12,8 +13,8 @@ OPTIONS = {"annealed_langevin": {"steps_per_level": 2}, "probability_flow": {"so
 OURS = [name for name in available_samplers() if registry.SAMPLERS.get(name).__module__.startswith("samplers.")]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("sde", ["vp", "ve", "ddpm"])
+@pytest.mark.parametrize("dtype", only((torch.float32,), [torch.float32, torch.float64]))
+@pytest.mark.parametrize("sde", only(("vp",), ["vp", "ve", "ddpm"]))
 @pytest.mark.parametrize("name", OURS)
 def test_samples_lie_in_range_and_do_not_depend_on_their_batch_mates(name, sde, dtype):
     # data of standard deviation 3, far wider than the range

@@ -185,8 +185,8 @@ def _continuous(sde: SDE, model: ScoreModel, x0: Tensor, u: Tensor, eps: Tensor)
     "sde",
     [
         VP(),
-        VE(sigma_min=0.02, sigma_max=20.0),
-        LearnedVP(log_snr_max=8.0),
+        pytest.param(VE(sigma_min=0.02, sigma_max=20.0), marks=pytest.mark.slow),
+        pytest.param(LearnedVP(log_snr_max=8.0), marks=pytest.mark.slow),
         LearnedVP(log_snr_max=8.0, log_snr_min=-1.0),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from eval_runs import finish, start
 from killing import Killer, check_whole, places, run_together, start_together
+from thinning import only
 from tiny import last_tensors, tiny_command
 
 import main
@@ -44,7 +45,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", only((2,), [2, 3]))
 def test_processes_have_the_loss_curve_of_one_with_the_same_global_batch(
     killer: Killer, alone: Path, tmp_path: Path, world: int
 ):
@@ -126,7 +127,7 @@ def test_the_first_process_may_die_while_it_writes(killer: Killer, tmp_path: Pat
     _assert_same_bits(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", only((signal.SIGTERM,), [signal.SIGTERM, signal.SIGINT]))
 def test_a_signal_to_one_process_stops_all_after_the_same_step(killer: Killer, tmp_path: Path, number: signal.Signals):
     many = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=90000")
     before = len(killer.said())
@@ -139,6 +140,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(killer: Killer, t
     assert f"stopped at step {step}, which is saved" in _said_since(killer, before)
 
 
+@pytest.mark.slow
 def test_three_processes_go_on_to_the_same_bits(killer: Killer, tmp_path: Path):
     """Sums of three depend on their order, which the library chooses by what the first backward pass did."""
     whole, part = tmp_path / "whole", tmp_path / "part"
@@ -170,7 +172,6 @@ def test_sharded_training_is_the_same_training(killer: Killer, alone: Path, tmp_
     assert (tmp_path / "whole" / "samples" / "training_00000006.png").is_file()
 
 
-@pytest.mark.slow
 def test_shards_go_on_from_a_checkpoint_of_one_process(killer: Killer, alone: Path, tmp_path: Path):
     half = "--config.training.num_steps=4"
     other = tiny_command("train", tmp_path / "other", NO_DROPOUT)
@@ -208,6 +209,7 @@ def test_samples_do_not_depend_on_the_number_of_processes(killer: Killer, run_co
     assert (run_copy / "samples" / "samples.npz").read_bytes() == alone
 
 
+@pytest.mark.slow
 def test_all_processes_sample_from_the_checkpoint_that_the_first_one_found(
     killer: Killer, run_copy: Path, tmp_path: Path
 ):

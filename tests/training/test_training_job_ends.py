@@ -61,7 +61,12 @@ Trainer._gradient = gradient
 @pytest.mark.parametrize(
     ("rank", "error", "said"),
     [
-        (0, "RuntimeError('CUDA out of memory')", "out of memory with training.batch_size=8; raise"),
+        pytest.param(
+            0,
+            "RuntimeError('CUDA out of memory')",
+            "out of memory with training.batch_size=8; raise",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             1,
             "RuntimeError('CUDA out of memory')",
@@ -129,7 +134,8 @@ DDIMSampler.sample = sample
 """
 
 
-@pytest.mark.parametrize("rank", only((1,), [0, 1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_while_shards_draw_a_preview_stops_all(killer: Killer, tmp_path: Path, rank: int):
     """All of them leave the preview at the same evaluation of the network, which is one of all of them."""
     workdir = tmp_path / "run"
