@@ -241,7 +241,7 @@ def _by_class(measured: Callable[[NetworkScoreModel, int], float], labels: Tenso
 
 @pytest.mark.parametrize("likelihood", ["vlb", "vlb_continuous", "ode"])
 def test_a_run_measures_each_image_of_each_batch_as_its_class(likelihood: str):
-    fast = ("eval.batch_size=2", "eval.vlb_samples_per_image=2", "eval.ode_solver=euler", "eval.ode_num_steps=2")
+    fast = ("eval.batch_size=2", "eval.vlb_steps_per_image=2", "eval.ode_solver=euler", "eval.ode_num_steps=2")
     config = _conditional(*fast, "eval.vlb_step_sampling=uniform")
     found = TrainedRun(told(), KIND, config, 1).bits_per_dim(
         images(), labels=LABELS, likelihood=likelihood, progress=False

@@ -206,7 +206,7 @@ def _one(value: str, expected: Any, *reads: Read, needs: tuple[str, ...] = ()) -
 ODE = ("eval.likelihoods=ode", "eval.ode_rtol=1e-3")
 HEUN = (*ODE, "eval.ode_solver=heun", "eval.ode_num_steps=4")
 IMPORT = ("source.name=edm", "source.checkpoint=weights.pt")
-DRAWN = ("eval.vlb_num_steps=4", "eval.vlb_samples_per_image=2")
+DRAWN = ("eval.vlb_num_steps=4", "eval.vlb_steps_per_image=2")
 
 
 def network(key: str, value: str, expected: Any, *needs: str) -> Arrival:
@@ -258,7 +258,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "model.parameterization": Arrival(
         "v", ["VParameterization", CHANGED], [lambda *of: type(_reading(of[1])).__name__, lambda *of: _answer(of[1])]
     ),
-    "model.noise_input": _one("log_snr", CHANGED, lambda *of: _answer(of[1])),
+    "model.time_input": _one("log_snr", CHANGED, lambda *of: _answer(of[1])),
     "model.data_std": [
         Arrival(
             "0.25",
@@ -316,7 +316,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     ),
     "training.loss": _one("dsm", "DenoisingScoreMatching", option(lambda trainer: type(trainer.state.loss).__name__)),
     "training.weighting": _one("x0", "x0", option(lambda trainer: trainer.state.loss.weighting)),
-    "training.time_sampling": _one("importance", "LossHistory", option(lambda one: type(one.state.times).__name__)),
+    "training.step_sampling": _one("importance", "LossHistory", option(lambda one: type(one.state.times).__name__)),
     "training.precision": _one("bf16", "bf16", mode_of("train", 0)),
     "training.compile": _one("on", "on", mode_of("train", 1)),
     "training.accumulation_steps": _one("4", 4, option(lambda trainer: len(trainer._slice.micro_batches))),
@@ -376,7 +376,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "eval.vlb_variance": _one("large", "large", seen("variance")),
     "eval.vlb_num_steps": _one("7", 7, seen("num_steps")),
     "eval.vlb_grid": _one("quadratic", "quadratic", seen("grid")),
-    "eval.vlb_samples_per_image": [
+    "eval.vlb_steps_per_image": [
         _one("3", 3, seen("steps_per_image"), needs=("eval.vlb_step_sampling=uniform",)),
         _one(
             "3", 3, seen("steps_per_image", "vlb_continuous"),

@@ -107,7 +107,7 @@ def test_a_run_begins_from_the_average_of_another(run_copy: Path, tmp_path: Path
             (
                 "--config.sde.name=vp_learned",
                 "--config.training.loss=vlb_continuous",
-                "--config.model.noise_input=log_snr",
+                "--config.model.time_input=log_snr",
             ),
         ),
     ],
