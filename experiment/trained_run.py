@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class TrainedRun:
     kind: AnyKind
     config: Config
     step: int
-    report: dict[str, Any]
+    report: dict[str, Any] = field(default_factory=dict)
 
     @property
     def space(self) -> Space:
