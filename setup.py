@@ -24,6 +24,7 @@ setup(
         "likelihood",
         "experiment",
         "experiment.checkpoints",
+        "experiment.config",
         "training",
         "training.losses",
         "evaluation",

@@ -18,8 +18,7 @@ from runtime.files import (
 )
 from sde_lib import sde_defaults
 
-from .config import Config, flatten
-from .config_keys import with_new_names
+from .config import Config, flatten, with_new_names
 
 # What may change between two commands on one work directory without making it another run.
 FREE_IN_TRAINING = (

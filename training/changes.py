@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiment.config import Config, flatten
-from experiment.config_keys import RENAMED
+from experiment.config import RENAMED, Config, flatten
 from experiment.workdir import SAID_IN_TRAINING, read_config
 from runtime.messages import say
 

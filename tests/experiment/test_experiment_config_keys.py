@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 from tiny import ROOT, error
 
 from configs.default import get_default_config
-from experiment.config import flatten, load_config
-from experiment.config_keys import RENAMED, with_new_names
+from experiment.config import RENAMED, flatten, load_config, with_new_names
 
 LEAVES = [key for key, _ in flatten(get_default_config())]
 SECTIONS = [key for key, value in get_default_config().items() if isinstance(value, ConfigDict)]

@@ -14,7 +14,7 @@ from runtime.registry import choices_message
 from sde_lib import available_sdes, sde_defaults
 
 if TYPE_CHECKING:
-    from .config import Config
+    from .files import Config
 
 # What is built from these says itself which options it has: the SDE, and the backbone.
 OPEN_SECTIONS = ("sde", "model.network")

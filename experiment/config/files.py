@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from .config_keys import check_keys, rename_keys
+from .keys import check_keys, rename_keys
 from .overrides import apply_overrides, literal
 
 # a ConfigDict's keys are known at run time alone: type checkers see Any

@@ -12,10 +12,10 @@ from runtime.messages import say
 from runtime.processes.launch import place
 from sde_lib import available_sdes, sde_defaults
 
-from .config_keys import IMAGE_SIZE, OPEN_SECTIONS, RENAMED, say_renamed, unknown_key
+from .keys import IMAGE_SIZE, OPEN_SECTIONS, RENAMED, say_renamed, unknown_key
 
 if TYPE_CHECKING:
-    from .config import Config
+    from .files import Config
 
 _SDE_NAME = "--config.sde.name="
 

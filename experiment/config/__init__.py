@@ -1,0 +1,16 @@
+"""Configs: their files, their keys, and settings of the command line."""
+
+from .files import Config, check_flags, data_root, flatten, import_plugins, load_config, parse_options
+from .keys import RENAMED, with_new_names
+
+__all__ = [
+    "RENAMED",
+    "Config",
+    "check_flags",
+    "data_root",
+    "flatten",
+    "import_plugins",
+    "load_config",
+    "parse_options",
+    "with_new_names",
+]
