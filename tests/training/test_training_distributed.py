@@ -237,7 +237,7 @@ def test_what_all_processes_find_wrong_is_said_once(killer: Killer, tmp_path: Pa
     command = tiny_command("train", tmp_path, "--config.training.batch_size=1")
     assert run_together(killer, command, 2) == [2, 2]
     said = _said_since(killer, before)
-    assert said.count("error: ") == 1 and "a batch of 1 cannot be cut into 2 parts" in said
+    assert said.count("error: ") == 1 and "a batch of 1 cannot be cut into 2 micro-batches" in said
     assert not (tmp_path / "checkpoints").exists()
 
 
