@@ -15,9 +15,9 @@ from runtime.threads import choose_wait_policy
 
 def _say(error: BaseException, line: str) -> None:
     """Print a line on standard error; of the processes of torchrun, one does."""
-    from runtime.processes.ranks import speaks
+    from runtime.processes.ranks import prints_error
 
-    if speaks(error):
+    if prints_error(error):
         print(line, file=sys.stderr)
 
 

@@ -30,22 +30,22 @@ from evaluation.table import (
 from experiment.build import build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.config import Config
-from experiment.estimators import build_estimators, seen_by, settings_of
+from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import trained_channels
 from experiment.images import save_bound_curve
-from experiment.in_turn import (
+from experiment.plugins import say_changed_plugins
+from experiment.precision import fast_inference, forward_flops, pick_mode
+from experiment.rank0_first import (
     as_trained,
-    load_in_turn,
+    load_on_rank0_first,
     load_same_trained,
     pick_together,
 )
-from experiment.plugins import say_changed_plugins
-from experiment.precision import fast_inference, forward_flops, pick_mode
 from experiment.workdir import check_for_use, save_npz, write_json
 from likelihood import LikelihoodEstimator, VariationalBound
 from models import ScoreModel
 from runtime.locks import locked
-from runtime.memory import says_which_knobs
+from runtime.memory import explain_out_of_memory
 from runtime.messages import say
 from runtime.processes.ranks import Ranks
 
@@ -75,14 +75,14 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     check_config(config)
     with (
         Ranks.from_environment() as ranks,
-        says_which_knobs("eval.batch_size", config.eval.batch_size),
+        explain_out_of_memory("eval.batch_size", config.eval.batch_size),
         contextlib.ExitStack() as held,
     ):
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
         with says_what_is_kept(lambda: "stopped before the first batch; the same command begins again"):
             channels = trained_channels(config, workdir)
-            dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, config.eval.split, channels))
+            dataset = load_on_rank0_first(ranks, "data", lambda: build_dataset(config, config.eval.split, channels))
             dataset = as_trained(ranks, config, workdir, dataset)
             estimators = build_estimators(config, dataset)
             split = EvalSplit(
@@ -107,7 +107,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 say_changed_plugins(workdir, config.plugins)
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
-            seen = {name: (one, seen_by(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
+            seen = {name: (one, model_for(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
             step_weights = fit_step_weights(config, seen, dataset, device, ranks)
         schedule = Schedule(
             split,

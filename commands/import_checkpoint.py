@@ -27,7 +27,7 @@ from models.pretrained import (
 )
 from runtime.files import one_line
 from runtime.locks import locked
-from runtime.memory import says_which_knobs
+from runtime.memory import explain_out_of_memory
 from runtime.messages import say
 from runtime.registry import choices_message
 from training.build import state_of_weights
@@ -192,7 +192,7 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     kind = check_images(whole, model.plan, checkpoint)
     plan, weights = model.plan, model.backbone.state_dict()
     size = sum(parameter.numel() for parameter in model.backbone.parameters())
-    with says_which_knobs("model.channels", whole.model.get("channels", 0)):
+    with explain_out_of_memory("model.channels", whole.model.get("channels", 0)):
         state = state_of_weights(whole, kind, weights)
     check_for_training(workdir, whole)
     with locked(workdir, "train"):

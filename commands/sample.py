@@ -24,15 +24,15 @@ from experiment.checks import check_config
 from experiment.classes import classes_of
 from experiment.config import Config
 from experiment.from_checkpoints import trained_kind
-from experiment.in_turn import load_in_turn, load_same_trained, pick_together
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, forward_flops, pick_mode
 from experiment.prior_warning import say_lost_signal
+from experiment.rank0_first import load_on_rank0_first, load_same_trained, pick_together
 from experiment.workdir import check_for_use
 from runtime.files import one_line
 from runtime.locks import locked
-from runtime.memory import says_which_knobs
+from runtime.memory import explain_out_of_memory
 from runtime.messages import say
 from runtime.processes.ranks import Ranks
 from runtime.terminal import ProgressBar
@@ -63,7 +63,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
     settings, folder = config.sampling, workdir / "samples" if output is None else output
     with (
         Ranks.from_environment() as ranks,
-        says_which_knobs("sampling.batch_size", settings.batch_size),
+        explain_out_of_memory("sampling.batch_size", settings.batch_size),
         contextlib.ExitStack() as held,
     ):
         check_for_use(workdir, config)
@@ -71,7 +71,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
             raise ValueError(f"{folder} is not a folder; move it away, or choose another --output")
         device = ranks.device(pick_device(config))
         sampler = build_sampler(config)
-        kind = load_in_turn(ranks, "data", lambda: trained_kind(config, workdir))
+        kind = load_on_rank0_first(ranks, "data", lambda: trained_kind(config, workdir))
         if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
             got = "vectors" if kind.num_levels is None else kind.image_shape[0]
             raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")

@@ -7,7 +7,7 @@ from pathlib import Path
 from experiment.build import build_sampler, pick_device
 from experiment.checks import check_config, check_eval_names, check_schedule
 from experiment.config import Config
-from runtime.memory import says_which_knobs
+from runtime.memory import explain_out_of_memory
 from runtime.processes.collectives import is_lost_peer, process_group
 from runtime.processes.ranks import LostRankError, Ranks
 from training.job import train_as_rank
@@ -39,7 +39,7 @@ def train(config: Config, workdir: Path, *, init_from: str = "") -> None:
         device = ranks.device(pick_device(config))
         with (
             process_group(ranks, device),
-            says_which_knobs("training.batch_size", config.training.batch_size, training=True),
+            explain_out_of_memory("training.batch_size", config.training.batch_size, training=True),
         ):
             try:
                 train_as_rank(config, workdir, ranks, device, init_from)

@@ -62,7 +62,7 @@ def _model() -> ConfigDict:
             "parameterization": "eps",  # what the output is: eps, x0, v, score, edm or levels
             # what the network is told of t: auto, index, index1000, reversed_index, t999, log_snr, log_sigma,
             # log_half_sigma or edm
-            "noise_input": "auto",
+            "time_input": "auto",
             "data_std": 0.5,  # standard deviation of the data, used by edm only; 1 for vectors, which are standardized
             "channels": 128,  # width of the first level
             "channel_mult": (1, 2, 2, 2),  # width of each level, as a multiple of channels; one entry a level
@@ -97,7 +97,7 @@ def _training() -> ConfigDict:
             # the error that has weight 1: eps, x0, v, edm or, with dsm, likelihood; auto: edm for the parameterization
             # edm, else eps
             "weighting": "auto",
-            "time_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
+            "step_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
             "precision": "auto",  # of the network: fp32 or bf16; auto: bf16 where the hardware is fast at it
             "compile": "auto",  # torch.compile: on or off; auto: on if there is a compiler and the run is long enough
             "accumulation_steps": 1,  # micro-batches a process, one after the other, for less memory
@@ -168,7 +168,7 @@ def _eval() -> ConfigDict:
             "vlb_variance": "auto",  # small, large or learned; auto: learned where the model has it, else small
             "vlb_num_steps": 0,  # T; 0: the length of the SDE's table, or 1000
             "vlb_grid": "uniform",  # where those steps are: a grid of the samplers
-            "vlb_samples_per_image": 0,  # terms L_t evaluated per image, drawn at random; 0: all (vlb_continuous: 10)
+            "vlb_steps_per_image": 0,  # terms L_t evaluated per image, drawn at random; 0: all (vlb_continuous: 10)
             "vlb_step_sampling": "importance",  # how they are drawn: importance, uniform, stratified or low_discrepancy
             # decoder, uniform or, of a model that learned it, variational; of vectors decoder or none, the density of
             # the ODE itself

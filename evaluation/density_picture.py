@@ -10,7 +10,7 @@ from torch import Tensor
 from data import VectorDataset
 from experiment.pictures import save_density
 from likelihood import FlowLikelihood
-from models import ScoreModel
+from models import Cond, ScoreModel
 from samplers import Sampler
 from sde_lib import NoiseStreams, derive_seed
 
@@ -26,7 +26,7 @@ def flow_density(
     dataset: VectorDataset,
     points: Tensor,
     *,
-    cond: Tensor | None = None,
+    cond: Cond | None = None,
     num_steps: int,
 ) -> Tensor:
     """p(v) of the probability flow at vectors, by Heun steps on the log-SNR grid with the exact divergence.

@@ -38,7 +38,7 @@ def _method(name: str, ours: Mapping[str, Any]) -> list[str]:
         parts = [f"chain of T = {ours['num_steps']}{grid}", f"{ours['variance']} variance"]
     else:
         parts = ["chain in continuous time" if name == "vlb_continuous" else name]
-    draws = ours.get("samples_per_image")
+    draws = ours.get("steps_per_image")
     # the last of a chain's steps is L_0, which is always evaluated
     if draws and draws < ours.get("num_steps", draws + 2) - 1:
         parts.append(f"L_t from {draws} draws an image")

@@ -78,7 +78,7 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> Networ
     _check_has_levels(config, kind)
     parameterization = make_parameterization(
         model.parameterization,
-        noise_input=model.noise_input,
+        time_input=model.time_input,
         data_std=model.data_std,
         num_levels=kind.num_levels,
     )

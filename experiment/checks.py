@@ -43,7 +43,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("eval", "batch_size", 1, _MOST),
     ("eval", "num_images", 0, 10**12),
     ("eval", "vlb_num_steps", 0, _MOST),
-    ("eval", "vlb_samples_per_image", 0, _MOST),
+    ("eval", "vlb_steps_per_image", 0, _MOST),
     ("eval", "ode_importance_samples", 1, _MOST),
     ("eval", "ode_num_probes", 1, _MOST),
     ("eval", "ode_rtol", 1e-16, 1),
@@ -94,7 +94,7 @@ def check_config(config: Config) -> None:
     if 0 < config.training.explosion_factor <= 1:
         raise ValueError(
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
-            "loss would be left out; try 1000"
+            "step would be skipped; try 1000"
         )
     size = config.data.image_size
     if not all(0 <= side <= _MOST for side in (size if isinstance(size, (tuple, list)) else (size,))):

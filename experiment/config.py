@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from .config_keys import check_keys
+from .config_keys import check_keys, rename_keys
 from .overrides import apply_overrides, literal
 
 # a ConfigDict's keys are known at run time alone: type checkers see Any
@@ -95,6 +95,7 @@ def load_config(path: str, overrides: Sequence[str] = (), *, defaults: Config | 
         raise ValueError(f"get_config() of {path} must return a ConfigDict, got {type(config).__name__}; fix the file")
     if isinstance(config, FrozenConfigDict):
         config = ConfigDict(config.to_dict())
+    rename_keys(config)
     if defaults is not None:
         check_keys(config, defaults)
     config.lock()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from runtime.messages import say
+from runtime.processes.launch import place
 from runtime.registry import choices_message
 from sde_lib import available_sdes, sde_defaults
 
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 
 # What is built from these says itself which options it has: the SDE, and the backbone.
 OPEN_SECTIONS = ("sde", "model.network")
+# Keys of earlier versions, and the ones that took their places.
+RENAMED = {
+    "model.noise_input": "model.time_input",
+    "training.time_sampling": "training.step_sampling",
+    "eval.vlb_samples_per_image": "eval.vlb_steps_per_image",
+}
 # The one key of two types: a number, or a tuple of two.
 IMAGE_SIZE = "data.image_size"
 
@@ -47,6 +55,35 @@ def _leaves(section: Any, prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
+
+
+def with_new_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A saved config, as JSON has it, with the keys of earlier versions under their present names."""
+    renamed = dict(config)
+    for old, new in RENAMED.items():
+        (section, old_leaf), (_, new_leaf) = old.split("."), new.split(".")
+        values = renamed.get(section)
+        if isinstance(values, dict) and old_leaf in values:
+            values = {new_leaf if key == old_leaf else key: value for key, value in values.items()}
+            renamed[section] = values
+    return renamed
+
+
+def rename_keys(config: Config) -> None:
+    """Move the keys of earlier versions in a config file to their present names, and say so."""
+    for old, new in RENAMED.items():
+        (section, old_leaf), (_, new_leaf) = old.split("."), new.split(".")
+        if isinstance(config.get(section), ConfigDict) and old_leaf in config[section]:
+            say_renamed(old)
+            with config.ignore_type():
+                config[section][new_leaf] = config[section][old_leaf]
+            del config[section][old_leaf]
+
+
+def say_renamed(old: str) -> None:
+    """Say which key has taken the place of an earlier one, once a job."""
+    if place()[0] == 0:
+        say(f"config.{old} is called config.{RENAMED[old]} now; it is read as that")
 
 
 def check_keys(config: Config, defaults: Config) -> None:

@@ -35,14 +35,14 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind) ->
             num_steps=settings.vlb_num_steps or None,
             variance=pick_variance(settings.vlb_variance, learned=config.model.learned_variance),
             grid=settings.vlb_grid,
-            steps_per_image=settings.vlb_samples_per_image or None,
+            steps_per_image=settings.vlb_steps_per_image or None,
             step_sampling=settings.vlb_step_sampling,
         )
     if name == "vlb_continuous":
         return make_likelihood(
             name,
             num_levels=dataset.num_levels,
-            steps_per_image=settings.vlb_samples_per_image or 10,
+            steps_per_image=settings.vlb_steps_per_image or 10,
             step_sampling=settings.vlb_step_sampling,
         )
     if name == "ode":
@@ -148,7 +148,7 @@ def _check_density(config: Config) -> None:
         )
 
 
-def seen_by(estimator: LikelihoodEstimator, model: ScoreModel, *, clip_x0: bool) -> ScoreModel:
+def model_for(estimator: LikelihoodEstimator, model: ScoreModel, *, clip_x0: bool) -> ScoreModel:
     """The model as an estimator is to see it.
 
     The flow of a clipped x0 has kinks, and is not the one that is sampled without clipping.
@@ -182,7 +182,7 @@ def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Confi
         common["num_steps"] = len(estimator.noisy_times(model.sde))
     # absent from a plugin's estimators
     if hasattr(estimator, "steps_per_image"):
-        common["samples_per_image"] = getattr(estimator, "steps_per_image", None)
+        common["steps_per_image"] = getattr(estimator, "steps_per_image", None)
     if hasattr(estimator, "step_sampling"):
         common["step_sampling"] = getattr(estimator, "step_sampling", None)
     return common

@@ -24,7 +24,7 @@ def sections_of(plan: ModelPlan) -> tuple[dict[str, Any], dict[str, Any]]:
     model: dict[str, Any] = {
         "backbone": plan.backbone,
         "parameterization": plan.parameterization,
-        "noise_input": plan.noise_input,
+        "time_input": plan.time_input,
         "data_std": 0.5,
         "dequantizer": False,
         "class_conditional": options["num_classes"] is not None,
@@ -62,9 +62,9 @@ def config_of_checkpoint(config: Config, plan: ModelPlan, checkpoint: str) -> Co
         options = {key: value for key, value in network_defaults(own["backbone"]).items() if key in of_model["network"]}
         own["network"] = {k: v for k, v in options.items() if k not in OF_DATA} | own.get("network", {})
         said_model, said_sde = own, sde_defaults(said_sde["name"]) | said_sde
-    if said_model.get("noise_input") == "auto":
+    if said_model.get("time_input") == "auto":
         auto = "t999" if plan.build_sde().table_size is None else "index"
-        said_model["noise_input"] = "edm" if plan.parameterization == "edm" else auto
+        said_model["time_input"] = "edm" if plan.parameterization == "edm" else auto
     _refuse_differences("model.", said_model, of_model, checkpoint, leaves=leaves)
     _refuse_differences("sde.", said_sde, of_sde, checkpoint, leaves=leaves)
     if not leaves:

@@ -97,5 +97,5 @@ def model_in_full(model: Mapping[str, Any]) -> dict[str, Any]:
     """``config.model`` as a work directory has it, with the keys that later versions added: as they were before."""
     options = network_defaults(model.get("backbone", "unet"))
     shared = {key: options[key] for key in SHARED if key in options and key not in model}
-    own = {"network": {}, "noise_input": "auto", "data_std": 0.5, "learned_variance": False, "dequantizer": False}
+    own = {"network": {}, "time_input": "auto", "data_std": 0.5, "learned_variance": False, "dequantizer": False}
     return own | {"class_conditional": False} | shared | {key: plain(value) for key, value in model.items()}

@@ -12,7 +12,7 @@ from runtime.messages import say
 from runtime.processes.launch import place
 from sde_lib import available_sdes, sde_defaults
 
-from .config_keys import IMAGE_SIZE, OPEN_SECTIONS, unknown_key
+from .config_keys import IMAGE_SIZE, OPEN_SECTIONS, RENAMED, say_renamed, unknown_key
 
 if TYPE_CHECKING:
     from .config import Config
@@ -54,6 +54,9 @@ def _apply(config: Config, override: str) -> None:
     if not override.startswith("--config.") or "=" not in override:
         raise ValueError(f"unknown argument {override!r}; overrides look like --config.training.batch_size=64")
     dotted, text = override.removeprefix("--config.").split("=", 1)
+    if dotted in RENAMED:
+        say_renamed(dotted)
+        dotted = RENAMED[dotted]
     *parents, leaf = dotted.split(".")
     section: Any = config
     for depth, name in enumerate([*parents, leaf]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from data import AnyKind, RealSpace
+from data import AnyKind, RealSpace, Space
 from likelihood import nats_to_bits_per_dim
 from models import NetworkScoreModel
+from runtime.files import parse_json, read_regular
 from runtime.registry import choices_message
 from samplers import Sampler
 from sde_lib import SDE, NoiseStreams
@@ -23,7 +24,7 @@ from .checkpoints.folder import step_of
 from .checkpoints.store import checkpoint_folders
 from .classes import class_number
 from .config import Config
-from .estimators import build_estimators, seen_by
+from .estimators import build_estimators, model_for
 from .from_checkpoints import load_trained, trained_kind
 from .network import model_in_full
 from .workdir import read_whole_config
@@ -40,12 +41,19 @@ class TrainedRun:
             ``class_names`` and ``space``.
         config: Its config, as ``config.json`` has it.
         step: Number of training steps of the checkpoint.
+        report: ``eval/report.json``, of the last ``--mode eval``; {} where nothing was measured.
     """
 
     model: NetworkScoreModel
     kind: AnyKind
     config: Config
     step: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def space(self) -> Space:
+        """The space between stored data and x0."""
+        return self.kind.space
 
     @property
     def sde(self) -> SDE:
@@ -122,7 +130,7 @@ class TrainedRun:
         config = self.config.copy_and_resolve_references()
         config.eval.likelihoods = (likelihood or config.eval.likelihoods[0],)
         ((_, estimator),) = build_estimators(config, self.kind).items()
-        model = seen_by(estimator, self.model, clip_x0=config.eval.clip_x0)
+        model = model_for(estimator, self.model, clip_x0=config.eval.clip_x0)
         device, space = next(self.model.parameters()).device, self.kind.space
         bits = []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
@@ -173,7 +181,14 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
         raise ValueError(f"{workdir} has no checkpoint of step {step}; choose one of: {', '.join(map(str, steps))}")
     kind = trained_kind(config, workdir)
     model, step = load_trained(config, workdir, kind, named_device(device), weights=weights, step=step)
-    return TrainedRun(model, kind, config, step)
+    return TrainedRun(model, kind, config, step, _report(workdir))
+
+
+def _report(workdir: Path) -> dict[str, Any]:
+    try:
+        return parse_json(read_regular(workdir / "eval" / "report.json"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _saved_config(workdir: Path) -> Config:

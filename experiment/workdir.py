@@ -19,6 +19,7 @@ from runtime.files import (
 from sde_lib import sde_defaults
 
 from .config import Config, flatten
+from .config_keys import with_new_names
 
 # What may change between two commands on one work directory without making it another run.
 FREE_IN_TRAINING = (
@@ -51,7 +52,7 @@ _FIXED_FOR_MODEL = ("sde.", "model.", "data.dataset", "data.image_size", "data.c
 # is free until its first step is done.
 _IN_FIRST_CHECKPOINT = (
     "training.loss",
-    "training.time_sampling",
+    "training.step_sampling",
     "optim.name",
     "optim.beta1",
     "optim.beta2",
@@ -118,7 +119,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         raise ValueError(f"{workdir} is not a folder; choose another --workdir")
     path = workdir / "config.json"
     try:
-        return parse_json(read_regular(path))
+        return with_new_names(parse_json(read_regular(path)))
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from models import ScoreModel
+from models import Cond, ScoreModel
 from runtime.readable import Readable
 from runtime.registry import Registry
 from sde_lib import NoiseStreams
@@ -76,7 +76,7 @@ class LikelihoodEstimator(Readable, ABC):
         model: ScoreModel,
         x0: Float[Tensor, "batch *shape"],
         *,
-        cond: Shaped[Tensor, "batch *_"] | None = None,
+        cond: Cond | None = None,
         noise: NoiseStreams | None = None,
     ) -> LikelihoodTerms:
         """-log p(x0) or a bound above it.

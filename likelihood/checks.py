@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
+from models import Cond, Condition
 from sde_lib import SDE, NoiseStreams
 
 
-def check_batch(
-    x0: Float[Tensor, "batch *shape"], cond: Shaped[Tensor, "batch *_"] | None, noise: NoiseStreams | None
-) -> NoiseStreams:
+def check_batch(x0: Float[Tensor, "batch *shape"], cond: Cond | None, noise: NoiseStreams | None) -> NoiseStreams:
     """The streams of a batch, fresh ones for None, once all have been found to belong together.
 
     Args:
@@ -33,15 +32,20 @@ def check_batch(
             f"x0 must have shape [B, ...] and not be empty, got {list(x0.shape)}; pass one row a sample, one at least"
         )
     batch_size = len(x0)
-    if cond is not None and (not isinstance(cond, Tensor) or cond.ndim < 1 or len(cond) != batch_size):
+    if cond is not None and (not _is_of(cond, batch_size)):
         kind = list(cond.shape) if isinstance(cond, Tensor) else type(cond).__name__
-        raise ValueError(
-            f"cond must be a tensor of {batch_size} rows, one a sample of x0, got {kind}; expand or cut it"
-        )
+        kind = f"a condition of {len(cond)}" if isinstance(cond, Condition) else kind
+        raise ValueError(f"cond must have {batch_size} rows, one a sample of x0, got {kind}; expand or cut it")
     noise = NoiseStreams.fresh(batch_size) if noise is None else noise
     if len(noise) != batch_size:
         raise ValueError(f"noise has {len(noise)} streams, got a batch of {batch_size}; make one stream a sample")
     return noise
+
+
+def _is_of(cond: object, batch_size: int) -> bool:
+    if isinstance(cond, Condition):
+        return len(cond) == batch_size
+    return isinstance(cond, Tensor) and cond.ndim > 0 and len(cond) == batch_size
 
 
 def check_finite(nats: Float[Tensor, " batch"], t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import ScoreModel, count_network_calls
+from models import Cond, ScoreModel, count_network_calls
 from runtime.whole_numbers import whole_number
 from sde_lib import SDE, NoiseStreams, expand_like, last_noisy_time
 
@@ -79,7 +79,7 @@ class ContinuousBound(LikelihoodEstimator):
         return noisy_part(torch.tensor([sde.t_max, first], dtype=torch.float64), sde).flip(0)
 
     def __call__(
-        self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None
+        self, model: ScoreModel, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None
     ) -> LikelihoodTerms:
         """Evaluate the bound; see ``LikelihoodEstimator``."""
         noise = check_batch(x0, cond, noise)
@@ -119,7 +119,7 @@ class ContinuousBound(LikelihoodEstimator):
         model: ScoreModel,
         x0: Float[Tensor, "batch *shape"],
         *,
-        cond: Tensor | None = None,
+        cond: Cond | None = None,
         noise: NoiseStreams | None = None,
         num_knots: int = 24,
     ) -> Float[Tensor, " cells"]:
@@ -154,7 +154,7 @@ class ContinuousBound(LikelihoodEstimator):
         return self.step_weights
 
     def _integrand(
-        self, model: ScoreModel, x0: Tensor, log_snr: Tensor, cond: Tensor | None, noise: NoiseStreams
+        self, model: ScoreModel, x0: Tensor, log_snr: Tensor, cond: Cond | None, noise: NoiseStreams
     ) -> Tensor:
         """1/2 exp(lambda) |x0 - x0(x_t, t)|^2, [B]."""
         t = model.sde.time_from_log_snr(log_snr)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import CallCounter, FlowEquation, ScoreModel, count_network_calls, follow_flow
+from models import CallCounter, Cond, FlowEquation, ScoreModel, count_network_calls, follow_flow
 from runtime.registry import choices_message
 from runtime.whole_numbers import whole_number
 from sde_lib import ADAMS, SDE, Adams, NoiseStreams, ODESolver, Point, make_ode_solver, points_of
@@ -107,7 +107,7 @@ class FlowLikelihood(LikelihoodEstimator):
         return times
 
     def __call__(
-        self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None
+        self, model: ScoreModel, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None
     ) -> LikelihoodTerms:
         """Measure; see ``LikelihoodEstimator``.
 
@@ -151,7 +151,7 @@ class FlowLikelihood(LikelihoodEstimator):
         model: ScoreModel,
         x0: Tensor,
         times: Tensor,
-        cond: Tensor | None,
+        cond: Cond | None,
         noise: NoiseStreams,
         counter: CallCounter,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,7 +178,7 @@ class FlowLikelihood(LikelihoodEstimator):
         return -sde.prior_log_prob(x_T), volumes, -bonus
 
     def _place(
-        self, model: ScoreModel, x0: Tensor, point: Point, cond: Tensor | None, noise: NoiseStreams
+        self, model: ScoreModel, x0: Tensor, point: Point, cond: Cond | None, noise: NoiseStreams
     ) -> tuple[Tensor, Tensor]:
         """y at the flow's beginning, float64, and what to add to log p(y), [B]."""
         if self.dequantization == "none":

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import (
+    Cond,
     Prediction,
     ReverseVariance,
     ScoreModel,
@@ -18,7 +19,7 @@ from models import (
     reverse_log_var,
 )
 from runtime.whole_numbers import whole_number
-from sde_lib import SDE, NoiseStreams, check_grid, expand_like, make_grid
+from sde_lib import SDE, NoiseStreams, check_grid_choice, expand_like, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, check_finite, noisy_part
@@ -166,11 +167,7 @@ class VariationalBound(LikelihoodEstimator):
         self.num_levels = num_levels
         self.num_steps = num_steps
         self.variance: ReverseVariance = check_variance(variance)
-        self.grid = check_grid(grid) if isinstance(grid, Tensor) else grid
-        if isinstance(self.grid, Tensor) and num_steps not in (None, len(self.grid) - 1):
-            raise ValueError(
-                f"the grid has {len(self.grid) - 1} steps, got num_steps = {num_steps}; leave num_steps out"
-            )
+        self.grid = check_grid_choice(grid, num_steps)[0] if isinstance(grid, Tensor) else grid
         self.steps_per_image = steps_per_image
         self.step_sampling: StepSampling = check_step_sampling(step_sampling, step_weights)
         self.step_weights = None if step_weights is None else check_step_weights(step_weights)
@@ -184,7 +181,7 @@ class VariationalBound(LikelihoodEstimator):
         return noisy_part(times, sde).flip(0)
 
     def __call__(
-        self, model: ScoreModel, x0: Tensor, *, cond: Tensor | None = None, noise: NoiseStreams | None = None
+        self, model: ScoreModel, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None
     ) -> LikelihoodTerms:
         """Evaluate the bound; see ``LikelihoodEstimator``."""
         noise = check_batch(x0, cond, noise)
@@ -218,7 +215,7 @@ class VariationalBound(LikelihoodEstimator):
         model: ScoreModel,
         x0: Float[Tensor, "batch *shape"],
         *,
-        cond: Tensor | None = None,
+        cond: Cond | None = None,
         noise: NoiseStreams | None = None,
         num_knots: int = 24,
     ) -> Float[Tensor, " steps"]:
@@ -269,7 +266,7 @@ class VariationalBound(LikelihoodEstimator):
         )
 
     def _step_nats(
-        self, model: ScoreModel, x0: Tensor, times: Tensor, index: Tensor, cond: Tensor | None, noise: NoiseStreams
+        self, model: ScoreModel, x0: Tensor, times: Tensor, index: Tensor, cond: Cond | None, noise: NoiseStreams
     ) -> Tensor:
         """L_t of the steps [B, K] of each image, [B, K]."""
         columns = []
@@ -280,7 +277,7 @@ class VariationalBound(LikelihoodEstimator):
         return torch.stack(columns, 1) if columns else x0.new_zeros(x0.shape[0], 0, dtype=torch.float64)
 
     def _reconstruction(
-        self, model: ScoreModel, x0: Tensor, times: Tensor, cond: Tensor | None, noise: NoiseStreams
+        self, model: ScoreModel, x0: Tensor, times: Tensor, cond: Cond | None, noise: NoiseStreams
     ) -> Tensor:
         """L_0 = -log p(x0 | x_{t_1}), [B]."""
         first = times[0].expand(x0.shape[0])

@@ -90,14 +90,14 @@ class LevelsParameterization(Parameterization):
 
     Args:
         num_levels: Number of grey levels K of the data, at least 2.
-        noise_input: See ``time_input``.
+        time_input: See ``time_input``.
 
     Raises:
         ValueError: If num_levels is below 2.
     """
 
-    def __init__(self, *, num_levels: int, noise_input: TimeInput = "auto") -> None:
-        super().__init__(noise_input=noise_input)
+    def __init__(self, *, num_levels: int, time_input: TimeInput = "auto") -> None:
+        super().__init__(time_input=time_input)
         num_levels = whole_number("num_levels", num_levels, least=2, fix="pass the data's")
         self.num_levels = self.outputs_per_channel = num_levels
 

@@ -74,10 +74,10 @@ class Parameterization(Readable, ABC):
     """c_in scales the network's input, c_noise is its time, ``read`` gives the output its meaning.
 
     Args:
-        noise_input: What the network is told of t; see ``time_input``.
+        time_input: What the network is told of t; see ``time_input``.
 
     Raises:
-        ValueError: If the noise input is unknown.
+        ValueError: If the time input is unknown.
 
     Attributes:
         outputs_per_channel: Outputs of the network for each channel of the data.
@@ -85,9 +85,9 @@ class Parameterization(Readable, ABC):
 
     outputs_per_channel: int = 1
 
-    def __init__(self, *, noise_input: TimeInput = "auto") -> None:
-        _check_time_input(noise_input)
-        self.noise_input: TimeInput = noise_input
+    def __init__(self, *, time_input: TimeInput = "auto") -> None:
+        _check_time_input(time_input)
+        self.time_input: TimeInput = time_input
 
     @property
     def scales_input(self) -> bool:
@@ -100,7 +100,7 @@ class Parameterization(Readable, ABC):
 
     def c_noise(self, sde: SDE, t: PerSample) -> PerSample:
         """The network's time input, [B]."""
-        return time_input(self.noise_input, sde, t)
+        return time_input(self.time_input, sde, t)
 
     @abstractmethod
     def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
@@ -119,13 +119,13 @@ register_parameterization = PARAMETERIZATIONS.register
 
 
 def make_parameterization(
-    name: str, *, noise_input: TimeInput = "auto", data_std: float = 0.5, num_levels: int | None = None
+    name: str, *, time_input: TimeInput = "auto", data_std: float = 0.5, num_levels: int | None = None
 ) -> Parameterization:
     """Build a parameterization by name.
 
     Args:
         name: One of "eps", "x0", "v", "score", "edm", "levels".
-        noise_input: See ``time_input``; "auto" is "edm" for EDM.
+        time_input: See ``time_input``; "auto" is "edm" for EDM.
         data_std: Standard deviation of the data, used by EDM alone.
         num_levels: Number of grey levels of the data, used by "levels" alone.
 
@@ -133,10 +133,10 @@ def make_parameterization(
         ValueError: If the name is unknown, or "levels" lacks its number.
     """
     if name == "edm":
-        return EDMParameterization(data_std=data_std, noise_input="edm" if noise_input == "auto" else noise_input)
+        return EDMParameterization(data_std=data_std, time_input="edm" if time_input == "auto" else time_input)
     if name == "levels":
-        return PARAMETERIZATIONS.make(name, noise_input=noise_input, num_levels=num_levels)
-    return PARAMETERIZATIONS.make(name, noise_input=noise_input)
+        return PARAMETERIZATIONS.make(name, time_input=time_input, num_levels=num_levels)
+    return PARAMETERIZATIONS.make(name, time_input=time_input)
 
 
 @register_parameterization("eps")
@@ -187,14 +187,14 @@ class EDMParameterization(Parameterization):
 
     Args:
         data_std: d, the standard deviation of the data, above 0.
-        noise_input: See ``time_input``.
+        time_input: See ``time_input``.
 
     Raises:
         ValueError: If data_std is not positive.
     """
 
-    def __init__(self, *, data_std: float = 0.5, noise_input: TimeInput = "edm") -> None:
-        super().__init__(noise_input=noise_input)
+    def __init__(self, *, data_std: float = 0.5, time_input: TimeInput = "edm") -> None:
+        super().__init__(time_input=time_input)
         if not data_std > 0:
             raise ValueError(f"data_std must be above 0, got {data_std}; pass the standard deviation of the data")
         self.data_std = data_std

@@ -17,7 +17,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def says_which_knobs(key: str, batch_size: int, *, training: bool = False) -> Iterator[None]:
+def explain_out_of_memory(key: str, batch_size: int, *, training: bool = False) -> Iterator[None]:
     """Turn "out of memory" into a line that names the batch size and what takes less.
 
     Args:

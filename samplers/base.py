@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
-from models import ScoreModel
+from models import Cond, ScoreModel
 from runtime.readable import Readable
 from sde_lib import SDE, NoiseStreams
 
@@ -92,7 +92,7 @@ class Sampler(Readable, ABC):
         model: ScoreModel,
         x_T: Float[Tensor, "batch *shape"],
         *,
-        cond: Shaped[Tensor, "batch *_"] | None = None,
+        cond: Cond | None = None,
         noise: NoiseStreams | None = None,
         hooks: Sequence[Hook] = (),
     ) -> SampleResult:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from models import Prediction, ScoreModel
+from models import Cond, Prediction, ScoreModel
 from sde_lib import SDE, Point
 
 
@@ -21,7 +21,7 @@ class Denoiser:
     """
 
     model: ScoreModel
-    cond: Tensor | None = None
+    cond: Cond | None = None
 
     @property
     def sde(self) -> SDE:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import ScoreModel, count_network_calls
+from models import Cond, ScoreModel, count_network_calls
 from sde_lib import SDE, NoiseStreams, Point, check_grid_choice, make_grid, points_of
 
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
@@ -111,7 +111,7 @@ class GridSampler(Sampler):
         model: ScoreModel,
         x_T: Tensor,
         *,
-        cond: Tensor | None = None,
+        cond: Cond | None = None,
         noise: NoiseStreams | None = None,
         hooks: Sequence[Hook] = (),
     ) -> SampleResult:

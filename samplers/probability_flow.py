@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
-from models import CallCounter, FlowEquation, ScoreModel, count_network_calls, follow_flow
+from models import CallCounter, Cond, FlowEquation, ScoreModel, count_network_calls, follow_flow
 from sde_lib import (
     ADAMS,
     SDE,
@@ -137,7 +137,7 @@ class ProbabilityFlowSampler(GridSampler):
         model: ScoreModel,
         x0: Float[Tensor, "batch *shape"],
         *,
-        cond: Shaped[Tensor, "batch *_"] | None = None,
+        cond: Cond | None = None,
     ) -> FlowResult:
         """Follow the flow from data up to latents; ``decode`` undoes it.
 
@@ -161,7 +161,7 @@ class ProbabilityFlowSampler(GridSampler):
         model: ScoreModel,
         x_T: Float[Tensor, "batch *shape"],
         *,
-        cond: Shaped[Tensor, "batch *_"] | None = None,
+        cond: Cond | None = None,
     ) -> FlowResult:
         """Follow the flow from latents down to data, without the last denoising of ``sample``; ``encode`` undoes it.
 
@@ -181,9 +181,7 @@ class ProbabilityFlowSampler(GridSampler):
         """
         return self._between_ends(model, "x_T", x_T, cond, upwards=False)
 
-    def _between_ends(
-        self, model: ScoreModel, name: str, x: Tensor, cond: Tensor | None, *, upwards: bool
-    ) -> FlowResult:
+    def _between_ends(self, model: ScoreModel, name: str, x: Tensor, cond: Cond | None, *, upwards: bool) -> FlowResult:
         if not x.is_floating_point() or x.ndim < 1 or x.shape[0] < 1:
             raise ValueError(
                 f"{name} must be a batch of floating-point samples, got {x.dtype} {list(x.shape)}; convert it"

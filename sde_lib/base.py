@@ -12,6 +12,7 @@ from torch import Tensor
 
 from runtime.readable import Readable
 
+from .inverse import invert_falling
 from .noise import NoiseStreams
 from .shapes import expand_like
 
@@ -20,14 +21,23 @@ PerSample = Float[Tensor, " *batch"]
 MOST_PRIOR_BITS = 0.01
 
 
-def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """d function / dt by automatic differentiation, elementwise."""
+def _value_and_rate(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
+    """A function of t and its derivative by automatic differentiation, elementwise."""
     with torch.enable_grad():
         t = t.detach().double().requires_grad_(True)
         value = function(t)
         if not value.requires_grad:
-            return torch.zeros_like(value)
-        return torch.autograd.grad(value.sum(), t)[0]
+            return value, torch.zeros_like(value)
+        return value.detach(), torch.autograd.grad(value.sum(), t)[0]
+
+
+def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    return _value_and_rate(function, t)[1]
+
+
+def _invert(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """The t in [0, 1] at which a falling function of time is ``value``."""
+    return invert_falling(lambda t: _value_and_rate(function, t), value, torch.full_like(value, 0.5))
 
 
 class SDE(Readable, ABC):
@@ -219,21 +229,10 @@ class SDE(Readable, ABC):
         z = x.double().unsqueeze(1).flatten(1) / self.prior_std
         return -0.5 * z.square().sum(1) - z.shape[1] * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
 
-    def _invert(self, function: Callable[[Tensor], Tensor], value: Tensor, *, rising: bool) -> Tensor:
-        """t in [0, 1] with function(t) = value, by bisection; values out of reach give the nearer end."""
-        value = value.double()
-        low, high = torch.zeros_like(value), torch.ones_like(value)
-        for _ in range(64):
-            middle = 0.5 * (low + high)
-            go_up = (function(middle) < value) == rising
-            low, high = torch.where(go_up, middle, low), torch.where(go_up, high, middle)
-        # never having gone up means out of reach below, or closer to t = 0 than 2^-64
-        return torch.where(low == 0, low, 0.5 * (low + high))
-
     def time_from_log_snr(self, log_snr: PerSample) -> PerSample:
         """The t in [0, 1] at which lambda(t) is ``log_snr``; out of reach, the nearer end."""
-        return self._invert(self.log_snr, log_snr, rising=False)
+        return _invert(self.log_snr, log_snr.double())
 
     def time_from_sigma(self, sigma: PerSample) -> PerSample:
         """The t in [0, 1] at which sigma(t) is ``sigma``; out of reach, the nearer end."""
-        return self._invert(self.log_sigma, sigma.double().log(), rising=True)
+        return _invert(lambda t: -self.log_sigma(t), -sigma.double().log())

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from runtime.whole_numbers import whole_number
 
 from .base import SDE, PerSample
+from .inverse import invert_falling
 
 _MARGIN = 0.25  # how far the units reach beyond [0, 1], so that its ends are as its middle
 _SHARPEST = 40.0  # largest slope that a unit starts with: a tenth of the schedule from its low to its high end
@@ -202,26 +203,10 @@ class LearnedVP(SDE, nn.Module):
 
     @torch.no_grad()
     def time_from_log_snr(self, log_snr: PerSample) -> PerSample:
-        """The t in [0, 1] at which lambda(t) is ``log_snr``; out of reach, the nearer end. Without a gradient.
-
-        Newton's method inside a bracket, which is halved where a step leaves it or is not half as long as the last.
-        """
-        low_end, high_end = -self.gamma_max, -self.gamma_min
-        target = log_snr.double().to(self.bias.device).clamp(low_end, high_end)
-        rounding = 16 * torch.finfo(torch.float64).eps * torch.maximum(low_end.abs(), high_end.abs())
-        t = (high_end - target) / (high_end - low_end)
-        low, high, step = torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t)
-        for _ in range(128):
-            value, rate = self.log_snr_and_rate(t)
-            low, high = torch.where(value >= target, t, low), torch.where(value <= target, t, high)
-            newton = t + (target - value) / rate
-            found = (value - target).abs() <= rounding
-            good = (newton >= low) & (newton <= high) & ((newton - t).abs() <= 0.5 * step)
-            following = torch.where(found | good, newton.clamp(low, high), 0.5 * (low + high))
-            t, step = following, (following - t).abs()
-            if bool(found.all()):
-                break
-        return t.to(log_snr.device)
+        """The t in [0, 1] at which lambda(t) is ``log_snr``; out of reach, the nearer end. Without a gradient."""
+        target = log_snr.double().to(self.bias.device)
+        start = (-self.gamma_min - target) / (self.gamma_max - self.gamma_min)
+        return invert_falling(self.log_snr_and_rate, target, start.clamp(0.0, 1.0)).to(log_snr.device)
 
     def time_from_sigma(self, sigma: PerSample) -> PerSample:
         """The t in [0, 1] at which sigma(t) is ``sigma``, through lambda = log(1 - sigma^2) - 2 log sigma."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from runtime.whole_numbers import whole_number
 
 from .base import SDE, PerSample
+from .inverse import invert_falling
 
 Table = Sequence[float] | np.ndarray | Tensor
 
@@ -71,9 +72,11 @@ class Tabulated(SDE):
         self.prior_std = 1.0 if family == "vp" else math.exp(-0.5 * float(table[-1]))
         rows = np.arange(1, len(table) + 1, dtype=np.float64)
         self._cubic = torch.from_numpy(np.ascontiguousarray(PchipInterpolator(rows, table.numpy()).c))
-        self._log_alpha_table = self._log_alpha_of(table)
-        self._log_sigma_table = self._log_sigma_of(table)
-        self._alpha_sigma_table = torch.stack([self._log_alpha_table, self._log_sigma_table]).exp()
+        # with the data, t = 0, as row 0
+        self._log_snr_rows = torch.cat([torch.tensor([math.inf], dtype=torch.float64), table])
+        self._log_alpha_rows = self._log_alpha_of(self._log_snr_rows)
+        self._log_sigma_rows = self._log_sigma_of(self._log_snr_rows)
+        self._alpha_sigma_rows = torch.stack([self._log_alpha_rows, self._log_sigma_rows]).exp()
 
     @classmethod
     def from_betas(cls, betas: Table) -> Tabulated:
@@ -134,21 +137,25 @@ class Tabulated(SDE):
             return None
         row = t.double() * self._num_rows
         nearest = row.round()
-        # at t = 0, which is no row, the left side is 0 and the right side is not above it
-        is_row = (row - nearest).abs_().lt(row.mul_(8 * torch.finfo(t.dtype).eps))
-        return nearest.long() - 1 if bool(is_row.all()) else None
+        # times of a grid are mostly the row's own to the last digit; few operations, since it is asked for at each step
+        if torch.equal(nearest / self._num_rows, t.double()) or bool(self._is_row(row, nearest, t.dtype).all()):
+            return nearest.long()
+        return None
+
+    def _is_row(self, row: Tensor, nearest: Tensor, dtype: torch.dtype) -> Tensor:
+        # relative, so that no time above 0 is taken as 0
+        return (row - nearest).abs() <= 8 * torch.finfo(dtype).eps * row
 
     def log_snr(self, t: PerSample) -> PerSample:
         """lambda(t): the table's value at a row, a monotone cubic between rows."""
         rows = self._rows_of(t)
-        return self._between_rows(t) if rows is None else self.log_snr_table.to(t.device)[rows]
+        return self._between_rows(t) if rows is None else self._log_snr_rows.to(t.device)[rows]
 
     def _between_rows(self, t: PerSample) -> PerSample:
         row = t.double() * self._num_rows
         nearest = row.round()
-        # relative, so that no time above 0 is taken as 0; keeps the gradient: only the value moves
-        is_row = (row - nearest).abs() <= 8 * torch.finfo(t.dtype).eps * row
-        row = row + torch.where(is_row, nearest - row, 0.0).detach()
+        # keeps the gradient: only the value moves
+        row = row + torch.where(self._is_row(row, nearest, t.dtype), nearest - row, 0.0).detach()
         cubic = self._cubic.to(t.device)
         cell = (row.detach().ceil() - 2).clamp(0, self._num_rows - 2).long()
         inside = row.clamp(min=1.0) - (cell + 1)
@@ -182,12 +189,12 @@ class Tabulated(SDE):
         if self.family == "ve":
             return torch.zeros_like(t, dtype=torch.float64)
         rows = self._rows_of(t)
-        return self._log_alpha_of(self._between_rows(t)) if rows is None else self._log_alpha_table.to(t.device)[rows]
+        return self._log_alpha_of(self._between_rows(t)) if rows is None else self._log_alpha_rows.to(t.device)[rows]
 
     def log_sigma(self, t: PerSample) -> PerSample:
         """1/2 log sigmoid(-lambda) for "vp", -lambda / 2 for "ve"."""
         rows = self._rows_of(t)
-        return self._log_sigma_of(self._between_rows(t)) if rows is None else self._log_sigma_table.to(t.device)[rows]
+        return self._log_sigma_of(self._between_rows(t)) if rows is None else self._log_sigma_rows.to(t.device)[rows]
 
     def alpha_sigma(self, t: PerSample) -> tuple[PerSample, PerSample]:
         """alpha(t) and sigma(t), from one look at the table."""
@@ -195,15 +202,8 @@ class Tabulated(SDE):
         if rows is None:
             log_snr = self._between_rows(t)
             return self._log_alpha_of(log_snr).exp(), self._log_sigma_of(log_snr).exp()
-        alpha, sigma = self._alpha_sigma_table.to(t.device)[:, rows]
+        alpha, sigma = self._alpha_sigma_rows.to(t.device)[:, rows]
         return alpha, sigma
-
-    def _invert(self, function: Callable[[Tensor], Tensor], value: Tensor, *, rising: bool) -> Tensor:
-        row = super()._invert(function, value, rising=rising) * self._num_rows
-        nearest = row.round()
-        # bisection ends at the far side of the times that are taken as a row: give the row itself
-        is_row = (row - nearest).abs() <= 16 * torch.finfo(torch.float64).eps * row
-        return torch.where(is_row, nearest, row) / self._num_rows
 
     def time_from_log_snr(self, log_snr: PerSample) -> PerSample:
         """The t in [0, 1] at which lambda(t) is ``log_snr``; out of reach, the nearer end."""
@@ -211,14 +211,12 @@ class Tabulated(SDE):
         table, cubic = self.log_snr_table.to(log_snr.device), self._cubic.to(log_snr.device)
         cell = (torch.searchsorted(-table, -log_snr.contiguous(), right=True) - 1).clamp(0, self._num_rows - 2)
         c3, c2, c1, c0 = cubic[:, cell]
-        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
-        inside = ((c0 - log_snr) / (c0 - table[cell + 1])).clamp(0.0, 1.0)
-        # Newton's method on a falling cubic, inside a bracket that bisection shrinks where Newton leaves it
-        for _ in range(12):
-            excess = ((c3 * inside + c2) * inside + c1) * inside + c0 - log_snr
-            low, high = torch.where(excess > 0, inside, low), torch.where(excess > 0, high, inside)
-            newton = inside - excess / ((3 * c3 * inside + 2 * c2) * inside + c1)
-            inside = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
+        start = ((c0 - log_snr) / (c0 - table[cell + 1])).clamp(0.0, 1.0)
+
+        def in_cell(u: Tensor) -> tuple[Tensor, Tensor]:
+            return ((c3 * u + c2) * u + c1) * u + c0, (3 * c3 * u + 2 * c2) * u + c1
+
+        inside = invert_falling(in_cell, log_snr, start)
         row = cell + 1 + inside
         nearest = row.round()
         on_row = table[(nearest.long() - 1).clamp(0, self._num_rows - 1)] == log_snr
@@ -231,6 +229,16 @@ class Tabulated(SDE):
         if self.family == "ve":
             return (first - log_snr).exp()
         return torch.sigmoid(-log_snr) / torch.sigmoid(torch.tensor(-first, dtype=torch.float64))
+
+    def time_from_sigma(self, sigma: PerSample) -> PerSample:
+        """The t in [0, 1] at which sigma(t) is ``sigma``, through lambda; out of reach, the nearer end."""
+        sigma = sigma.double() if self.family == "ve" else sigma.double().clamp(max=1.0)
+        log_alpha_sq = 0.0 if self.family == "ve" else torch.log1p(-sigma) + torch.log1p(sigma)
+        row = self.time_from_log_snr(log_alpha_sq - 2 * sigma.log()) * self._num_rows
+        nearest = row.round()
+        # sigma has been rounded: give the row itself
+        is_row = (row - nearest).abs() <= 16 * torch.finfo(torch.float64).eps * row
+        return torch.where(is_row, nearest, row) / self._num_rows
 
     def _off_zero(self, t: PerSample) -> PerSample:
         # lambda is infinite at t = 0, f and g^2 are not: they are constant this close to it

@@ -12,7 +12,7 @@ BOTH = [
     "--config.eval.likelihoods=vlb,ode",
     "--config.eval.num_images=6",
     "--config.eval.batch_size=2",
-    "--config.eval.vlb_samples_per_image=2",
+    "--config.eval.vlb_steps_per_image=2",
     "--config.eval.ode_rtol=0.5",
     "--config.eval.ode_atol=0.5",
 ]

@@ -39,7 +39,7 @@ SECONDS = [
     "--config.eval.num_images=2",
     "--config.eval.batch_size=2",
     "--config.eval.vlb_num_steps=4",
-    "--config.eval.vlb_samples_per_image=0",
+    "--config.eval.vlb_steps_per_image=0",
     "--config.eval.ode_rtol=0.5",
     "--config.eval.ode_atol=0.5",
 ]

@@ -29,7 +29,7 @@ class GaussiansEps(nn.Module):
 
 
 def gaussian_pair() -> likelihood.Pair:
-    model = NetworkScoreModel(GaussiansEps(), VP(), EpsParameterization(noise_input="t999"))
+    model = NetworkScoreModel(GaussiansEps(), VP(), EpsParameterization(time_input="t999"))
     levels = torch.randint(5, (4, 1, 3, 3), generator=torch.Generator().manual_seed(0))
     return likelihood.Pair(model.eval().requires_grad_(requires_grad=False), levels / 2.0 - 1.0, 5)
 

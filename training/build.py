@@ -65,11 +65,11 @@ def _check_learned_schedule(config: Config, loss: Loss) -> None:
         raise ValueError(
             f"a learned noise schedule needs training.loss=vlb_continuous, got {config.training.loss}; set it"
         )
-    told_t = model.noise_input in ("index", "t999") or (model.noise_input == "auto" and model.parameterization != "edm")
+    told_t = model.time_input in ("index", "t999") or (model.time_input == "auto" and model.parameterization != "edm")
     if told_t:
         raise ValueError(
             "a learned noise schedule moves t: the network must be told the noise level, "
-            f"got model.noise_input={model.noise_input}; set log_snr"
+            f"got model.time_input={model.time_input}; set log_snr"
         )
 
 
@@ -171,7 +171,7 @@ def _state_of(
 ) -> TrainingState:
     training = config.training
     optimizer, loss = build_optimizer(config, model), build_loss(config, model.sde, kind)
-    times = loss.time_sampler(model.sde, training.time_sampling)
+    times = loss.time_sampler(model.sde, training.step_sampling)
     guard = StepGuard(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
     history = SettingsHistory(training_settings(config))
     return TrainingState(model, ema, optimizer, loss, times, kind, guard, history, flops=flops)

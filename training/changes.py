@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import Config, flatten
+from experiment.config_keys import RENAMED
 from experiment.workdir import SAID_IN_TRAINING, read_config
 from runtime.messages import say
 
@@ -53,8 +54,11 @@ class SettingsHistory:
         return {"settings": self.settings, "changes": self.changes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Undo ``state``; old checkpoints have neither."""
-        self.settings, self.changes = dict(state.get("settings", {})), list(state.get("changes", []))
+        """Undo ``state``; old checkpoints have neither, or keys of an earlier name."""
+        settings: dict[str, Any] = state.get("settings", {})
+        changes: list[dict[str, Any]] = state.get("changes", [])
+        self.settings = {RENAMED.get(key, key): value for key, value in settings.items()}
+        self.changes = [change | {"key": RENAMED.get(change["key"], change["key"])} for change in changes]
 
 
 def note_changes(history: SettingsHistory, config: Config, workdir: Path, step: int) -> None:

@@ -17,8 +17,8 @@ from .optimization import ema_decay_at
 class ExponentialMovingAverage:
     """avg <- d avg + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) after n updates.
 
-    torch.optim.swa_utils.AveragedModel fixes the decay at construction, and the warm-up of d is what makes short runs
-    usable, hence these few lines.
+    torch.optim.swa_utils.AveragedModel copies the weights at its first update instead of averaging, and cannot take
+    sharded and unsharded weights in one call, hence these few lines.
 
     Args:
         model: The model whose weights are averaged; a copy of it holds the average.

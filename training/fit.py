@@ -24,7 +24,7 @@ def fit(
     steps: int,
     labels: Tensor | None = None,
     loss: str | Loss = "auto",
-    time_sampling: str = "uniform",
+    step_sampling: str = "uniform",
     ema_decay: float = 0.9999,
     device: str = "auto",
     **options: Any,
@@ -38,7 +38,7 @@ def fit(
         steps: Optimizer steps.
         labels: Classes, int64 [N], of a network that is told them; of a data set pass none, it has its own.
         loss: A loss or its name; "auto" is L_simple on the table, or denoising score matching in continuous time.
-        time_sampling: "uniform", "low_discrepancy" or "importance"; see ``Loss.time_sampler``.
+        step_sampling: "uniform", "low_discrepancy" or "importance"; see ``Loss.time_sampler``.
         ema_decay: Decay of the moving average of the weights in the long run, in [0, 1); a short training averages
             about its last tenth.
         device: The device to train on; "auto" takes a GPU if there is one.
@@ -73,7 +73,7 @@ def fit(
         ExponentialMovingAverage(model, ema_decay),
         torch.optim.Adam(model.parameters(), fused=True),
         loss,
-        loss.time_sampler(model.sde, time_sampling),
+        loss.time_sampler(model.sde, step_sampling),
     )
     Trainer(state, dataset, TrainingOptions(steps, class_conditional=conditional, **options)).run()
     return state.ema.model

@@ -1,4 +1,4 @@
-"""Steps that would spoil the weights are left out, and a run of them ends the training."""
+"""Skip the steps that would spoil the weights, and end a training that has too many of them in a row."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ _DECAY, _WARM_UP = 0.99, 50  # of the mean loss, and the steps before it is trus
 
 
 class StepGuard:
-    """Says of each step whether it may change the weights.
+    """Decides for each step if it may change the weights.
 
-    A step is left out if its loss or gradient norm is not finite, or its loss exceeds ``explosion_factor`` times the
-    running mean of |loss| over the steps that were not left out (exponential, decay 0.99, once there are 50).
+    A step is skipped if its loss or gradient norm is not finite, or its loss exceeds ``explosion_factor`` times the
+    running mean of |loss| over the steps that were not skipped (exponential, decay 0.99, once there are 50).
 
     Args:
         explosion_factor: That factor, above 1; 0 lets any finite loss pass.
-        max_bad_steps: Steps in a row that may be left out; one more ends the run.
+        max_bad_steps: Steps in a row that may be skipped; one more ends the run.
 
     Attributes:
-        skipped: Steps left out so far.
+        skipped: Steps skipped so far.
     """
 
     def __init__(self, *, explosion_factor: float = 1000.0, max_bad_steps: int = 10) -> None:
@@ -51,7 +51,7 @@ class StepGuard:
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
         if self._in_a_row > self.max_bad_steps:
             raise FloatingPointError(
-                f"{reason} at step {step}, as in the {self._in_a_row - 1} steps before it, which were left out; lower "
+                f"{reason} at step {step}, as in the {self._in_a_row - 1} steps before it, which were skipped; lower "
                 "optim.learning_rate or training.grad_clip, and go on from the last checkpoint if there is one"
             )
         return False
@@ -63,11 +63,11 @@ class StepGuard:
             step: The number of its last step.
 
         Raises:
-            FloatingPointError: If all of its steps were left out.
+            FloatingPointError: If all of its steps were skipped.
         """
         if self.skipped == step > 0:
             raise FloatingPointError(
-                f"nothing was trained: every step up to {step} was left out; correct what makes the loss or its "
+                f"nothing was trained: every step up to {step} was skipped; correct what makes the loss or its "
                 "gradient nan or infinite, or lower optim.learning_rate, and train anew in another work directory"
             )
 
@@ -100,4 +100,4 @@ def guard_mismatch(state: Any) -> str | None:
     whole = all(isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**53 for count in counts)
     if whole and isinstance(state.get("mean"), float) and 0 <= state["mean"] < math.inf:
         return None
-    return "its guard does not hold the counts of steps left out"
+    return "its guard does not hold the counts of skipped steps"

@@ -15,10 +15,10 @@ from experiment.checkpoints.store import checkpoint_folders
 from experiment.config import Config
 from experiment.first_noise_warning import first_noise_warning
 from experiment.from_checkpoints import trained_channels
-from experiment.in_turn import as_trained, load_in_turn, pick_together
 from experiment.plugins import keep_plugins, say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
 from experiment.prior_warning import say_lost_signal
+from experiment.rank0_first import as_trained, load_on_rank0_first, pick_together
 from experiment.workdir import check_for_training, claim_for_training
 from runtime.locks import locked
 from runtime.messages import say
@@ -52,7 +52,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
     )
     communication = Communication(rank_slice, device, sharding=training.sharding)
     channels = trained_channels(config, where_the_model_is(workdir, init_from))
-    dataset = load_in_turn(ranks, "data", lambda: build_dataset(config, "train", channels))
+    dataset = load_on_rank0_first(ranks, "data", lambda: build_dataset(config, "train", channels))
     is_new = not init_from and not checkpoint_folders(workdir / "checkpoints")
     if is_new:
         check_trained_classes(config, dataset)

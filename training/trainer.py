@@ -243,7 +243,7 @@ class Trainer:
         if self._log is not None:
             self._log.advance()
             if not accepted:
-                say(f"step {state.step} is left out: loss {loss:g}, gradient norm {norm:g}")
+                say(f"step {state.step} is skipped: loss {loss:g}, gradient norm {norm:g}")
         return StepResult(loss, norm, skipped=not accepted, stop=stops > 0)
 
     def _gradient(self, batch: Batch) -> tuple[TimeDraw, Tensor, Tensor]:

@@ -25,7 +25,7 @@ def pretrained(source: str, settings: str = "", *, cifar10: bool = False, image_
         config.data.update({"dataset": "folder", "image_size": image_size, "channels": 3, "random_flip": True})
         config.sampling.update({"num_samples": 16, "batch_size": 16})
     # the others' cost: of 1000 terms of the bound, 20 drawn by importance
-    config.eval.vlb_samples_per_image = 20
+    config.eval.vlb_steps_per_image = 20
     return config
 
 

@@ -19,4 +19,4 @@ def cifar10_network(config: ConfigDict) -> None:
     config.model.dropout = 0.1
     config.training.update({"num_steps": 800_000, "batch_size": 128, "ema_decay": 0.9999})
     config.optim.update({"learning_rate": 2e-4, "warmup_steps": 5_000})
-    config.eval.vlb_samples_per_image = 20
+    config.eval.vlb_steps_per_image = 20

@@ -27,5 +27,5 @@ def get_config() -> ConfigDict:
         {"loss": "hybrid", "num_steps": 500_000, "batch_size": 128, "ema_decay": 0.9999, "grad_clip": 0.0}
     )
     config.optim.update({"learning_rate": 1e-4, "warmup_steps": 0})
-    config.eval.vlb_samples_per_image = 20
+    config.eval.vlb_steps_per_image = 20
     return config

@@ -45,4 +45,4 @@ def digits_network(config: ConfigDict) -> None:
     )
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 100})
     config.sampling.update({"num_samples": 64, "batch_size": 64, "precision": "fp32"})
-    config.eval.update({"batch_size": 120, "vlb_samples_per_image": 20})
+    config.eval.update({"batch_size": 120, "vlb_steps_per_image": 20})

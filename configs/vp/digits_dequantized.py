@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.sde = ConfigDict({"name": "vp", "beta_min": 0.1, "beta_max": 20.0})
     digits_network(config)
     config.model.dequantizer = True
-    config.training.update({"loss": "dequantized", "time_sampling": "importance"})
+    config.training.update({"loss": "dequantized", "step_sampling": "importance"})
     config.eval.update({"likelihoods": ("ode",), "ode_dequantization": "variational"})
     config.eval.update({"ode_rtol": 1e-4, "ode_atol": 1e-4})
     return config

@@ -46,5 +46,5 @@ def get_config() -> ConfigDict:
         }
     )
     config.optim.update({"learning_rate": 5e-4, "warmup_steps": 200})
-    config.eval.update({"batch_size": 32, "vlb_samples_per_image": 20, "ode_rtol": 1e-4, "ode_atol": 1e-4})
+    config.eval.update({"batch_size": 32, "vlb_steps_per_image": 20, "ode_rtol": 1e-4, "ode_atol": 1e-4})
     return config

@@ -30,4 +30,4 @@ def mnist_network(config: ConfigDict) -> None:
         {"num_steps": 10_000, "batch_size": 32, "ema_decay": 0.999, "checkpoint_every": 500, "sample_every": 1_000}
     )
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 200})
-    config.eval.vlb_samples_per_image = 20
+    config.eval.vlb_steps_per_image = 20

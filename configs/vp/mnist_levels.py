@@ -11,8 +11,8 @@ def get_config() -> ConfigDict:
     config = get_default_config()
     config.sde = ConfigDict({"name": "vp_learned", "log_snr_max": 13.3, "log_snr_min": -5.0})
     mnist_network(config)
-    config.model.update({"parameterization": "levels", "noise_input": "log_snr"})
-    config.training.update({"loss": "vlb_continuous", "time_sampling": "low_discrepancy", "num_steps": 8_000})
+    config.model.update({"parameterization": "levels", "time_input": "log_snr"})
+    config.training.update({"loss": "vlb_continuous", "step_sampling": "low_discrepancy", "num_steps": 8_000})
     config.optim.decay_steps = 8_000
-    config.eval.update({"likelihoods": ("vlb_continuous", "ode"), "vlb_samples_per_image": 20})
+    config.eval.update({"likelihoods": ("vlb_continuous", "ode"), "vlb_steps_per_image": 20})
     return config

@@ -12,5 +12,5 @@ def get_config() -> ConfigDict:
     config.sde.update({"name": "improved_ddpm", "num_steps": 4000})
     mnist_network(config)
     config.model.learned_variance = True
-    config.training.update({"loss": "vlb", "time_sampling": "importance"})
+    config.training.update({"loss": "vlb", "step_sampling": "importance"})
     return config

@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config = get_default_config()
     config.data.dataset = "moons"
     config.sde = ConfigDict({"name": "vp"})
-    config.model.update({"backbone": "mlp", "parameterization": "v", "noise_input": "log_snr"})
+    config.model.update({"backbone": "mlp", "parameterization": "v", "time_input": "log_snr"})
     config.model.network = ConfigDict({"hidden": 128, "num_layers": 3})
     config.training.update({"num_steps": 4_000, "batch_size": 256, "ema_decay": 0.999, "checkpoint_every": 2_000})
     config.training.sample_every = 2_000

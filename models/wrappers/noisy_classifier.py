@@ -17,16 +17,16 @@ class NoisyClassifier(nn.Module):
     Args:
         backbone: Network from ([B, ...], [B]) to logits [B, K].
         sde: The SDE it is trained on.
-        noise_input: What the network is told of t; see ``time_input``.
+        time_input: What the network is told of t; see ``time_input``.
 
     Source: Dhariwal and Nichol 2021, Section 4.
     """
 
-    def __init__(self, backbone: nn.Module, sde: SDE, *, noise_input: TimeInput = "auto") -> None:
+    def __init__(self, backbone: nn.Module, sde: SDE, *, time_input: TimeInput = "auto") -> None:
         super().__init__()
         self.backbone = backbone
         self.sde = sde
-        self.noise_input: TimeInput = noise_input
+        self.time_input: TimeInput = time_input
 
     def forward(self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
         """Logits of p(class | x_t).
@@ -39,7 +39,7 @@ class NoisyClassifier(nn.Module):
             ValueError: If t is not of shape [B].
         """
         check_per_sample("t", t, x_t.shape[0])
-        return self.backbone(x_t, time_input(self.noise_input, self.sde, t))
+        return self.backbone(x_t, time_input(self.time_input, self.sde, t))
 
     def grad_log_prob(
         self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"], label: Int64[Tensor, " batch"]

@@ -41,7 +41,7 @@ class LostRankError(RuntimeError):
     """Another process is gone, and this one does not know why."""
 
 
-def speaks(error: BaseException) -> bool:
+def prints_error(error: BaseException) -> bool:
     """True on the one process that prints an error."""
     if isinstance(error, (RankError, AnotherRankError)):
         return isinstance(error, RankError)

@@ -74,7 +74,7 @@ BAD_INPUT = [
         "train",
         "eval.ode_dequantization=uniform needs a model of what lies between levels",
     ),
-    (["--config.training.time_sampling=best"], "train", "unknown time sampling 'best'"),
+    (["--config.training.step_sampling=best"], "train", "unknown step sampling 'best'"),
     (["--config.training.weighting=likelihood"], "train", "weighting 'likelihood' is one of continuous time"),
     (["--config.model.data_std=0"], "train", "data_std must be above 0"),
     (["--config.model.dropout=1"], "train", "config.model.dropout must be at most 0.999"),
@@ -105,10 +105,10 @@ def test_bad_input_is_one_line_and_writes_nothing(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("model.noise_input=auto", "moves t: the network must be told the noise level, got model.noise_input=auto"),
-        ("model.noise_input=t999", "moves t: the network must be told the noise level, got model.noise_input=t999"),
+        ("model.time_input=auto", "moves t: the network must be told the noise level, got model.time_input=auto"),
+        ("model.time_input=t999", "moves t: the network must be told the noise level, got model.time_input=t999"),
         ("training.loss=dsm", "a learned noise schedule needs training.loss=vlb_continuous, got dsm"),
-        ("training.time_sampling=importance", "a learned schedule takes the place of time sampling 'importance'"),
+        ("training.step_sampling=importance", "a learned schedule takes the place of step sampling 'importance'"),
         ("model.dequantizer=true", "model.dequantizer needs training.loss=dequantized, got vlb_continuous"),
     ],
 )

@@ -80,7 +80,7 @@ def test_eval_writes_a_report_whose_parts_add_up(run_copy: Path, capsys: pytest.
 def test_eval_does_not_depend_on_the_batch_size(run_copy: Path):
     reports = []
     for batch_size in (10, 3):
-        extra = [f"--config.eval.batch_size={batch_size}", "--config.eval.vlb_samples_per_image=2"]
+        extra = [f"--config.eval.batch_size={batch_size}", "--config.eval.vlb_steps_per_image=2"]
         assert main.run(tiny_command("eval", run_copy, *extra)) == 0
         reports.append(json.loads((run_copy / "eval" / "report.json").read_text())["vlb"])
     for key in ("bits_per_dim", "stderr", "diffusion", "reconstruction"):
@@ -89,7 +89,7 @@ def test_eval_does_not_depend_on_the_batch_size(run_copy: Path):
 
 
 def test_eval_takes_the_whole_split_by_default(run_copy: Path):
-    extra = ["--config.eval.num_images=0", "--config.eval.vlb_samples_per_image=1", "--config.eval.batch_size=100"]
+    extra = ["--config.eval.num_images=0", "--config.eval.vlb_steps_per_image=1", "--config.eval.batch_size=100"]
     assert main.run(tiny_command("eval", run_copy, *extra)) == 0
     assert json.loads((run_copy / "eval" / "report.json").read_text())["num_images"] == 360
 

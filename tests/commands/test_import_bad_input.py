@@ -184,7 +184,7 @@ def test_a_config_that_contradicts_the_checkpoint_is_one_line(
         ("model.channel_mult", "(1, 2)", "(1, 1)"),
         ("model.dropout", "0.3", "0.1"),
         ("model.parameterization", "v", "'eps'"),
-        ("model.noise_input", "t999", "'index'"),
+        ("model.time_input", "t999", "'index'"),
         ("model.class_conditional", "True", "False"),
         ("model.backbone", "adm", "'unet'"),
         ("sde.num_steps", "500", "1000"),

@@ -23,7 +23,7 @@ from evaluation.drawing import draw
 from evaluation.measurement import measure
 from experiment.build import bound_x0, build_dataset, build_sampler
 from experiment.config import Config, load_config
-from experiment.estimators import build_estimators, seen_by
+from experiment.estimators import build_estimators, model_for
 from experiment.imported_config import complete_config
 from models.pretrained import PlannedModel, from_diffusers
 from models.pretrained.guided.network import guided_sources
@@ -95,7 +95,7 @@ def test_bits_per_dim_both_ways_are_those_of_the_model(imported: Imported):
     for name, estimator in build_estimators(config, dataset).items():
         expected = measure(
             estimator,
-            seen_by(estimator, imported.model, clip_x0=config.eval.clip_x0),
+            model_for(estimator, imported.model, clip_x0=config.eval.clip_x0),
             dataset,
             batch_size=2,
             num_images=2,

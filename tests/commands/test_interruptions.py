@@ -70,7 +70,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path, 
 IMPORTANCE = (
     "--config.sde.num_steps=4",
     "--config.training.loss=vlb",
-    "--config.training.time_sampling=importance",
+    "--config.training.step_sampling=importance",
     "--config.training.batch_size=24",
 )
 
@@ -220,7 +220,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     )
     few = ("--config.training.num_steps=9", "--config.training.max_bad_steps=2")
     said = error(capsys, tiny_command("train", run_copy, *few))
-    assert "the loss is nan at step 9, as in the 2 steps before it, which were left out" in said
+    assert "the loss is nan at step 9, as in the 2 steps before it, which were skipped" in said
     assert max(p.name for p in (run_copy / "checkpoints").iterdir()) == "step_00000006"
 
 
@@ -273,7 +273,7 @@ def test_ctrl_c_in_eval_says_what_is_kept(
         return x
 
     monkeypatch.setattr("models.backbones.UNet.forward", interrupt)
-    assert main.run(tiny_command("eval", run_copy, "--config.eval.vlb_samples_per_image=2")) == 130
+    assert main.run(tiny_command("eval", run_copy, "--config.eval.vlb_steps_per_image=2")) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "stopped before the first batch; the same command begins again"
     assert main.run(tiny_command("eval", run_copy)) == 130

@@ -22,7 +22,7 @@ SETTINGS = [
     "--config.model.dropout=0.3",
     "--config.sde.num_steps=4",
     "--config.training.loss=vlb",
-    "--config.training.time_sampling=importance",
+    "--config.training.step_sampling=importance",
     "--config.training.log_every=3",
 ]
 FAR = "--config.training.num_steps=1000000"

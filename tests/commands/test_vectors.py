@@ -32,7 +32,7 @@ def _exact(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[str]:
             super().__init__(num_dims, space, num_classes)
 
     monkeypatch.setitem(BACKBONES, "mlp", Exact)
-    return ["--config.model.parameterization=eps", "--config.model.noise_input=t999"]
+    return ["--config.model.parameterization=eps", "--config.model.time_input=t999"]
 
 
 @pytest.mark.parametrize("num_dims", only((2,), [1, 2, 3]))
@@ -141,7 +141,7 @@ def test_the_density_that_is_drawn_is_the_gaussian_s(num_dims: int, tmp_path: Pa
     dataset = load_dataset("npz", root=path, split="train")
     assert isinstance(dataset, VectorDataset)
     network = ExactGaussian(num_dims, dataset.space)
-    model = NetworkScoreModel(network, network.sde, make_parameterization("eps", noise_input="t999"))
+    model = NetworkScoreModel(network, network.sde, make_parameterization("eps", time_input="t999"))
     points = dataset.vectors[:20]
     found = flow_density(model, dataset, points, num_steps=200)
     np.testing.assert_allclose(found.numpy(), np.exp(log_density(points.numpy())), rtol=0.02)

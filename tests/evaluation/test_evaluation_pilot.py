@@ -55,7 +55,7 @@ def test_the_report_says_what_the_draws_add_to_the_standard_error(tiny_run: Path
     )
     errors = {}
     for draws in (2, 8, 0):
-        assert main.run(eval_command(workdir, *few, f"--config.eval.vlb_samples_per_image={draws}")) == 0
+        assert main.run(eval_command(workdir, *few, f"--config.eval.vlb_steps_per_image={draws}")) == 0
         report = json.loads((workdir / "eval" / "report.json").read_text())
         errors[draws] = report["vlb"].get("sampling_stderr")
         assert report["vlb"]["step_sampling"] == "importance"

@@ -25,7 +25,7 @@ from runtime.processes.ranks import (
     AnotherRankError,
     RankError,
     Ranks,
-    speaks,
+    prints_error,
 )
 from sde_lib import Tabulated
 
@@ -204,10 +204,10 @@ def test_errors_are_told_apart(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [speaks(ended[rank]) for rank in range(4)] == [kind is RankError for kind in kinds]
-    assert not speaks(ValueError("before the processes are connected"))
+    assert [prints_error(ended[rank]) for rank in range(4)] == [kind is RankError for kind in kinds]
+    assert not prints_error(ValueError("before the processes are connected"))
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert speaks(ValueError("before the processes are connected"))
+    assert prints_error(ValueError("before the processes are connected"))
 
 
 def test_an_error_of_all_is_rank_0s_to_tell():

@@ -40,7 +40,7 @@ VLB = {
     "variance": "small",
     "grid": "uniform",
     "num_steps": 1000,
-    "samples_per_image": None,
+    "steps_per_image": None,
     "clip_x0": True,
 }
 ODE = {
@@ -69,13 +69,12 @@ ODE = {
         ),
         (
             {"class_conditional": False, "split_size": 2000, "weights": "raw"},
-            VLB
-            | {"grid": "quadratic", "num_steps": 50, "samples_per_image": 9, "variance": "learned", "clip_x0": False},
+            VLB | {"grid": "quadratic", "num_steps": 50, "steps_per_image": 9, "variance": "learned", "clip_x0": False},
             "≤ 3.6100 ± 0.0700 bits/dim: chain of T = 50 on the quadratic grid, learned variance, L_t from 9 draws an "
             "image, raw weights, the first 20 of 2000 test images of folder, 256 levels",
         ),
         # no fewer draws than steps: all are evaluated
-        ({}, VLB | {"num_steps": 5, "samples_per_image": 4}, "T = 5, small variance, clipped x0, class"),
+        ({}, VLB | {"num_steps": 5, "steps_per_image": 4}, "T = 5, small variance, clipped x0, class"),
         ({}, VLB | {"stderr": math.nan}, "≤ 3.6100 bits/dim: chain"),
         (
             {},
@@ -288,7 +287,7 @@ def test_a_folder_with_the_digits_table_is_warned_of_when_it_can_be_cured_and_wh
         "the first sigma is 0.0448, 11 times half a grey level of 256, at which equally likely levels take 4.5 bits/dim"
     )
     assert f"warning: {line}" in capsys.readouterr().err
-    chain = ["--config.eval.vlb_num_steps=0", "--config.eval.vlb_samples_per_image=2"]
+    chain = ["--config.eval.vlb_num_steps=0", "--config.eval.vlb_steps_per_image=2"]
     assert main.run(tiny_command("eval", tmp_path / "run", *images, *chain)) == 0
     said = capsys.readouterr().err
     report = json.loads((tmp_path / "run" / "eval" / "report.json").read_text())

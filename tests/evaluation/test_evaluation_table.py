@@ -154,10 +154,10 @@ def test_the_report_the_arrays_and_the_table_agree(run_copy: Path, capsys: pytes
 @pytest.mark.parametrize(
     "extra",
     only(
-        (["--config.eval.vlb_samples_per_image=2", "--config.eval.vlb_num_steps=50"],),
+        (["--config.eval.vlb_steps_per_image=2", "--config.eval.vlb_num_steps=50"],),
         [
             ["--config.eval.vlb_variance=large", "--config.eval.vlb_num_steps=7"],
-            ["--config.eval.vlb_samples_per_image=2", "--config.eval.vlb_num_steps=50"],
+            ["--config.eval.vlb_steps_per_image=2", "--config.eval.vlb_num_steps=50"],
             ["--config.eval.clip_x0=false"],
         ],
     ),
@@ -177,7 +177,7 @@ def test_the_curve_of_the_terms_is_there_for_every_chain(run_copy: Path, extra: 
 
 
 def test_terms_stand_at_the_time_from_which_their_step_goes(run_copy: Path):
-    command = eval_command(run_copy, "--config.eval.likelihoods=vlb", "--config.eval.vlb_samples_per_image=0")
+    command = eval_command(run_copy, "--config.eval.likelihoods=vlb", "--config.eval.vlb_steps_per_image=0")
     assert main.run(command) == 0
     # four steps from 1 to 0, of which the last is L_0
     curve = json.loads((run_copy / "eval" / "report.json").read_text())["vlb"]["terms"]

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
-from tiny import error
+from tiny import ROOT, error
 
 from configs.default import get_default_config
 from experiment.config import flatten, load_config
+from experiment.config_keys import RENAMED, with_new_names
 
 LEAVES = [key for key, _ in flatten(get_default_config())]
 SECTIONS = [key for key, value in get_default_config().items() if isinstance(value, ConfigDict)]
@@ -109,3 +110,22 @@ def test_frozen_configs_and_references_between_keys_stay_possible(tmp_path: Path
     follows = _file(tmp_path, "config.optim.decay_steps = config.training.get_ref('num_steps')")
     config = load_config(follows, ["--config.training.num_steps=7"], defaults=get_default_config())
     assert config.optim.decay_steps == 7
+
+
+RENAMED_KEYS = ("model.noise_input", "training.time_sampling", "eval.vlb_samples_per_image")
+
+
+@pytest.mark.parametrize("old", RENAMED_KEYS)
+def test_keys_of_an_earlier_version_are_read_with_a_line(old: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """In a file, on the command line and in a saved config."""
+    new = RENAMED[old]
+    value = {"model.noise_input": "index", "training.time_sampling": "importance", "eval.vlb_samples_per_image": 7}[old]
+    file = _file(tmp_path, f"config.{old} = {value!r}")
+    section, leaf = new.split(".")
+    digits = str(ROOT / "configs/vp/digits.py")
+    for path, overrides in ((file, ()), (digits, [f"--config.{old}={value}"])):
+        config = load_config(path, overrides, defaults=get_default_config())
+        assert config[section][leaf] == value and old.split(".")[1] not in config[section]
+        assert f"config.{old} is called config.{new} now; it is read as that" in capsys.readouterr().err
+    saved = with_new_names({section: {old.split(".")[1]: value, "other": 1}, "seed": 0})
+    assert saved == {section: {leaf: value, "other": 1}, "seed": 0}

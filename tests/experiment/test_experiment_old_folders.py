@@ -64,7 +64,7 @@ def test_an_old_run_on_a_folder_goes_on_to_the_same_bits(
     # from here on the checkpoint says the order itself; measuring takes it, on both splits
     newest = max((tmp_path / "run" / "checkpoints").glob("step_*"))
     assert json.loads((newest / "state.json").read_text())["data"]["class_names"] == ["1", "10", "2"]
-    draws = ("--config.eval.num_images=0", "--config.eval.vlb_num_steps=6", "--config.eval.vlb_samples_per_image=2")
+    draws = ("--config.eval.num_images=0", "--config.eval.vlb_num_steps=6", "--config.eval.vlb_steps_per_image=2")
     per_image = []
     for workdir, channels in ((tmp_path / "run", 0), (tmp_path / "whole", 3)):
         assert main.run(tiny_command("eval", workdir, *flags(root, channels, 4), *draws)) == 0

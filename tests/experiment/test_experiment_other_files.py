@@ -25,7 +25,7 @@ def command(mode: str, tmp_path: Path, num_steps: int) -> list[str]:
         f"--config.training.num_steps={num_steps}",
         "--config.eval.num_images=0",
         "--config.eval.vlb_num_steps=2",
-        "--config.eval.vlb_samples_per_image=2",
+        "--config.eval.vlb_steps_per_image=2",
     )
 
 

@@ -43,7 +43,7 @@ def command(mode, tmp_path, name, *extra):
         f"    config.plugins = ('{tmp_path}/{name}.py',)\n"
         "    return config\n"
     )
-    options = ["--config.eval.likelihoods=vlb_continuous", "--config.eval.vlb_samples_per_image=1"]
+    options = ["--config.eval.likelihoods=vlb_continuous", "--config.eval.vlb_steps_per_image=1"]
     return [f"--config={config}", *tiny_command(mode, tmp_path / "run", *options, *extra)[1:]]
 
 

@@ -60,7 +60,7 @@ def test_a_run_of_the_earlier_levels_of_ncsn_is_not_taken_for_one_of_todays(caps
         "def get_config():\n"
         "    config = ve()\n"
         "    config.sde = ConfigDict({'name': 'ncsn'})\n"
-        "    config.model.noise_input = 'index'\n"
+        "    config.model.time_input = 'index'\n"
         "    return config\n"
     )
     command = [f"--config={config}", *tiny_command("train", tmp_path / "run")[1:]]

@@ -60,6 +60,8 @@ def test_it_is_the_model_that_the_commands_sample_and_measure(run_copy: Path, mo
 
     monkeypatch.undo()
     assert main.run(tiny_command("eval", run_copy)) == 0
+    report = json.loads((run_copy / "eval" / "report.json").read_text())
+    assert run.report == {} and load_cpu(run_copy).report == report and "vlb" in report
     images = load_dataset("digits", root=".", split="test").images[:10]
     measured = np.load(run_copy / "eval" / "per_image.npz")["vlb"]
     np.testing.assert_allclose(run.bits_per_dim(images, progress=False).numpy(), measured, rtol=1e-6)
@@ -98,7 +100,7 @@ def test_a_config_of_an_earlier_version_is_read_as_it_was_meant(run_copy: Path):
     """Keys that were not there yet have the old behaviour."""
     expected = load_cpu(run_copy).model.backbone
     saved = json.loads((run_copy / "config.json").read_text())
-    later = "backbone network noise_input data_std dequantizer learned_variance class_conditional input_frequencies"
+    later = "backbone network time_input data_std dequantizer learned_variance class_conditional input_frequencies"
     for key in [*later.split(), "norm_eps", "embedding", "symmetric_downsample", "head_channels"]:
         del saved["model"][key]
     saved["sde"] = {"name": "ddpm"}

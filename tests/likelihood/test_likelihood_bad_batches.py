@@ -52,7 +52,7 @@ X0 = torch.tensor([-1.0, 0.0, 1.0, 0.0]).reshape(4, 1, 1, 1).expand(4, 1, 2, 3)
         (torch.where(X0 == 0, math.nan, X0), {}, "must lie on the 3 levels|must be finite, got 12 numbers"),
         (X0, {"noise": NoiseStreams(0, range(1))}, "noise has 1 streams, got a batch of 4"),
         (X0, {"noise": NoiseStreams(0, range(6))}, "noise has 6 streams, got a batch of 4"),
-        (X0, {"cond": torch.zeros(3)}, r"cond must be a tensor of 4 rows, one a sample of x0, got \[3\]"),
+        (X0, {"cond": torch.zeros(3)}, r"cond must have 4 rows, one a sample of x0, got \[3\]"),
         (X0, {"cond": torch.zeros(1)}, r"4 rows, .*got \[1\]"),
         (X0, {"cond": torch.zeros(6)}, r"4 rows, .*got \[6\]"),
         (X0, {"cond": torch.tensor(1.0)}, r"4 rows, .*got \[\]"),

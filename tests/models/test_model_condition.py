@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from likelihood import make_likelihood
 from models import Condition, EpsParameterization, NetworkScoreModel
-from sde_lib import VP
+from samplers import make_sampler
+from sde_lib import VP, NoiseStreams
 
 
 def _full(size: int) -> Condition:
@@ -74,7 +76,7 @@ class _TakesLabels(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
         assert isinstance(cond, Tensor)
-        return torch.zeros_like(x) + cond.to(x.dtype)[:, None] / 10
+        return 0 * x + cond.to(x.dtype)[:, None] / 10
 
 
 def test_labels_and_a_condition_of_labels_are_the_same():
@@ -84,3 +86,27 @@ def test_labels_and_a_condition_of_labels_are_the_same():
     assert torch.equal(plain.eps, whole.eps) and math.isclose(float(plain.eps[1, 0]), 0.5, rel_tol=1e-6)
     with pytest.raises(ValueError, match="told labels alone, got a condition of values; leave these out"):
         model(x, t, cond=Condition(label=label, values=torch.zeros(3, 1)))
+
+
+@pytest.mark.parametrize("name", ["ddim", "predictor_corrector", "dpm_solver_pp", "probability_flow"])
+def test_samplers_take_a_condition_as_they_take_labels(name: str):
+    model, label = NetworkScoreModel(_TakesLabels(), VP(), EpsParameterization()), torch.tensor([1, 5, 7])
+    sampler = make_sampler(name) if name == "probability_flow" else make_sampler(name, num_steps=4)
+    plain, whole, other = (
+        sampler.sample(model, torch.ones(3, 2), cond=cond, noise=NoiseStreams(0, range(3))).x0
+        for cond in (label, Condition(label=label), Condition(label=label.flip(0)))
+    )
+    assert torch.equal(plain, whole) and not torch.equal(plain[0], other[0]) and torch.equal(plain[1], other[1])
+
+
+@pytest.mark.parametrize("name", ["vlb", "vlb_continuous", "ode"])
+def test_likelihoods_take_a_condition_as_they_take_labels(name: str):
+    model, label = NetworkScoreModel(_TakesLabels(), VP(), EpsParameterization()), torch.tensor([1, 5, 7])
+    estimator, x0 = make_likelihood(name, num_levels=3), torch.zeros(3, 2)
+    plain, whole = (
+        estimator(model, x0, cond=cond, noise=NoiseStreams(0, range(3))).total
+        for cond in (label, Condition(label=label))
+    )
+    assert torch.equal(plain, whole)
+    with pytest.raises(ValueError, match="cond must have 3 rows, one a sample of x0, got a condition of 2"):
+        estimator(model, x0, cond=Condition(label=label[:2]))

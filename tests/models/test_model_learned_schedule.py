@@ -54,7 +54,7 @@ def gaussian(sde):
 
 
 def network():
-    return NetworkScoreModel(Network(), perturbed(LearnedVP(hidden_size=5)), EpsParameterization(noise_input="edm"))
+    return NetworkScoreModel(Network(), perturbed(LearnedVP(hidden_size=5)), EpsParameterization(time_input="edm"))
 
 
 def test_a_model_has_the_parameters_of_its_schedule_once():

@@ -143,10 +143,10 @@ def test_each_parameterization_tells_the_network_the_time_it_is_told_to(name):
     sde = Tabulated.ddpm()
     t = torch.tensor([0.1, 0.5], dtype=torch.float64)
     x = torch.zeros(2, 1, 2, 2)
-    for noise_input in ("auto", "index", "t999", "log_snr", "log_sigma", "edm"):
+    for told in ("auto", "index", "t999", "log_snr", "log_sigma", "edm"):
         network = Recorder(x)
-        NetworkScoreModel(network, sde, make_parameterization(name, noise_input=noise_input))(x, t)
-        used = "edm" if (name, noise_input) == ("edm", "auto") else noise_input
+        NetworkScoreModel(network, sde, make_parameterization(name, time_input=told))(x, t)
+        used = "edm" if (name, told) == ("edm", "auto") else told
         assert torch.equal(network.time, time_input(used, sde, t))
         assert network.time.dtype == torch.float64
 
@@ -158,7 +158,7 @@ def test_names_and_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match=f"unknown time input 'indx'; did you mean 'index'\\? {choices}"):
         time_input("indx", SubVP(), torch.ones(1))
     with pytest.raises(ValueError, match="unknown time input 'sigma'"):
-        make_parameterization("eps", noise_input="sigma")
+        make_parameterization("eps", time_input="sigma")
     with pytest.raises(ValueError, match="'index' needs an SDE with a table; use 't999'"):
         time_input("index", SubVP(), torch.ones(1))
     for data_std in (0.0, -1.0, float("nan")):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import error, snapshot, tiny_command
 
-from runtime.memory import is_out_of_memory, says_which_knobs
+from runtime.memory import explain_out_of_memory, is_out_of_memory
 
 
 def test_the_cpus_own_error_is_known():
@@ -20,7 +20,7 @@ def test_the_cpus_own_error_is_known():
 
 def test_other_errors_pass_unchanged():
     wrong = RuntimeError("shapes do not match")
-    with pytest.raises(RuntimeError) as raised, says_which_knobs("training.batch_size", 8, training=True):
+    with pytest.raises(RuntimeError) as raised, explain_out_of_memory("training.batch_size", 8, training=True):
         raise wrong
     assert raised.value is wrong
 

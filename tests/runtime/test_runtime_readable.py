@@ -16,7 +16,7 @@ from sde_lib import VP, LearnedVP, NoiseStreams, Tabulated
         (Tabulated.ddpm(num_steps=1000), "Tabulated(family='vp', table_size=1000)"),
         (LearnedVP(), "LearnedVP()"),
         (NoiseStreams(seed=3, indices=range(2)), "NoiseStreams(seed=3, indices=[0, 1])"),
-        (EDMParameterization(), "EDMParameterization(data_std=0.5, noise_input='edm')"),
+        (EDMParameterization(), "EDMParameterization(data_std=0.5, time_input='edm')"),
     ],
     ids=lambda value: type(value).__name__,
 )

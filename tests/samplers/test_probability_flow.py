@@ -275,6 +275,6 @@ def test_perfect_networks_of_every_parameterization_agree(sde):
     sampler = flow(ADAMS, 1e-3)
     exact = sampler.decode(GaussianModel(sde, mean=MEAN, var=VAR), x_T)
     for kind in ("eps", "x0", "v", "score", "edm"):
-        parameterization = make_parameterization(kind, noise_input="edm" if kind == "edm" else "t999")
+        parameterization = make_parameterization(kind, time_input="edm" if kind == "edm" else "t999")
         model = NetworkScoreModel(ExactNetwork(kind, sde), sde, parameterization)
         torch.testing.assert_close(sampler.decode(model, x_T).x, exact.x, rtol=0, atol=1e-8)

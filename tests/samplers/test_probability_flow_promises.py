@@ -57,7 +57,7 @@ class Linear(nn.Module):
 
 
 def network_model(network, sde):
-    return NetworkScoreModel(network, sde, EpsParameterization(noise_input="t999"))
+    return NetworkScoreModel(network, sde, EpsParameterization(time_input="t999"))
 
 
 @pytest.mark.parametrize("sde", [VP(), pytest.param(VE(), marks=pytest.mark.slow)])

@@ -14,7 +14,7 @@ from models import (
     ScoreModel,
 )
 from sde_lib import SDE, VE, VP, LearnedVP, NoiseStreams, SubVP, Tabulated
-from training.losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, Loss, make_loss, row_bits
+from training.losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, Loss, make_loss, timestep_bits
 
 LEVELS = 5
 TABLE = Tabulated.ddpm(num_steps=12, beta_start=0.01, beta_end=0.4)
@@ -90,7 +90,7 @@ def test_rows_in_one_batch_are_the_rows_apart():
 
     def bits(index: Tensor) -> Tensor:
         prediction = model(TABLE.perturb(x0[index], t[index], eps[index]), t[index])
-        return row_bits("learned", prediction, x0[index], TABLE, rows[index], num_levels=LEVELS)
+        return timestep_bits("learned", prediction, x0[index], TABLE, rows[index], num_levels=LEVELS)
 
     apart = torch.cat([bits(torch.tensor([k])) for k in range(6)])
     torch.testing.assert_close(bits(torch.arange(6)), apart, rtol=1e-12, atol=0)
@@ -266,11 +266,11 @@ def _ends_only(sde: SDE, model: NetworkScoreModel, x0: Tensor, eps: Tensor) -> T
         ("vlb", VP(), {"num_levels": 5}, "needs an SDE with a table"),
         ("vlb", TABLE, {}, "needs num_levels"),
         ("vlb", TABLE, {"num_levels": 1}, "num_levels must be at least 2"),
-        ("hybrid", TABLE, {"num_levels": 5, "time_sampling": "imprtance"}, "did you mean 'importance'"),
+        ("hybrid", TABLE, {"num_levels": 5, "step_sampling": "imprtance"}, "did you mean 'importance'"),
         ("ddpm", TABLE, {"weighting": "likelihood"}, "is one of continuous time"),
-        ("dsm", VP(), {"time_sampling": "importance"}, "needs weighting 'likelihood'"),
+        ("dsm", VP(), {"step_sampling": "importance"}, "needs weighting 'likelihood'"),
         ("vlb_continuous", VP(), {}, "needs num_levels"),
-        ("vlb_continuous", LearnedVP(), {"num_levels": 5, "time_sampling": "importance"}, "use 'low_discrepancy'"),
+        ("vlb_continuous", LearnedVP(), {"num_levels": 5, "step_sampling": "importance"}, "use 'low_discrepancy'"),
         ("vlb_continuous", VP(), {"num_levels": 5, "weighting": "edm"}, "has its own weighting, got 'edm'"),
         ("dequantized", VP(), {"num_levels": 5, "weighting": "eps"}, "has its own weighting, got 'eps'"),
         ("vlb", TABLE, {"num_levels": 5, "weighting": "x0"}, "has its own weighting, got 'x0'"),
@@ -279,7 +279,7 @@ def _ends_only(sde: SDE, model: NetworkScoreModel, x0: Tensor, eps: Tensor) -> T
 )
 def test_refusals_of_the_bounds(name: str, sde: SDE, options: dict, message: str):
     options = dict(options)
-    sampling = options.pop("time_sampling", "uniform")
+    sampling = options.pop("step_sampling", "uniform")
     with pytest.raises(ValueError) as caught:
         make_loss(name, sde=sde, parameterization="eps", **options).time_sampler(sde, sampling)
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -59,7 +59,7 @@ def test_what_is_learned_beside_the_network_is_averaged_too(killer: Killer, tmp_
     """The history of losses sees the whole batch, and the noise schedule's gradient is that of all of it."""
     extra, config = {
         "importance": (
-            ("--config.sde.num_steps=4", "--config.training.loss=vlb", "--config.training.time_sampling=importance",
+            ("--config.sde.num_steps=4", "--config.training.loss=vlb", "--config.training.step_sampling=importance",
              "--config.training.batch_size=25"),
             "vp/digits",
         ),

@@ -22,7 +22,7 @@ from training import fit
 def _mlp(num_classes: int | None = None) -> NetworkScoreModel:
     torch.manual_seed(0)
     network = MLP(1, hidden=32, num_classes=num_classes)
-    return NetworkScoreModel(network, VP(), EpsParameterization(noise_input="log_snr"))
+    return NetworkScoreModel(network, VP(), EpsParameterization(time_input="log_snr"))
 
 
 def test_it_is_the_training_of_the_command_to_the_bit(tmp_path: Path):

@@ -71,7 +71,7 @@ def test_a_guard_goes_on_where_it_was():
 
 @pytest.mark.parametrize("state", [[], {"skipped": 1}, {"skipped": 1, "in_a_row": 0, "count": 2, "mean": NAN}])
 def test_what_no_guard_wrote_is_named(state: object):
-    assert guard_mismatch(state) == "its guard does not hold the counts of steps left out"
+    assert guard_mismatch(state) == "its guard does not hold the counts of skipped steps"
     assert guard_mismatch(None) is None
 
 
@@ -101,12 +101,12 @@ def test_bad_steps_change_no_weight_and_are_passed_over(
     )  # fmt: skip
     assert main.run(command) == 0
     said = capsys.readouterr().err
-    assert said.count("is left out") == 2
-    assert "step 3 is left out: loss nan" in said and "step 4 is left out: loss " in said
+    assert said.count("is skipped") == 2
+    assert "step 3 is skipped: loss nan" in said and "step 4 is skipped: loss " in said
     for kept in weights[3:5]:
         assert all(torch.equal(one, other) for one, other in zip(weights[2], kept, strict=True))
     assert any(not torch.equal(one, other) for one, other in zip(weights[4], weights[5], strict=True))
-    # none of a step that was left out
+    # none of a step that was skipped
     saved = sorted((tmp_path / "checkpoints").glob("step_*"))
     assert [int(folder.name[5:]) for folder in saved] == [1, 2, 5, 6]
     states = [json.loads((folder / "state.json").read_text()) for folder in saved]
@@ -130,7 +130,7 @@ def test_a_run_of_bad_steps_alone_is_no_success(
         "training.losses.base.weighted_error", lambda *_, **__: torch.full((8,), math.nan).requires_grad_()
     )
     said = error(capsys, tiny_command("train", tmp_path))
-    assert "nothing was trained: every step up to 6 was left out; correct what makes the loss or its" in said
+    assert "nothing was trained: every step up to 6 was skipped; correct what makes the loss or its" in said
     assert not list(tmp_path.glob("checkpoints/step_*"))
 
 
@@ -180,7 +180,7 @@ def test_a_run_stopped_after_bad_steps_alone_goes_on(
         patched.setattr(BAD, spoiled)
         assert main.run(tiny_command("train", tmp_path)) == 130
     said = error(capsys, tiny_command("train", tmp_path, "--config.training.num_steps=3"))
-    assert "nothing was trained: every step up to 3 was left out" in said
+    assert "nothing was trained: every step up to 3 was skipped" in said
     capsys.readouterr()
     assert main.run(tiny_command("train", tmp_path)) == 0
     assert "continues from step 3" in capsys.readouterr().err

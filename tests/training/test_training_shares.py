@@ -124,7 +124,7 @@ def _trained(name: str, accumulation: int, *extra: str, steps: int = 3) -> tuple
 
 CASES = {
     "digits": (),
-    "digits_hybrid": ("sde.num_steps=4", "training.time_sampling=importance"),
+    "digits_hybrid": ("sde.num_steps=4", "training.step_sampling=importance"),
     "digits_dequantized": (),
     "mnist_vdm": ("model.attention_resolutions=4",),
 }

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.losses.time_sampling import LossHistory, check_time_sampling, spread
+from training.losses.time_sampling import LossHistory, check_step_sampling, spread
 
 
 def _times(steps: list[int], table_size: int) -> torch.Tensor:
@@ -48,4 +48,4 @@ def test_spread_draws_are_one_in_each_share_of_the_unit_interval():
 
 def test_unknown_time_sampling_lists_the_choices():
     with pytest.raises(ValueError, match="did you mean 'importance'"):
-        check_time_sampling("importence")
+        check_step_sampling("importence")

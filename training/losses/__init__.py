@@ -1,7 +1,7 @@
 """Losses, and the times that they take."""
 
 from .base import LOSSES, Loss, make_loss, register_loss, weighted_error
-from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, row_bits
+from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, timestep_bits
 from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
 from .time_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes
 
@@ -22,6 +22,6 @@ __all__ = [
     "VariationalLoss",
     "make_loss",
     "register_loss",
-    "row_bits",
+    "timestep_bits",
     "weighted_error",
 ]

@@ -14,7 +14,7 @@ from runtime.readable import Readable
 from runtime.registry import Registry, choices_message
 from sde_lib import SDE, expand_like
 
-from .time_sampling import TimeSampler, UniformTimes, check_time_sampling
+from .time_sampling import TimeSampler, UniformTimes, check_step_sampling
 
 Weighting = Literal["eps", "x0", "v", "edm", "likelihood"]
 
@@ -125,7 +125,7 @@ class Loss(Readable, ABC):
         Raises:
             ValueError: If the name is unknown, or the loss has no such sampler.
         """
-        check_time_sampling(name)
+        check_step_sampling(name)
         if name == "importance":
             return self.important_times(sde)
         return UniformTimes(partial(self.times, sde), low_discrepancy=name == "low_discrepancy")
@@ -137,7 +137,7 @@ class Loss(Readable, ABC):
             ValueError: If it has none.
         """
         raise ValueError(
-            "time sampling 'importance' needs a loss with a table, or weighting 'likelihood'; use 'low_discrepancy'"
+            "step sampling 'importance' needs a loss with a table, or weighting 'likelihood'; use 'low_discrepancy'"
         )
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from .denoising import DenoisingScoreMatching, TableLoss
 from .time_sampling import TimeSampler
 
 
-def row_bits(
+def timestep_bits(
     kind: ReverseVariance, prediction: Prediction, x0: Tensor, sde: SDE, rows: Tensor, *, num_levels: int
 ) -> Tensor:
     """L_0 at row 0 of the SDE's table, L_t at the others, in bits/dim, float64 [B] (Ho et al. 2020, Eq. 5).
@@ -79,7 +79,7 @@ class _TableBound(TableLoss):
     def _ask(
         self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, cond: Cond | None
     ) -> tuple[Prediction, Tensor]:
-        rows = self.rows(model.sde, t)
+        rows = self.timesteps(model.sde, t)
         return model(model.sde.perturb(x0, t, eps), t, cond=cond), rows
 
 
@@ -88,7 +88,7 @@ class VariationalLoss(_TableBound):
     """L_vlb: N L_t of a random row t of the table's N, L_0 at the first, in bits/dim (Nichol & Dhariwal 2021, Eq. 4).
 
     Its mean over uniform rows is the bound less L_T, which no network changes. Where the network learns its reverse
-    variance, that variance; else the small one. The terms differ by orders of magnitude: with time sampling
+    variance, that variance; else the small one. The terms differ by orders of magnitude: with step sampling
     "importance" the gradient has much less noise (Section 3.3).
     """
 
@@ -97,7 +97,7 @@ class VariationalLoss(_TableBound):
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
         prediction, rows = self._ask(model, x0, t, eps, cond)
-        bits = row_bits("auto", prediction, x0, model.sde, rows, num_levels=self._levels)
+        bits = timestep_bits("auto", prediction, x0, model.sde, rows, num_levels=self._levels)
         return bits * (model.sde.table_size or 1)
 
 
@@ -128,7 +128,7 @@ class HybridLoss(_TableBound):
         fixed_mean = Prediction(
             prediction.x0.detach(), prediction.eps.detach(), prediction.sigma, prediction.variance_fraction
         )
-        bits = row_bits("learned", fixed_mean, x0, model.sde, rows, num_levels=self._levels)
+        bits = timestep_bits("learned", fixed_mean, x0, model.sde, rows, num_levels=self._levels)
         return simple + self.vlb_weight * (model.sde.table_size or 1) * bits
 
 
@@ -160,7 +160,7 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
             ValueError: If the schedule is learned.
         """
         if isinstance(sde, LearnedVP):
-            raise ValueError("a learned schedule takes the place of time sampling 'importance'; use 'low_discrepancy'")
+            raise ValueError("a learned schedule takes the place of step sampling 'importance'; use 'low_discrepancy'")
         return super().important_times(sde)
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:

@@ -36,7 +36,7 @@ class TableLoss(Loss):
         return ((u.double() * sde.table_size).floor().clamp(max=sde.table_size - 1) + 1) / sde.table_size
 
     @staticmethod
-    def rows(sde: SDE, t: Tensor) -> Tensor:
+    def timesteps(sde: SDE, t: Tensor) -> Tensor:
         """The timesteps k of times (k + 1) / N, [B]."""
         assert sde.table_size is not None
         return (t * sde.table_size).round().long() - 1
@@ -78,7 +78,7 @@ class DenoisingScoreMatching(Loss):
             ValueError: If the loss has another weighting.
         """
         if self.weighting != "likelihood":
-            raise ValueError("time sampling 'importance' of loss 'dsm' needs weighting 'likelihood'; set it too")
+            raise ValueError("step sampling 'importance' of loss 'dsm' needs weighting 'likelihood'; set it too")
         return LogSNRTimes(sde)
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:

@@ -14,17 +14,17 @@ from torch import Tensor
 from runtime.registry import choices_message
 from sde_lib import SDE
 
-TimeSampling = Literal["uniform", "low_discrepancy", "importance"]
+StepSampling = Literal["uniform", "low_discrepancy", "importance"]
 
 
-def check_time_sampling(name: str) -> None:
+def check_step_sampling(name: str) -> None:
     """Refuse an unknown name.
 
     Raises:
         ValueError: The message lists the choices.
     """
-    if name not in get_args(TimeSampling):
-        raise ValueError(choices_message("time sampling", name, sorted(get_args(TimeSampling))))
+    if name not in get_args(StepSampling):
+        raise ValueError(choices_message("step sampling", name, sorted(get_args(StepSampling))))
 
 
 @dataclass(frozen=True)

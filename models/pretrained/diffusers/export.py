@@ -72,10 +72,10 @@ def _scheduler_settings(model: NetworkScoreModel) -> dict[str, Any]:
     name = type(parameterization).__name__.removesuffix("Parameterization").lower()
     if name not in predictions:
         raise ValueError(f"diffusers' schedulers know eps, x0 and v, got parameterization {name}; it has no export")
-    if parameterization.noise_input not in ("auto", "index") or not _is_vp_table(model.sde):
+    if parameterization.time_input not in ("auto", "index") or not _is_vp_table(model.sde):
         raise ValueError(
             "diffusers' DDPMScheduler tells networks the row of a DDPM table, got a network told "
-            f"{parameterization.noise_input} of {type(model.sde).__name__}; it has no export"
+            f"{parameterization.time_input} of {type(model.sde).__name__}; it has no export"
         )
     assert isinstance(model.sde, Tabulated)
     return {

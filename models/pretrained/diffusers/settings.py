@@ -79,7 +79,7 @@ def _plan(of_unet: Settings, settings: Settings) -> ModelPlan:
         _check_variance(str(settings.take("variance_type", "fixed_small")), learned=network["learned_variance"])
     sde = _plan_sde(settings)
     backbone, network = plan_network(network)
-    return ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], noise_input="index")
+    return ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], time_input="index")
 
 
 def _plan_ve(of_unet: Settings, scheduler: Settings) -> ModelPlan:
@@ -96,7 +96,7 @@ def _plan_ve(of_unet: Settings, scheduler: Settings) -> ModelPlan:
         "sigma_min": 2 * scheduler.number("sigma_min", 0.01),
         "sigma_max": 2 * scheduler.number("sigma_max", 1348.0),
     }
-    return ModelPlan(backbone, network, sde, parameterization="score", noise_input="log_half_sigma")
+    return ModelPlan(backbone, network, sde, parameterization="score", time_input="log_half_sigma")
 
 
 def _check_variance(variance_type: str, *, learned: bool) -> None:

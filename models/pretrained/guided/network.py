@@ -170,4 +170,4 @@ def from_guided_classifier(path: Path | str, config: Config) -> NoisyClassifier:
     order = Settings(config).flag("use_new_attention_order", False)
     sources = guided_sources(backbone, new_attention_order=order)
     load_renamed(backbone, tensors, sources, path=path)
-    return NoisyClassifier(backbone, make_sde(**plan.sde), noise_input=plan.noise_input).eval()
+    return NoisyClassifier(backbone, make_sde(**plan.sde), time_input=plan.time_input).eval()

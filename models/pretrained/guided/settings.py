@@ -45,12 +45,12 @@ class ClassifierPlan:
     Attributes:
         network: Keyword arguments of ``EncoderClassifier``.
         sde: The SDE's name, under ``name``, and its options.
-        noise_input: What the network is told of t.
+        time_input: What the network is told of t.
     """
 
     network: dict[str, Any]
     sde: dict[str, Any]
-    noise_input: TimeInput
+    time_input: TimeInput
 
 
 def plan_guided(config: Config, *, project: Project = "guided", num_classes: int | None = None) -> ModelPlan:
@@ -87,10 +87,10 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
     settings.refuse_unless(num_heads_upsample=(-1, num_heads), conv_resample=True, dims=2)
     settings.ignore((*_NOT_THE_MODEL, *_OF_THE_CLASSIFIER, "use_new_attention_order"))
     parameterization = "x0" if settings.flag("predict_xstart", False) else "eps"
-    sde, noise_input = _plan_sde(settings, project)
+    sde, time_input = _plan_sde(settings, project)
     settings.finish()
     backbone, network = plan_network(network)
-    return ModelPlan(backbone, network, sde, parameterization=parameterization, noise_input=noise_input)
+    return ModelPlan(backbone, network, sde, parameterization=parameterization, time_input=time_input)
 
 
 def plan_classifier(config: Config) -> ClassifierPlan:
@@ -134,9 +134,9 @@ def plan_classifier(config: Config) -> ClassifierPlan:
     network["scale_shift_norm"] = settings.flag(f"{prefix}use_scale_shift_norm", not by_constructor)
     residual = settings.flag(f"{prefix}resblock_updown", not by_constructor)
     network["resampling"] = "residual" if residual else "convolution"
-    sde, noise_input = _plan_sde(settings, "guided")
+    sde, time_input = _plan_sde(settings, "guided")
     settings.finish()
-    return ClassifierPlan(network, sde, noise_input)
+    return ClassifierPlan(network, sde, time_input)
 
 
 def _plan_sde(settings: Settings, project: Project) -> tuple[dict[str, Any], TimeInput]:

@@ -191,12 +191,12 @@ def plan_score_sde(tensors: Mapping[str, Tensor], config: Config, *, path: Path)
         raise ValueError(
             f"checkpoint {path} has tensors of shapes that no ncsnpp or ddpm has; fetch it again"
         ) from error
-    sde, parameterization, noise_input = _plan_time(settings, found["embedding"], tensors.get("sigmas"), path=path)
+    sde, parameterization, time_input = _plan_time(settings, found["embedding"], tensors.get("sigmas"), path=path)
     settings.ignore(_IDLE)
     unknown = [name for name in settings.unknown() if name.startswith("model.")]
     if unknown:
         raise ValueError(choices_message("setting of the config", unknown[0], settings.known()))
-    return ModelPlan("ncsnpp", network, sde, parameterization, noise_input)
+    return ModelPlan("ncsnpp", network, sde, parameterization, time_input)
 
 
 def _pick_weights(checkpoint: Any, weights: Weights, *, path: Path) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class ModelPlan:
         network: The backbone's options; those that are left out take its defaults, so that it holds all of them.
         sde: The SDE's name, under ``name``, and its options; see ``sde_lib.make_sde``.
         parameterization: What the network predicts; see ``make_parameterization``.
-        noise_input: What the network is told of t; see ``time_input``.
+        time_input: What the network is told of t; see ``time_input``.
 
     Raises:
         ValueError: In one line, if there is no such backbone.
@@ -46,7 +46,7 @@ class ModelPlan:
     network: dict[str, Any]
     sde: dict[str, Any] = field(default_factory=lambda: {"name": "ddpm"})
     parameterization: str = "eps"
-    noise_input: TimeInput = "index"
+    time_input: TimeInput = "index"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", default_options(self.backbone) | self.network)
@@ -96,7 +96,7 @@ class PlannedModel(NetworkScoreModel):
         super().__init__(
             plan.build_backbone(),
             plan.build_sde(),
-            make_parameterization(plan.parameterization, noise_input=plan.noise_input),
+            make_parameterization(plan.parameterization, time_input=plan.time_input),
             learned_variance=plan.network["learned_variance"],
         )
         self.plan = plan

@@ -119,7 +119,7 @@ def test_published_flags_build_networks_of_the_published_size(name):
     plan = plan_guided(GUIDED + ATTENTION + flags)
     parameters = count(plan.build_backbone)
     assert (round(parameters / 1e6), parameters) == (millions, exact)
-    assert plan.sde["name"] == ("improved_ddpm" if "cosine" in flags else "ddpm") and plan.noise_input == "index"
+    assert plan.sde["name"] == ("improved_ddpm" if "cosine" in flags else "ddpm") and plan.time_input == "index"
 
 
 def test_published_flags_of_improved_diffusion():
@@ -128,13 +128,13 @@ def test_published_flags_of_improved_diffusion():
     assert plan.backbone == "unet" and plan.network["attention_resolutions"] == (16, 8)
     # "50M" in the file's name, 52.5 M in EDM's and others' counts
     assert count(plan.build_backbone) == 52_546_438
-    assert (plan.sde, plan.noise_input) == ({"name": "improved_ddpm", "num_steps": 4000}, "index1000")
+    assert (plan.sde, plan.time_input) == ({"name": "improved_ddpm", "num_steps": 4000}, "index1000")
     imagenet = (
         "--image_size 64 --num_channels 192 --num_res_blocks 3 --learn_sigma True --class_cond True "
         "--diffusion_steps 4000 --noise_schedule cosine --rescale_learned_sigmas False --rescale_timesteps False"
     )
     plan = plan_guided(imagenet, project="improved")
-    assert count(plan.build_backbone) // 10_000_000 == 27 and plan.noise_input == "index"
+    assert count(plan.build_backbone) // 10_000_000 == 27 and plan.time_input == "index"
 
 
 def test_published_classifiers_have_the_published_size():

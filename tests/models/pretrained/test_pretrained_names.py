@@ -223,13 +223,23 @@ def test_names_of_guided_diffusion(tmp_path, new_order, order):
 
 def test_names_of_improved_diffusion(tmp_path):
     options = {"embedding": "cos_first", "symmetric_downsample": True, "norm_eps": 1e-5, "scale_shift_norm": True}
-    network = randomize(UNet(**SIZE, **options, num_heads=4))
+    # attention at the higher resolution, so that none stands before the resampling on the way up
+    network = randomize(UNet(**SIZE | {"attention_resolutions": (8,)}, **options, num_heads=4))
+    places = {ours: theirs for ours, theirs in OPENAI.items() if "attention" not in ours} | place(
+        """
+        down.0.attention.0 input_blocks.1.1
+        middle.attention middle_block.1
+        up.1.resample output_blocks.1.1
+        up.0.attention.0 output_blocks.2.1
+        up.0.attention.1 output_blocks.3.1
+        """
+    )
     # of resampling convolutions, those on the way down have another name than those on the way up
     leaves = OPENAI_LEAVES | {"input_blocks conv": "op"}
-    theirs = write(network, OPENAI, leaves, fused("hpc", 4, 3), proj_ndim=3)
-    assert "input_blocks.2.0.op.weight" in theirs and "output_blocks.1.2.conv.weight" in theirs
+    theirs = write(network, places, leaves, fused("hpc", 4, 3), proj_ndim=3)
+    assert "input_blocks.2.0.op.weight" in theirs and "output_blocks.1.1.conv.weight" in theirs
     torch.save(theirs, tmp_path / "model.pt")
-    config = OPENAI_CONFIG | {"num_heads": 4, "use_scale_shift_norm": True}
+    config = OPENAI_CONFIG | {"num_heads": 4, "use_scale_shift_norm": True, "attention_resolutions": [1]}
     same(from_improved_diffusion(tmp_path / "model.pt", config), network)
 
 

@@ -307,7 +307,7 @@ def test_the_project_s_configs_by_name_and_in_full_give_its_networks(name):
     assert plan_score_sde(tensors, f"configs/{name}.py", path="published.pth") == plan
     in_full = plan_score_sde(tensors, whole_config(name), path="published.pth")
     assert (in_full.network, in_full.parameterization) == (plan.network, plan.parameterization)
-    assert in_full.noise_input == plan.noise_input and in_full.sde["name"] == plan.sde["name"]
+    assert in_full.time_input == plan.time_input and in_full.sde["name"] == plan.sde["name"]
     numbers = [{key: value for key, value in one.sde.items() if key != "name"} for one in (in_full, plan)]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)
 

@@ -26,7 +26,7 @@ from .precision import NetworkMode
 T = TypeVar("T")
 
 
-def load_in_turn(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
+def load_on_rank0_first(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
     """Load on every process; on rank 0 first, so that what is downloaded is so once.
 
     Args:

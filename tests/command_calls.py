@@ -1,0 +1,116 @@
+"""The commands, each up to one call: what the test of the settings looks into."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import digits_like
+
+from commands import eval as eval_command
+from commands import import_checkpoint, sample
+from commands.eval import evaluate
+from commands.train import train
+from data import ImageDataset
+from experiment import build
+from experiment.build import build_model
+from experiment.config import Config
+from models import ScoreModel
+from training import build as training_build
+from training.trainer import StepResult, Trainer
+
+
+class _Reached(Exception):  # noqa: N818
+    pass
+
+
+@dataclass
+class Call:
+    """The arguments of a call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Bench:
+    """The commands on random digits and new networks, each up to the call that a test asks for."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder, self._monkeypatch = folder, monkeypatch
+        for module in (training_build, eval_command, sample):
+            # counting takes longer than all else here
+            monkeypatch.setattr(module, "forward_flops", lambda *_: 0.0)
+
+    def call(self, run: Callable[[], object], target: str) -> Call:
+        """The arguments of the first call of ``target``, which ends the command."""
+        found: list[Call] = []
+
+        def reached(*args: Any, **kwargs: Any) -> None:
+            found.append(Call(args, kwargs))
+            raise _Reached
+
+        with self._monkeypatch.context() as patched:
+            patched.setattr(target, reached)
+            with pytest.raises(_Reached):
+                run()
+        return found[0]
+
+    def _images(self, config: Config) -> ImageDataset:
+        return replace(digits_like(40), split=config.eval.split)
+
+    def train(self, config: Config, target: str) -> Call:
+        with self._monkeypatch.context() as patched:
+            if target != "experiment.build.load_dataset":
+                patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
+            return self.call(lambda: train(config, self._folder / "run"), target)
+
+    def trainer(self, config: Config) -> Trainer:
+        call = self.train(config, "training.job.Trainer")
+        return Trainer(*call.args, **(call.kwargs | {"workdir": None}))
+
+    def stepped(self, config: Config) -> Trainer:
+        """After the step number 2, the first one that this trainer does."""
+        trainer = self.trainer(config)
+        trainer.state.step = 2
+        trainer.step()
+        return trainer
+
+    def loop(self, config: Config) -> list[tuple[str, int]]:
+        """The names of all but the steps that a training does, each with its step."""
+        trainer, done = self.trainer(config), []
+
+        def step(*, stop: bool = False) -> StepResult:
+            trainer.state.step += 1
+            return StepResult(1.0, 1.0, skipped=False, stop=stop)
+
+        with self._monkeypatch.context() as patched:
+            patched.setattr(trainer, "step", step)
+            for name in ("save", "_log_numbers", "_draw_samples"):
+                patched.setattr(trainer, name, lambda *_, name=name: done.append((name, trainer.state.step)))
+            trainer.run()
+        return done
+
+    def _with_model(self, module: Any, patched: pytest.MonkeyPatch) -> None:
+        def load(_: object, config: Config, __: object, kind: Any, ___: object) -> tuple[ScoreModel, int]:
+            return build_model(config, kind).eval(), 6
+
+        patched.setattr(module, "load_same_trained", load)
+        patched.setattr(module, "check_for_use", lambda *_: None)
+
+    def sample(self, config: Config, target: str = "commands.sample.draw_batch") -> Call:
+        with self._monkeypatch.context() as patched:
+            self._with_model(sample, patched)
+            patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)
+            return self.call(lambda: sample.sample(config, self._folder / "run"), target)
+
+    def eval(self, config: Config, target: str = "commands.eval.Schedule") -> Call:
+        with self._monkeypatch.context() as patched:
+            self._with_model(eval_command, patched)
+            patched.setattr(eval_command, "as_trained", lambda *args: args[-1])
+            if target != "experiment.build.load_dataset":
+                patched.setattr(build, "load_dataset", lambda *_, **__: self._images(config))
+            return self.call(lambda: evaluate(config, self._folder / "run"), target)
+
+    def imported(self, config: Config, source: str) -> Call:
+        return self.call(lambda: import_checkpoint.read_source(config), f"commands.import_checkpoint.from_{source}")

@@ -1,0 +1,425 @@
+"""Every leaf of the config, changed, arrives in the object or the call that uses it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_calls import Bench
+from tiny import TINY
+from training_runs import ROOT, digits_like
+
+import main
+from configs.default import get_default_config
+from evaluation.pilot import _PILOT
+from experiment.build import bound_x0, build_model
+from experiment.config import Config, flatten, load_config
+from models import Parameterization
+from models.backbones import Backbone
+from sde_lib import derive_seed
+from training.trainer import Trainer
+
+LEAVES = [key for key, _ in flatten(get_default_config())]
+
+
+Read = Callable[[Bench, Config], Any]
+
+
+def option(trainer_reads: Callable[[Trainer], Any]) -> Read:
+    return lambda bench, config: trainer_reads(bench.trainer(config))
+
+
+def when(name: str) -> Read:
+    return lambda bench, config: [step for done, step in bench.loop(config) if done == name]
+
+
+def data(mode: str, key: str | int) -> Read:
+    def read(bench: Bench, config: Config) -> Any:
+        call = getattr(bench, mode)(config, "experiment.build.load_dataset")
+        return call.args[key] if isinstance(key, int) else call.kwargs[key]
+
+    return read
+
+
+def device(mode: str) -> Read:
+    return lambda bench, config: getattr(bench, mode)(config, "experiment.build.named_device").args[0]
+
+
+def mode_of(command: str, place: int) -> Read:
+    module = {"train": "training.job"}.get(command, f"commands.{command}")
+    return lambda bench, config: getattr(bench, command)(config, f"{module}.pick_mode").args[place]
+
+
+def _network(config: Config) -> Backbone:
+    network = build_model(config, digits_like(1).kind).backbone
+    assert isinstance(network, Backbone)
+    return network
+
+
+def _answer(config: Config) -> float:
+    """The answer of a model of random weights, dropout and all: it depends on all that the network is."""
+    model = build_model(config, digits_like(1).kind).train()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.normal_(std=0.3)
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.3, 0.9])
+    cond = torch.tensor([1, 4]) if config.model.class_conditional else None
+    torch.manual_seed(5)
+    return round(float(model(x, t, cond=cond).x0.detach().double().abs().sum()), 6)
+
+
+def in_network(key: str) -> list[Read]:
+    return [lambda _, config: _network(config).options[key], lambda _, config: _answer(config)]
+
+
+def _reading(config: Config) -> Parameterization:
+    return build_model(config, digits_like(1).kind).parameterization
+
+
+def _ema_weight(trainer: Trainer) -> float:
+    """The weight of the old average in the new one, of a step before which it was 0 and the weights were 1."""
+    with torch.no_grad():
+        for parameter in trainer.state.model.parameters():
+            parameter.fill_(1.0)
+        for parameter in trainer.state.ema.model.parameters():
+            parameter.fill_(0.0)
+    trainer.state.ema.update(trainer.state.model)
+    return round(1 - float(next(trainer.state.ema.model.parameters()).flatten()[0]), 6)
+
+
+def _gradient_norm(trainer: Trainer) -> float:
+    squares = [p.grad.double().square().sum() for p in trainer.state.model.parameters() if p.grad is not None]
+    return round(float(torch.stack(squares).sum().sqrt()), 8)
+
+
+def group(key: str, place: int | None = None) -> Read:
+    def read(bench: Bench, config: Config) -> Any:
+        value = bench.trainer(config).state.optimizer.param_groups[0][key]
+        return value if place is None else value[place]
+
+    return read
+
+
+def rate(bench: Bench, config: Config) -> float:
+    return round(bench.stepped(config).state.optimizer.param_groups[0]["lr"], 12)
+
+
+def drawn(key: str | int) -> Read:
+    def read(bench: Bench, config: Config) -> Any:
+        call = bench.sample(config)
+        return call.args[key] if isinstance(key, int) else call.kwargs[key]
+
+    return read
+
+
+def sampler(name: str) -> Read:
+    return lambda bench, config: getattr(bench.sample(config).args[0], name)
+
+
+def sampled_model(bench: Bench, config: Config) -> str:
+    return type(bench.sample(config).args[1]).__name__
+
+
+def sample_set(name: str) -> Read:
+    return lambda bench, config: bench.sample(config, "commands.sample.SampleSet").kwargs[name]
+
+
+def split(name: str) -> Read:
+    return lambda bench, config: getattr(bench.eval(config).args[0], name)
+
+
+def seen(name: str, likelihood: str = "vlb") -> Read:
+    """An attribute of an estimator that measures, "solver.rtol" of its solver."""
+
+    def read(bench: Bench, config: Config) -> Any:
+        found: Any = bench.eval(config).args[1][likelihood][0]
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
+
+    return read
+
+
+def estimators(bench: Bench, config: Config) -> list[str]:
+    return list(bench.eval(config).args[1])
+
+
+def seen_model(bench: Bench, config: Config) -> str:
+    return type(bench.eval(config).args[1]["vlb"][1]).__name__
+
+
+def pilot(key: str) -> Read:
+    """An argument of the fit of the weights by which steps are drawn."""
+    target = "likelihood.variational.VariationalBound.fit_steps"
+    return lambda bench, config: bench.eval(config, target).kwargs[key]
+
+
+def preview(key: str) -> Read:
+    def read(bench: Bench, config: Config) -> Any:
+        trainer = bench.trainer(config)
+        return bench.call(lambda: trainer._draw_samples(None), "training.trainer.preview_picture").kwargs[key]  # type: ignore[arg-type]
+
+    return read
+
+
+def source(bench: Bench, config: Config) -> tuple[Any, ...]:
+    return bench.imported(config, config.source.name).args
+
+
+def plugins(bench: Bench, config: Config) -> Any:
+    command = [
+        f"--config={ROOT / 'configs/vp/digits.py'}",
+        "--mode=train",
+        f"--config.plugins={','.join(config.plugins)}",
+    ]
+    return bench.call(lambda: main.run(command), "experiment.config.import_plugins").args[0]
+
+
+CHANGED = object()  # stands for any value but that of the default
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A change of a leaf, and where it is to be seen.
+
+    Attributes:
+        value: The new value, as on the command line.
+        expected: What each of ``reads`` then gives, in turn.
+        reads: Looks into the objects that are built from a config.
+        needs: Other settings, without which the leaf has no effect; before the change too.
+    """
+
+    value: str
+    expected: Any
+    reads: list[Read]
+    needs: tuple[str, ...] = ()
+
+
+def _one(value: str, expected: Any, *reads: Read, needs: tuple[str, ...] = ()) -> Arrival:
+    return Arrival(value, [expected] * len(reads), list(reads), needs)
+
+
+ODE = ("eval.likelihoods=ode", "eval.ode_rtol=1e-3")
+HEUN = (*ODE, "eval.ode_solver=heun", "eval.ode_num_steps=4")
+IMPORT = ("source.name=edm", "source.checkpoint=weights.pt")
+DRAWN = ("eval.vlb_num_steps=4", "eval.vlb_steps_per_image=2")
+
+
+def network(key: str, value: str, expected: Any, *needs: str) -> Arrival:
+    return Arrival(value, [expected, CHANGED], in_network(key), needs)
+
+
+ARRIVALS: dict[str, Arrival | list[Arrival]] = {
+    "seed": [
+        _one("7", CHANGED, lambda _, config: float(sum(p.detach().sum() for p in _network(config).parameters()))),
+        _one("7", 7, option(lambda trainer: trainer.options.seed), drawn("seed"), split("seed"), preview("seed")),
+        _one("7", CHANGED, option(lambda trainer: float(trainer._batches.at(0).eps.sum()))),
+        _one("7", CHANGED, option(lambda trainer: float(trainer._batches.at(0).samples[..., 0].sum()))),
+        _one("7", derive_seed(7, _PILOT), lambda *of: pilot("noise")(*of).seed, needs=DRAWN),
+    ],
+    "device": _one("cuda:1", "cuda:1", device("train"), device("sample"), device("eval")),
+    "plugins": _one(
+        "mine.py",
+        ("mine.py",),
+        plugins,
+    ),
+    "source.name": _one(
+        "ddpm", ("other.pt", "cifar10"), source, needs=("source.name=edm", "source.checkpoint=other.pt")
+    ),
+    "source.checkpoint": _one("other.pt", "other.pt", lambda *of: of[0].imported(of[1], "edm").args[0], needs=IMPORT),
+    "source.config": _one("mine", "mine", lambda *of: of[0].imported(of[1], "edm").args[1], needs=IMPORT),
+    "source.weights": _one(
+        "raw",
+        "raw",
+        lambda *of: of[0].imported(of[1], "score_sde").kwargs["weights"],
+        needs=("source.name=score_sde", IMPORT[1]),
+    ),
+    "source.preconditioning": _one(
+        "ve", "ve", lambda *of: of[0].imported(of[1], "edm").kwargs["preconditioning"], needs=IMPORT
+    ),
+    "sde.name": _one("vp_cosine", "CosineVP", option(lambda trainer: type(trainer.state.model.sde).__name__)),
+    "data.dataset": _one("mnist", "mnist", data("train", 0), data("eval", 0)),
+    "data.root": _one("/mine", "/mine", data("train", "root"), data("eval", "root")),
+    "data.image_size": _one("(8,16)", (8, 16), data("train", "image_size"), data("eval", "image_size")),
+    "data.channels": _one("3", 3, data("train", "channels"), data("eval", "channels")),
+    "data.random_flip": Arrival(
+        "True",
+        [True, CHANGED],
+        [
+            option(lambda trainer: trainer.options.random_flip),
+            option(lambda trainer: float(trainer._batches.at(0).samples[..., 0].sum())),
+        ],
+    ),
+    "model.backbone": _one("adm", "ADM", lambda _, config: type(_network(config)).__name__),
+    "model.parameterization": Arrival(
+        "v", ["VParameterization", CHANGED], [lambda *of: type(_reading(of[1])).__name__, lambda *of: _answer(of[1])]
+    ),
+    "model.time_input": _one("log_snr", CHANGED, lambda *of: _answer(of[1])),
+    "model.data_std": [
+        Arrival(
+            "0.25",
+            [0.25, CHANGED, 0.25],
+            [
+                lambda *of: getattr(_reading(of[1]), "data_std", None),
+                lambda *of: _answer(of[1]),
+                option(lambda trainer: trainer.state.loss.data_std),
+            ],
+            ("model.parameterization=edm",),
+        ),
+    ],
+    "model.channels": network("channels", "24", 24),
+    "model.channel_mult": network("channel_mult", "(1,2)", (1, 2)),
+    "model.num_res_blocks": network("num_res_blocks", "2", 2),
+    "model.attention_resolutions": network("attention_resolutions", "(8,)", (8,), "model.attention_resolutions=(4,)"),
+    "model.num_heads": network("num_heads", "2", 2, "model.attention_resolutions=(8,)"),
+    "model.head_channels": network("head_channels", "8", 8, "model.attention_resolutions=(8,)"),
+    "model.dropout": network("dropout", "0.5", 0.5),
+    "model.scale_shift_norm": network("scale_shift_norm", "True", True),
+    "model.norm_groups": network("norm_groups", "4", 4),
+    "model.norm_eps": network("norm_eps", "1e-2", 1e-2),
+    "model.embedding": network("embedding", "cos_first", "cos_first"),
+    "model.symmetric_downsample": network("symmetric_downsample", "True", True),
+    "model.input_frequencies": network("input_frequencies", "(1,2)", (1, 2)),
+    "model.learned_variance": Arrival(
+        "True",
+        [True, True, True],
+        [
+            lambda _, config: _network(config).options["learned_variance"],
+            lambda _, config: build_model(config, digits_like(1).kind).learned_variance,
+            option(lambda trainer: trainer.state.model.learned_variance),
+        ],
+        ("training.loss=vlb",),
+    ),
+    "model.dequantizer": _one(
+        "True", True, option(lambda trainer: trainer.state.model.dequantizer is not None),
+        needs=("training.loss=dequantized",),
+    ),
+    "model.class_conditional": [
+        Arrival("True", [10, CHANGED], in_network("num_classes")),
+        _one(
+            "True", True, option(lambda trainer: trainer.options.class_conditional), preview("class_conditional"),
+            split("class_conditional"),
+        ),
+        _one("True", tuple(range(10)), drawn("classes")),
+        _one("True", True, lambda *of: pilot("cond")(*of) is not None, needs=DRAWN),
+    ],
+    "training.num_steps": Arrival(
+        "7", [7, [3, 6, 7]], [option(lambda trainer: trainer.options.num_steps), when("save")]
+    ),
+    "training.batch_size": _one(
+        "9", 9, option(lambda trainer: len(trainer._batches.at(0).samples)),
+        option(lambda trainer: trainer.options.batch_size),
+    ),
+    "training.loss": _one("dsm", "DenoisingScoreMatching", option(lambda trainer: type(trainer.state.loss).__name__)),
+    "training.weighting": _one("x0", "x0", option(lambda trainer: trainer.state.loss.weighting)),
+    "training.step_sampling": _one("importance", "LossHistory", option(lambda one: type(one.state.times).__name__)),
+    "training.precision": _one("bf16", "bf16", mode_of("train", 0)),
+    "training.compile": _one("on", "on", mode_of("train", 1)),
+    "training.accumulation_steps": _one("4", 4, option(lambda trainer: len(trainer._slice.micro_batches))),
+    "training.gradient_checkpointing": _one(
+        "True", True, option(lambda trainer: trainer.state.model.backbone.gradient_checkpointing)
+    ),
+    "training.sharding": _one(
+        "fsdp", "fsdp", lambda *of: of[0].train(of[1], "training.job.Communication").kwargs["sharding"]
+    ),
+    "training.explosion_factor": _one("50", 50.0, option(lambda trainer: trainer.state.guard.explosion_factor)),
+    "training.max_bad_steps": _one("4", 4, option(lambda trainer: trainer.state.guard.max_bad_steps)),
+    "training.ema_decay": Arrival(
+        "0.05", [0.05, 0.05], [option(lambda trainer: trainer.state.ema.decay), option(_ema_weight)]
+    ),
+    "training.grad_clip": _one("1e-3", 1e-3, lambda *of: _gradient_norm(of[0].stepped(of[1]))),
+    "training.checkpoint_every": _one("4", [4, 6], when("save")),
+    "training.keep_checkpoints": _one("2", 2, option(lambda trainer: trainer.options.keep_checkpoints)),
+    "training.log_every": _one("5", [5, 6], when("_log_numbers")),
+    "training.sample_every": _one("5", [5], when("_draw_samples")),
+    "optim.name": _one("adamw", "AdamW", option(lambda trainer: type(trainer.state.optimizer).__name__)),
+    "optim.learning_rate": _one("0.5", 0.5, rate),
+    "optim.beta1": _one("0.5", 0.5, group("betas", 0)),
+    "optim.beta2": _one("0.5", 0.5, group("betas", 1)),
+    "optim.eps": _one("1e-3", 1e-3, group("eps")),
+    "optim.weight_decay": _one("0.25", 0.25, group("weight_decay")),
+    "optim.warmup_steps": _one("12", round(1e-3 * 3 / 12, 12), rate),
+    "optim.decay_steps": _one("8", round(1e-3 * (1 + math.cos(math.pi / 4)) / 2, 12), rate),
+    "sampling.sampler": _one("ddim", "DDIMSampler", lambda *of: type(of[0].sample(of[1]).args[0]).__name__),
+    "sampling.num_steps": _one("4", 4, sampler("num_steps")),
+    "sampling.num_samples": _one("4", 4, sample_set("num_samples")),
+    "sampling.batch_size": Arrival("2", [2, range(2)], [sample_set("batch_size"), drawn(2)]),
+    "sampling.classes": _one("3,7", (3, 7), drawn("classes"), needs=("model.class_conditional=True",)),
+    "sampling.grid": _one("quadratic", "quadratic", sampler("grid")),
+    "sampling.options": _one("eta=0.5", 0.5, sampler("eta"), needs=("sampling.sampler=ddim",)),
+    "sampling.clip_x0": _one("False", "NetworkScoreModel", sampled_model),
+    "sampling.threshold_x0": Arrival(
+        "0.9",
+        ["ThresholdedScoreModel", 0.9],
+        [
+            sampled_model,
+            lambda _, config: getattr(
+                bound_x0(config, build_model(config, digits_like(1).kind), digits_like(1).kind), "quantile", None
+            ),
+        ],
+    ),
+    "sampling.precision": _one("bf16", "bf16", mode_of("sample", 0)),
+    "sampling.compile": _one("on", "on", mode_of("sample", 1)),
+    "sampling.png_folder": _one("True", True, sample_set("pngs")),
+    "sampling.record_trajectory": _one("True", 16, drawn("num_trajectories")),
+    "eval.likelihoods": _one("vlb,vlb_continuous", ["vlb", "vlb_continuous"], estimators),
+    "eval.num_images": _one("6", 6, split("num_images")),
+    "eval.batch_size": _one("5", 5, split("batch_size"), lambda *of: of[0].eval(of[1]).args[0].size(0)),
+    "eval.split": _one("train", "train", data("eval", "split")),
+    "eval.precision": _one("bf16", "bf16", mode_of("eval", 0)),
+    "eval.compile": _one("on", "on", mode_of("eval", 1)),
+    "eval.clip_x0": _one("False", "NetworkScoreModel", seen_model),
+    "eval.vlb_variance": _one("large", "large", seen("variance")),
+    "eval.vlb_num_steps": _one("7", 7, seen("num_steps")),
+    "eval.vlb_grid": _one("quadratic", "quadratic", seen("grid")),
+    "eval.vlb_steps_per_image": [
+        _one("3", 3, seen("steps_per_image"), needs=("eval.vlb_step_sampling=uniform",)),
+        _one(
+            "3", 3, seen("steps_per_image", "vlb_continuous"),
+            needs=("eval.vlb_step_sampling=uniform", "eval.likelihoods=vlb_continuous"),
+        ),
+    ],
+    "eval.vlb_step_sampling": [
+        _one("uniform", "uniform", seen("step_sampling")),
+        _one("uniform", "uniform", seen("step_sampling", "vlb_continuous"), needs=("eval.likelihoods=vlb_continuous",)),
+    ],
+    "eval.ode_dequantization": _one("uniform", "uniform", seen("dequantization", "ode"), needs=ODE),
+    "eval.ode_importance_samples": _one(
+        "3", 3, seen("num_importance_samples", "ode"), needs=(*ODE, "eval.ode_divergence=exact")
+    ),
+    "eval.ode_divergence": _one("gaussian", "gaussian", seen("divergence", "ode"), needs=ODE),
+    "eval.ode_num_probes": _one("3", 3, seen("num_probes", "ode"), needs=ODE),
+    "eval.ode_solver": _one("dopri5", "dopri5", seen("solver.name", "ode"), needs=ODE),
+    "eval.ode_rtol": _one("1e-2", 1e-2, seen("solver.rtol", "ode"), needs=ODE),
+    "eval.ode_atol": _one("1e-2", 1e-2, seen("solver.atol", "ode"), needs=ODE),
+    "eval.ode_num_steps": _one("5", 5, seen("solver.num_steps", "ode"), needs=HEUN),
+    "eval.ode_grid": _one("quadratic", "quadratic", seen("solver.grid", "ode"), needs=HEUN),
+    "eval.ode_max_nfe": _one("77", 77, seen("solver.max_nfe", "ode"), needs=ODE),
+    "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
+}  # fmt: skip
+
+
+def _config(*settings: str) -> Config:
+    flags = [f"--config.{setting}" for setting in ("model.norm_groups=8", *settings)]
+    return load_config(str(ROOT / "configs/vp/digits.py"), [*TINY, *flags], defaults=get_default_config())
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_a_change_of_a_setting_arrives(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A new leaf needs an entry in ARRIVALS, which says where it is used."""
+    assert key in ARRIVALS, f"config.{key} is new: say in ARRIVALS where a change of it arrives"
+    bench, arrivals = Bench(tmp_path, monkeypatch), ARRIVALS[key]
+    for arrival in arrivals if isinstance(arrivals, list) else [arrivals]:
+        before, after = _config(*arrival.needs), _config(*arrival.needs, f"{key}={arrival.value}")
+        for read, expected in zip(arrival.reads, arrival.expected, strict=True):
+            was, found = read(bench, before), read(bench, after)
+            assert was != (expected if expected is not CHANGED else found), f"the default is no other than {was}"
+            assert expected is CHANGED or found == expected
+
+
+def test_each_entry_is_of_a_setting():
+    assert ARRIVALS.keys() <= set(LEAVES)
