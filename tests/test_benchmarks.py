@@ -117,7 +117,7 @@ def test_a_whole_run(
 
 @pytest.mark.slow
 def test_the_measure_is_at_its_floor_on_held_out_images_alone():
-    from data import load_dataset
+    from data import LevelSpace, load_dataset
 
     train, held_out = (load_dataset("digits", root="unused", split=split) for split in ("train", "test"))
     measure = quality.Quality(train, held_out, num_projections=20)

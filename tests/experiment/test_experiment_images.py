@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data import LevelSpace
 from experiment.images import (
     image_grid,
     save_bound_curve,

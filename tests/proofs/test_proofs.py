@@ -51,11 +51,11 @@ def test_every_registered_sampler_is_in_the_table():
     assert len(ENTRIES) == len(entries())
 
 
-# Every sixth sampler on one of the six SDEs, with one parameterization. The slow test has all cells; all samplers are
+# Every tenth sampler on one of the six SDEs, with one parameterization. The slow test has all cells; all samplers are
 # held against the mixture in test_sampler_every.py too.
 
 
-@pytest.mark.parametrize("index", only(range(0, len(SHORT), 12), range(len(SHORT))), ids=SHORT)
+@pytest.mark.parametrize("index", only(range(0, len(SHORT), 20), range(len(SHORT))), ids=SHORT)
 def test_gaussian(index: int):
     entry, name = ENTRIES[SHORT[index]], NAMES[index % 6]
     parameterization = PARAMETERIZATIONS[(index + len(name)) % 5]
@@ -70,7 +70,7 @@ def test_gaussian_by_langevin_steps_alone(label: str):
     assert cells["eps"].passed, cells
 
 
-@pytest.mark.parametrize("index", only(range(6, len(SHORT), 12), range(len(SHORT))), ids=SHORT)
+@pytest.mark.parametrize("index", only(range(6, len(SHORT), 20), range(len(SHORT))), ids=SHORT)
 def test_mixture(index: int):
     entry, name = ENTRIES[SHORT[index]], NAMES[(2 * index + 1) % 6]
     parameterization = PARAMETERIZATIONS[index % 5]
@@ -133,6 +133,7 @@ def test_a_published_step_that_falls_short_of_its_order_fails():
     assert not any(convergence.checked.passed for convergence in found)
 
 
+@pytest.mark.slow
 def test_too_little_noise_fails():
     # Heun takes noise_std as an option: a sampler that converges, but not to the data
     entry = _changed("Heun, churn 10", churn=40.0, noise_std=0.8)

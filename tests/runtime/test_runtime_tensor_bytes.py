@@ -11,6 +11,7 @@ from experiment.build import build_dataset
 from experiment.config import load_config
 from runtime.tensor_bytes import Content
 from training.build import build_state
+from training.state import TrainingState
 
 DTYPES = [
     torch.float32, torch.uint8, torch.float64, torch.bool, torch.bfloat16, torch.int64, torch.float16, torch.int32,

@@ -193,7 +193,7 @@ def test_order_of_diffusers_dpm_solver(algorithm, solver_type, solver_order, exp
     assert order_of(error) == pytest.approx(expected, abs=0.1)
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("stochastic", only((True,), [False, True]))
 @pytest.mark.parametrize("variant", OURS)
 def test_order_of_ours_on_the_same_grid(variant, stochastic):
     order = order_of(lambda n: our_error(DPMSolverPPSampler, n, variant=variant, stochastic=stochastic), num_steps=320)

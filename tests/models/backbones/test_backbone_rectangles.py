@@ -65,7 +65,13 @@ def test_the_transposed_network_gives_the_transposed_output_and_gradients(networ
         torch.testing.assert_close(gradient, expected[name], rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize(("network", "options"), NETWORKS[:-1])
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        pytest.param(*one.values, id=one.id, marks=pytest.mark.slow if k % 2 else ())
+        for k, one in enumerate(NETWORKS[:-1])
+    ],
+)
 def test_a_size_changes_no_weight_and_a_pair_of_equal_sides_is_one_number(network, options):
     square, pair, wide = (build(network, size, **options) for size in (16, (16, 16), (16, 24)))
     assert square.image_size == pair.image_size == 16 and wide.image_size == (16, 24)

@@ -187,6 +187,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_bit(dtype):
     assert net.gradient_checkpointing and all(stage.gradient_checkpointing for stage in net.stages)
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph():
     net = small(num_classes=3, null_class=True)
     x, c_noise = batch()
