@@ -1,4 +1,4 @@
-"""What is given its name is on the disk before, and the name after: in every writer of the code base."""
+"""Bytes before names: each writer of the code base has on the disk what it renames, and then the new name."""
 
 import ast
 import hashlib
