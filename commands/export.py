@@ -13,7 +13,7 @@ from experiment.config import Config
 from experiment.from_checkpoints import load_trained, trained_kind
 from experiment.workdir import check_for_use
 from models.pretrained import export_diffusers
-from runtime.files import make_folder
+from runtime.files import make_folder, sync_folder, sync_tree
 from runtime.locks import locked
 from runtime.messages import say
 from runtime.registry import choices_message
@@ -53,10 +53,12 @@ def export_model(config: Config, workdir: Path, *, format: str = "", output: str
         try:
             new = temporary / "new"
             _FORMATS[format](model, new)
+            sync_tree(new)
             _refuse_foreign(folder)
             if folder.exists():
                 folder.rename(temporary / "old")
             new.rename(folder)
+            sync_folder(folder.absolute().parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     say(f"wrote the averaged weights of step {step} to {folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ def open_npz(
     """Write ``np.savez(path, samples, labels)``, the samples a batch at a time.
 
     Args:
-        path: Where to; once the ``with`` block ends, the disk has it.
+        path: Where to.
         shape: Shape of all samples together.
         labels: Their classes, [N].
         dtype: Of the samples.
@@ -36,17 +35,14 @@ def open_npz(
     Yields:
         A function that appends a batch of samples.
     """
-    with path.open("wb") as file:
-        with zipfile.ZipFile(file, "w") as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
-                yield lambda images: _write(member, images)
-            if labels is not None:
-                with archive.open("arr_1.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, labels)
-        file.flush()
-        os.fsync(file.fileno())
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
+            yield lambda images: _write(member, images)
+        if labels is not None:
+            with archive.open("arr_1.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, labels)
 
 
 def _write(member: IO[bytes], images: np.ndarray) -> None:

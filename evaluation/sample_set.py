@@ -22,6 +22,7 @@ from runtime.files import (
     parse_json,
     read_regular,
     sync_folder,
+    sync_tree,
 )
 
 from .kept_batches import PartialResults
@@ -137,6 +138,7 @@ class SampleSet:
         make_folder(staged / "png" if self._pngs else staged)
         nfe = self._write(staged)
         write_json(staged / _ABOUT, self._about | {"nfe": nfe} | self._made_by)
+        sync_tree(staged)
         notes = self._install(staged)
         shutil.rmtree(staged)
         # a smaller number than before leaves the other batches for whoever goes on with the larger

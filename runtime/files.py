@@ -25,7 +25,7 @@ def one_line(text: object, most: int = 300) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder last through a power cut; nothing where the file system has no such thing."""
+    """Make the names in a folder, or a file's bytes, last through a power cut; nothing where a file system cannot."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -38,6 +38,13 @@ def sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Make a file, or a folder with all that is in it, last through a power cut."""
+    for inside in path.rglob("*"):
+        sync_folder(inside)
+    sync_folder(path)
 
 
 def make_folder(path: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from runtime.files import sync_folder
+
 from ..base import ImageDataset, check_split
 from ..errors import DataError
 
@@ -110,7 +112,9 @@ def _fetch(root: Path, *, allowed: bool, url: str, sha256: str) -> Path:
         with tempfile.TemporaryDirectory(dir=root, prefix=".cifar10.") as folder:
             archive = Path(folder) / ARCHIVE
             torch.hub.download_url_to_file(url, str(archive), hash_prefix=sha256, progress=sys.stderr.isatty())
+            sync_folder(archive)
             archive.replace(root / ARCHIVE)
+            sync_folder(root)
     except (OSError, http.client.HTTPException, ValueError, RuntimeError) as error:
         raise DataError(f"cifar10 not found in {root}, and {url} could not be fetched ({error}); {fix}") from error
     finally:

@@ -26,7 +26,7 @@ def _of_file(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _is(module: Any, tensors: dict[str, Tensor], prefix: str) -> bool:
-    """Whether a module holds the tensors of a file whose names begin so, to the bit."""
+    """Compare a module, to the bit, with the tensors of a file whose names begin so."""
     assert isinstance(module, nn.Module)
     # a frozen copy for inference wraps the network
     state, expected = getattr(module, "inner", module).state_dict(), _of_file(tensors, prefix)

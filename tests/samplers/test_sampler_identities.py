@@ -9,7 +9,7 @@ from sampler_oracles import SDES, GaussianModel, mixture
 from scipy.integrate import quad
 from thinning import only
 
-from samplers import DPMSolverPPSampler, LangevinCorrector, Predictor, make_predictor, make_sampler
+from samplers import DPMSolverPPSampler, LangevinCorrector, Predictor, make_predictor, make_sampler, points_of
 from samplers.dpm_solver import multistep_weights
 from samplers.unipc import unipc_weights
 from sde_lib import VE, NoiseStreams, Tabulated, points_at_log_snr
@@ -198,6 +198,22 @@ def test_churn_raises_the_noise_as_karras_say():
     euler = x + (2 - raised) * slope
     expected = x + (2 - raised) * 0.5 * (slope + 2 * (euler - MEAN) / (VAR + 4))
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_ends_of_the_noise_that_is_churned_belong_to_it():
+    """S_tmin <= sigma <= S_tmax (Karras et al. 2022, Algorithm 2)."""
+    sde = VE(sigma_min=0.01, sigma_max=20.0)
+    grid = sde.time_from_sigma(torch.tensor([4.0, 2.0], dtype=torch.float64))
+    x, end = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64), points_of(sde, grid)[0].noise_ratio
+
+    def churned(**limits: float) -> torch.Tensor:
+        sampler = make_sampler("heun", churn=0.3, grid=grid, denoise_final=False, **limits)
+        return sampler.sample(GaussianModel(sde), x, noise=NoiseStreams(0, [0])).x0
+
+    always = churned()
+    assert torch.equal(churned(churn_min=end, churn_max=end), always)
+    assert not torch.equal(churned(churn_max=math.nextafter(end, 0)), always)
+    assert not torch.equal(churned(churn_min=math.nextafter(end, 9)), always)
 
 
 def test_churn_stays_within_the_noise_that_networks_know():

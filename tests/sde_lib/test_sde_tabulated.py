@@ -44,7 +44,7 @@ def test_every_row_is_the_published_one(size, build, exact):
     with mpmath.workdps(50):
         expected = log_snr_rows(exact(size))
     sde = getattr(Tabulated, build)(num_steps=size)
-    assert sde.table_size == size
+    assert sde.table_size == size and sde.t_min == 1 / size
     for dtype in (torch.float64, torch.float32):
         t = rows(size, dtype)
         # betas near 0 are differences of cosines in float64

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from small_networks import score_model
 from torch import Tensor, nn
 
 from models import (
@@ -12,6 +13,7 @@ from models import (
     make_parameterization,
 )
 from sde_lib import SDE, VE, VP, SubVP, Tabulated
+from training.ema import ExponentialMovingAverage
 from training.losses import make_loss, weighted_error
 from training.optimization import ema_decay_at, learning_rate_factor
 
@@ -167,3 +169,19 @@ def test_ema_decay_warms_up_to_its_value():
     assert ema_decay_at(0, 0.999) == 0.1
     assert ema_decay_at(90, 0.999) == 0.91
     assert ema_decay_at(10**6, 0.999) == 0.999
+
+
+def test_each_update_of_the_average_has_the_decay_of_its_number():
+    """0.1, 2/11, 3/12 and so on, of a weight that is 0 in the average and 1 in the model, and then 2, 3, ..."""
+    model = score_model(torch.nn.Conv2d(1, 1, 1))
+    weights, expected = list(model.parameters()), 0.0
+    for weight in weights:
+        torch.nn.init.zeros_(weight)
+    average = ExponentialMovingAverage(model, 0.22)
+    for number, decay in enumerate((1 / 10, 2 / 11, 0.22, 0.22)):
+        for weight in weights:
+            torch.nn.init.constant_(weight, number + 1.0)
+        average.update(model)
+        expected = decay * expected + (1 - decay) * (number + 1)
+        for weight in average.model.parameters():
+            torch.testing.assert_close(weight, torch.full_like(weight, expected), rtol=1e-6, atol=0)

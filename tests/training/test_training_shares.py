@@ -88,6 +88,31 @@ def test_a_second_draw_of_noise_is_independent_of_the_first():
     assert abs(float((one * shifted).mean())) < 4 / len(one) ** 0.5
 
 
+def test_no_two_draws_of_a_step_share_a_seed(monkeypatch: pytest.MonkeyPatch):
+    """Times, both noises of each chunk and dropout of each micro-batch, at two steps."""
+    keys: list[tuple[int, ...]] = []
+
+    def recorded(*of: int) -> int:
+        keys.append(of)
+        return derive_seed(*of)
+
+    monkeypatch.setattr("training.batches.derive_seed", recorded)
+    monkeypatch.setattr("training.trainer.derive_seed", recorded)
+    settings = ("model.channels=16", "training.loss=dequantized", "model.attention_resolutions=()")
+    config = load_config(str(ROOT / "configs/vp/digits.py"), [f"--config.{setting}" for setting in settings])
+    dataset = digits_like(12)
+    state = build_state(config, dataset.kind, CPU)
+    trainer = Trainer(state, dataset, TrainingOptions(2, batch_size=300, seed=5, accumulation_steps=2))
+    monkeypatch.setattr(
+        state, "loss", lambda model, x0, *_, **__: 0 * next(model.parameters()).sum() + x0.mean((1, 2, 3))
+    )
+    for _ in range(2):
+        trainer.step()
+    # a time, two chunks of each of two noises, and two micro-batches
+    assert len(keys) == len(set(keys)) == 2 * 7
+    assert {of[0] for of in keys} == {5} and len({of[1] for of in keys}) == 2
+
+
 def test_batches_made_ahead_are_the_same_in_any_order():
     ahead, plain = _batches(RankSlice(8), ahead=True), _batches(RankSlice(8))
     for step in (0, 1, 2, 7, 8, 3, 3):
