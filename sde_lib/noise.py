@@ -16,7 +16,8 @@ from runtime.readable import Readable
 def _seed_sequence(*keys: int) -> np.random.SeedSequence:
     """Each key as two words and their number first: SeedSequence alone takes (1,) and (1, 0) as the same."""
     try:
-        numbers = [operator.index(key) for key in keys]
+        # a bool is an int to Python, and is one to nobody who counts
+        numbers = [-1 if isinstance(key, bool) else operator.index(key) for key in keys]
     except TypeError:
         numbers = [-1]
     if not all(0 <= number < 2**64 for number in numbers):
