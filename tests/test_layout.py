@@ -108,6 +108,13 @@ def test_main_is_short_and_no_module_is_called_utils():
         assert not list((ROOT / name).rglob("util*.py"))
 
 
+def test_no_flat_folder_is_a_room_of_its_own():
+    for name in MAY_IMPORT:
+        for folder in {path.parent for path in (ROOT / name).rglob("*.py")}:
+            lines = sum(len(path.read_text().splitlines()) for path in folder.glob("*.py"))
+            assert lines <= 2500, f"{folder} has {lines} lines"
+
+
 def test_files_can_be_read_in_one_sitting():
     for name in MAY_IMPORT:
         for path in (ROOT / name).rglob("*.py"):
