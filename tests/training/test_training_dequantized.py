@@ -168,7 +168,7 @@ def test_the_measured_q_is_the_density_of_the_places():
     dequantizer = Dequantizer(1)
     with torch.no_grad():
         dequantizer.network[-1].bias.copy_(torch.tensor([0.4, 0.2]))  # type: ignore[union-attr]
-    count, model = 20_000, _Gaussian(VP(), dequantizer)
+    count, model = 4_000, _Gaussian(VP(), dequantizer)
     with torch.no_grad():
         y, minus_log_q = place_variational(torch.zeros(count, 1, 1, 1), model, LEVELS, NoiseStreams(0, range(count)))
     width, inverse = 2 / (LEVELS - 1), minus_log_q.exp()
