@@ -64,6 +64,8 @@ def test_auto_leaves_short_runs_and_narrow_networks_as_they_are():
     assert pick_mode("auto", "off", CPU, backbone=vectors).precision == BF16
     mode = pick_mode("auto", "off", CPU, backbone=narrow)
     assert mode.precision == torch.float32
+    ends = [pick_mode("auto", "off", CPU, backbone=nn.Conv2d(n, n, 1)).precision for n in (127, 128)]
+    assert ends == [torch.float32, BF16]
     assert mode.reasons[0] == "fp32: so narrow a network gains nothing by the AMX of this CPU"
 
 

@@ -8,6 +8,7 @@ from scipy.integrate import quad
 from torch import Tensor, nn
 
 from likelihood import FlowLikelihood
+from likelihood.dequantization import place_variational
 from models import Dequantizer, GaussianMixtureScoreModel, NetworkScoreModel, Prediction, place_on_bin
 from sde_lib import SDE, VE, VP, NoiseStreams
 from training.losses import make_loss
@@ -160,6 +161,19 @@ def test_trained_beside_the_exact_score_it_closes_the_gap_to_the_mass_of_the_bin
     )
     tight = several(model, x0, noise=NoiseStreams(0, range(len(x0)))).bits_per_dim.reshape(20, LEVELS).mean(0)
     assert -0.003 < float((tight - _bin_bits()).mean()) < gap["variational"]
+
+
+def test_the_measured_q_is_the_density_of_the_places():
+    """E[1 / q(y)] is the width of the bin; a single pixel's noise, which is not uniform."""
+    dequantizer = Dequantizer(1)
+    with torch.no_grad():
+        dequantizer.network[-1].bias.copy_(torch.tensor([0.4, 0.2]))  # type: ignore[union-attr]
+    count, model = 4_000, _Gaussian(VP(), dequantizer)
+    with torch.no_grad():
+        y, minus_log_q = place_variational(torch.zeros(count, 1, 1, 1), model, LEVELS, NoiseStreams(0, range(count)))
+    width, inverse = 2 / (LEVELS - 1), minus_log_q.exp()
+    assert bool((y.abs() <= width / 2).all()) and float(inverse.std()) > 0.1 * width
+    assert abs(float(inverse.mean()) - width) < 4 * float(inverse.std()) / count**0.5
 
 
 def test_refusals():

@@ -31,6 +31,13 @@ def test_what_is_not_finite_is_left_out_and_counted():
         guard.accepts(NAN, 1.0, step=9)
 
 
+def test_a_loss_below_0_explodes_by_its_size():
+    """Bounds in bits/dim of a density can be; their running mean is of what they are beyond their sign."""
+    guard = StepGuard(explosion_factor=10.0)
+    assert all(guard.accepts((-1.0) ** step, 1.0, step=step) for step in range(300))
+    assert guard.accepts(-9.0, 1.0, step=300) and not guard.accepts(-20.0, 1.0, step=301)
+
+
 def test_none_is_left_out_where_none_may_be():
     with pytest.raises(FloatingPointError, match="the gradient norm is inf at step 1, as in the 0 steps before it"):
         StepGuard(max_bad_steps=0).accepts(1.0, INF, step=1)
