@@ -177,7 +177,7 @@ class ImageDataset(Dataset):
     def __post_init__(self) -> None:
         where = f"{self.name} {self.split}"
         check_split(self.split)
-        _ = self.space  # refuses a number of levels that cannot be
+        LevelSpace(self.num_levels)  # refuses a number of levels that cannot be
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             got = f"{self.images.dtype} {list(self.images.shape)}"
             raise DataError(f"{where}: images must be torch.uint8 [N, C, H, W], got {got}; convert them first")

@@ -10,7 +10,7 @@ from .base import (
 from .continuous import ContinuousBound
 from .decoder import discretized_gaussian_log_prob, level_entropy, levels_of
 from .probability_flow import FlowLikelihood
-from .step_sampling import draw_steps
+from .term_sampling import draw_steps
 from .units import RunningMean, mean_and_stderr, nats_to_bits_per_dim
 from .variational import VariationalBound, decoder_nats, prior_kl, step_kl
 

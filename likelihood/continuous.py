@@ -14,7 +14,7 @@ from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, check_finite, noisy_part
 from .decoder import levels_of
 from .dequantization import decoder_log_prob
-from .step_sampling import (
+from .term_sampling import (
     StepSampling,
     check_num_knots,
     check_step_sampling,

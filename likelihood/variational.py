@@ -24,7 +24,7 @@ from sde_lib import SDE, NoiseStreams, check_grid_choice, expand_like, make_grid
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
 from .checks import check_batch, check_finite, noisy_part
 from .decoder import discretized_gaussian_log_prob, levels_of
-from .step_sampling import (
+from .term_sampling import (
     StepDraws,
     StepSampling,
     check_step_sampling,

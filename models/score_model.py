@@ -22,7 +22,7 @@ from .prediction import Prediction
 class ScoreModel(nn.Module, ABC):
     """Answers, for noisy data x_t at time t of an SDE: what are x0 and eps?
 
-    Networks (``NetworkScoreModel``), exact oracles and guidance wrappers are all ScoreModels; samplers and likelihoods
+    Networks (``NetworkScoreModel``), exact oracles and wrappers of models are all ScoreModels; samplers and likelihoods
     call them and nothing else.
 
     Attributes:
@@ -164,7 +164,7 @@ class CallCounter:
 
 @contextmanager
 def count_network_calls(model: ScoreModel) -> Iterator[CallCounter]:
-    """Count calls where the network is called: at the innermost ScoreModels, inside any guidance wrapper.
+    """Count calls where the network is called: at the innermost ScoreModels, inside any wrapper.
 
     Args:
         model: A model or a wrapper around models.

@@ -21,7 +21,7 @@ def _seed_sequence(*keys: int) -> np.random.SeedSequence:
     except TypeError:
         numbers = [-1]
     if not all(0 <= number < 2**64 for number in numbers):
-        raise ValueError(f"seeds and indices must be integers in [0, 2^64), got {keys}; pass such")
+        raise ValueError(f"seeds and indices must lie in [0, 2^64), got {keys}; pass non-negative integers")
     words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
     return np.random.SeedSequence([len(keys), *words])
 

@@ -23,7 +23,7 @@ from sde_lib import LearnedVP, derive_seed
 
 from .batches import NETWORK_STREAM, Batch, Batches
 from .log import TrainingLog
-from .losses.time_sampling import TimeDraw
+from .losses.step_sampling import TimeDraw
 from .optimization import clip_gradients, learning_rate_factor
 from .preview import preview_picture
 from .state import TrainingState

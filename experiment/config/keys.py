@@ -1,4 +1,4 @@
-"""Keys and types that a config must have: those of ``configs/default.py``."""
+"""Keys and types that a config must have, those of ``configs/default.py``, and keys that were renamed."""
 
 from __future__ import annotations
 

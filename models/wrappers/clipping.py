@@ -1,4 +1,4 @@
-"""ScoreModel to ScoreModel wrappers: what they change, samplers never know."""
+"""Clip or threshold the predicted x0: wrappers of a score model, of which samplers know nothing."""
 
 from __future__ import annotations
 

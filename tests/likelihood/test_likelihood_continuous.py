@@ -9,7 +9,7 @@ from thinning import one_each
 
 from likelihood import ContinuousBound, VariationalBound, make_likelihood, prior_kl
 from likelihood.dequantization import decoder_log_prob
-from likelihood.step_sampling import draw_points
+from likelihood.term_sampling import draw_points
 from models import DiscreteScoreModel
 from sde_lib import VE, VP, NoiseStreams, SubVP, Tabulated
 

@@ -9,7 +9,7 @@ from likelihood_oracles import SDES, Pixels, coverage, entropy, lattice, random_
 from thinning import one_each, only
 
 from likelihood import ContinuousBound, VariationalBound, draw_steps, prior_kl
-from likelihood.step_sampling import (
+from likelihood.term_sampling import (
     UNIFORM_SHARE,
     draw_points,
     interpolate_step_weights,

@@ -10,8 +10,7 @@ from tiny import ROOT, snapshot
 from experiment.build import build_dataset
 from experiment.config import load_config
 from runtime.tensor_bytes import Content
-from training.build import build_state
-from training.state import TrainingState
+from training.build import build_state, state_of_weights
 
 DTYPES = [
     torch.float32, torch.uint8, torch.float64, torch.bool, torch.bfloat16, torch.int64, torch.float16, torch.int32,
@@ -74,7 +73,7 @@ def test_a_state_of_given_weights_holds_them_once_and_is_saved_as_any_other(conf
     kind = build_dataset(config, "train").kind
     created = build_state(config, kind, torch.device("cpu"))
     weights = {name: torch.randn_like(tensor) for name, tensor in created.model.backbone.state_dict().items()}
-    state = TrainingState.of_weights(config, kind, weights)
+    state = state_of_weights(config, kind, weights)
     for one in (state.model, state.ema.model):
         found = one.backbone.state_dict()
         assert {name: tensor.data_ptr() for name, tensor in found.items()} == {

@@ -12,7 +12,7 @@ from models import EpsParameterization, NetworkScoreModel, Prediction, ScoreMode
 from sde_lib import SDE, VP, LearnedVP, Tabulated
 from training.build import build_state
 from training.losses import DDPMLoss, make_loss
-from training.losses.time_sampling import TimeDraw, TimeSampler, spread
+from training.losses.step_sampling import TimeDraw, TimeSampler, spread
 from training.state import TrainingState
 from training.trainer import Trainer, TrainingOptions
 

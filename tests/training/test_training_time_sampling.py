@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.losses.time_sampling import LossHistory, check_step_sampling, spread
+from training.losses.step_sampling import LossHistory, check_step_sampling, spread
 
 
 def _times(steps: list[int], table_size: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from .base import LOSSES, Loss, make_loss, register_loss, weighted_error
 from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, timestep_bits
 from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
-from .time_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes
+from .step_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes
 
 __all__ = [
     "LOSSES",

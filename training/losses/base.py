@@ -14,7 +14,7 @@ from runtime.readable import Readable
 from runtime.registry import Registry, choices_message
 from sde_lib import SDE, expand_like
 
-from .time_sampling import TimeSampler, UniformTimes, check_step_sampling
+from .step_sampling import TimeSampler, UniformTimes, check_step_sampling
 
 Weighting = Literal["eps", "x0", "v", "edm", "likelihood"]
 

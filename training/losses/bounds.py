@@ -13,7 +13,7 @@ from sde_lib import SDE, LearnedVP, expand_like
 
 from .base import register_loss
 from .denoising import DenoisingScoreMatching, TableLoss
-from .time_sampling import TimeSampler
+from .step_sampling import TimeSampler
 
 
 def timestep_bits(

@@ -11,7 +11,7 @@ from models import Cond, ScoreModel
 from sde_lib import SDE
 
 from .base import Loss, register_loss
-from .time_sampling import LogSNRTimes, LossHistory, TimeSampler, log_snr_rate
+from .step_sampling import LogSNRTimes, LossHistory, TimeSampler, log_snr_rate
 
 
 class TableLoss(Loss):
