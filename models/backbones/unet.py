@@ -1,4 +1,4 @@
-"""The U-Net of denoising diffusion: Ho et al.'s network, with the options of Improved DDPM."""
+"""The U-Net of denoising diffusion: Ho et al.'s network, a preset of ADM."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
