@@ -14,7 +14,6 @@ from torch import Tensor
 from data import AnyDataset, RealSpace, eval_batches
 from likelihood import LikelihoodEstimator, LikelihoodTerms, RunningMean, nats_to_bits_per_dim
 from models import ScoreModel
-from runtime.terminal import ProgressBar
 from sde_lib import NoiseStreams
 
 Values = dict[str, np.ndarray]
@@ -170,49 +169,3 @@ def _step_means(index: np.ndarray, values: np.ndarray) -> dict[int, RunningMean]
     means = np.bincount(index, values) / np.maximum(counts, 1)
     squares = np.bincount(index, np.square(values - means[index]))
     return {int(k): RunningMean(int(counts[k]), float(means[k]), float(squares[k])) for k in np.flatnonzero(counts)}
-
-
-def measure(
-    estimator: LikelihoodEstimator,
-    model: ScoreModel,
-    dataset: AnyDataset,
-    *,
-    batch_size: int,
-    num_images: int = 0,
-    seed: int = 0,
-    class_conditional: bool = False,
-    device: torch.device | str = "cpu",
-    name: str = "eval",
-) -> Measurement:
-    """Measure images of a data set, in order, the last short batch included.
-
-    Args:
-        estimator: What to measure with.
-        model: The model.
-        dataset: The images.
-        batch_size: Images at a time; no image's value depends on it.
-        num_images: How many; 0 for all.
-        seed: Image k draws from stream (seed, k).
-        class_conditional: Hand the labels to the model.
-        device: Where the model is.
-        name: What the progress bar says.
-
-    Returns:
-        The values of all images.
-    """
-    split = EvalSplit(
-        dataset,
-        batch_size=batch_size,
-        num_images=num_images,
-        seed=seed,
-        class_conditional=class_conditional,
-        device=device,
-    )
-    batches, running = [], RunningMean()
-    with ProgressBar(total=split.num_images, desc=name, unit="image") as bar:
-        for k in range(len(split)):
-            batches.append(split.measure(k, estimator, model))
-            running.update(torch.from_numpy(bits_per_dim_of(batches[-1])))
-            bar.update(split.size(k))
-            bar.set_postfix_str(f"{running.mean:.4f} ± {running.stderr:.4f} bits/dim")
-    return Measurement(batches)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from in_one_process import draw, measure
 from tiny import TINY
 from torch import Tensor, nn
 from training_runs import CPU, ROOT
@@ -17,8 +18,7 @@ from commands import sample as sample_command
 from configs.default import get_default_config
 from data import ImageDataset, ImageKind
 from evaluation import pilot
-from evaluation.drawing import draw, draw_batch
-from evaluation.measurement import measure
+from evaluation.drawing import draw_batch
 from experiment.config import load_config
 from experiment.pictures import as_array, picture_of
 from experiment.trained_run import TrainedRun

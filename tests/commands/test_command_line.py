@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from in_one_process import draw
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from thinning import only
 from tiny import ROOT, TINY, last_tensors, tiny_command
 
 import main
-from evaluation.drawing import draw
 from experiment.build import build_dataset, build_sampler
 from experiment.config import load_config
 from experiment.from_checkpoints import load_trained

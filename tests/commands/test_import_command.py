@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_checkpoints import WRITERS, Foreign
+from in_one_process import draw, measure
 from safetensors.torch import load_file, save_file
 from thinning import only
 from tiny import ROOT, snapshot
@@ -19,8 +20,6 @@ from tiny import ROOT, snapshot
 import main
 from commands.import_checkpoint import read_source
 from data import LevelSpace
-from evaluation.drawing import draw
-from evaluation.measurement import measure
 from experiment.build import bound_x0, build_dataset, build_sampler
 from experiment.config import Config, load_config
 from experiment.estimators import build_estimators, model_for

@@ -4,11 +4,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from in_one_process import draw, measure
 from torch import Tensor
 
 from data import ImageDataset, LevelSpace
-from evaluation.drawing import draw
-from evaluation.measurement import Measurement, measure, values_of
+from evaluation.measurement import Measurement, values_of
 from evaluation.table import without_nan
 from likelihood import LikelihoodTerms, VariationalBound
 from models import DiscreteScoreModel, GaussianMixtureScoreModel

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from in_one_process import draw
 from PIL import Image
 from thinning import only
 from tiny import ROOT, TINY, error, tiny_command
@@ -14,7 +15,6 @@ from tiny import ROOT, TINY, error, tiny_command
 import main
 from commands import sample as sampling
 from data import ImageKind, LevelSpace
-from evaluation.drawing import draw
 from evaluation.trajectory import MOST_FRAMES, TrajectoryHook
 from experiment.build import build_dataset, build_sampler
 from experiment.classes import classes_of

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from in_one_process import draw
 from sampler_oracles import SDES, GaussianModel
 from thinning import one_each, only
 
-from evaluation.drawing import draw
 from samplers import GridSampler, available_samplers, make_sampler
 from sde_lib import VE, VP, LearnedVP, NoiseStreams, SubVP, Tabulated, available_grids
 
