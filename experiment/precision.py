@@ -201,7 +201,8 @@ class PrecisionBackbone(nn.Module):
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return self._network(x)(x, c_noise, cond)
+            # a network of one's own that knows no classes need not take them
+            return self._network(x)(x, c_noise, *(() if cond is None else (cond,)))
 
 
 class InferenceBackbone(PrecisionBackbone):

@@ -104,18 +104,20 @@ class TrainedRun:
         *,
         labels: Tensor | None = None,
         likelihood: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         progress: bool = True,
     ) -> Tensor:
         """Measure data as ``--mode eval`` does: datum k with the noise stream (seed, k), by the config's settings.
 
+        Where the config draws some of the bound's steps by importance, which takes a pilot run over training data, they
+        are drawn in strata here: unbiased too, with a larger standard error.
         ``likelihood.mean_and_stderr`` gives the mean of the result and its standard error.
 
         Args:
             data: Grey levels, integers [N, C, H, W], or vectors [N, D].
             labels: Classes, int64 [N], of a class-conditional model.
             likelihood: "vlb", "vlb_continuous" or "ode"; None for the first of ``config.eval.likelihoods``.
-            seed: The seed.
+            seed: The seed; None for the config's.
             progress: Show a progress bar.
 
         Returns:
@@ -127,8 +129,12 @@ class TrainedRun:
         if (labels is None) == bool(self.config.model.class_conditional):
             wanted = "labels, one a datum" if labels is None else "no labels; the model is told no class"
             raise ValueError(f"the model needs {wanted}")
+        if not len(data) or (labels is not None and len(labels) != len(data)):
+            raise ValueError(f"data and labels must be as many, and one at least, got {len(data)} data; check them")
         config = self.config.copy_and_resolve_references()
         config.eval.likelihoods = (likelihood or config.eval.likelihoods[0],)
+        if config.eval.vlb_step_sampling == "importance":
+            config.eval.vlb_step_sampling = "stratified"
         ((_, estimator),) = build_estimators(config, self.kind).items()
         model = model_for(estimator, self.model, clip_x0=config.eval.clip_x0)
         device, space = next(self.model.parameters()).device, self.kind.space
@@ -136,7 +142,7 @@ class TrainedRun:
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
             rows = slice(begin, min(begin + config.eval.batch_size, len(data)))
             cond = None if labels is None else labels[rows].to(device)
-            noise = NoiseStreams(seed, range(rows.start, rows.stop))
+            noise = NoiseStreams(config.seed if seed is None else seed, range(rows.start, rows.stop))
             terms = estimator(model, space.encode(data[rows]).to(device), cond=cond, noise=noise)
             volume = space.log_volume if isinstance(space, RealSpace) else 0.0
             bits.append(nats_to_bits_per_dim(terms.total + volume, terms.num_dims).cpu())

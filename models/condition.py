@@ -12,7 +12,7 @@ from torch import Tensor
 Rows = slice | Tensor | Sequence[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Condition:
     """The condition of a batch; a field that is None is not given, and all others have one row a sample.
 

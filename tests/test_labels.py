@@ -20,7 +20,7 @@ from data import ImageDataset, ImageKind
 from evaluation import pilot
 from evaluation.drawing import draw_batch
 from experiment.config import load_config
-from experiment.pictures import as_array, picture_of
+from experiment.pictures import as_array
 from experiment.trained_run import TrainedRun
 from likelihood import LikelihoodEstimator, available_likelihoods, make_likelihood
 from models import Dequantizer, NetworkScoreModel, make_parameterization
@@ -30,7 +30,7 @@ from sde_lib import SDE, NoiseStreams, make_sde
 from training.build import build_state
 from training.losses import DequantizedLoss, make_loss
 from training.losses.base import LOSSES as ALL_LOSSES
-from training.preview import preview_picture
+from training.preview import preview_samples
 from training.trainer import Trainer, TrainingOptions
 
 CLASSES, LEVELS = 10, 17
@@ -206,9 +206,9 @@ def levels(labels: Tensor) -> Tensor:
 
 def test_the_preview_shows_the_classes_in_turn():
     kind = replace(KIND, num_classes=3, class_names=())
-    picture = preview_picture(told(slope=0.0), kind, seed=0, class_conditional=True, stops=lambda: False)
-    assert picture is not None
-    np.testing.assert_array_equal(picture, picture_of(as_array(shown(torch.arange(16) % 3), kind)))
+    x0 = preview_samples(told(slope=0.0), kind, seed=0, class_conditional=True, stops=lambda: False)
+    assert x0 is not None
+    np.testing.assert_array_equal(as_array(x0, kind), as_array(shown(torch.arange(16) % 3), kind))
 
 
 @pytest.mark.parametrize("name", available_samplers())

@@ -161,7 +161,7 @@ def pilot(key: str) -> Read:
 def preview(key: str) -> Read:
     def read(bench: Bench, config: Config) -> Any:
         trainer = bench.trainer(config)
-        return bench.call(lambda: trainer._draw_samples(None), "training.trainer.preview_picture").kwargs[key]  # type: ignore[arg-type]
+        return bench.call(lambda: trainer._draw_samples(None), "training.trainer.preview_samples").kwargs[key]  # type: ignore[arg-type]
 
     return read
 

@@ -152,14 +152,17 @@ class Batches:
     ) -> None:
         self._samples = TrainBatches(dataset, batch_size=rank_slice.batch_size, seed=seed, random_flip=random_flip)
         self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches") if ahead else None
+        self._ahead = ahead
+        self._pool: ThreadPoolExecutor | None = None
         self._pin = ahead and torch.cuda.is_available()
         self._next: tuple[int, Future[Batch]] | None = None
 
     def at(self, step: int) -> Batch:
         """The batch of a step, whichever steps were asked for before."""
-        if self._pool is None:
+        if not self._ahead:
             return self._make(step)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         batch = self._next[1].result() if self._next is not None and self._next[0] == step else self._make(step)
         self._next = (step + 1, self._pool.submit(self._make, step + 1))
         return batch
@@ -168,6 +171,7 @@ class Batches:
         """End the thread."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = self._next = None
 
     def _make(self, step: int) -> Batch:
         own = self._slice.samples

@@ -10,9 +10,10 @@ from torch import Tensor
 from data import Dataset, ImageDataset, TensorDataset
 from experiment.build import named_device
 from models import EDMParameterization, NetworkScoreModel
+from sde_lib import LearnedVP
 
 from .ema import ExponentialMovingAverage
-from .losses import Loss, make_loss
+from .losses import ContinuousBoundLoss, DequantizedLoss, Loss, make_loss
 from .state import TrainingState
 from .trainer import Trainer, TrainingOptions
 
@@ -49,25 +50,29 @@ def fit(
         The moving average of the model, in evaluation mode: sample from it, and measure it.
 
     Raises:
-        ValueError: If the data cannot be trained on, or labels and the network do not go together.
+        ValueError: If the data cannot be trained on, or labels or loss do not go with the model.
         FloatingPointError: If more than ten steps in a row are not finite.
 
     Example:
         >>> model = NetworkScoreModel(UNet(image_size=32), Tabulated.ddpm(), EpsParameterization())
         >>> trained = fit(model, images, steps=10_000)
     """
-    dataset, conditional = _dataset(data, labels), bool(getattr(model.backbone, "num_classes", None))
+    conditional = bool(getattr(model.backbone, "num_classes", None))
+    if labels is not None and isinstance(data, Dataset):
+        raise ValueError("labels are for tensors, got a data set, which has its own; leave them out")
     if isinstance(data, Tensor) and conditional and labels is None:
         raise ValueError(f"a network of {model.backbone.num_classes} classes needs labels, got None; pass int64 [N]")
     if labels is not None and not conditional:
         raise ValueError("labels need a network that is told them; build it with num_classes, or leave them out")
-    model.to(named_device(device))
-    # before the optimizer, whose moments are laid out as the weights are
-    model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    dataset = _dataset(data, labels)
     if isinstance(loss, str):
         kind = "edm" if isinstance(model.parameterization, EDMParameterization) else "eps"
         levels = dataset.space.num_levels
         loss = make_loss(loss, sde=model.sde, parameterization=kind, weighting="auto", num_levels=levels)
+    _check_loss(model, loss, dataset)
+    model.to(named_device(device)).requires_grad_(True)
+    # before the optimizer, whose moments are laid out as the weights are
+    model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     state = TrainingState(
         model,
         ExponentialMovingAverage(model, ema_decay),
@@ -75,8 +80,30 @@ def fit(
         loss,
         loss.time_sampler(model.sde, step_sampling),
     )
-    Trainer(state, dataset, TrainingOptions(steps, class_conditional=conditional, **options)).run()
+    trainer = Trainer(state, dataset, TrainingOptions(steps, class_conditional=conditional, **options))
+    # a step seeds the global generators, for dropout; the caller's streams go on as if nothing had been drawn
+    with torch.random.fork_rng():
+        trainer.run()
+    model.eval()
     return state.ema.model
+
+
+def _check_loss(model: NetworkScoreModel, loss: Loss, dataset: Dataset) -> None:
+    """Refuse a loss that cannot train all that the model learns, or that is of other data."""
+    if not isinstance(loss, Loss):
+        raise ValueError(f"loss must be a name or a Loss, got {loss!r}; pass make_loss(...)")
+    loss.check(model.sde)
+    levels = dataset.space.num_levels
+    if loss.num_levels not in (None, levels):
+        raise ValueError(f"the loss is of {loss.num_levels} grey levels, the data of {levels}; give both the same")
+    if model.learned_variance and not loss.trains_variance:
+        raise ValueError("a learned variance needs a loss that trains it; pass loss='hybrid' or loss='vlb'")
+    if model.dequantizer is not None and not isinstance(loss, DequantizedLoss):
+        raise ValueError("a dequantizer needs the loss that trains it; pass loss='dequantized'")
+    if isinstance(model.sde, LearnedVP) and not isinstance(loss, ContinuousBoundLoss):
+        raise ValueError("a learned noise schedule needs the loss that trains it; pass loss='vlb_continuous'")
+    if isinstance(model.sde, LearnedVP) and model.parameterization.time_input in ("auto", "index", "t999"):
+        raise ValueError("a learned noise schedule moves t, which the network is told; pass time_input='log_snr'")
 
 
 def _dataset(data: Tensor | Dataset, labels: Tensor | None) -> Dataset:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from data import AnyKind, ImageKind
-from experiment.pictures import as_array, has_picture, picture_of
+from experiment.pictures import has_picture
 from models import ClippedScoreModel, ScoreModel
 from samplers import DDIMSampler, StepState
 from sde_lib import NoiseStreams
@@ -18,20 +18,20 @@ class _PreviewStopped(Exception):  # noqa: N818
     pass
 
 
-def preview_picture(
+def preview_samples(
     model: ScoreModel, kind: AnyKind, *, seed: int, class_conditional: bool, stops: Callable[[], bool]
-) -> np.ndarray | None:
-    """A picture of samples by 50 steps of DDIM, from the same noise every time.
+) -> Tensor | None:
+    """Samples by 50 steps of DDIM, from the same noise every time.
 
     Args:
         model: The model.
         kind: The data that it is for.
         seed: Seed of the noise.
         class_conditional: Tell the model the classes, in turn.
-        stops: Asked after each step; True gives the picture up.
+        stops: Asked after each step; True gives them up.
 
     Returns:
-        uint8 [H, W, 3]; None where it was given up, or such data have no picture.
+        x0, [16 or 500, ...]; None where they were given up, or such data have no picture.
     """
 
     def stop(_: StepState) -> None:
@@ -52,4 +52,4 @@ def preview_picture(
         result = sampler.sample(bounded, x_T, cond=cond, noise=noise, hooks=[stop])
     except _PreviewStopped:
         return None
-    return picture_of(as_array(result.x0, kind))
+    return result.x0

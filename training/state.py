@@ -84,6 +84,20 @@ class TrainingState:
             return f"its average was updated {updates} times in {done} steps"
         return optimizer_mismatch(self.optimizer, checkpoint, updates=done)
 
+    def check_finite(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, whole.
+
+        Raises:
+            FloatingPointError: If one is not finite.
+        """
+        expected = {name: whole(tensor) for name, tensor in self._expected().items()}
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in expected.values()):
+            raise FloatingPointError(
+                f"a weight is not finite at step {self.step}, which is not saved; lower optim.learning_rate or "
+                "training.grad_clip, and go on from the last checkpoint if there is one"
+            )
+        return expected
+
     def save(self, root: Path, *, keep: int, write: bool = True) -> None:
         """Write a checkpoint of this moment.
 
@@ -95,12 +109,7 @@ class TrainingState:
         Raises:
             FloatingPointError: If a weight is not finite; nothing is written then, so that good checkpoints stay.
         """
-        expected = {name: whole(tensor) for name, tensor in self._expected().items()}
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in expected.values()):
-            raise FloatingPointError(
-                f"a weight is not finite at step {self.step}, which is not saved; lower optim.learning_rate or "
-                "training.grad_clip, and go on from the last checkpoint if there is one"
-            )
+        expected = self.check_finite()
         tensors, state = flatten_optimizer(self.optimizer)
         tensors = {name: whole(tensor) for name, tensor in tensors.items()} | expected
         self.saved_step = self.step

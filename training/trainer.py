@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from data import Dataset
+from experiment.pictures import as_array, picture_of
 from experiment.precision import NetworkMode, PrecisionBackbone
 from runtime.messages import say
 from runtime.processes.collectives import Communication, RankSlice
 from runtime.signals import Interrupted, StopRequest
+from runtime.whole_numbers import whole_number
 from sde_lib import LearnedVP, derive_seed
 
 from .batches import NETWORK_STREAM, Batch, Batches
 from .log import TrainingLog
 from .losses.step_sampling import TimeDraw
 from .optimization import clip_gradients, learning_rate_factor
-from .preview import preview_picture
+from .preview import preview_samples
 from .state import TrainingState
 
 
@@ -66,6 +68,13 @@ class TrainingOptions:
     keep_checkpoints: int = 3
     sample_every: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every"):
+            whole_number(name, getattr(self, name), fix="pass 1 or more")
+        for name in ("learning_rate", "grad_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}; pass such a number")
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -103,12 +112,13 @@ class Trainer:
         dataset: Dataset,
         options: TrainingOptions,
         *,
-        workdir: Path | None = None,
+        workdir: Path | str | None = None,
         mode: NetworkMode | None = None,
         communication: Communication | None = None,
         before_saving: Callable[[], None] = lambda: None,
     ) -> None:
-        self.state, self.options, self.workdir = state, options, workdir
+        self.state, self.options = state, options
+        self.workdir = None if workdir is None else Path(workdir)
         model, mode = state.model, mode or NetworkMode(torch.float32, compiled=False)
         self._device = next(model.parameters()).device
         alone = RankSlice(options.batch_size, accumulation_steps=options.accumulation_steps)
@@ -301,6 +311,7 @@ class Trainer:
             FloatingPointError: If a weight is not finite; nothing is written then.
         """
         if self.workdir is None:
+            self.state.check_finite()
             return
         if self.first and self._before_saving is not None:
             self._before_saving()
@@ -328,12 +339,12 @@ class Trainer:
         sharded = self._ranks.sharded
         if self.state.kind is None or not (self.first or sharded):
             return
-        picture = preview_picture(
+        samples = preview_samples(
             self.state.ema.model,
             self.state.kind,
             seed=self.options.seed,
             class_conditional=self.options.class_conditional,
             stops=lambda: self._ranks.any(bool(request)) if sharded else bool(request),
         )
-        if self._log is not None and picture is not None:
-            self._log.samples(self.state.step, picture)
+        if self._log is not None and samples is not None:
+            self._log.samples(self.state.step, picture_of(as_array(samples, self.state.kind)))

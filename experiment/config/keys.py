@@ -64,8 +64,8 @@ def with_new_names(config: dict[str, Any]) -> dict[str, Any]:
         (section, old_leaf), (_, new_leaf) = old.split("."), new.split(".")
         values = renamed.get(section)
         if isinstance(values, dict) and old_leaf in values:
-            values = {new_leaf if key == old_leaf else key: value for key, value in values.items()}
-            renamed[section] = values
+            # a config that has both was written by hand: the present name counts
+            renamed[section] = {new_leaf: values[old_leaf]} | {k: v for k, v in values.items() if k != old_leaf}
     return renamed
 
 
@@ -75,9 +75,9 @@ def rename_keys(config: Config) -> None:
         (section, old_leaf), (_, new_leaf) = old.split("."), new.split(".")
         if isinstance(config.get(section), ConfigDict) and old_leaf in config[section]:
             say_renamed(old)
-            with config.ignore_type():
+            with config[section].unlocked(), config[section].ignore_type():
                 config[section][new_leaf] = config[section][old_leaf]
-            del config[section][old_leaf]
+                del config[section][old_leaf]
 
 
 def say_renamed(old: str) -> None:

@@ -181,6 +181,7 @@ def test_only_what_is_of_the_same_measurement_is_used(
     assert results(interrupted) == resumed
 
 
+@pytest.mark.slow
 def test_another_checkpoint_starts_anew(
     interrupted: Path, measured: list[tuple[int, str]], capsys: pytest.CaptureFixture[str]
 ):
@@ -193,6 +194,7 @@ def test_another_checkpoint_starts_anew(
     assert json.loads(results(interrupted)["report.json"])["step"] == 8
 
 
+@pytest.mark.slow
 def test_other_weights_of_the_same_step_start_anew(
     interrupted: Path, measured: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

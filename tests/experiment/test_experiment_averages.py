@@ -71,7 +71,7 @@ def test_what_is_previewed_is_the_average_of_that_moment(run_copy: Path, monkeyp
     def preview(model: NetworkScoreModel, *_: object, **__: object) -> None:
         seen.append({name: value.clone() for name, value in model.backbone.state_dict().items()})
 
-    monkeypatch.setattr("training.trainer.preview_picture", preview)
+    monkeypatch.setattr("training.trainer.preview_samples", preview)
     longer = ("--config.training.num_steps=8", "--config.training.sample_every=8")
     assert main.run(tiny_command("train", run_copy, *longer)) == 0
     expected = _of_file(last_tensors(run_copy), "ema.")

@@ -14,9 +14,13 @@ from experiment import load_run
 from experiment.build import build_model
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import MLP, UNet
+from models.parameterization import TimeInput
+from runtime.processes.collectives import RankSlice
 from samplers import DDIMSampler
-from sde_lib import VP, Tabulated
+from sde_lib import SDE, VP, LearnedVP, Tabulated
 from training import fit
+from training.batches import Batches
+from training.losses import ContinuousBoundLoss, DDPMLoss, VariationalLoss
 
 
 def _mlp(num_classes: int | None = None) -> NetworkScoreModel:
@@ -110,3 +114,85 @@ def test_refusals(data: Tensor, labels: Tensor | None, classes: int | None, mess
 def test_a_tensor_data_set_checks_its_labels():
     with pytest.raises(DataError, match=r"labels must be 0 .. 1, got 5; correct the labels or num_classes"):
         TensorDataset(torch.zeros(2, 3), torch.tensor([0, 5]), num_classes=2)
+
+
+def _images(count: int = 16) -> Tensor:
+    return torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def _unet(sde: SDE, *, learned_variance: bool = False, time_input: TimeInput = "auto") -> NetworkScoreModel:
+    network = UNet(
+        image_size=8,
+        in_channels=1,
+        channels=8,
+        norm_groups=4,
+        channel_mult=(1,),
+        attention_resolutions=(),
+        learned_variance=learned_variance,
+    )
+    parameterization = EpsParameterization(time_input=time_input)
+    return NetworkScoreModel(network, sde, parameterization, learned_variance=learned_variance)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (_unet(Tabulated.ddpm(), learned_variance=True), {}, "a learned variance needs a loss that trains it"),
+        (_unet(LearnedVP(), time_input="log_snr"), {}, "a learned noise schedule needs the loss that trains it"),
+        (_unet(LearnedVP()), {"loss": "vlb_continuous"}, "a learned noise schedule moves t"),
+        (_unet(VP()), {"loss": ContinuousBoundLoss()}, "needs num_levels, got None"),
+        (_unet(VP()), {"loss": DDPMLoss()}, "needs an SDE with a table"),
+        (_unet(Tabulated.ddpm()), {"loss": VariationalLoss(num_levels=17)}, "of 17 grey levels, the data of 256"),
+        (_unet(VP()), {"loss": DDPMLoss}, "loss must be a name or a Loss"),
+        (_unet(VP()), {"log_every": 0}, "log_every must be at least 1"),
+        (_unet(VP()), {"batch_size": 2.5}, "batch_size must be at least 1, a whole number"),
+        (_unet(VP()), {"learning_rate": float("nan")}, "learning_rate must be at least 0 and finite"),
+    ],
+)
+def test_what_would_train_wrongly_is_refused(model: NetworkScoreModel, options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message) as caught:
+        fit(model, _images(), steps=2, device="cpu", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_no_result():
+    with pytest.raises(FloatingPointError, match="not finite"):
+        fit(_unet(VP()), _images(), steps=3, batch_size=8, learning_rate=1e38, grad_clip=0, device="cpu")
+
+
+def test_a_trained_model_is_trained_on_and_the_caller_s_random_numbers_stay():
+    model = _unet(VP())
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    trained = fit(model, _images(), steps=2, batch_size=4, device="cpu")
+    assert torch.equal(torch.randn(3), expected)
+    assert not any(part.training for part in [*model.modules(), *trained.modules()])
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    fit(trained, _images(), steps=2, batch_size=4, device="cpu")
+    assert any(not torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+
+
+def test_a_network_of_one_s_own_need_not_take_classes():
+    class Own(torch.nn.Linear):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return super().forward(x)
+
+    fit(NetworkScoreModel(Own(2, 2), VP(), EpsParameterization()), torch.randn(8, 2), steps=2, device="cpu")
+
+
+def test_labels_beside_a_data_set_are_refused():
+    digits = load_dataset("digits", root=".", split="train")
+    with pytest.raises(ValueError, match="labels are for tensors, got a data set"):
+        fit(_mlp(2), digits, labels=digits.labels, steps=1)
+
+
+def test_batches_go_on_after_they_were_closed():
+    """Also where batches are made ahead, as on a GPU."""
+    batches = Batches(
+        TensorDataset(torch.randn(9, 2), torch.zeros(9, dtype=torch.int64)), RankSlice(4), seed=0, ahead=True
+    )
+    first = batches.at(0)
+    batches.close()
+    assert torch.equal(batches.at(0).eps, first.eps)
+    batches.close()
