@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from eval_runs import eval_command
 
@@ -43,6 +44,7 @@ def test_weights_are_fitted_on_the_other_split():
         assert weights["a"] == again.step_weights.tolist() and len(weights["b"]) == 24
 
 
+@pytest.mark.slow
 def test_the_report_says_what_the_draws_add_to_the_standard_error(tiny_run: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     workdir.mkdir()

@@ -104,6 +104,7 @@ def test_probes_give_the_density_within_their_standard_error(name, divergence):
 
 
 @pytest.mark.parametrize("name", only(("ve",), SDES))
+@pytest.mark.slow
 def test_the_mixture_satisfies_the_change_of_variables(name):
     """log p_flow(y) - log p_data,r0(y) is what the prior and the data's own p_T differ by at the point reached."""
     sde, x = SDES[name], points()
@@ -182,6 +183,7 @@ def test_uniform_dequantization_is_a_bound_and_importance_samples_tighten_it():
     assert once > often > truth - 0.05
 
 
+@pytest.mark.slow
 def test_a_grid_solver_converges_to_the_adaptive_one():
     sde, x = VP(), points(10)
     model = gaussian(sde)

@@ -29,6 +29,7 @@ from sde_lib import VP, NoiseStreams, points_of
 
 
 @pytest.mark.parametrize("name", only(("ve",), ["vp", "subvp", "ve"]))
+@pytest.mark.slow
 def test_the_error_falls_with_the_tolerance(name):
     sde, x = SDES[name], points()
     errors, calls = [], []

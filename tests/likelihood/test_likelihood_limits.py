@@ -156,6 +156,7 @@ def test_gap_of_the_large_variance_on_the_linear_table():
 
 
 @pytest.mark.parametrize("variance", only(("large",), ["small", "large", "learned"]))
+@pytest.mark.slow
 def test_a_chain_that_ends_at_the_least_noise_of_ve_is_decoded_with_that_noise_however_short_its_steps(variance):
     # sigma_min of two and a half bins: a decoder as narrow as the last step's posterior costs tens of bits, and the
     # more of them the more steps there are

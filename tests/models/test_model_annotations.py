@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 from jaxtyping import TypeCheckError, install_import_hook
 
@@ -85,6 +87,7 @@ print("checked", len(wrong))
 """
 
 
+@pytest.mark.slow
 def test_shape_annotations_hold_and_catch_wrong_shapes():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -171,6 +171,7 @@ def bound_in_closed_form(x0, std, log_snr_ends):
     return antiderivative(high) - antiderivative(low)
 
 
+@pytest.mark.slow
 def test_the_continuous_bound_of_a_gaussian_whatever_the_schedule():
     std, copies = 0.6, 800
     x0 = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64).repeat_interleave(copies)[:, None]

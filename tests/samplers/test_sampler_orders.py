@@ -85,6 +85,7 @@ def test_measured_order_is_the_promised_one(solver, sde_name):
         (("unipc", {"order": 3}), 4),
     ],
 )
+@pytest.mark.slow
 def test_from_pure_noise_the_first_steps_cost_no_order(solver, promised):
     # where a grid usually starts, x0 hardly depends on x_t, so that a first step of low order is as good as any
     measured = orders("vp", *solver, (160, 320), (-9.0, 6.0))

@@ -63,14 +63,14 @@ def _moments(model: NetworkScoreModel, cond: Tensor | None = None) -> tuple[floa
 def test_floats_are_learned_as_they_are():
     """N(0.5, 0.2^2) comes back; a standardized copy of it would not."""
     x = 0.5 + 0.2 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(2))
-    mean, std = _moments(fit(_mlp(), x, steps=500, learning_rate=3e-3, warmup_steps=20, device="cpu"))
+    mean, std = _moments(fit(_mlp(), x, steps=300, learning_rate=3e-3, warmup_steps=20, device="cpu"))
     assert mean == pytest.approx(0.5, abs=0.08) and std == pytest.approx(0.2, abs=0.08)
 
 
 def test_labels_reach_the_network():
     x = torch.cat([torch.full((500, 1), -1.0), torch.full((500, 1), 1.0)])
     labels = torch.arange(1000) // 500
-    model = fit(_mlp(num_classes=2), x, labels=labels, steps=400, learning_rate=3e-3, device="cpu")
+    model = fit(_mlp(num_classes=2), x, labels=labels, steps=250, learning_rate=3e-3, device="cpu")
     for label, place in ((0, -1.0), (1, 1.0)):
         assert _moments(model, torch.full((2000,), label))[0] == pytest.approx(place, abs=0.25)
 
