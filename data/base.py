@@ -19,7 +19,7 @@ T = TypeVar("T", bound="Dataset")
 
 
 class Dataset:
-    """Samples of one split, whole and in memory, in their fixed order: ``ImageDataset`` or ``VectorDataset``.
+    """Samples of one split, whole and in memory, in their fixed order: images, vectors or a plain tensor.
 
     Attributes:
         labels: int64 [N].

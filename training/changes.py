@@ -61,7 +61,7 @@ class SettingsHistory:
 
 
 def note_changes(history: SettingsHistory, config: Config, workdir: Path, step: int) -> None:
-    """Let checkpoints from here on say what changes, and say a line of what changes the weights on purpose.
+    """Record changed settings for the checkpoints to come; print a line for those that change the weights.
 
     Args:
         history: What the run was trained with.

@@ -33,7 +33,7 @@ class StepGuard:
         return self._in_a_row > 0
 
     def accepts(self, loss: float, grad_norm: float, step: int) -> bool:
-        """Tell a step that may change the weights.
+        """True if the step may change the weights.
 
         Args:
             loss: Its mean loss.

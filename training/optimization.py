@@ -1,4 +1,4 @@
-"""Numbers of an optimizer step: the learning rate, the decay of the average, the largest gradient."""
+"""Learning-rate schedule, decay of the moving average, and gradient clipping."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ class TrainingOptions:
         learning_rate: After the warm-up.
         warmup_steps: Steps over which the learning rate rises.
         decay_steps: Step at which it has fallen to 0; 0 keeps it.
-        grad_clip: Largest gradient norm; 0 for none. The inside of a learned noise schedule, whose gradient is that of
-            the loss's variance, has its own norm.
+        grad_clip: Largest gradient norm; 0 for none. The inner parameters of a learned noise schedule are
+            clipped by a norm of their own, since their gradient is that of the loss's variance.
         log_every: Steps between two lines of numbers.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: Number of checkpoints to keep.
@@ -279,7 +279,7 @@ class Trainer:
         return times, torch.cat(losses), mean
 
     def _losses(self, batch: Batch, times: TimeDraw, micro_batch: slice) -> Tensor:
-        """The loss of each sample of a micro-batch, which is given by its places in the global batch."""
+        """The loss of each sample of a micro-batch, a slice of the global batch."""
         begin = self._slice.samples.start
         local = slice(micro_batch.start - begin, micro_batch.stop - begin)
 

@@ -122,7 +122,7 @@ class Communication:
         return values
 
     def any(self, one: bool) -> bool:
-        """True if it is so on some process; all of them must ask."""
+        """True if ``one`` is true on some rank; all ranks must call this."""
         return bool(self.add(torch.tensor(float(one), dtype=torch.float64, device=self.device)) > 0)
 
     def gather(self, values: Tensor) -> Tensor:

@@ -87,8 +87,8 @@ class _TableBound(TableLoss):
 class VariationalLoss(_TableBound):
     """L_vlb: N L_t of a random row t of the table's N, L_0 at the first, in bits/dim (Nichol & Dhariwal 2021, Eq. 4).
 
-    Its mean over uniform rows is the bound less L_T, which no network changes. Where the network learns its reverse
-    variance, that variance; else the small one. The terms differ by orders of magnitude: with step sampling
+    Its mean over uniform timesteps is the bound less L_T, which no network changes. Where the network learns its
+    reverse variance, that variance; else the small one. The terms differ by orders of magnitude: with step sampling
     "importance" the gradient has much less noise (Section 3.3).
     """
 

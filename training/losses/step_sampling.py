@@ -29,7 +29,7 @@ def check_step_sampling(name: str) -> None:
 
 @dataclass(frozen=True)
 class TimeDraw:
-    """Training times, and the weight of the loss at each of them that keeps the mean that over uniform times.
+    """Training times, and weights under which the mean loss is that over uniform times.
 
     Attributes:
         t: Times, float64 [B].
