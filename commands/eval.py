@@ -47,12 +47,12 @@ from models import ScoreModel
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.messages import say
-from runtime.processes.ranks import Ranks
+from runtime.processes.ranks import ALONE, Ranks
 
 _NUM_CALLS = 100  # of the network for an image, about, to judge whether compiling it is worth while
 
 
-def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Measure the averaged weights of the newest good checkpoint; print a table, write ``eval/report.json``.
 
     What is measured is kept in ``eval/partial`` batch by batch, so that an interrupted command goes on to the same
@@ -62,6 +62,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Args:
         config: The config the work directory was trained with; ``eval`` may differ.
         workdir: The work directory.
+        ranks: The processes of the job.
 
     Returns:
         The report; an empty one on ranks other than 0.
@@ -69,12 +70,11 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the config does not fit the work directory, or there is no good checkpoint.
         FloatingPointError: If a value is not finite.
-        RuntimeError: If a process of the job failed, or a solver gave up, or another command measures there.
+        RuntimeError: If a solver gave up, or another command measures there.
         Interrupted: After Ctrl-C.
     """
     check_config(config)
     with (
-        Ranks.from_environment() as ranks,
         explain_out_of_memory("eval.batch_size", config.eval.batch_size),
         contextlib.ExitStack() as held,
     ):

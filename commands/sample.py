@@ -34,12 +34,12 @@ from runtime.files import one_line
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.messages import say
-from runtime.processes.ranks import Ranks
+from runtime.processes.ranks import ALONE, Ranks
 from runtime.terminal import ProgressBar
 from samplers import StepState
 
 
-def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
+def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: Ranks = ALONE) -> None:
     """Sample from the newest good checkpoint; write ``samples.npz``, ``grid.png`` and ``samples.json``.
 
     Batches are kept as they come, so that an interrupted command goes on to the same bytes, and memory holds one of
@@ -50,19 +50,19 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
         config: The config the work directory was trained with; ``sampling`` may differ.
         workdir: The work directory.
         output: The folder to write in; None for ``samples`` in the work directory.
+        ranks: The processes of the job.
 
     Raises:
         ValueError: If the config does not fit the work directory, or there is no good checkpoint or no such class.
         FloatingPointError: If the sampler's state stops being finite.
         MemoryError: If the memory does not suffice.
         OSError: If the folder cannot be written in.
-        RuntimeError: If another process of the job failed, or another command samples there.
+        RuntimeError: If another command samples there.
         Interrupted: After Ctrl-C.
     """
     check_config(config)
     settings, folder = config.sampling, workdir / "samples" if output is None else output
     with (
-        Ranks.from_environment() as ranks,
         explain_out_of_memory("sampling.batch_size", settings.batch_size),
         contextlib.ExitStack() as held,
     ):

@@ -93,7 +93,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
             # only then, so that config.json is of what was trained
             before_saving=partial(_claim, config, workdir),
         )
-        with stop_on_signals(launched=is_torchelastic_launched(), called_off=lambda: ranks.called_off) as request:
+        with stop_on_signals(launched=is_torchelastic_launched()) as request:
             trainer.run(request)
 
 
