@@ -186,7 +186,7 @@ def test_every_config_is_of_a_checkpoint_here():
 
 
 def test_every_command_of_the_page_has_its_config():
-    lines = (ROOT / "docs" / "checkpoints.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "pretrained.md").read_text().splitlines()
     commands = [line.split()[1:] for line in lines if line.startswith("$IMPORT ")]
     found: set[str] = set()
     for (flag, path, also, checkpoint), overrides in ((command[:4], command[4:]) for command in commands):
