@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
-from experiment.precision import forward_flops
 from models import NetworkScoreModel
 from runtime.processes.collectives import shard
 from runtime.registry import choices_message
@@ -144,11 +143,10 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
         # here, since the optimizer's moments are laid out as the weights are; FSDP takes contiguous ones only
         model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = ExponentialMovingAverage(model, config.training.ema_decay)
-    flops = forward_flops(model.backbone, kind.image_shape)
     if sharded:
         for one in (model, ema.model):
             shard(one.backbone, getattr(one.backbone, "stages", []))
-    return _state_of(config, kind, model, ema, flops=flops)
+    return _state_of(config, kind, model, ema)
 
 
 def state_of_weights(config: Config, kind: AnyKind, weights: Mapping[str, Tensor]) -> TrainingState:
@@ -163,15 +161,13 @@ def state_of_weights(config: Config, kind: AnyKind, weights: Mapping[str, Tensor
     ema = ExponentialMovingAverage(model, config.training.ema_decay)
     for one in (model, ema.model):
         one.backbone.load_state_dict(weights, assign=True)
-    return _state_of(config, kind, model, ema, flops=0.0)
+    return _state_of(config, kind, model, ema)
 
 
-def _state_of(
-    config: Config, kind: AnyKind, model: NetworkScoreModel, ema: ExponentialMovingAverage, *, flops: float
-) -> TrainingState:
+def _state_of(config: Config, kind: AnyKind, model: NetworkScoreModel, ema: ExponentialMovingAverage) -> TrainingState:
     training = config.training
     optimizer, loss = build_optimizer(config, model), build_loss(config, model.sde, kind)
     times = loss.time_sampler(model.sde, training.step_sampling)
     guard = StepGuard(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
     history = SettingsHistory(training_settings(config))
-    return TrainingState(model, ema, optimizer, loss, times, kind, guard, history, flops=flops)
+    return TrainingState(model, ema, optimizer, loss, times, kind, guard, history)

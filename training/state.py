@@ -41,7 +41,6 @@ class TrainingState:
         losses: Those since the last logged one, so that a resumed run logs the same means.
         how: How the run computes, as JSON: precision, compilation and number of processes, on which the last digits
             depend.
-        flops: Floating-point operations of a forward pass over one image.
         train_files: ``Dataset.train_files`` as training began.
     """
 
@@ -57,7 +56,6 @@ class TrainingState:
     saved_step: int | None = None
     losses: list[float] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
-    flops: float = 0.0
     train_files: str = ""
 
     def _expected(self) -> dict[str, Tensor]:
