@@ -15,7 +15,7 @@ from data import VectorDataset
 from evaluation.batch_schedule import Schedule
 from evaluation.dealing import says_what_is_kept
 from evaluation.density_picture import draw_density
-from evaluation.kept_batches import fingerprints
+from evaluation.fingerprints import measurement_fingerprints
 from evaluation.measurement import EvalSplit, Measurement
 from evaluation.pilot import fit_step_weights
 from evaluation.quote import quote
@@ -113,7 +113,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             split,
             seen,
             folder=workdir / "eval" / "partial",
-            fingerprints=fingerprints(config, trained, step, split, step_weights, mode.recorded()),
+            fingerprints=measurement_fingerprints(config, trained, step, split, step_weights, mode.recorded()),
             ranks=ranks,
         )
         with says_what_is_kept(lambda: f"stopped with {schedule.kept()} kept; the same command goes on from there"):

@@ -12,11 +12,8 @@ import numpy as np
 
 from evaluation.dealing import deal, says_what_is_kept
 from evaluation.drawing import draw_batch, labels_of
-from evaluation.provenance import (
-    about_of,
-    fingerprint_of,
-    variance_of,
-)
+from evaluation.fingerprints import samples_fingerprint
+from evaluation.provenance import about_of, variance_of
 from evaluation.sample_set import SampleSet
 from evaluation.trajectory import MOST_SAMPLES
 from experiment.build import bound_x0, build_sampler, pick_device
@@ -91,7 +88,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
         variance = variance_of(sampler, learned=trained.learned_variance)
         samples = SampleSet(
             folder,
-            fingerprint_of(config, trained, step, kind, classes, mode.recorded(), device),
+            samples_fingerprint(config, trained, step, kind, classes, mode.recorded(), device),
             about_of(config, step, kind, classes, mode.recorded(), variance),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,

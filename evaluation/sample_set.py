@@ -44,7 +44,7 @@ class SampleSet:
 
     Args:
         folder: Where the files go.
-        fingerprint: All that the samples depend on, but their number.
+        fingerprint: All that the samples depend on, but their number; see ``samples_fingerprint``.
         about: What the reader of ``samples.json`` is told besides.
         kind: What the samples are.
         num_samples: How many there are.
@@ -73,8 +73,7 @@ class SampleSet:
         self._kind, self._labels, self._pngs = kind, labels, pngs
         self._dtype = np.dtype(np.uint8 if isinstance(kind, ImageKind) else np.float32)
         self._num_samples, self._batch_size = num_samples, batch_size
-        # as JSON gives it back
-        self._made_by = json.loads(json.dumps({"num_samples": num_samples, "fingerprint": fingerprint}))
+        self._made_by = {"num_samples": num_samples, "fingerprint": fingerprint}
         self._partial = PartialResults(folder / "partial" / _name(about, fingerprint), fingerprint, done="drawn")
         self.digest = self._partial.digest
 
