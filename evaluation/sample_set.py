@@ -17,13 +17,7 @@ from data import AnyKind, ImageKind
 from experiment.images import save_png
 from experiment.pictures import array_shape, has_picture, picture_of
 from experiment.workdir import save_npz, write_json
-from runtime.files import (
-    make_folder,
-    parse_json,
-    read_regular,
-    sync_folder,
-    sync_tree,
-)
+from runtime.files import make_folder, parse_json, read_regular, sync_folder, sync_tree
 
 from .kept_batches import PartialResults
 from .measurement import Values

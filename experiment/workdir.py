@@ -10,12 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.files import (
-    one_line,
-    parse_json,
-    read_regular,
-    write_atomically,
-)
+from runtime.files import one_line, parse_json, read_regular, write_atomically
 from sde_lib import sde_defaults
 
 from .config import Config, flatten, with_new_names

@@ -14,12 +14,7 @@ from experiment.checkpoints.store import checkpoint_folders
 from experiment.config import Config
 from experiment.from_checkpoints import load_trained, said_of_images, trained_space
 from experiment.weights import load_weights, named_weights
-from experiment.workdir import (
-    claim_for_training,
-    config_differences,
-    read_config,
-    source_of,
-)
+from experiment.workdir import claim_for_training, config_differences, read_config, source_of
 from runtime.files import one_line
 from runtime.messages import say
 

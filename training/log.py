@@ -20,13 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import image, scalar
 
 from experiment.images import save_learning_curve, save_png
-from runtime.files import (
-    append_whole,
-    make_folder,
-    one_line,
-    read_regular,
-    write_atomically,
-)
+from runtime.files import append_whole, make_folder, one_line, read_regular, write_atomically
 from runtime.messages import say
 from runtime.terminal import ProgressBar
 

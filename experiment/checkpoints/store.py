@@ -16,16 +16,7 @@ from runtime.files import one_line
 from runtime.messages import say
 from runtime.tensor_bytes import Content
 
-from .folder import (
-    checkpoint_folders,
-    drop_folder,
-    encode,
-    looks_whole,
-    peek_state,
-    read_folder,
-    step_of,
-    write_folder,
-)
+from .folder import checkpoint_folders, drop_folder, encode, looks_whole, peek_state, read_folder, step_of, write_folder
 
 __all__ = [
     "Checkpoint",
