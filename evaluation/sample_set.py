@@ -141,7 +141,7 @@ class SampleSet:
 
     def _write(self, folder: Path) -> int:
         """Write all files but ``samples.json``; return the network calls a batch."""
-        nfe, shown, parts = 0, [], []
+        nfe, shown, recorded = 0, [], []
         # of points more can be told apart than of images
         most = _IN_GRID if isinstance(self._kind, ImageKind) else _IN_SCATTER
         shape = (self._num_samples, *array_shape(self._kind))
@@ -156,14 +156,14 @@ class SampleSet:
                 if self._pngs:
                     save_pngs(folder / "png", images, first)
                 if "states" in values:
-                    parts.append(values)
+                    recorded.append(values)
         if has_picture(self._kind):
             save_png(folder / "grid.png", picture_of(np.concatenate(shown)))
-        if parts:
-            states, t = np.concatenate([part["states"] for part in parts], axis=1), parts[0]["t"]
+        if recorded:
+            states, t = np.concatenate([values["states"] for values in recorded], axis=1), recorded[0]["t"]
             save_npz(folder / "trajectory.npz", {"states": states, "t": t})
             if isinstance(self._kind, ImageKind):
-                save_trajectory_gif(folder / "trajectory.gif", states, parts[0]["scales"], self._kind.space)
+                save_trajectory_gif(folder / "trajectory.gif", states, recorded[0]["scales"], self._kind.space)
         return nfe
 
     def _is_complete(self, folder: Path) -> bool:

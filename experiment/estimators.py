@@ -144,7 +144,7 @@ def _check_density(config: Config) -> None:
     if "ode" in config.eval.likelihoods and config.eval.ode_dequantization in ("uniform", "variational"):
         raise ValueError(
             f"eval.ode_dequantization={config.eval.ode_dequantization} is of data with grey levels, got vectors; "
-            "set none, for the density of the flow, or decoder"
+            "set none, for the density of the ODE itself, or decoder"
         )
 
 

@@ -61,7 +61,7 @@ def trained_kind(config: Config, workdir: Path) -> AnyKind:
     names, space = tuple(said.get("class_names") or ()), _space_of(said)
     if space is not None and classes is not None:
         return VectorKind((len(space.mean),), space, classes, names)
-    if None in (shape, levels, classes):
+    if shape is None or levels is None or classes is None:
         return image_kind(config.data.dataset) or build_dataset(config, "train").kind
     return ImageKind(tuple(shape), levels, classes, names)
 

@@ -183,9 +183,9 @@ class InferenceBackbone(PrecisionBackbone):
     """A frozen copy of a backbone, for sampling and evaluation.
 
     In bfloat16 its convolutions and linear layers keep weights of that type, converted once and not at every call; the
-    numbers are those of autocast. Gradients with respect to the input, which the flow's likelihood needs, are computed
-    without compilation. The largest batch so far is the one that is compiled for; smaller ones, as the last of a set,
-    are not worth the wait.
+    numbers are those of autocast. Gradients with respect to the input, as for the likelihood of the probability-flow
+    ODE, are computed without compilation. The largest batch so far is the one that is compiled for; smaller ones, as
+    the last of a set, are not worth the wait.
 
     Args:
         backbone: The network; it is copied.

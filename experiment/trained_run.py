@@ -155,10 +155,10 @@ class TrainedRun:
         device, space = next(self.model.parameters()).device, self.kind.space
         bits = []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
-            rows = slice(begin, min(begin + config.eval.batch_size, len(data)))
-            cond = None if labels is None else labels[rows].to(device)
-            noise = NoiseStreams(config.seed if seed is None else seed, range(rows.start, rows.stop))
-            terms = estimator(model, space.encode(data[rows]).to(device), cond=cond, noise=noise)
+            here = slice(begin, min(begin + config.eval.batch_size, len(data)))
+            cond = None if labels is None else labels[here].to(device)
+            noise = NoiseStreams(config.seed if seed is None else seed, range(here.start, here.stop))
+            terms = estimator(model, space.encode(data[here]).to(device), cond=cond, noise=noise)
             volume = space.log_volume if isinstance(space, RealSpace) else 0.0
             bits.append(nats_to_bits_per_dim(terms.total + volume, terms.num_dims).cpu())
         return torch.cat(bits)

@@ -98,7 +98,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
 
 
 def _say_trained(config: Config, state: TrainingState, ranks: Ranks) -> None:
-    state.guard.check_trained(state.step)
+    state.bad_steps.check_trained(state.step)
     if ranks.first:
         decays = " and --config.optim.decay_steps" if config.optim.decay_steps else ""
         say(f"already trained to step {state.step}; raise --config.training.num_steps{decays} to train on")

@@ -79,7 +79,7 @@ class TrainingLog:
             self._metrics_path = workdir / "logs" / "metrics.jsonl"
             self._records = [record for record in self._read_metrics() if record["step"] <= start]
             self._write_metrics()
-            with self._going_on("TensorBoard's events"):
+            with self._or_say("TensorBoard's events"):
                 self._board = _Board(workdir / "logs", start + 1)
         self._bar = ProgressBar(total=num_steps, initial=start, unit="step", desc="train")
         self._batch_size = batch_size
@@ -96,12 +96,12 @@ class TrainingLog:
             self._bar.close()
         for file in (self._board, self._file):
             if file is not None:
-                with self._going_on("the logs"):
+                with self._or_say("the logs"):
                     file.close()
 
     @contextlib.contextmanager
-    def _going_on(self, what: str) -> Iterator[None]:
-        """Go on without what cannot be written, and say so once."""
+    def _or_say(self, what: str) -> Iterator[None]:
+        """Do without what cannot be written, and say so once."""
         try:
             yield
         except OSError as error:
@@ -130,7 +130,7 @@ class TrainingLog:
         self._records += added
         if self._workdir is None:
             return
-        with self._going_on("metrics.jsonl"):
+        with self._or_say("metrics.jsonl"):
             try:
                 lines = "".join(json.dumps(record) + "\n" for record in (added if self._file else self._records))
                 if self._file is None:
@@ -161,7 +161,7 @@ class TrainingLog:
             "skipped_steps": skipped,
         }
         self._write_metrics(record)
-        with self._going_on("TensorBoard's events"):
+        with self._or_say("TensorBoard's events"):
             for key, value in record.items():
                 if key != "step" and self._board is not None:
                     self._board.add(scalar(f"train/{key}", value), step)
@@ -170,12 +170,12 @@ class TrainingLog:
 
     def samples(self, step: int, picture: np.ndarray) -> None:
         """Log a picture of samples, uint8 [H, W, 3], to TensorBoard and ``samples/``."""
-        with self._going_on("TensorBoard's events"):
+        with self._or_say("TensorBoard's events"):
             if self._board is not None:
                 self._board.add(image("samples", picture, dataformats="HWC"), step)
         if self._workdir is None:
             return
-        with self._going_on("pictures"):
+        with self._or_say("pictures"):
             save_png(self._workdir / "samples" / f"training_{step:08d}.png", picture)
 
     def learning_curve(self) -> None:
@@ -183,5 +183,5 @@ class TrainingLog:
         if self._records and self._workdir is not None:
             steps = [int(record["step"]) for record in self._records]
             losses = [record["loss"] for record in self._records]
-            with self._going_on("pictures"):
+            with self._or_say("pictures"):
                 save_learning_curve(self._workdir / "logs" / "learning_curve.png", steps, losses)

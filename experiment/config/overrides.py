@@ -112,7 +112,7 @@ def parse_as(dotted: str, text: str, default: Any) -> Any:
 
 def _items(text: str) -> Any:
     """A Python tuple, or whole numbers or names separated by commas."""
-    if text.lstrip().startswith(("(", "[")):
-        return literal(text)
     items = tuple(item.strip() for item in text.split(",") if item.strip())
+    if text.lstrip().startswith(("(", "[")) or (text.strip() and not items):
+        return literal(text)
     return tuple(map(int, items)) if all(item.isdecimal() for item in items) else items
