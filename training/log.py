@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -66,10 +65,9 @@ class TrainingLog:
         workdir: The work directory; None shows the progress bar alone.
         start: Steps already done; what an interrupted run logged after them is forgotten.
         num_steps: Steps in all.
-        batch_size: Images a step.
     """
 
-    def __init__(self, workdir: Path | None, *, start: int, num_steps: int, batch_size: int) -> None:
+    def __init__(self, workdir: Path | None, *, start: int, num_steps: int) -> None:
         self._workdir = workdir
         self._records: list[dict[str, float]] = []
         self._said: set[str] = set()
@@ -82,15 +80,8 @@ class TrainingLog:
             with self._or_say("TensorBoard's events"):
                 self._board = _Board(workdir / "logs", start + 1)
         self._bar = ProgressBar(total=num_steps, initial=start, unit="step", desc="train")
-        self._batch_size = batch_size
 
-    def __enter__(self) -> TrainingLog:
-        """Start logging."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Close the bar and the files."""
         with contextlib.suppress(OSError):
             self._bar.close()
@@ -147,26 +138,15 @@ class TrainingLog:
         with contextlib.suppress(OSError):
             self._bar.update()
 
-    def scalars(
-        self, step: int, *, loss: float, grad_norm: float, learning_rate: float, seconds_per_step: float, skipped: int
-    ) -> None:
-        """Log the numbers of the steps since the last call."""
-        images_per_second = self._batch_size / seconds_per_step
-        record = {
-            "step": step,
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "learning_rate": learning_rate,
-            "images_per_second": images_per_second,
-            "skipped_steps": skipped,
-        }
+    def scalars(self, record: dict[str, float]) -> None:
+        """Log the numbers of the steps since the last call: "step", "loss", "images_per_second" and others."""
         self._write_metrics(record)
         with self._or_say("TensorBoard's events"):
             for key, value in record.items():
                 if key != "step" and self._board is not None:
-                    self._board.add(scalar(f"train/{key}", value), step)
+                    self._board.add(scalar(f"train/{key}", value), int(record["step"]))
         with contextlib.suppress(OSError):
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} samples/s")
+            self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['images_per_second']:.0f} samples/s")
 
     def samples(self, step: int, picture: np.ndarray) -> None:
         """Log a picture of samples, uint8 [H, W, 3], to TensorBoard and ``samples/``."""

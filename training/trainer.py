@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -173,16 +173,15 @@ class Trainer:
         request = StopRequest() if request is None else request
         try:
             self.prepare()
-            with self._open_log() if self.first else nullcontext() as self._log:
+            with self._open_log() as self._log:
                 self._steps(request)
         finally:
             self._batches.close()
 
-    def _open_log(self) -> TrainingLog:
-        options = self.options
-        return TrainingLog(
-            self.workdir, start=self.state.step, num_steps=options.num_steps, batch_size=options.batch_size
-        )
+    def _open_log(self) -> AbstractContextManager[TrainingLog | None]:
+        if not self.first:
+            return nullcontext()
+        return closing(TrainingLog(self.workdir, start=self.state.step, num_steps=self.options.num_steps))
 
     def _steps(self, request: StopRequest) -> None:
         options, state = self.options, self.state
@@ -324,12 +323,14 @@ class Trainer:
         state = self.state
         if self._log is not None and state.losses:
             self._log.scalars(
-                state.step,
-                loss=fmean(state.losses),
-                grad_norm=result.grad_norm,
-                learning_rate=state.optimizer.param_groups[0]["lr"],
-                seconds_per_step=seconds_per_step,
-                skipped=state.bad_steps.skipped,
+                {
+                    "step": state.step,
+                    "loss": fmean(state.losses),
+                    "grad_norm": result.grad_norm,
+                    "learning_rate": state.optimizer.param_groups[0]["lr"],
+                    "images_per_second": self.options.batch_size / seconds_per_step,
+                    "skipped_steps": state.bad_steps.skipped,
+                }
             )
         state.losses.clear()
 
