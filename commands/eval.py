@@ -15,7 +15,7 @@ from data import VectorDataset
 from evaluation.batch_schedule import Schedule
 from evaluation.dealing import says_what_is_kept
 from evaluation.density_picture import draw_density
-from evaluation.kept_batches import fingerprints
+from evaluation.fingerprints import measurement_fingerprints
 from evaluation.measurement import EvalSplit, Measurement
 from evaluation.pilot import fit_step_weights
 from evaluation.quote import quote
@@ -34,7 +34,7 @@ from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import trained_channels
 from experiment.images import save_bound_curve
 from experiment.plugins import say_changed_plugins
-from experiment.precision import fast_inference, forward_flops, pick_mode
+from experiment.precision import fast_inference, pick_mode
 from experiment.rank0_first import (
     as_trained,
     load_on_rank0_first,
@@ -49,7 +49,7 @@ from runtime.memory import explain_out_of_memory
 from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
 
-_NUM_CALLS = 100  # of the network for an image, about, to judge whether compiling it is worth while
+_NUM_CALLS = 100  # of the network for a batch, about, to judge whether compiling it is worth while
 
 
 def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
                 device=device,
             )
             trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
-            work = _NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape)
+            num_calls = _NUM_CALLS * len(split)
             precision, compiled = config.eval.precision, config.eval.compile
             mode = pick_together(
-                ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
+                ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
             )
             model = fast_inference(trained, mode)
             if ranks.first:
@@ -113,7 +113,7 @@ def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
             split,
             seen,
             folder=workdir / "eval" / "partial",
-            fingerprints=fingerprints(config, trained, step, split, step_weights, mode.recorded()),
+            fingerprints=measurement_fingerprints(config, trained, step, split, step_weights, mode.recorded()),
             ranks=ranks,
         )
         with says_what_is_kept(lambda: f"stopped with {schedule.kept()} kept; the same command goes on from there"):
