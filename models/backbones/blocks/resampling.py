@@ -14,19 +14,20 @@ class Downsample(nn.Module):
     output (i, j) covers inputs 2i .. 2i + 2. PyTorch ports by OpenAI pad every side (``symmetric``): 2i - 1 .. 2i + 1.
 
     Args:
-        channels: Number of channels, ``C``.
+        in_channels: Channels in, ``C``.
+        out_channels: Channels out, ``D``; as many as in when None.
         symmetric: Pad every side instead.
 
     Source: Released code of Ho et al. 2020, and of Nichol and Dhariwal 2021.
     """
 
-    def __init__(self, channels: int, *, symmetric: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int | None = None, *, symmetric: bool = False) -> None:
         super().__init__()
         self.symmetric = symmetric
-        self.conv = initialize(nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0))
+        self.conv = initialize(nn.Conv2d(in_channels, out_channels or in_channels, 3, stride=2, padding=int(symmetric)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to [B, C, H / 2, W / 2]."""
+        """Map [B, C, H, W] to [B, D, H / 2, W / 2]."""
         return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
 
 

@@ -110,7 +110,7 @@ def _table_settings(sde: Tabulated) -> dict[str, Any]:
 
 
 def _unet_settings(network: ADM) -> dict[str, Any]:
-    options = {**UNet.fixed, **network.options}  # those of an ADM are all its own
+    options = network.settings
     _check_network(network, options)
     groups = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
     heads = [module for module in network.modules() if isinstance(module, AttentionBlock)]
