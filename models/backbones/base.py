@@ -1,4 +1,4 @@
-"""What all backbones share: their options as given; and those of images, their shape and their levels."""
+"""Common to the backbones: their options as given; and of those of images, their shape and their levels."""
 
 import functools
 import inspect

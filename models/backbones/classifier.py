@@ -16,8 +16,8 @@ from .blocks.resolutions import ImageSize, height_and_width
 class AttentionPool(nn.Module):
     """One vector from an image: what the mean of all pixels, attending to itself and to all pixels, finds.
 
-    The tokens are the mean and the pixels, row by row, plus a learned position each; the answer is the first token's
-    ``proj(softmax(q k^T / sqrt(d)) v)``. The rows of ``qkv.weight`` are ordered [(q, k, v), head, channel].
+    The tokens are the mean and the pixels, in reading order, plus a learned position each; the answer is the first
+    token's ``proj(softmax(q k^T / sqrt(d)) v)``. The outputs of ``qkv`` are ordered [(q, k, v), head, channel].
 
     Args:
         image_size: Height and width, one number or ``(H, W)``.

@@ -11,7 +11,7 @@ from .layers import ResBlock
 
 
 class Level(nn.Module):
-    """Common parts of the levels.
+    """Base of the levels.
 
     Attributes:
         gradient_checkpointing: Keep only what goes in and out of a block for the backward pass, which computes the
@@ -32,7 +32,7 @@ class Level(nn.Module):
 
 
 class BlocksLevel(Level):
-    """Common parts of the levels on the way down and up.
+    """Base of the levels on the way down and up.
 
     Args:
         blocks: Residual blocks.

@@ -47,7 +47,7 @@ def parse_flags(text: str) -> dict[str, str]:
         words = shlex.split(text)
     except ValueError as error:
         raise ValueError(f"config {text!r} cannot be split into flags ({error}); write --name value") from error
-    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = [piece for word in words for piece in (word.split("=", 1) if word.startswith("--") else [word])]
     flags: dict[str, str] = {}
     for name, value in zip_longest(words[::2], words[1::2], fillvalue="--"):
         if not name.startswith("--"):

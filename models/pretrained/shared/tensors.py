@@ -87,7 +87,7 @@ def as_tensors(value: Any, *, path: Path, what: str = "checkpoint") -> dict[str,
     Args:
         value: What should be a state dict.
         path: The file, for the message.
-        what: What part of it this is, for the message.
+        what: What this is, for the message.
 
     Raises:
         ValueError: If it is something else, or empty.
