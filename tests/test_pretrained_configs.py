@@ -18,8 +18,8 @@ from models.backbones import NCSNpp
 from models.pretrained import ModelPlan
 from models.pretrained.ddpm import plan_ddpm
 from models.pretrained.diffusers.settings import plan_diffusers
+from models.pretrained.edm.names import edm_sources
 from models.pretrained.edm.network import plan_edm
-from models.pretrained.edm.song import song_sources
 from models.pretrained.guided.settings import plan_guided
 from models.pretrained.score_sde.configs import PUBLISHED
 from models.pretrained.score_sde.layout import score_sde_sources
@@ -81,7 +81,7 @@ def _score_sde(config: Config, network: dict[str, Any]) -> ModelPlan:
 
 def _edm(config: Config, network: dict[str, Any], taps: tuple[int, ...]) -> ModelPlan:
     with torch.device("meta"):
-        tensors = renamed(backbone := NCSNpp(**network), song_sources(backbone))
+        tensors = renamed(backbone := NCSNpp(**network), edm_sources(backbone))
     fir = torch.tensor(taps, dtype=torch.float32) / sum(taps)
     for name in [name for name in tensors if name.endswith(("_down.conv0.weight", "_up.conv0.weight"))]:
         tensors[name.replace("weight", "resample_filter")] = torch.outer(fir, fir)[None, None]
