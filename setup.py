@@ -35,5 +35,6 @@ setup(
         "configs.subvp",
         "configs.ve",
         "configs.vp",
-    ]
+    ],
+    package_data={"proofs": ["page.md"]},
 )
