@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,239 +18,158 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.images import load_images
-from configs.default import get_default_config
-from data import LevelSpace
-from experiment.build import pick_device
-from experiment.config import load_config
-from experiment.from_checkpoints import load_trained
-from experiment.workdir import default_workdir, write_json
+from benchmarks.options import listed, output, whole
+from benchmarks.timing import table
+from benchmarks.trained import add_run, load_images, load_named_run
+from experiment.workdir import write_json
 from likelihood import ContinuousBound, VariationalBound, nats_to_bits_per_dim
 from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import NoiseStreams
 
 RESULT = Path(__file__).parent / "results" / "bound.json"
+BATCH_SIZE = 120
+# images of the training split for the weights of importance sampling, and steps that each is evaluated at
+PILOT_IMAGES, PILOT_KNOTS = 16, 20
+# draws an image of the continuous bound's own reference
+CONTINUOUS_STEPS = 100
 Estimator = VariationalBound | ContinuousBound
+# bits/dim of images, and the standard error of their mean
+Reference = tuple[Tensor, float]
 
 
-@dataclass(frozen=True)
-class Run:
-    """One pass over the images: bits/dim of each, and the variance that the estimator says its draws have, [N]."""
-
-    bits_per_dim: Tensor
-    sampling_variance: Tensor
-
-
-def measure(estimator: Estimator, model: ScoreModel, x0: Tensor, *, seed: int, batch_size: int) -> Run:
-    """Measure every image once; image k draws from stream (seed, k)."""
+def measure(estimator: Estimator, model: ScoreModel, x0: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Bits/dim of every image, and the variance that its draws are said to have, [N]; image k has stream (seed, k)."""
     values, variances = [], []
-    for first in range(0, len(x0), batch_size):
-        batch = x0[first : first + batch_size]
+    for first in range(0, len(x0), BATCH_SIZE):
+        batch = x0[first : first + BATCH_SIZE]
         terms = estimator(model, batch, noise=NoiseStreams(seed, range(first, first + len(batch))))
         values.append(terms.bits_per_dim.cpu())
-        unit = float(nats_to_bits_per_dim(torch.ones(()), terms.num_dims))
-        unknown = torch.full((len(batch),), math.nan, dtype=torch.float64)
-        variances.append(unknown if terms.sampling_variance is None else unit**2 * terms.sampling_variance.cpu())
-    return Run(torch.cat(values), torch.cat(variances))
+        if terms.sampling_variance is not None:
+            unit = float(nats_to_bits_per_dim(torch.ones(()), terms.num_dims))
+            variances.append(unit**2 * terms.sampling_variance.cpu())
+    return torch.cat(values), torch.cat(variances) if variances else torch.zeros(len(x0), dtype=torch.float64)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The full sum for the first of the images, and the standard error of their mean from the noise."""
-
-    bits_per_dim: Tensor
-    stderr: float
-
-
-def repeated(
-    name: str,
-    build: Callable[[int], Estimator],
+def measure_scheme(
+    build: Callable[..., Estimator],
     model: ScoreModel,
     x0: Tensor,
     pilot: Tensor,
+    reference: Reference,
     *,
     calls: int,
-    num_knots: int,
     repeats: int,
-    batch_size: int,
-    reference: Reference,
-    full_evaluations: int,
 ) -> dict[str, Any]:
-    """A scheme at so many network evaluations an image: its error, its standard error, its cost.
+    """The error, standard error and cost of a scheme at so many network evaluations an image.
 
     Args:
-        name: Of the scheme.
-        build: Makes the estimator of K steps an image.
+        build: Makes the estimator, of ``steps_per_image``.
         model: The model.
         x0: The images.
         pilot: Other images, for the weights of importance sampling.
+        reference: What the scheme estimates, for the first of the images.
         calls: Network evaluations an image, L_0's and the pilot's included.
-        num_knots: Steps that each pilot image is evaluated at.
         repeats: Number of seeds.
-        batch_size: Images at a time.
-        reference: What the scheme estimates.
-        full_evaluations: Network evaluations of the full sum.
     """
-    needs_pilot = build(1).step_sampling == "importance"
-    pilot_evaluations = num_knots * len(pilot) if needs_pilot else 0
+    needs_pilot = build(steps_per_image=1).step_sampling == "importance"
+    pilot_evaluations = PILOT_KNOTS * len(pilot) if needs_pilot else 0
     num_draws = calls - 1 - math.ceil(pilot_evaluations / len(x0))
-    values, variances = [], []
-    for seed in tqdm(range(1, repeats + 1), desc=f"{name}, {calls} calls", unit="pass", dynamic_ncols=True):
-        estimator = build(num_draws)
+    runs = []
+    for seed in range(1, repeats + 1):
+        estimator = build(steps_per_image=num_draws)
         if needs_pilot:
             # fitted anew each time: what the weights' own noise does is part of the spread
             streams = NoiseStreams(seed, range(10**6, 10**6 + len(pilot)))
-            estimator.fit_steps(model, pilot, noise=streams, num_knots=num_knots)
-        run = measure(estimator, model, x0, seed=seed, batch_size=batch_size)
-        values.append(run.bits_per_dim)
-        variances.append(run.sampling_variance)
-    found = torch.stack(values)
-    means, compared = found.mean(1), found[:, : len(reference.bits_per_dim)].mean(1)
+            estimator.fit_steps(model, pilot, noise=streams, num_knots=PILOT_KNOTS)
+        runs.append(measure(estimator, model, x0, seed=seed))
+    bits, variances = (torch.stack(parts) for parts in zip(*runs, strict=True))
+    exact, noise = reference
+    means, compared = bits.mean(1), bits[:, : len(exact)].mean(1)
     return {
-        "scheme": name,
         "calls_per_image": calls,
         "steps_per_image": num_draws,
-        "pilot_evaluations": pilot_evaluations,
-        "share_of_full": (len(x0) * (num_draws + 1) + pilot_evaluations) / full_evaluations,
+        "evaluations_per_image": num_draws + 1 + pilot_evaluations / len(x0),
         "bits_per_dim": float(means.mean()),
         # on the images that the reference has
-        "error": float(compared.mean() - reference.bits_per_dim.mean()),
-        "error_stderr": math.hypot(float(compared.std()) / math.sqrt(repeats), reference.stderr),
+        "error": float(compared.mean() - exact.mean()),
+        "error_stderr": math.hypot(float(compared.std()) / math.sqrt(repeats), noise),
         # over seeds: of the mean over all images, then of each image on its own, as if none shared its steps
         "stderr": float(means.std()),
-        "stderr_from_images": float((found.var(0).mean() / len(x0)).sqrt()),
+        "stderr_from_images": float((bits.var(0).mean() / len(x0)).sqrt()),
         # what one run says of itself; without L_0's noise
-        "stderr_reported": float((torch.stack(variances).mean() / len(x0)).sqrt()),
+        "stderr_reported": float((variances.mean() / len(x0)).sqrt()),
     }
 
 
-def noise_of_full_sum(
-    full: VariationalBound, model: ScoreModel, x0: Tensor, *, repeats: int, batch_size: int, num_terms: int = 17
-) -> float:
-    """Standard error of the full sum's mean, by its noise alone: that of L_0 and the terms nearest to the data.
+def noise_of_full_sum(full: VariationalBound, model: ScoreModel, x0: Tensor) -> float:
+    """Standard error of the full sum's mean, by its noise alone: that of L_0 and the 17 terms nearest to the data.
 
     Those are nearly all of it, as L_t falls like 1 / t.
     """
-    times = full.noisy_times(model.sde)[:num_terms].flip(0)
+    times = full.noisy_times(model.sde)[:17].flip(0)
     head = VariationalBound(num_levels=full.num_levels, variance=full.variance, grid=times)
-    runs = [measure(head, model, x0, seed=seed, batch_size=batch_size) for seed in range(repeats)]
-    return float((torch.stack([run.bits_per_dim for run in runs]).var(0).mean() / len(x0)).sqrt())
+    values = torch.stack([measure(head, model, x0, seed=seed)[0] for seed in range(5)])
+    return float((values.var(0).mean() / len(x0)).sqrt())
 
 
-def _arguments() -> argparse.Namespace:
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The bound from few terms beside the full sum.", allow_abbrev=False)
-    parser.add_argument("--config", default="configs/vp/digits.py")
-    parser.add_argument("--workdir", default="", help="its trained work directory; default: runs/<family>/<name>")
-    parser.add_argument("--num-images", type=int, default=0, help="of the test split; 0: all")
-    parser.add_argument("--full-images", type=int, default=0, help="of those, for the full sum; 0: all")
-    parser.add_argument("--calls", default="5,10", help="network evaluations an image")
-    parser.add_argument("--repeats", type=int, default=20, help="seeds a scheme")
-    parser.add_argument("--pilot-images", type=int, default=16, help="of the training split")
-    parser.add_argument("--pilot-knots", type=int, default=20, help="steps that each of them is evaluated at")
-    parser.add_argument("--batch-size", type=int, default=120)
-    parser.add_argument("--continuous-steps", type=int, default=100, help="of the continuous bound's own reference")
-    parser.add_argument("--output", default=str(RESULT))
+    add_run(parser)
+    parser.add_argument("--num-images", type=whole(0), default=0, help="of the test split; 0: all")
+    parser.add_argument("--full-images", type=whole(0), default=0, help="of those, for the full sum; 0: all")
+    parser.add_argument("--calls", type=listed(int), default=[5, 10], help="network evaluations an image")
+    parser.add_argument("--repeats", type=whole(2), default=20, help="seeds a scheme")
+    parser.add_argument("--output", type=output, default=RESULT)
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure, print, write."""
-    arguments = _arguments()
-    config = load_config(arguments.config, defaults=get_default_config())
-    dataset, device = load_images(config, "test"), pick_device(config)
-    workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
-    model, step = load_trained(config, workdir, dataset.kind, device)
-    model = ClippedScoreModel(model) if config.eval.clip_x0 else model
-    num_levels = dataset.num_levels
-    variance = pick_variance(config.eval.vlb_variance, learned=config.model.learned_variance)
-    x0 = LevelSpace(num_levels).encode(dataset.images[: arguments.num_images or None]).to(device)
+    args = _parse()
+    run = load_named_run(args)
+    dataset, device = load_images(run.config, "test"), next(run.model.parameters()).device
+    model = ClippedScoreModel(run.model) if run.config.eval.clip_x0 else run.model
+    x0 = dataset.space.encode(dataset.images[: args.num_images or None]).to(device)
     # spread over the split, which may be sorted
-    train = load_images(config, "train").images
-    chosen = torch.linspace(0, len(train) - 1, arguments.pilot_images).long()
-    pilot = LevelSpace(num_levels).encode(train[chosen]).to(device)
-    full = VariationalBound(num_levels=num_levels, variance=variance)
+    train = load_images(run.config, "train").images
+    pilot = dataset.space.encode(train[torch.linspace(0, len(train) - 1, PILOT_IMAGES).long()]).to(device)
+    variance = pick_variance(run.config.eval.vlb_variance, learned=run.model.learned_variance)
+    bound = partial(VariationalBound, num_levels=dataset.num_levels, variance=variance)
+    continuous = partial(ContinuousBound, num_levels=dataset.num_levels)
+
+    compared, full = x0[: args.full_images or None], bound()
     num_times = len(full.noisy_times(model.sde))
-
-    compared = x0[: arguments.full_images or None]
-    settings = {"batch_size": arguments.batch_size}
-    began = time.perf_counter()
     print(f"the full sum: {len(compared)} images at {num_times} times", flush=True)
-    full_run = measure(full, model, compared, seed=0, **settings)
-    full_seconds = time.perf_counter() - began
-    noise = noise_of_full_sum(full, model, compared, repeats=5, **settings)
-    truth = Reference(full_run.bits_per_dim, noise)
-    limit = ContinuousBound(num_levels=num_levels, steps_per_image=arguments.continuous_steps)
-    limit_run = measure(limit, model, compared, seed=0, **settings)
-    limit_noise = float((limit_run.sampling_variance.mean() / len(compared)).sqrt())
-    continuous = Reference(limit_run.bits_per_dim, math.hypot(limit_noise, noise))
-
-    def build_bound(scheme: Any) -> Callable[[int], Estimator]:
-        return lambda draws: VariationalBound(
-            num_levels=num_levels, variance=variance, steps_per_image=draws, step_sampling=scheme
-        )
-
-    def build_continuous(scheme: Any) -> Callable[[int], Estimator]:
-        return lambda draws: ContinuousBound(num_levels=num_levels, steps_per_image=draws, step_sampling=scheme)
-
-    schemes = ("uniform", "stratified", "low_discrepancy", "importance")
-    builders = {name: (build_bound(name), truth) for name in schemes}
-    builders |= {
-        f"continuous, {name}": (build_continuous(name), continuous) for name in ("low_discrepancy", "importance")
+    noise = noise_of_full_sum(full, model, compared)
+    limit, variances = measure(continuous(steps_per_image=CONTINUOUS_STEPS), model, compared, seed=0)
+    references: dict[str, Reference] = {
+        "full": (measure(full, model, compared, seed=0)[0], noise),
+        "continuous": (limit, math.hypot(float((variances.mean() / len(compared)).sqrt()), noise)),
     }
-    rows = [
-        repeated(
-            name,
-            build,
-            model,
-            x0,
-            pilot,
-            calls=int(calls),
-            num_knots=arguments.pilot_knots,
-            repeats=arguments.repeats,
-            batch_size=arguments.batch_size,
-            reference=reference,
-            full_evaluations=len(x0) * num_times,
-        )
-        for calls in arguments.calls.split(",")
-        for name, (build, reference) in builders.items()
-    ]
+    kinds = [("full", bound, name) for name in ("uniform", "stratified", "low_discrepancy", "importance")]
+    kinds += [("continuous", continuous, name) for name in ("low_discrepancy", "importance")]
+    rows = []
+    for calls in args.calls:
+        for kind, estimator, name in tqdm(kinds, desc=f"{calls} calls", unit="scheme", dynamic_ncols=True):
+            build = partial(estimator, step_sampling=name)
+            found = measure_scheme(build, model, x0, pilot, references[kind], calls=calls, repeats=args.repeats)
+            found["share_of_full"] = found["evaluations_per_image"] / num_times
+            rows.append({"scheme": name if kind == "full" else f"continuous, {name}"} | found)
     report = {
-        "config": arguments.config,
-        "step": step,
+        "config": args.config,
+        "step": run.step,
         "variance": variance,
         "num_images": len(x0),
         "num_times": num_times,
-        "repeats": arguments.repeats,
-        "full": _summary(truth) | {"seconds": full_seconds},
-        "continuous": _summary(continuous) | {"steps_per_image": arguments.continuous_steps},
+        "repeats": args.repeats,
+        **{
+            kind: {"bits_per_dim": float(bits.mean()), "noise_stderr": stderr, "num_images": len(bits)}
+            for kind, (bits, stderr) in references.items()
+        },
         "schemes": rows,
     }
-    print(_table(report))
-    write_json(Path(arguments.output), report)
-
-
-def _summary(reference: Reference) -> dict[str, Any]:
-    values = reference.bits_per_dim
-    return {"bits_per_dim": float(values.mean()), "noise_stderr": reference.stderr, "num_images": len(values)}
-
-
-def _table(report: dict[str, Any]) -> str:
-    """The table of the page, in bits/dim."""
-    full, limit = report["full"], report["continuous"]
-    lines = [
-        f"full sum over {report['num_times']} times, {full['num_images']} images: "
-        f"{full['bits_per_dim']:.4f}, its own noise {full['noise_stderr']:.4f}",
-        f"continuous time, {limit['steps_per_image']} draws an image: "
-        f"{limit['bits_per_dim']:.4f}, its own noise {limit['noise_stderr']:.4f}",
-        f"schemes on {report['num_images']} images, {report['repeats']} seeds each",
-        f"{'scheme':28}{'calls':>6}{'share':>9}{'error':>10}{'+-':>9}{'s.e.':>9}{'by image':>10}{'reported':>10}",
-    ]
-    for row in report["schemes"]:
-        lines.append(
-            f"{row['scheme']:28}{row['calls_per_image']:6d}{row['share_of_full']:9.2%}{row['error']:10.4f}"
-            f"{row['error_stderr']:9.4f}{row['stderr']:9.4f}{row['stderr_from_images']:10.4f}{row['stderr_reported']:10.4f}"
-        )
-    return "\n".join(lines)
+    print(table([{"reference": kind} | report[kind] for kind in references]), table(rows), sep="\n\n")
+    write_json(args.output, report)
 
 
 if __name__ == "__main__":

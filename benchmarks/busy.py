@@ -14,35 +14,32 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import torch
+from torch.utils.benchmark import Timer
+
 from benchmarks.options import whole
+from benchmarks.timing import in_turn, table
+from benchmarks.trained import load_images
+from experiment.build import build_model
+from experiment.config import load_config
 
 ROOT = Path(__file__).parent.parent
 _WAYS = {"loop": {"GOMP_SPINCOUNT": "300000"}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "chosen": {}}
 _OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
-def calls_per_second(config: str, batch_size: int, seconds: float) -> float:
+def calls_per_second(args: argparse.Namespace) -> float:
     """Calls of a config's network a second, in this process."""
-    import torch
-
-    from benchmarks.images import load_images
-    from experiment.build import build_model
-    from experiment.config import load_config
-
-    loaded = load_config(config, [])
-    dataset = load_images(loaded, "train")
-    model = build_model(loaded, dataset.kind).eval()
-    x, t = torch.randn(batch_size, *dataset.image_shape), torch.rand(batch_size)
+    config = load_config(args.config, [])
+    dataset = load_images(config, "train")
+    model = build_model(config, dataset.kind).eval()
+    x, t = torch.randn(args.batch_size, *dataset.image_shape), torch.rand(args.batch_size)
+    timer = Timer("model(x, t)", globals={"model": model, "x": x, "t": t}, num_threads=torch.get_num_threads())
     with torch.no_grad():
-        for _ in range(3):
-            model(x, t)
-        begin, calls = time.perf_counter(), 0
-        while time.perf_counter() - begin < seconds:
-            model(x, t)
-            calls += 1
-    return calls / (time.perf_counter() - begin)
+        return 1 / timer.blocked_autorange(min_run_time=args.seconds).mean
 
 
 def _timed(way: str, busy_cores: int, args: argparse.Namespace) -> float:
@@ -62,7 +59,7 @@ def _timed(way: str, busy_cores: int, args: argparse.Namespace) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description="Calls a second beside a busy core, by how threads wait.")
     parser.add_argument("--config", default="configs/vp/digits.py")
     parser.add_argument("--batch-size", type=whole(1), default=64)
     parser.add_argument("--seconds", type=whole(1), default=5, help="a measurement")
@@ -71,20 +68,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.child:
-        print(calls_per_second(args.config, args.batch_size, args.seconds))
+        print(calls_per_second(args))
         return
-    cells = [(way, cores) for way in _WAYS for cores in (0, args.busy_cores)]
-    found: dict[tuple[str, int], list[float]] = {cell: [] for cell in cells}
-    for _ in range(args.rounds):
-        for cell in cells:
-            found[cell].append(_timed(*cell, args))
-    medians = {cell: statistics.median(values) for cell, values in found.items()}
-    best = medians["loop", 0]
-    print(f"{args.config}, batch {args.batch_size}; calls/s (slower than an idle machine whose threads loop)")
-    print(f"{'threads that wait':>20} {'idle':>16} {f'{args.busy_cores} core busy':>16}")
-    for way in _WAYS:
-        row = [f"{medians[way, cores]:.2f} ({best / medians[way, cores]:.2f}x)" for cores in (0, args.busy_cores)]
-        print(f"{way:>20} {row[0]:>16} {row[1]:>16}", flush=True)
+    loads = {"idle": 0, f"{args.busy_cores} core busy": args.busy_cores}
+    measures = {f"{way}, {load}": partial(_timed, way, cores, args) for way in _WAYS for load, cores in loads.items()}
+    medians = {name: statistics.median(values) for name, values in in_turn(measures, args.rounds).items()}
+    best = medians["loop, idle"]
+    print(f"{args.config}, batch {args.batch_size}; calls/s (times that an idle machine whose threads loop is faster)")
+    shown = {name: f"{rate:.2f} ({best / rate:.2f}x)" for name, rate in medians.items()}
+    print(table([{"waiting threads": way} | {load: shown[f"{way}, {load}"] for load in loads} for way in _WAYS]))
 
 
 if __name__ == "__main__":

@@ -12,29 +12,27 @@ import argparse
 import copy
 import math
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import integrate
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.images import load_images
-from configs.default import get_default_config
-from experiment.build import pick_device
-from experiment.config import load_config
-from experiment.from_checkpoints import load_trained
-from experiment.workdir import default_workdir, write_json
+from benchmarks.options import listed, output, whole
+from benchmarks.timing import in_turn, seconds, table
+from benchmarks.trained import add_run, load_images, load_named_run
+from experiment.workdir import write_json
 from likelihood import FlowLikelihood
 from models import EpsParameterization, NetworkScoreModel, ScoreModel
 from sde_lib import SDE, VP, NoiseStreams, Tabulated, expand_like
 
 RESULTS = Path(__file__).parent / "results"
 T_END = 1e-3
+SIDES = ("ours", "textbook")
 
 
 class RowOfTable(EpsParameterization):
@@ -48,18 +46,6 @@ class RowOfTable(EpsParameterization):
         """N t' - 1 where t' on the table has the log-SNR of t."""
         assert self.table.table_size is not None
         return self.table.table_size * self.table.time_from_log_snr(sde.log_snr(t)) - 1
-
-
-class InFloat64(nn.Module):
-    """A copy of a network, in float64."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).double()
-
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """The network's answer."""
-        return self.network(x, c_noise)
 
 
 def textbook(model: ScoreModel, y: Tensor, probe: Tensor, *, tolerance: float) -> tuple[Tensor, int]:
@@ -95,13 +81,13 @@ def textbook(model: ScoreModel, y: Tensor, probe: Tensor, *, tolerance: float) -
     return -(sde.prior_log_prob(x_T) + change + y[0].numel() * math.log(alpha)), calls
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
-    """One side at one tolerance: bits/dim [B], network calls, and processor seconds of each repeat."""
+    """One side at one tolerance: bits/dim [B], network calls, and processor seconds."""
 
     bits: Tensor
     calls: int
-    seconds: list[float] = field(default_factory=list[float])
+    seconds: float = math.nan
 
 
 class Pair:
@@ -126,10 +112,14 @@ class Pair:
 
     def reference(self, tolerance: float, num_images: int) -> Tensor:
         """Bits/dim of the first images by another solver, in float64, [num_images]."""
-        model = NetworkScoreModel(InFloat64(self.model.backbone), self.model.sde, self.model.parameterization).eval()
-        model.requires_grad_(requires_grad=False)
-        x0 = self.x0[:num_images].double()
+        model, x0 = copy.deepcopy(self.model).double(), self.x0[:num_images].double()
         return self._flow(model, x0, solver="scipy_dop853", rtol=tolerance, atol=tolerance, max_nfe=None).bits
+
+    def timed(self, side: str, tolerance: float) -> Measured:
+        """Measure a side with its processor time, since the machine may be busy with other work."""
+        found: list[Measured] = []
+        taken = seconds(lambda: found.append(getattr(self, side)(tolerance)), processor=True)
+        return replace(found[0], seconds=taken)
 
     def _flow(self, model: ScoreModel, x0: Tensor, **options: Any) -> Measured:
         flow = FlowLikelihood(num_levels=self.num_levels, dequantization="uniform", t_end=T_END, **options)
@@ -137,95 +127,82 @@ class Pair:
         return Measured(terms.bits_per_dim, terms.nfe)
 
 
-def timed(measure: Callable[[float], Measured], tolerance: float, before: Measured | None) -> Measured:
-    """Measure once more. Processor time: the machine may be busy with other work."""
-    began = time.process_time()
-    found = measure(tolerance)
-    found.seconds = [*(before.seconds if before else []), time.process_time() - began]
-    return found
-
-
 def load_pair(arguments: argparse.Namespace) -> tuple[Pair, int]:
     """The trained network as a VP-SDE's, on the first test images; and the step it was trained to."""
-    config = load_config(arguments.config, defaults=get_default_config())
-    dataset = load_images(config, "test")
-    workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
-    trained, step = load_trained(config, workdir, dataset.kind, pick_device(config))
-    if not isinstance(trained, NetworkScoreModel) or not isinstance(trained.sde, Tabulated):
+    run = load_named_run(arguments)
+    if not isinstance(run.sde, Tabulated):
         raise SystemExit(
             f"the benchmark needs a config on DDPM's table, got {arguments.config}; try configs/vp/digits.py"
         )
-    model = NetworkScoreModel(trained.backbone, VP(), RowOfTable(trained.sde)).eval()
+    dataset = load_images(run.config, "test")
+    model = NetworkScoreModel(run.model.backbone, VP(), RowOfTable(run.sde)).eval()
     model.requires_grad_(requires_grad=False)
     x0 = dataset.space.encode(dataset.images[: arguments.num_images])
-    return Pair(model, x0, dataset.num_levels), step
+    return Pair(model, x0, dataset.num_levels), run.step
 
 
-def row(found: Measured, truth: Tensor) -> dict[str, float]:
-    """The report's row for one side; errors over the images that have a reference."""
-    error = found.bits[: len(truth)] - truth
+def row(found: list[Measured], truth: Tensor) -> dict[str, float]:
+    """The report's row for one side's repeats; errors over the images that have a reference."""
+    bits = found[0].bits
+    error = bits[: len(truth)] - truth
     return {
-        "network_calls": found.calls,
-        "seconds": statistics.median(found.seconds),
-        "bits_per_dim": float(found.bits.mean()),
+        "network_calls": found[0].calls,
+        "seconds": statistics.median(one.seconds for one in found),
+        "bits_per_dim": float(bits.mean()),
         "error_mean": float(error.mean()),
         "error_rms": float(error.square().mean().sqrt()),
         "error_largest": float(error.abs().max()),
     }
 
 
+def compare(ours: list[Measured], theirs: list[Measured], truth: Tensor) -> dict[str, Any]:
+    """Both sides at one tolerance: their rows, how many times faster ours is, and how far apart they are."""
+    difference = ours[0].bits - theirs[0].bits
+    return {
+        "ours": row(ours, truth),
+        "textbook": row(theirs, truth),
+        "ratio": statistics.median(b.seconds / a.seconds for a, b in zip(ours, theirs, strict=True)),
+        "difference_mean": float(difference.mean()),
+        "difference_largest": float(difference.abs().max()),
+    }
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="The flow's likelihood beside the textbook's way.", allow_abbrev=False)
-    parser.add_argument("--config", default="configs/vp/digits.py", help="a config on DDPM's table")
-    parser.add_argument("--workdir", default="", help="its trained work directory; default: runs/<family>/<name>")
-    parser.add_argument("--num-images", type=int, default=20)
-    parser.add_argument("--tolerances", default="1e-4,1e-5")
-    parser.add_argument("--repeats", type=int, default=2)
+    add_run(parser)
+    parser.add_argument("--num-images", type=whole(1), default=20)
+    parser.add_argument("--tolerances", type=listed(float), default=[1e-4, 1e-5])
+    parser.add_argument("--repeats", type=whole(1), default=2)
     parser.add_argument("--reference-tolerance", type=float, default=1e-7)
-    parser.add_argument("--reference-images", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", default=str(RESULTS / "likelihood.json"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    pair, step = load_pair(arguments)
-    found: dict[tuple[str, float], Measured] = {}
-    tolerances = [float(word) for word in arguments.tolerances.split(",")]
-    for _ in range(arguments.repeats):
-        for tolerance in tolerances:
-            for name, measure in (("ours", pair.ours), ("textbook", pair.textbook)):
-                found[name, tolerance] = timed(measure, tolerance, found.get((name, tolerance)))
-    truth = pair.reference(arguments.reference_tolerance, min(arguments.reference_images, arguments.num_images))
-    report: dict[str, Any] = {
-        "config": arguments.config,
+    parser.add_argument("--reference-images", type=whole(1), default=6)
+    parser.add_argument("--threads", type=whole(1), default=1)
+    parser.add_argument("--output", type=output, default=RESULTS / "likelihood.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pair, step = load_pair(args)
+    sides = {(side, tolerance): partial(pair.timed, side, tolerance) for tolerance in args.tolerances for side in SIDES}
+    found = in_turn(sides, args.repeats)
+    truth = pair.reference(args.reference_tolerance, min(args.reference_images, args.num_images))
+    entries = {f"{t:g}": compare(found["ours", t], found["textbook", t], truth) for t in args.tolerances}
+    report = {
+        "config": args.config,
         "step": step,
         "num_images": len(pair.x0),
         "reference_images": len(truth),
-        "reference_tolerance": arguments.reference_tolerance,
-        "num_threads": arguments.threads,
+        "reference_tolerance": args.reference_tolerance,
+        "num_threads": args.threads,
         "torch": torch.__version__,
-        "tolerances": {},
+        "tolerances": entries,
     }
-    print(f"{'tolerance':21} {'calls':>6} {'seconds':>8} {'bits/dim':>9} {'mean error':>11} {'rms':>8} {'largest':>8}")
-    for tolerance in tolerances:
-        ours, theirs = found["ours", tolerance], found["textbook", tolerance]
-        entry: dict[str, Any] = {"ours": row(ours, truth), "textbook": row(theirs, truth)}
-        entry["ratio"] = statistics.median(b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True))
-        difference = ours.bits - theirs.bits
-        entry["difference_mean"] = float(difference.mean())
-        entry["difference_largest"] = float(difference.abs().max())
-        report["tolerances"][f"{tolerance:g}"] = entry
-        for name in ("ours", "textbook"):
-            of = entry[name]
-            print(
-                f"{tolerance:<10g} {name:10} {of['network_calls']:6} {of['seconds']:8.1f} {of['bits_per_dim']:9.4f} "
-                f"{of['error_mean']:+11.1e} {of['error_rms']:8.1e} {of['error_largest']:8.1e}"
-            )
+    rows = [{"tolerance": name, "side": side} | entry[side] for name, entry in entries.items() for side in SIDES]
+    print(table(rows))
+    for name, entry in entries.items():
         print(
-            f"{'':10} {entry['ratio']:.2f} times faster; they differ by {entry['difference_mean']:+.1e} in the mean, "
+            f"{name}: {entry['ratio']:.2f} times faster; they differ by {entry['difference_mean']:+.1e} in the mean, "
             f"{entry['difference_largest']:.1e} at most"
         )
-    write_json(Path(arguments.output), report)
+    write_json(args.output, report)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.unet_pair import Work
+from benchmarks.timing import Work
 
 # the first that fits; what the compiler made has names of its own, or is part of the call of the compiled graph
 KINDS = (
@@ -38,12 +37,9 @@ def shares(work: Work, device: torch.device, repeats: int = 2) -> dict[str, floa
     with profile(activities=activities) as found:
         for _ in range(repeats):
             work()
+    own_time = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     times = dict.fromkeys((kind for kind, _ in KINDS), 0.0)
     for event in found.key_averages():
-        times[kind_of(event.key)] += _own_time(event, device)
+        times[kind_of(event.key)] += getattr(event, own_time)
     total = sum(times.values())
     return {kind: time / total for kind, time in times.items() if time > 0}
-
-
-def _own_time(event: Any, device: torch.device) -> float:
-    return event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import inspect
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from models import EpsParameterization, NetworkScoreModel, Parameterization, ScoreModel
+from benchmarks.options import output, whole
+from benchmarks.timing import Work, in_turn, seconds, table
+from experiment.workdir import write_json
+from models import EpsParameterization, NetworkScoreModel, Parameterization
 from models.backbones import UNet
-from samplers import Sampler, make_sampler
+from samplers import make_sampler
 from sde_lib import SDE, NoiseStreams, Tabulated
 
 SHAPE = (64, 3, 32, 32)
@@ -43,6 +46,46 @@ class ScaledEpsParameterization(EpsParameterization):
 def ddpm_as_ve() -> Tabulated:
     """DDPM's table in the scale of the data."""
     return Tabulated(Tabulated.ddpm().log_snr_table, family="ve")
+
+
+class Instant(nn.Module):
+    """A network that returns at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """The same numbers always."""
+        return self.out
+
+
+def theirs(scheduler: Any, network: nn.Module, x_T: Tensor, num_steps: int) -> Work:
+    """A loop as diffusers' documentation writes it."""
+
+    def loop() -> None:
+        x = x_T * scheduler.init_noise_sigma
+        scheduler.set_timesteps(num_steps)
+        for t in scheduler.timesteps:
+            out = network(scheduler.scale_model_input(x, t), t)
+            x = scheduler.step(out, t, x).prev_sample
+
+    return loop
+
+
+def theirs_in_two(scheduler: Any, network: nn.Module, x_T: Tensor, num_steps: int) -> Work:
+    """Predictor and corrector, each with a network call of its own; no correction before the first prediction."""
+
+    def loop() -> None:
+        x = x_T * scheduler.init_noise_sigma
+        scheduler.set_timesteps(num_steps)
+        scheduler.set_sigmas(num_steps)
+        for i, t in enumerate(scheduler.timesteps):
+            if i > 0:
+                x = scheduler.step_correct(network(x, t), x).prev_sample
+            x = scheduler.step_pred(network(x, t), t, x).prev_sample
+
+    return loop
 
 
 @dataclass(frozen=True)
@@ -70,48 +113,8 @@ class Pair:
     grid: str = "trailing"
     sde: Callable[[int], SDE] = lambda _: Tabulated.ddpm()
     parameterization: type[Parameterization] = EpsParameterization
-    loop: Callable[[Any, nn.Module, Tensor, int], Callable[[], None]] | None = None
+    loop: Callable[[Any, nn.Module, Tensor, int], Work] = theirs
     timesteps: Callable[[int], int] = lambda num_steps: num_steps
-
-
-class Instant(nn.Module):
-    """A network that returns at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.out = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """The same numbers always."""
-        return self.out
-
-
-def theirs(scheduler: Any, network: nn.Module, x_T: Tensor, num_steps: int) -> Callable[[], None]:
-    """A loop as diffusers' documentation writes it."""
-
-    def loop() -> None:
-        x = x_T * scheduler.init_noise_sigma
-        scheduler.set_timesteps(num_steps)
-        for t in scheduler.timesteps:
-            out = network(scheduler.scale_model_input(x, t), t)
-            x = scheduler.step(out, t, x).prev_sample
-
-    return loop
-
-
-def theirs_in_two(scheduler: Any, network: nn.Module, x_T: Tensor, num_steps: int) -> Callable[[], None]:
-    """Predictor and corrector, each with a network call of its own; no correction before the first prediction."""
-
-    def loop() -> None:
-        x = x_T * scheduler.init_noise_sigma
-        scheduler.set_timesteps(num_steps)
-        scheduler.set_sigmas(num_steps)
-        for i, t in enumerate(scheduler.timesteps):
-            if i > 0:
-                x = scheduler.step_correct(network(x, t), x).prev_sample
-            x = scheduler.step_pred(network(x, t), t, x).prev_sample
-
-    return loop
 
 
 PAIRS = [
@@ -165,25 +168,12 @@ PAIRS = [
 ]
 
 
-def ours(sampler: Sampler, model: ScoreModel, x_T: Tensor, noise: NoiseStreams) -> Callable[[], None]:
-    """A call of ``sample``."""
-    return lambda: (sampler.sample(model, x_T, noise=noise), None)[1]
-
-
-def side_by_side(
-    first: Callable[[], None], second: Callable[[], None], repeats: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of both, in turn."""
-    now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: tuple[list[float], list[float]] = ([], [])
-    for function in (first, second):
-        function()
-    for _ in range(repeats):
-        for taken, function in zip(times, (first, second), strict=True):
-            begin = now()
-            function()
-            taken.append(now() - begin)
-    return times
+def ours(pair: Pair, network: nn.Module, unit: Tensor, num_steps: int) -> Work:
+    """A call of ``sample``, from the noise of every sample's own stream."""
+    model = NetworkScoreModel(network, pair.sde(num_steps), pair.parameterization())
+    sampler = make_sampler(pair.sampler, num_steps=num_steps, grid=pair.grid, **pair.options)
+    noise = NoiseStreams(0, range(len(unit)))
+    return lambda: sampler.sample(model, model.sde.prior_std * unit, noise=noise)
 
 
 def keep_freed_memory() -> None:
@@ -202,21 +192,21 @@ def keep_freed_memory() -> None:
 def measure_steps(pairs: Sequence[Pair], num_steps: int, repeats: int) -> list[dict[str, Any]]:
     """Microseconds a step of every pair, and the median over repeats of the ratio ours / theirs."""
     network = Instant()
-    noise = NoiseStreams(0, range(SHAPE[0]))
-    unit = noise.normal(SHAPE[1:])
+    unit = NoiseStreams(0, range(SHAPE[0])).normal(SHAPE[1:])
     rows = []
     for pair in pairs:
-        model = NetworkScoreModel(network, pair.sde(num_steps), pair.parameterization())
-        sampler = make_sampler(pair.sampler, num_steps=num_steps, grid=pair.grid, **pair.options)
         cls = getattr(diffusers, pair.scheduler)
         spacing = {"timestep_spacing": pair.grid} if "timestep_spacing" in inspect.signature(cls).parameters else {}
         scheduler = cls(**{**spacing, **pair.scheduler_options})
+        sides = {
+            "ours": ours(pair, network, unit, num_steps),
+            "theirs": pair.loop(scheduler, network, unit, pair.timesteps(num_steps)),
+        }
+        timed = partial(seconds, processor=torch.get_num_threads() == 1)
         with torch.no_grad():
-            mine, other = side_by_side(
-                ours(sampler, model, model.sde.prior_std * unit, noise),
-                (pair.loop or theirs)(scheduler, network, unit, pair.timesteps(num_steps)),
-                repeats,
-            )
+            # the first round is the warm-up
+            found = in_turn({side: partial(timed, work) for side, work in sides.items()}, repeats + 1)
+        mine, other = (taken[1:] for taken in found.values())
         rows.append(
             {
                 "sampler": pair.label,
@@ -225,7 +215,6 @@ def measure_steps(pairs: Sequence[Pair], num_steps: int, repeats: int) -> list[d
                 "ratio": statistics.median(a / b for a, b in zip(mine, other, strict=True)),
             }
         )
-        print("{sampler:22s} {ours_us:8.0f} {diffusers_us:8.0f} {ratio:6.2f}".format(**rows[-1]), flush=True)
     return rows
 
 
@@ -234,63 +223,46 @@ def measure_share(pairs: Sequence[Pair], batch_size: int, num_steps: int) -> lis
     backbone = UNet(image_size=32).eval()
     # a fresh U-Net returns zeros, by whose norm the Langevin corrector would divide
     nn.init.normal_(backbone.conv_out.weight, std=0.02, generator=torch.Generator().manual_seed(0))
-    spent = [0.0]
-    forward = backbone.forward
-
-    def timed(*args: Any, **kwargs: Any) -> Tensor:
-        begin = time.perf_counter()
-        out = forward(*args, **kwargs)
-        spent[0] += time.perf_counter() - begin
-        return out
-
-    backbone.forward = timed
-    noise = NoiseStreams(0, range(batch_size))
-    unit = noise.normal(SHAPE[1:])
+    clock: list[float] = []
+    backbone.register_forward_pre_hook(lambda *_: clock.append(time.perf_counter()))
+    backbone.register_forward_hook(lambda *_: clock.append(time.perf_counter()))
+    unit = NoiseStreams(0, range(batch_size)).normal(SHAPE[1:])
     rows = []
-    for pair in pairs:
-        model = NetworkScoreModel(backbone, pair.sde(num_steps), pair.parameterization())
-        sampler = make_sampler(pair.sampler, num_steps=num_steps, grid=pair.grid, **pair.options)
-        x_T = model.sde.prior_std * unit
-        with torch.no_grad():
-            model(x_T, torch.ones(batch_size, dtype=torch.float64))
-            spent[0], begin = 0.0, time.perf_counter()
-            sampler.sample(model, x_T, noise=noise)
-        whole = time.perf_counter() - begin
-        rows.append({"sampler": pair.label, "share_percent": 100 * (1 - spent[0] / whole), "seconds": whole})
-        print("{sampler:22s} {share_percent:6.2f} % of {seconds:.2f} s".format(**rows[-1]), flush=True)
+    with torch.no_grad():
+        backbone(unit, torch.zeros(batch_size))
+        for pair in pairs:
+            work = ours(pair, backbone, unit, num_steps)
+            clock.clear()
+            whole = seconds(work)
+            spent = sum(clock[1::2]) - sum(clock[::2])
+            rows.append({"sampler": pair.label, "share_percent": 100 * (1 - spent / whole), "seconds": whole})
     return rows
 
 
 def main() -> None:
     """Measure, print and write ``results/overhead.json``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--unet-batch", type=int, default=16, help="0 leaves the U-Net out")
-    parser.add_argument(
-        "--only", nargs="*", default=(), metavar="LABEL", help="pairs to time, without writing a result"
-    )
+    parser = argparse.ArgumentParser(description="A sampler's step beside the scheduler of diffusers.")
+    parser.add_argument("--steps", type=whole(1), default=50)
+    parser.add_argument("--repeats", type=whole(1), default=15)
+    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--unet-batch", type=whole(0), default=16, help="0 leaves the U-Net out")
+    parser.add_argument("--output", type=output, default=RESULT)
     args = parser.parse_args()
-    pairs = [pair for pair in PAIRS if not args.only or pair.label in args.only]
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    print(f"microseconds a step on {SHAPE}, {args.threads} threads: ours, diffusers, ratio", flush=True)
+    print(f"microseconds a step on {SHAPE}, {args.threads} threads", flush=True)
     report: dict[str, Any] = {
         "shape": SHAPE,
         "threads": args.threads,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "steps": measure_steps(pairs, args.steps, args.repeats),
+        "steps": measure_steps(PAIRS, args.steps, args.repeats),
     }
+    print(table(report["steps"]), flush=True)
     if args.unet_batch:
-        print(f"share of a sampler on the CIFAR-10 U-Net, batch {args.unet_batch}", flush=True)
-        report["unet_batch"] = args.unet_batch
-        report["unet"] = measure_share(pairs, args.unet_batch, 3)
-    if args.only:
-        return
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+        report |= {"unet_batch": args.unet_batch, "unet": measure_share(PAIRS, args.unet_batch, 3)}
+        print(f"share of a sampler on the CIFAR-10 U-Net, batch {args.unet_batch}", table(report["unet"]), sep="\n")
+    write_json(args.output, report)
 
 
 if __name__ == "__main__":

@@ -10,67 +10,50 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import options
-from data import ImageDataset
 from data.sources.digits import load_digits
-from experiment.precision import PrecisionBackbone
+from experiment.precision import NetworkMode
 from experiment.workdir import write_json
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
-from sde_lib import Tabulated, derive_seed
-from training.batches import TrainBatches
+from sde_lib import Tabulated
 from training.ema import ExponentialMovingAverage
 from training.losses import DDPMLoss
+from training.state import TrainingState
+from training.trainer import Trainer, TrainingOptions
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
 NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def digits(split: str) -> ImageDataset:
-    """They come with scikit-learn: nothing is downloaded."""
-    return load_digits(split=split)
-
-
-def train(
-    seed: int, precision: torch.dtype, *, num_steps: int, channels: int, batch_size: int, compiled: bool = False
-) -> NetworkScoreModel:
+def train(seed: int, precision: torch.dtype, *, num_steps: int, channels: int, batch_size: int) -> NetworkScoreModel:
     """The averaged model after so many steps; everything random is a function of the seed and the step."""
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
     net = UNet(image_size=8, in_channels=1, channels=channels, norm_groups=8, dropout=0.1, **settings)
-    sde = Tabulated.ddpm(beta_start=2e-3)
-    model = NetworkScoreModel(net, sde, EpsParameterization())
-    wrapped = NetworkScoreModel(PrecisionBackbone(net, precision, compiled=compiled), sde, EpsParameterization())
-    ema = ExponentialMovingAverage(model, 0.99)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    loss_of, dataset = DDPMLoss(), digits("train")
-    batches = TrainBatches(dataset, batch_size=batch_size, seed=seed, random_flip=False)
-    for step in range(num_steps):
-        torch.manual_seed(derive_seed(seed, step))
-        x0 = dataset.space.encode(batches.batch(step)[0])
-        t = loss_of.times(sde, torch.rand(batch_size, dtype=torch.float64))
-        loss = loss_of(wrapped, x0, t, torch.randn_like(x0)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50)
-        optimizer.step()
-        ema.update(model)
-    return ema.model
+    model, loss = NetworkScoreModel(net, Tabulated.ddpm(beta_start=2e-3), EpsParameterization()), DDPMLoss()
+    state = TrainingState(
+        model,
+        ExponentialMovingAverage(model, 0.99),
+        torch.optim.AdamW(net.parameters()),
+        loss,
+        loss.time_sampler(model.sde),
+    )
+    options = TrainingOptions(num_steps, batch_size=batch_size, seed=seed, learning_rate=1e-3, warmup_steps=50)
+    Trainer(state, load_digits(split="train"), options, mode=NetworkMode(precision, compiled=False)).run()
+    return state.ema.model
 
 
 @torch.no_grad()
 def test_loss(model: NetworkScoreModel) -> float:
     """L_simple over the test digits, at times spread evenly and noise that is always the same."""
-    dataset, generator = digits("test"), torch.Generator().manual_seed(0)
+    dataset, generator = load_digits(split="test"), torch.Generator().manual_seed(0)
     x0 = dataset.space.encode(dataset.images)
     losses: list[Tensor] = []
     for _ in range(4):
@@ -103,7 +86,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=options.whole(1), default=400)
     parser.add_argument("--channels", type=options.whole(8), default=32)
     parser.add_argument("--batch-size", type=options.whole(1), default=64)
-    parser.add_argument("--output", type=options.output, default=str(RESULT))
+    parser.add_argument("--output", type=options.output, default=RESULT)
     return parser.parse_args(arguments)
 
 
@@ -111,18 +94,15 @@ def main() -> None:
     """Measure, print, write."""
     args = parse()
     settings = {"num_steps": args.steps, "channels": args.channels, "batch_size": args.batch_size}
-    try:
-        found = compare(args.seeds, **settings)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    found = compare(args.seeds, **settings)
     for name, mean in found["means"].items():
         listed = " ".join(f"{loss:.5f}" for loss in found["losses"][name])
         print(f"{name}: {mean:.5f}, standard deviation over seeds {found['stds'][name]:.5f} ({listed})")
     print(
         f"bf16 - fp32 within a seed: {found['difference_mean']:+.5f}, standard deviation {found['difference_std']:.5f}"
     )
-    write_json(Path(args.output), {"seeds": args.seeds, **settings, **found})
+    write_json(args.output, {"seeds": args.seeds, **settings, **found})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """Quality of samples against network calls, every sampler on one network: ``python -m benchmarks.quality``.
 
-The network is that of ``configs/vp/digits.py``, trained first if its work directory has no checkpoint. Writes
+The network is that of ``configs/vp/digits.py``, trained before by ``--mode train``. Writes
 ``benchmarks/results/quality.json``, ``docs/images/quality.png`` and the tables between two markers in
 ``docs/samplers.md``.
 """
@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from benchmarks.images import load_images
-from benchmarks.quality_report import write_report
-from commands.train import train
-from configs.default import get_default_config
+from benchmarks.options import whole
+from benchmarks.quality_report import tables, write_report
+from benchmarks.trained import add_run, load_images, load_named_run
 from data import ImageDataset
 from evaluation.quality import (
     Estimate,
@@ -31,12 +32,9 @@ from evaluation.quality import (
     sliced_wasserstein,
     train_feature_classifier,
 )
-from experiment.build import bound_x0, pick_device
-from experiment.config import load_config
-from experiment.from_checkpoints import load_trained
-from experiment.workdir import check_for_use, default_workdir
+from experiment.build import bound_x0
 from models import GaussianMixtureScoreModel, ScoreModel
-from samplers import Sampler, available_samplers, make_sampler
+from samplers import Sampler, make_sampler
 from sde_lib import SDE, NoiseStreams
 
 BUDGETS = (5, 10, 20, 50, 100)
@@ -88,31 +86,6 @@ ENTRIES = (
 )
 
 
-@dataclass(frozen=True)
-class Point:
-    """One sampler at one setting.
-
-    Attributes:
-        label: The entry's label.
-        grid: Its time grid; empty where it chose its own steps.
-        setting: ``num_steps=20``, or the tolerance.
-        budget: Network calls it was allowed, or None where it chose its own steps.
-        nfe: Network calls it made, counted at the network; the mean over batches.
-        frechet: Squared Frechet distance of features.
-        sliced: Squared sliced Wasserstein distance of pixels.
-        seconds: Wall time of the sampling.
-    """
-
-    label: str
-    grid: str
-    setting: str
-    budget: int | None
-    nfe: float
-    frechet: Estimate
-    sliced: Estimate
-    seconds: float
-
-
 class Quality:
     """Both distances from the training split, in groups as large as the held-out split.
 
@@ -132,17 +105,15 @@ class Quality:
     def __call__(self, x0: Tensor) -> tuple[Estimate, Estimate]:
         """Frechet and sliced Wasserstein distance of samples [N, C, H, W], rounded to the data's grey levels first."""
         pixels = self._space.encode(self._space.decode(x0))
-        return (
-            self._estimate(
-                lambda features: frechet_distance(features, self._features), self._classifier.features(pixels)
-            ),
-            self._estimate(
-                lambda part: sliced_wasserstein(part, self._pixels, num_projections=self.num_projections).value, pixels
-            ),
-        )
 
-    def _estimate(self, statistic: Callable[[Tensor], float], samples: Tensor) -> Estimate:
-        return grouped_estimate(statistic, samples, group_size=self.group_size)
+        def frechet(features: Tensor) -> float:
+            return frechet_distance(features, self._features)
+
+        def sliced(part: Tensor) -> float:
+            return sliced_wasserstein(part, self._pixels, num_projections=self.num_projections).value
+
+        estimate = partial(grouped_estimate, group_size=self.group_size)
+        return estimate(frechet, self._classifier.features(pixels)), estimate(sliced, pixels)
 
 
 def network_calls(sampler: Sampler, sde: SDE) -> int:
@@ -152,151 +123,88 @@ def network_calls(sampler: Sampler, sde: SDE) -> int:
     return sampler.sample(model, sampler.prior_sample(sde, (1,), noise), noise=noise).nfe
 
 
-def largest_within(budget: int, build: Callable[[int], Sampler], sde: SDE) -> Sampler | None:
-    """The sampler of the most steps whose network calls keep to a budget; None if one step breaks it.
+def steps_within(budget: int, build: Callable[[int], Sampler], sde: SDE) -> int:
+    """The most steps whose network calls keep to a budget; 0 if one step breaks it.
 
     Args:
         budget: Network calls.
         build: From a number of steps to a sampler, which calls the network at least once a step.
         sde: The SDE it will run on.
     """
-    fits, too_many = 0, budget + 1
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if network_calls(build(middle), sde) <= budget:
-            fits = middle
-        else:
-            too_many = middle
-    return build(fits) if fits else None
+    return bisect_right(range(1, budget + 1), budget, key=lambda num_steps: network_calls(build(num_steps), sde))
 
 
-def settings(entry: Entry, sde: SDE) -> Iterator[tuple[str, int | None, Sampler]]:
-    """The runs of an entry: each setting's name, budget and sampler; those that cannot be built are named."""
+def settings(entry: Entry, sde: SDE) -> Iterator[tuple[dict[str, Any], Sampler]]:
+    """The runs of an entry: what the report says of each, and its sampler."""
     for tolerance in entry.tolerances:
-        try:
-            sampler = make_sampler(entry.name, rtol=tolerance, atol=tolerance, **entry.options)
-        except ValueError as error:
-            _say(f"{entry.label}, tolerance {tolerance:g}: left out, {error}")
-            continue
-        yield f"rtol=atol={tolerance:g}", None, sampler
+        said = {"label": entry.label, "grid": "", "setting": f"rtol=atol={tolerance:g}", "budget": None}
+        yield said, make_sampler(entry.name, rtol=tolerance, atol=tolerance, **entry.options)
     for budget in () if entry.tolerances else entry.budgets:
 
         def build(num_steps: int) -> Sampler:
             return make_sampler(entry.name, num_steps=num_steps, grid=entry.grid, **entry.options)
 
-        try:
-            sampler = largest_within(budget, build, sde)
-        except ValueError as error:
-            _say(f"{entry.label}, {budget} calls: left out, {error}")
-            continue
-        if sampler is None:
-            _say(f"{entry.label}, {budget} calls: left out, one step takes more")
-            continue
-        yield f"num_steps={getattr(sampler, 'num_steps', None)}", budget, sampler
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        num_steps = steps_within(budget, build, sde)
+        said = {"label": entry.label, "grid": entry.grid, "setting": f"num_steps={num_steps}", "budget": budget}
+        yield said, build(num_steps)
 
 
 def draw(
-    sampler: Sampler,
-    model: ScoreModel,
-    shape: tuple[int, ...],
-    *,
-    num_samples: int,
-    batch_size: int,
-    device: torch.device,
-) -> tuple[Tensor, float, float]:
-    """Samples [N, ...] from streams (0, k), network calls a batch, seconds: the same x_T for every sampler."""
-    parts, calls, began = [], [], time.perf_counter()
+    sampler: Sampler, model: ScoreModel, shape: tuple[int, ...], *, num_samples: int, batch_size: int
+) -> tuple[Tensor, float]:
+    """Samples [N, ...] from streams (0, k), and network calls a batch: the same x_T for every sampler."""
+    parts, calls = [], []
+    device = next(model.parameters()).device
     for first in range(0, num_samples, batch_size):
         noise = NoiseStreams(0, range(first, min(first + batch_size, num_samples)))
         result = sampler.sample(model, sampler.prior_sample(model.sde, shape, noise, device=device), noise=noise)
         parts.append(result.x0.cpu())
         calls.append(result.nfe)
-    return torch.cat(parts), sum(calls) / len(calls), time.perf_counter() - began
+    return torch.cat(parts), sum(calls) / len(calls)
 
 
-def measure_entry(entry: Entry, model: ScoreModel, quality: Quality, shape: tuple[int, ...], **how: Any) -> list[Point]:
-    """Every setting of an entry; what cannot run is named and left out."""
-    points = []
-    for setting, budget, sampler in settings(entry, model.sde):
-        try:
-            x0, nfe, seconds = draw(sampler, model, shape, **how)
-        except (ValueError, FloatingPointError, RuntimeError) as error:
-            _say(f"{entry.label}, {setting}: left out, {error}")
-            continue
-        frechet, sliced = quality(x0)
-        points.append(
-            Point(entry.label, "" if entry.tolerances else entry.grid, setting, budget, nfe, frechet, sliced, seconds)
-        )
-        print(
-            f"{entry.label:22} {setting:16} nfe {nfe:6.1f}  frechet {frechet.value:8.3f} ± {frechet.stderr:.3f}  "
-            f"sliced {sliced.value:.5f} ± {sliced.stderr:.5f}  {seconds:6.1f} s",
-            flush=True,
-        )
-    return points
-
-
-def run(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> None:
-    """Train if need be, sample, measure, write."""
-    config = load_config(arguments.config, overrides, defaults=get_default_config())
-    workdir = Path(arguments.workdir) if arguments.workdir else default_workdir(arguments.config)
-    if not any((workdir / "checkpoints").glob("step_*")):
-        train(config, workdir)
-    check_for_use(workdir, config)
-    device = pick_device(config)
-    train_split, held_out = load_images(config, "train"), load_images(config, "test")
-    network, step = load_trained(config, workdir, train_split.kind, device)
-    model = bound_x0(config, network, train_split.kind)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Sample, measure, write."""
+    parser = argparse.ArgumentParser(description="Quality of samples against network calls.", allow_abbrev=False)
+    add_run(parser)
+    parser.add_argument("--num-samples", type=whole(1), default=360, help="rounded up to groups of the held-out size")
+    parser.add_argument("--batch-size", type=whole(1), default=120)
+    parser.add_argument(
+        "--output", type=Path, default=".", help="under which benchmarks/results/ and docs/ are written"
+    )
+    args = parser.parse_args(arguments)
+    run = load_named_run(args)
+    model = bound_x0(run.config, run.model, run.kind)
+    train_split, held_out = load_images(run.config, "train"), load_images(run.config, "test")
     quality = Quality(train_split, held_out)
-    num_samples = math.ceil(arguments.num_samples / quality.group_size) * quality.group_size
-    points: list[Point] = []
-    for entry in ENTRIES:
-        if arguments.only and entry.label not in arguments.only:
-            continue
-        if entry.name not in available_samplers():
-            _say(f"{entry.label}: left out, no sampler is registered as {entry.name}")
-            continue
-        how = {"num_samples": num_samples, "batch_size": arguments.batch_size, "device": device}
-        points += measure_entry(entry, model, quality, train_split.image_shape, **how)
-    frechet, sliced = quality.floor
+    num_samples = math.ceil(args.num_samples / quality.group_size) * quality.group_size
+    points: list[dict[str, Any]] = []
+    for entry in tqdm(ENTRIES, unit="sampler", dynamic_ncols=True):
+        for said, sampler in settings(entry, model.sde):
+            began = time.perf_counter()
+            x0, nfe = draw(sampler, model, run.sample_shape, num_samples=num_samples, batch_size=args.batch_size)
+            taken = time.perf_counter() - began
+            frechet, sliced = map(asdict, quality(x0))
+            points.append(said | {"nfe": nfe, "frechet": frechet, "sliced": sliced, "seconds": taken})
+    frechet, sliced = map(asdict, quality.floor)
     report = {
         "dataset": train_split.name,
-        "config": arguments.config,
-        "step": step,
-        "clip_x0": bool(config.sampling.clip_x0),
-        "threshold_x0": config.sampling.threshold_x0,
+        "config": args.config,
+        "step": run.step,
+        "clip_x0": bool(run.config.sampling.clip_x0),
+        "threshold_x0": run.config.sampling.threshold_x0,
         "num_samples": num_samples,
         "group_size": quality.group_size,
         "num_reference": len(train_split),
         "num_projections": quality.num_projections,
         "classifier_accuracy": quality.accuracy,
-        "device": device.type,
+        "device": next(model.parameters()).device.type,
         "num_threads": torch.get_num_threads(),
-        "floor": {"frechet": asdict(frechet), "sliced": asdict(sliced)},
-        "points": [asdict(point) for point in points],
+        "floor": {"frechet": frechet, "sliced": sliced},
+        "points": points,
     }
-    write_report(report, Path(arguments.output))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Quality of samples against network calls, for every sampler.",
-        epilog="Any key of the config can be set, as in --config.device=cpu.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config", default="configs/vp/digits.py", help="what the network was, or will be, trained with"
-    )
-    parser.add_argument("--workdir", default="", help="its work directory; default: runs/<family>/<config name>")
-    parser.add_argument("--num-samples", type=int, default=360, help="rounded up to whole groups of the held-out size")
-    parser.add_argument("--batch-size", type=int, default=120)
-    parser.add_argument("--only", nargs="*", default=(), metavar="LABEL", help="labels of ENTRIES; default: all")
-    parser.add_argument("--output", default=".", help="under which benchmarks/results/ and docs/ are written")
-    run(*parser.parse_known_args(arguments))
+    print(tables(report))
+    write_report(report, args.output)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from benchmarks.timing import table
 from experiment.workdir import write_atomically, write_json
 
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
-_MEASURES = (("frechet", "Fréchet distance of features", 1), ("sliced", "sliced Wasserstein distance of pixels", 1000))
+_MEASURES = (
+    ("frechet", "Fréchet distance of features", 1),
+    ("sliced", "sliced Wasserstein distance of pixels, times 1000", 1000),
+)
 
 
 def write_report(report: dict[str, Any], root: Path) -> None:
@@ -28,22 +33,20 @@ def write_report(report: dict[str, Any], root: Path) -> None:
     write_json(root / "benchmarks" / "results" / "quality.json", report)
     save_figure(root / "docs" / "images" / "quality.png", report)
     page = root / "docs" / "samplers.md"
-    text = page.read_text() if page.is_file() else "# Samplers\n"
+    text = page.read_text() if page.is_file() else f"# Samplers\n\n{BEGIN}\n{END}\n"
     write_atomically(page, replace_between_markers(text, tables(report)).encode())
 
 
 def replace_between_markers(text: str, new: str) -> str:
-    """Put ``new`` between the two markers of a page, which are added at its end, under a heading, if it has none.
+    """Put ``new`` between the two markers of a page.
 
     Raises:
-        ValueError: If there is one marker without the other, or more than one pair.
+        ValueError: If there are none.
     """
-    if BEGIN not in text and END not in text:
-        text = f"{text.rstrip()}\n\n## Quality against network calls\n\n{BEGIN}\n{END}\n"
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the page must have {BEGIN} and {END} once each, in this order; mend it by hand")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{new.strip()}\n{END}{rest.split(END)[1]}"
+    page, found = re.subn(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{new.strip()}\n{END}", text, flags=re.DOTALL)
+    if not found:
+        raise ValueError(f"the page must have {BEGIN} and {END}, in this order; put them there by hand")
+    return page
 
 
 def _by_label(report: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -85,26 +88,22 @@ def tables(report: dict[str, Any]) -> str:
     ]
     for key, title, scale in _MEASURES:
         floor = report["floor"][key]
-        times = f", times {scale}" if scale != 1 else ""
-        lines += ["", f"{title[0].upper()}{title[1:]}{times}, over network calls. Floor: "
-                  f"{floor['value'] * scale:.2f} ± {floor['stderr'] * scale:.2f}.", ""]  # fmt: skip
-        lines += ["| sampler | grid | " + " | ".join(map(str, budgets)) + " |", "|---|---|" + "---|" * len(budgets)]
+        limit = f"{floor['value'] * scale:.2f} ± {floor['stderr'] * scale:.2f}"
+        rows = []
         for label, points in _by_label(report):
             cells = {point["budget"]: _cell(point[key], floor, scale) for point in points if point["budget"]}
             if cells:
-                lines.append(
-                    f"| {label} | {points[0]['grid']} | "
-                    + " | ".join(cells.get(budget, "") for budget in budgets)
-                    + " |"
-                )
-    adaptive = [point for point in report["points"] if not point["budget"]]
+                row = {"sampler": label, "grid": points[0]["grid"]}
+                rows.append(row | {str(budget): cells.get(budget, "") for budget in budgets})
+        lines += ["", f"{title[0].upper()}{title[1:]}, over network calls. Floor: {limit}.", "", table(rows)]
+    adaptive = [
+        {"sampler": point["label"], "tolerance": point["setting"], "network calls": f"{point['nfe']:.0f}"}
+        | {title: _cell(point[key], report["floor"][key], scale) for key, title, scale in _MEASURES}
+        for point in report["points"]
+        if not point["budget"]
+    ]
     if adaptive:
-        heads = " | ".join(title + (f", times {scale}" if scale != 1 else "") for _, title, scale in _MEASURES)
-        lines += ["", "Samplers that choose their own steps:", "",
-                  f"| sampler | tolerance | network calls | {heads} |", "|---|---|---|---|---|"]  # fmt: skip
-        for point in adaptive:
-            cells = " | ".join(_cell(point[key], report["floor"][key], scale) for key, _, scale in _MEASURES)
-            lines.append(f"| {point['label']} | {point['setting']} | {point['nfe']:.0f} | {cells} |")
+        lines += ["", "Samplers that choose their own steps:", "", table(adaptive)]
     return "\n".join(lines)
 
 
@@ -125,8 +124,7 @@ def save_figure(path: Path, report: dict[str, Any]) -> None:
         value, error = (report["floor"][key][name] * scale for name in ("value", "stderr"))
         axes.axhspan(max(value - error, value / 10), value + error, color="0.8", zorder=0, lw=0)
         axes.axhline(value, color="0.35", lw=1, zorder=0, label=f"floor: {report['group_size']} held-out images")
-        times = f", times {scale}" if scale != 1 else ""
-        axes.set(xscale="log", yscale="log", xlabel="network calls (NFE)", ylabel=f"squared {title}{times}")
+        axes.set(xscale="log", yscale="log", xlabel="network calls (NFE)", ylabel=f"squared {title}")
         ticks = sorted({point["budget"] for point in report["points"] if point["budget"]})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import copy
+import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +14,20 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiment.precision import NetworkMode, PrecisionBackbone, fast_inference
+from benchmarks.timing import Work
+from data import TensorDataset
+from experiment.precision import NetworkMode, fast_inference
 from likelihood import FlowLikelihood
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
+from models.pretrained import export_diffusers
 from samplers import make_sampler
 from sde_lib import NoiseStreams, Tabulated
 from training.ema import ExponentialMovingAverage
 from training.losses import DDPMLoss
+from training.state import TrainingState
+from training.trainer import Trainer, TrainingOptions
 
-Work = Callable[[], Any]
 # its classes are found when they are first asked for, which type checkers do not see
 theirs_library: Any = diffusers
 
@@ -33,24 +37,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tiny": {"image_size": 16, "channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1},
 }
 DROPOUT = 0.1
-
-_RENAMING = (
-    (r"^embed\.linear", "time_embedding.linear_"),
-    (r"^down\.", "down_blocks."),
-    (r"^up\.", "up_blocks."),
-    (r"^(down.*)\.resample\.", r"\1.downsamplers.0."),
-    (r"^(up.*)\.resample\.", r"\1.upsamplers.0."),
-    (r"^middle\.block1", "mid_block.resnets.0"),
-    (r"^middle\.block2", "mid_block.resnets.1"),
-    (r"^middle\.attention", "mid_block.attentions.0"),
-    (r"\.blocks\.", ".resnets."),
-    (r"\.attention\.", ".attentions."),
-    (r"(attentions\.\d)\.norm\.", r"\1.group_norm."),
-    (r"\.proj\.", ".to_out.0."),
-    (r"\.project\.", ".time_emb_proj."),
-    (r"\.skip\.", ".conv_shortcut."),
-    (r"^norm_out", "conv_norm_out"),
-)
 
 
 def our_network(name: str) -> UNet:
@@ -64,44 +50,11 @@ def our_network(name: str) -> UNet:
     return net
 
 
-def their_network(name: str, ours: UNet) -> nn.Module:
-    """Theirs, with our weights."""
-    settings = SETTINGS[name]
-    widths = tuple(settings["channels"] * mult for mult in settings["channel_mult"])
-    down, up = ["DownBlock2D"] * len(widths), ["UpBlock2D"] * len(widths)
-    down[1], up[-2] = "AttnDownBlock2D", "AttnUpBlock2D"
-    net = theirs_library.UNet2DModel(
-        sample_size=settings["image_size"],
-        block_out_channels=widths,
-        layers_per_block=settings["num_res_blocks"],
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        norm_eps=1e-6,
-        attention_head_dim=None,
-        dropout=DROPOUT,
-    )
-    net.load_state_dict(their_weights(ours.state_dict(), len(widths)))
-    return net
-
-
-def their_weights(ours: dict[str, Tensor], num_levels: int) -> dict[str, Tensor]:
-    """Our weights under their names; they have three layers where we have one for queries, keys and values."""
-    theirs: dict[str, Tensor] = {}
-    for name, tensor in ours.items():
-        # theirs number the way up from the lowest resolution
-        name = re.sub(r"^up\.(\d+)", lambda match: f"up.{num_levels - 1 - int(match[1])}", name)
-        for pattern, replacement in _RENAMING:
-            name = re.sub(pattern, replacement, name)
-        if ".qkv." in name:
-            theirs |= {
-                name.replace("qkv", f"to_{part}"): third for part, third in zip("qkv", tensor.chunk(3), strict=True)
-            }
-        else:
-            theirs[name] = tensor
-    return {name: tensor.clone() for name, tensor in theirs.items()}
+def their_network(ours: NetworkScoreModel) -> nn.Module:
+    """Theirs, with our weights, from the pipeline that ``--mode export`` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_diffusers(ours, folder)
+        return theirs_library.UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False)
 
 
 @dataclass(frozen=True)
@@ -124,11 +77,6 @@ class Side:
         how = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.precision]
         return f"{'ours' if self.ours else 'diffusers'} {how}{' compiled' if self.compiled else ''}"
 
-    @property
-    def mode(self) -> NetworkMode:
-        """Precision and compilation of our side."""
-        return NetworkMode(self.precision, self.compiled)
-
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Autocast of their side, as ``accelerate`` wraps it around the network for ``mixed_precision="bf16"``."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
@@ -148,7 +96,7 @@ class Workbench:
     def __init__(
         self, name: str, *, batch_size: int, device: torch.device, sampling_steps: int = 20, likelihood_steps: int = 2
     ) -> None:
-        self.name, self.batch_size, self.device = name, batch_size, device
+        self.batch_size, self.device = batch_size, device
         self.sampling_steps, self.likelihood_steps = sampling_steps, likelihood_steps
         generator = torch.Generator().manual_seed(1)
         size = SETTINGS[name]["image_size"]
@@ -158,36 +106,27 @@ class Workbench:
         self._prepared: dict[Side, NetworkScoreModel] = {}
 
     def _theirs(self) -> nn.Module:
-        return their_network(self.name, self.ours).to(self.device)
+        return their_network(self._model()).to(self.device)
 
-    def _model(self, backbone: nn.Module) -> NetworkScoreModel:
-        return NetworkScoreModel(backbone, Tabulated.ddpm(), EpsParameterization())
+    def _model(self) -> NetworkScoreModel:
+        return NetworkScoreModel(self.ours, Tabulated.ddpm(), EpsParameterization())
 
     def _fast(self, side: Side) -> NetworkScoreModel:
         """Ours as sampling and evaluation use it; made, and compiled, once."""
         if side not in self._prepared:
-            self._prepared[side] = fast_inference(self._model(self.ours), side.mode)
+            self._prepared[side] = fast_inference(self._model(), NetworkMode(side.precision, side.compiled))
         return self._prepared[side]
-
-    def _copy(self) -> UNet:
-        net = our_network(self.name)
-        net.load_state_dict(self.ours.state_dict())
-        return net.to(self.device)
 
     def forward(self, side: Side) -> Work:
         """The network once, without gradients; returns its answer."""
         if side.ours:
             backbone = self._fast(side).backbone
-
-            def ours() -> Tensor:
-                with torch.no_grad():
-                    return backbone(self.x, self.t)
-
-            return ours
+            return torch.no_grad()(lambda: backbone(self.x, self.t))
         network = self._theirs().eval()
 
+        @torch.no_grad()
         def theirs() -> Tensor:
-            with torch.no_grad(), side.autocast(self.device):
+            with side.autocast(self.device):
                 return network(self.x, self.t).sample.float()
 
         return theirs
@@ -197,26 +136,15 @@ class Workbench:
         return self._our_training_step(side) if side.ours else self._their_training_step(side)
 
     def _our_training_step(self, side: Side) -> Work:
-        net = self._copy().train()
-        model = self._model(net)
+        model, loss = copy.deepcopy(self._model()), DDPMLoss()
+        model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-6, fused=True)
         ema = ExponentialMovingAverage(model, 0.9999)
-        wrapped = self._model(PrecisionBackbone(net, side.precision, compiled=side.compiled)).train()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-6, fused=True)
-        loss_of = DDPMLoss()
-        generator = torch.Generator().manual_seed(2)
-
-        def step() -> float:
-            eps = torch.randn(self.x.shape, generator=generator).to(self.device)
-            t = loss_of.times(model.sde, torch.rand(self.batch_size, generator=generator, dtype=torch.float64))
-            loss = loss_of(wrapped, self.x, t.to(self.device), eps).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            ema.update(model)
-            return float(loss.detach())
-
-        return step
+        state = TrainingState(model, ema, optimizer, loss, loss.time_sampler(model.sde, "uniform"))
+        options = TrainingOptions(10**6, batch_size=self.batch_size, learning_rate=1e-4)
+        mode = NetworkMode(side.precision, side.compiled)
+        trainer = Trainer(state, TensorDataset(self.x.cpu(), torch.zeros(self.batch_size).long()), options, mode=mode)
+        return lambda: trainer.step().loss
 
     def _their_training_step(self, side: Side) -> Work:
         # the loop of examples/unconditional_image_generation, with the options of its documented commands
@@ -247,20 +175,16 @@ class Workbench:
             model = self._fast(side)
             sampler = make_sampler("ddim", num_steps=self.sampling_steps, grid="leading")
             noise = NoiseStreams(0, range(self.batch_size))
-
-            def ours() -> Tensor:
-                with torch.no_grad():
-                    return sampler.sample(model, self.x, noise=noise).x0
-
-            return ours
+            return torch.no_grad()(lambda: sampler.sample(model, self.x, noise=noise).x0)
         network = self._theirs().eval()
         scheduler = theirs_library.DDIMScheduler(num_train_timesteps=1000, clip_sample=False)
 
+        @torch.no_grad()
         def theirs() -> Tensor:
             scheduler.set_timesteps(self.sampling_steps)
             x = self.x
             for t in scheduler.timesteps:
-                with torch.no_grad(), side.autocast(self.device):
+                with side.autocast(self.device):
                     eps = network(x, t).sample
                 x = scheduler.step(eps.float(), t, x).prev_sample
             return x
@@ -269,13 +193,9 @@ class Workbench:
 
     def likelihood(self, side: Side | None) -> Work:
         """The probability flow's likelihood; None is the network as it was built, for there is no other's."""
-        plain = self._copy().eval().requires_grad_(requires_grad=False)
-        model = self._model(plain) if side is None else self._fast(side)
+        plain = copy.deepcopy(self._model()).eval().requires_grad_(requires_grad=False)
+        model = plain if side is None else self._fast(side)
         flow = FlowLikelihood(num_levels=256, dequantization="uniform", solver="heun", num_steps=self.likelihood_steps)
         levels = torch.randint(256, self.x.shape, generator=torch.Generator().manual_seed(3))
         x0 = (levels / 127.5 - 1).to(self.device)
-
-        def work() -> Tensor:
-            return flow(model, x0, noise=NoiseStreams(0, range(self.batch_size))).bits_per_dim
-
-        return work
+        return lambda: flow(model, x0, noise=NoiseStreams(0, range(self.batch_size))).bits_per_dim

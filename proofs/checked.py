@@ -1,9 +1,9 @@
-"""Common parts of the proofs: a number beside its bound, and the grid that a sampler walks."""
+"""Common parts of the proofs: a number beside its bound, a cell of such numbers, the grid that a sampler walks."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from torch import Tensor
@@ -32,6 +32,26 @@ class Checked:
     def passed(self) -> bool:
         """True if the value is within the bound; NaN is not, and an infinite bound bounds nothing."""
         return abs(self.value) <= self.bound < math.inf
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A sampler on an SDE and a distribution.
+
+    Attributes:
+        nfe: Network calls of the finer run.
+        checks: Numbers by name: errors of moments and of the law; None for what does not apply.
+        same: For each parameterization, the largest difference of its samples from those of the closed form.
+    """
+
+    nfe: int
+    checks: dict[str, Checked | None]
+    same: dict[str, Checked] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """True if all numbers are within their bounds."""
+        return all(number.passed for number in (*self.checks.values(), *self.same.values()) if number is not None)
 
 
 def times_of(sampler: Sampler, sde: SDE) -> Tensor:

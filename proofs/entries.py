@@ -10,14 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from samplers import (
-    Sampler,
-    available_correctors,
-    available_predictors,
-    available_samplers,
-    make_predictor,
-    make_sampler,
-)
+from samplers import Sampler, available_correctors, available_predictors, make_predictor, make_sampler
 from sde_lib import SDE, make_grid
 
 from . import recursion
@@ -43,22 +36,19 @@ class Entry:
         name: Its name in the registry.
         order: Promised order of its bias, in a parameter that each refinement halves.
         build: Makes it for an SDE and a refinement, 0 or above.
-        kind: On a Gaussian: "linear" in x_T and the noise; "adaptive", linear given its own steps; "norms", neither.
+        by_norms: Its steps depend on norms of x or the score; others are linear in x_T and the noise on a Gaussian,
+            given their steps.
         law: For Langevin samplers: what the papers' formulas give on the Gaussian, for an SDE, a grid, a refinement.
         order_on: Orders on classes of SDEs where they differ.
-        refined_by: What a refinement is, in words.
-        repeats: How far apart two runs may end that differ in rounding alone.
     """
 
     label: str
     name: str
     order: float
     build: Callable[[SDE, int], Sampler]
-    kind: str = "linear"
+    by_norms: bool = False
     law: Callable[[SDE, Tensor, int], Law] | None = None
     order_on: Mapping[str, float] = field(default_factory=dict)
-    refined_by: str = "steps x 2"
-    repeats: float = 1e-9
 
     def allowance(self, sde: SDE) -> float:
         """The allowed bias after a refinement, over the change by it: 1.5 / (2^p - 1).
@@ -81,8 +71,7 @@ def _adaptive(solver: str) -> Entry:
         return make_sampler("probability_flow", solver=solver, rtol=tolerance, atol=tolerance)
 
     # a hundredth of the tolerance must leave no more than a tenth of the error
-    refined_by = "rtol = atol = {:g}, then {:g}".format(*TOLERANCES)
-    return Entry(f"flow, {solver}", "probability_flow", math.log2(10), build, kind="adaptive", refined_by=refined_by)
+    return Entry(f"flow, {solver}", "probability_flow", math.log2(10), build)
 
 
 def _predictor_corrector(predictor: str, corrector: str) -> Entry:
@@ -90,7 +79,7 @@ def _predictor_corrector(predictor: str, corrector: str) -> Entry:
 
     A corrector alone needs more of that time: four times the steps of half the length.
     """
-    alone, silent = predictor == "none", corrector == "none"
+    alone = predictor == "none"
 
     def numbers(refinement: int) -> dict[str, Any]:
         snr = (SNR_ALONE if alone else SNR) / 2 ** (refinement / 2)
@@ -104,28 +93,25 @@ def _predictor_corrector(predictor: str, corrector: str) -> Entry:
         return make_sampler("predictor_corrector", **options, **numbers(refinement))
 
     def law(sde: SDE, times: Tensor, refinement: int) -> Law:
-        return recursion.predictor_corrector(
-            sde, times, predictor=predictor, corrector=corrector, **numbers(refinement)
-        )
+        options = {"predictor": predictor, "corrector": corrector, **numbers(refinement)}
+        return recursion.predictor_corrector(sde, times, **options)
 
-    refined_by = "corrector steps x 4, snr / sqrt 2" if alone else "steps x 2, snr / sqrt 2"
     return Entry(
         f"PC, {predictor} + {corrector}",
         "predictor_corrector",
         1,
         build,
-        kind="norms" if corrector == "langevin" else "linear",
-        law=None if silent else law,
+        by_norms=corrector == "langevin",
+        law=None if corrector == "none" else law,
         # Steps in proportion to sigma^2 stop working where sigma^2 is about 1 / (Langevin time). What is left then is
         # of order sigma^2, but for sub-VP of order sigma = 1 - alpha^2, the share by which x is still to grow.
         order_on={"SubVP": 0.5} if alone and corrector == "annealed_langevin" else {},
-        refined_by="steps x 2" if silent else refined_by,
     )
 
 
 def _annealed_langevin() -> Entry:
     def numbers(sde: SDE, times: Tensor, refinement: int) -> dict[str, Any]:
-        step_size = STEP / 2**refinement * recursion.last_noise_ratio(sde, times) ** 2
+        step_size = STEP / 2**refinement * recursion.noisy_points(sde, times)[-1].noise_ratio ** 2
         return {"step_size": step_size, "steps_per_level": LANGEVIN_STEPS * 4**refinement}
 
     def build(sde: SDE, refinement: int) -> Sampler:
@@ -135,13 +121,12 @@ def _annealed_langevin() -> Entry:
     def law(sde: SDE, times: Tensor, refinement: int) -> Law:
         return recursion.annealed_langevin(sde, times, **numbers(sde, times, refinement))
 
-    refined_by = "steps a level x 4, step size / 2"
-    return Entry("annealed Langevin", "annealed_langevin", 1, build, law=law, refined_by=refined_by)
+    return Entry("annealed Langevin", "annealed_langevin", 1, build, law=law)
 
 
 def entries() -> list[Entry]:
-    """Every sampler that is registered, in its variants."""
-    listed = [
+    """Every sampler of the project, in its variants."""
+    return [
         *(_plain(f"ancestral, {v}", "ancestral", 1, variance=v) for v in ("small", "large", "learned")),
         *(_plain(f"DDIM, eta = {eta:g}", "ddim", 1, eta=eta) for eta in (0.0, 0.5, 1.0)),
         _plain("Euler-Maruyama", "euler_maruyama", 1),
@@ -164,4 +149,3 @@ def entries() -> list[Entry]:
           for solver, order in (("euler", 1), ("heun", 2), ("midpoint", 2), ("rk4", 4))),
         *(_adaptive(solver) for solver in ("dopri5", "scipy_rk45", "torchode_dopri5", "adams")),
     ]  # fmt: skip
-    return [entry for entry in listed if entry.name in available_samplers()]

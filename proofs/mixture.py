@@ -4,61 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from samplers import Sampler
+from models import ScoreModel
+from samplers import SampleResult
 from sde_lib import SDE, NoiseStreams, derive_seed
 
-from .checked import SIGMAS, Checked, times_of
+from .checked import SIGMAS, Cell, Checked, times_of
 from .entries import Entry
-from .oracles import MIXTURE, PARAMETERIZATIONS, PlaneOracle, central_moments, network_model, to_unit_square
-from .recursion import last_noise_ratio, last_point
+from .oracles import (
+    MIXTURE,
+    PARAMETERIZATIONS,
+    PlaneOracle,
+    central_moments,
+    network_model,
+    points_in_plane,
+    to_unit_square,
+)
+from .recursion import noisy_points
 
 STREAMS = 4
 # the density is compared on CELLS_A_SIDE^2 cells that are equally probable under the mixture
 CELLS_A_SIDE = 8
 # points of which each parameterization must make the same as the closed form
 SAME_POINTS = 200
+# how far apart two runs may end that differ in rounding alone
+ROUNDING = 1e-9
 # A Langevin step by norms is proportional to 1 / |eps|^2, and eps = -sigma score is about as small as sigma at the last
 # time. Found as (x - alpha x0) / sigma it is off by rounding / sigma, which is a share of rounding / sigma^2.
 NORMS_ROUNDING = 2.3e-16
 _MEAN, _COV, _THIRD = central_moments(MIXTURE)
-
-
-@dataclass(frozen=True)
-class MixtureCell:
-    """One sampler on one SDE.
-
-    Attributes:
-        nfe: Network calls of the finer run.
-        mean: The worst coordinate's error of the mean.
-        cov: The worst entry's error of the covariance.
-        third: The worst coordinate's error of the third central moment.
-        distance: Root mean square of the relative errors of the cells' probabilities.
-        same: For each parameterization, the largest difference of its samples from those of the closed form.
-    """
-
-    nfe: int
-    mean: Checked
-    cov: Checked
-    third: Checked
-    distance: Checked
-    same: dict[str, Checked]
-
-    @property
-    def numbers(self) -> tuple[Checked, ...]:
-        """All that is checked."""
-        return self.mean, self.cov, self.third, self.distance, *self.same.values()
-
-    @property
-    def passed(self) -> bool:
-        """True if all numbers are within their bounds."""
-        return all(checked.passed for checked in self.numbers)
 
 
 def moment_errors(points: Float[Tensor, "points 2"]) -> Float[Tensor, "points 7"]:
@@ -92,7 +71,7 @@ def prove_mixture(
     parameterizations: Sequence[str] = PARAMETERIZATIONS,
     num_points: int = 100_000,
     seed: int = 0,
-) -> MixtureCell:
+) -> Cell:
     """Run one sampler on one SDE, from the exact p(x_T), at two refinements.
 
     Args:
@@ -103,45 +82,30 @@ def prove_mixture(
         seed: Seed of x_T and the noise; both refinements start at the same x_T.
     """
     model = PlaneOracle(sde, MIXTURE)
-    outputs: list[Tensor] = []
-    nfe, times = 0, torch.empty(0)
-    for refinement in (0, 1):
+
+    def run(asked: ScoreModel, refinement: int, seeds: tuple[int, int], streams: int, points: int) -> SampleResult:
         sampler = entry.build(sde, refinement)
-        times = times_of(sampler, sde)
-        x_T = _start(model, sampler, num_points // STREAMS, NoiseStreams(derive_seed(seed, 0), range(STREAMS)))
-        result = sampler.sample(model, x_T, noise=NoiseStreams(derive_seed(seed, 1 + refinement), range(STREAMS)))
-        outputs.append(result.x0.transpose(1, 2).reshape(-1, 2))
-        nfe = result.nfe
-    allowed = entry.repeats + (0.0 if entry.kind != "norms" else NORMS_ROUNDING / last_point(sde, times)[2] ** 2)
-    same = differences(model, entry.build(sde, 1), parameterizations, allowed, seed)
-    noise_ratio = last_noise_ratio(sde, times)
-    return compare(*outputs, allowance=entry.allowance(sde), noise_ratio=noise_ratio, nfe=nfe, same=same)
+        start, noise = (NoiseStreams(derive_seed(seed, k), range(streams)) for k in seeds)
+        return sampler.sample(asked, model.draw_noisy(times_of(sampler, sde)[:1], points, start), noise=noise)
+
+    coarse, fine = (run(model, k, (0, 1 + k), STREAMS, num_points // STREAMS) for k in (0, 1))
+    last = noisy_points(sde, times_of(entry.build(sde, 1), sde))[-1]
+    checks = compare(
+        *(points_in_plane(result.x0) for result in (coarse, fine)),
+        allowance=entry.allowance(sde),
+        noise_ratio=last.noise_ratio,
+    )
+    # a parameterization's samples beside the closed form's, from the same x_T by the same noise
+    closed_form = run(model, 1, (3, 4), 1, SAME_POINTS).x0
+    allowed = ROUNDING + (NORMS_ROUNDING / last.sigma**2 if entry.by_norms else 0.0)
+    same = {}
+    for name in parameterizations:
+        found = run(network_model(model, name), 1, (3, 4), 1, SAME_POINTS).x0
+        same[name] = Checked(float((found - closed_form).abs().max()), allowed)
+    return Cell(fine.nfe, checks, same)
 
 
-def _start(model: PlaneOracle, sampler: Sampler, num_points: int, noise: NoiseStreams) -> Tensor:
-    x0 = model.draw(num_points, noise)
-    t = times_of(sampler, model.sde)[:1].expand(len(x0))
-    return model.sde.perturb(x0, t, noise.normal_like(x0))
-
-
-def differences(
-    model: PlaneOracle, sampler: Sampler, parameterizations: Sequence[str], allowed: float, seed: int
-) -> dict[str, Checked]:
-    """Distances of each parameterization's samples from the closed form's, from the same x_T by the same noise."""
-    x_T = _start(model, sampler, SAME_POINTS, NoiseStreams(derive_seed(seed, 3), [0]))
-    samples = [
-        sampler.sample(asked, x_T, noise=NoiseStreams(derive_seed(seed, 4), [0])).x0
-        for asked in (model, *(network_model(model, name) for name in parameterizations))
-    ]
-    return {
-        name: Checked(float((sample - samples[0]).abs().max()), allowed)
-        for name, sample in zip(parameterizations, samples[1:], strict=True)
-    }
-
-
-def compare(
-    coarse: Tensor, fine: Tensor, *, allowance: float, noise_ratio: float, nfe: int, same: dict[str, Checked]
-) -> MixtureCell:
+def compare(coarse: Tensor, fine: Tensor, *, allowance: float, noise_ratio: float) -> dict[str, Checked | None]:
     """Hold the finer run to the bounds.
 
     With b the bias of the finer run, e its error seen and d the coarser run's error minus e, all but b with noise:
@@ -153,8 +117,10 @@ def compare(
         fine: Points of the finer run, [N, 2]; point k of both starts at the same x_T.
         allowance: See ``Entry.allowance``.
         noise_ratio: r = sigma / alpha before the last denoising.
-        nfe: Network calls of the finer run.
-        same: See ``MixtureCell``.
+
+    Returns:
+        The errors of the worst coordinate's mean, entry of the covariance and coordinate's third central moment, and
+        the distance, see ``density_errors``.
     """
     num_points = len(fine)
     fine_errors, change = moment_errors(fine), moment_errors(coarse) - moment_errors(fine)
@@ -163,13 +129,12 @@ def compare(
     noise = SIGMAS * (fine_errors.std(0) + allowance * change.std(0)) / root
     bounds = allowance * change.mean(0).abs() + noise + 3 * noise_ratio**2
     checked = [Checked(e, b) for e, b in zip(error.tolist(), bounds.tolist(), strict=True)]
-    mean, cov, third = (
-        max(group, key=lambda c: abs(c.value) / c.bound) for group in (checked[:2], checked[2:5], checked[5:])
-    )
+    groups = {"mean": checked[:2], "cov": checked[2:5], "third": checked[5:]}
+    worst = {name: max(group, key=lambda c: abs(c.value) / c.bound) for name, group in groups.items()}
     densities = [density_errors(points) for points in (coarse, fine)]
     # Of d's norm only its noise along b can take away, of variance 2 / N at most. Shrinking the narrowest of the
     # components by r^2 is a divergence of (r^2 / variance)^2 at most.
     change_seen = float((densities[0] - densities[1]).norm()) + SIGMAS * math.sqrt(2) / root
     narrowest = min((xx + yy) / 2 - math.hypot((xx - yy) / 2, xy) for xx, xy, yy in (c.cov for c in MIXTURE))
     bound = allowance * change_seen + exact_distance_quantile(num_points) + noise_ratio**2 / narrowest
-    return MixtureCell(nfe, mean, cov, third, Checked(float(densities[1].norm()), bound), same)
+    return {**worst, "distance": Checked(float(densities[1].norm()), bound)}

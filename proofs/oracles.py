@@ -97,6 +97,11 @@ class PlaneOracle(ScoreModel):
         fraction = torch.full_like(x_t, FRACTION)
         return Prediction(x0=x0, eps=eps, sigma=self.sde.sigma(t), variance_fraction=fraction)
 
+    def draw_noisy(self, t: Tensor, num_points: int, noise: NoiseStreams) -> Tensor:
+        """x_t at a time [1], float64 [B, 2, num_points]."""
+        x0 = self.draw(num_points, noise)
+        return self.sde.perturb(x0, t.expand(len(x0)), noise.normal_like(x0))
+
     def draw(self, num_points: int, noise: NoiseStreams) -> Tensor:
         """x0, float64 [B, 2, num_points]."""
         last = (noise.uniform((num_points,)) >= self.components[0].weight).long()
@@ -108,6 +113,11 @@ class PlaneOracle(ScoreModel):
         x = mean[..., 0] + xx.sqrt() * z[:, 0]
         y = mean[..., 1] + xy / xx.sqrt() * z[:, 0] + (yy - xy**2 / xx).sqrt() * z[:, 1]
         return torch.stack([x, y], 1)
+
+
+def points_in_plane(x: Tensor) -> Float[Tensor, "points 2"]:
+    """The points of a batch of samples [B, 2, M], one a row."""
+    return x.transpose(1, 2).reshape(-1, 2)
 
 
 def central_moments(components: tuple[Component, ...]) -> tuple[Tensor, Tensor, Tensor]:

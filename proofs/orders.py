@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samplers import Sampler, make_sampler
-from sde_lib import SDE
+from sde_lib import SDE, Point, points_of
 
 from .checked import Checked
 from .gaussian import marginal
@@ -30,7 +32,7 @@ CHECK_STEPS = 800
 
 @dataclass(frozen=True)
 class Solver:
-    """A deterministic solver.
+    """A solver of the tables of orders.
 
     Attributes:
         label: What the table calls it.
@@ -83,7 +85,7 @@ class Convergence:
     Attributes:
         solver: The solver.
         distribution: "Gaussian" or "mixture".
-        errors: Errors at ``steps``, the norm over the starting points.
+        errors: Errors at ``steps``, the norm over the starting points or the test functions.
         steps: Numbers of steps.
     """
 
@@ -116,23 +118,23 @@ def grid_between(sde: SDE, num_steps: int, ends: tuple[float, float]) -> Tensor:
     return sde.time_from_log_snr(torch.linspace(first, ends[1], num_steps + 1, dtype=torch.float64))
 
 
-def starting_points(sde: SDE, t: float) -> Tensor:
+def starting_points(t: Point) -> Tensor:
     """Five points within two standard deviations of x_t, [1, 2, 5]."""
-    time = torch.tensor([t], dtype=torch.float64)
-    scale = float((0.4 * sde.alpha(time) ** 2 + sde.sigma(time) ** 2).sqrt())
+    scale = math.sqrt(0.4 * t.alpha**2 + t.sigma**2)
     points = [[1.0, 0.2], [-0.7, 1.1], [0.3, -1.6], [-1.2, -0.4], [0.1, 0.1]]
     return scale * torch.tensor([points], dtype=torch.float64).mT
 
 
-def gaussian_flow(sde: SDE, x: Tensor, t: float, s: float) -> Tensor:
+def gaussian_flow(x: Tensor, t: Point, s: Point) -> Tensor:
     """The flow of the Gaussian: x_s = alpha_s mean + V_s^(1/2) V_t^(-1/2) (x_t - alpha_t mean)."""
-    (mean_t, cov_t), (mean_s, cov_s) = marginal(sde, t), marginal(sde, s)
+    (mean_t, cov_t), (mean_s, cov_s) = marginal(t), marginal(s)
     axes = torch.linalg.eigh(central_moments(GAUSSIAN)[1]).eigenvectors
     widths_t, widths_s = ((axes.mT @ cov @ axes).diagonal().sqrt() for cov in (cov_t, cov_s))
     gain = axes @ torch.diag(widths_s / widths_t) @ axes.mT
     return mean_s[:, None] + gain @ (x - mean_t[:, None])
 
 
+@functools.cache
 def mixture_flow(sde: SDE, ends: tuple[float, float]) -> Tensor:
     """The ends of the mixture's flow from the starting points, by SciPy's DOP853; Runge-Kutta at many steps agrees.
 
@@ -140,7 +142,7 @@ def mixture_flow(sde: SDE, ends: tuple[float, float]) -> Tensor:
         ArithmeticError: If the two do not agree to 1e-8.
     """
     model, grid = PlaneOracle(sde, MIXTURE), grid_between(sde, CHECK_STEPS, ends)
-    x = starting_points(sde, float(grid[0]))
+    x = starting_points(points_of(sde, grid[:1])[0])
     options = {"solver": "scipy_dop853", "rtol": 1e-13, "atol": 1e-13, "grid": grid[[0, -1]], "denoise_final": False}
     found = make_sampler("probability_flow", **options).sample(model, x).x0
     check = make_sampler("probability_flow", solver="rk4", grid=grid, denoise_final=False).sample(model, x).x0
@@ -160,19 +162,15 @@ def convergences(
         solvers: The solvers.
         steps: Numbers of steps, rising.
     """
-    references: dict[tuple[float, float], Tensor] = {}
     for solver in solvers:
         for distribution, components in (("Gaussian", GAUSSIAN), ("mixture", MIXTURE)):
             model = PlaneOracle(sde, components)
             errors = []
             for num_steps in steps:
                 grid = grid_between(sde, num_steps, solver.ends)
-                x = starting_points(sde, float(grid[0]))
-                if distribution == "Gaussian":
-                    exact = gaussian_flow(sde, x, float(grid[0]), float(grid[-1]))
-                else:
-                    if solver.ends not in references:
-                        references[solver.ends] = mixture_flow(sde, solver.ends)
-                    exact = references[solver.ends]
+                first, last = points_of(sde, grid[[0, -1]])
+                x = starting_points(first)
+                gaussian = distribution == "Gaussian"
+                exact = gaussian_flow(x, first, last) if gaussian else mixture_flow(sde, solver.ends)
                 errors.append(float((solver.build(grid).sample(model, x).x0 - exact).norm()))
             yield Convergence(solver, distribution, tuple(errors), steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,178 +12,16 @@ from runtime.files import write_atomically
 
 from .checked import Checked
 from .entries import entries
-from .gaussian import GaussianCell
-from .mixture import CELLS_A_SIDE, SAME_POINTS, MixtureCell
+from .mixture import CELLS_A_SIDE, SAME_POINTS
 from .oracles import PARAMETERIZATIONS, SDES
-from .orders import FROM_NOISE, MIDDLE, TOLERANCE, Convergence
+from .orders import FROM_NOISE, MIDDLE, TOLERANCE
 from .orders import STEPS as ORDER_STEPS
 from .weak import STEPS as WEAK_STEPS
-from .weak import WeakConvergence
 
-
-class Proofs:
-    """All that was found.
-
-    Args:
-        found: Results by (kind, SDE, sampler).
-        num_points: Monte-Carlo draws a cell.
-        seed: The seed.
-    """
-
-    def __init__(self, found: dict[tuple[str, str, str], Any], *, num_points: int, seed: int) -> None:
-        self.num_points, self.seed = num_points, seed
-        self.gaussian: dict[tuple[str, str], dict[str, GaussianCell]] = {}
-        self.mixture: dict[tuple[str, str], MixtureCell] = {}
-        self.orders: dict[str, list[Convergence]] = {}
-        self.weak: dict[str, list[WeakConvergence]] = {}
-        for (kind, sde, label), value in found.items():
-            if kind in ("orders", "weak"):
-                (self.orders if kind == "orders" else self.weak)[sde] = value
-            else:
-                (self.gaussian if kind == "gaussian" else self.mixture)[label, sde] = value
-
-    def cells(self) -> Iterator[tuple[str, bool]]:
-        """All cells with pass or fail: SDE x sampler x parameterization x distribution, and orders."""
-        for (label, sde), cells in self.gaussian.items():
-            for parameterization, cell in cells.items():
-                yield f"{label} on {sde}, {parameterization}, Gaussian", cell.passed
-        for (label, sde), cell in self.mixture.items():
-            shared = all(checked.passed for checked in (cell.mean, cell.cov, cell.third, cell.distance))
-            for parameterization, checked in cell.same.items():
-                yield f"{label} on {sde}, {parameterization}, mixture", shared and checked.passed
-        for sde, convergences in self.orders.items():
-            for c in convergences:
-                yield f"order of {c.solver.label} on {sde}, {c.distribution}", c.checked.passed
-        for sde, weak in self.weak.items():
-            for w in weak:
-                yield f"weak order of {w.sampler.label} on {sde}, {w.distribution}", w.checked.passed
-
-    @property
-    def num_cells(self) -> int:
-        """The number of cells."""
-        return sum(1 for _ in self.cells())
-
-    def failures(self) -> list[str]:
-        """The cells that did not pass."""
-        return [name for name, passed in self.cells() if not passed]
-
-
-def write(proofs: Proofs, root: Path) -> None:
-    """Write ``docs/proofs.json`` and ``docs/proofs.md``.
-
-    Args:
-        proofs: What was found.
-        root: The folder that holds, or will hold, ``docs/``.
-    """
-    found = numbers(proofs)
-    write_atomically(root / "docs" / "proofs.json", as_json(found).encode())
-    write_atomically(root / "docs" / "proofs.md", page(found).encode())
-
-
-def numbers(proofs: Proofs) -> dict[str, Any]:
-    """Every cell's values and bounds, to four digits."""
-
-    def pair(checked: Checked | None) -> list[float] | None:
-        return None if checked is None else [float(f"{checked.value:.4g}"), float(f"{checked.bound:.4g}")]
-
-    return {
-        "num_points": proofs.num_points,
-        "seed": proofs.seed,
-        "cells": proofs.num_cells,
-        "failures": proofs.failures(),
-        "gaussian": [
-            {"sampler": label, "sde": sde, "parameterization": name, "nfe": cell.nfe,
-             "mean": pair(cell.mean), "cov": pair(cell.cov), "kl": pair(cell.kl), "formulas": pair(cell.formulas)}
-            for (label, sde), cells in sorted(proofs.gaussian.items())
-            for name, cell in cells.items()
-        ],
-        "mixture": [
-            {"sampler": label, "sde": sde, "nfe": cell.nfe, "mean": pair(cell.mean), "cov": pair(cell.cov),
-             "third": pair(cell.third), "distance": pair(cell.distance),
-             "same": {name: pair(checked) for name, checked in cell.same.items()}}
-            for (label, sde), cell in sorted(proofs.mixture.items())
-        ],
-        "orders": [
-            {"solver": c.solver.label, "note": c.solver.note, "sde": sde, "distribution": c.distribution,
-             "log_snr": list(c.solver.ends), "promised": c.promised, "measured": [round(m, 4) for m in c.measured],
-             "errors": [float(f"{e:.4g}") for e in c.errors]}
-            for sde, convergences in sorted(proofs.orders.items())
-            for c in convergences
-        ],
-        "weak_orders": [
-            {"sampler": w.sampler.label, "sde": sde, "distribution": w.distribution, "promised": 1,
-             "measured": [round(m, 4) for m in w.measured], "errors": [float(f"{e:.4g}") for e in w.errors]}
-            for sde, weak in sorted(proofs.weak.items())
-            for w in weak
-        ],
-    }  # fmt: skip
-
-
-def as_json(found: dict[str, Any]) -> str:
-    """The text of ``docs/proofs.json``: JSON with one line a cell."""
-
-    def value(of: Any) -> str:
-        lines = ",\n".join(map(json.dumps, of)) if isinstance(of, list) else ""
-        return f"[\n{lines}\n]" if lines else json.dumps(of)
-
-    return "{\n" + ",\n".join(f"{json.dumps(key)}: {value(of)}" for key, of in found.items()) + "\n}\n"
-
-
-_HEAD = """\
-# Proofs of the samplers
-
-Every sampler is run on distributions whose score is known in closed form, and what it draws is compared with the
-truth: each sampler, on each of {num_sdes} SDEs ({sdes}), with each parameterization
-({parameterizations}), on a Gaussian and on a mixture; and the orders of convergence.
-{num_cells:,} cells. {verdict}
-
-```sh
-python -m proofs --num-points {num_points} --seed {seed}
-```
-
-writes this page and [proofs.json](proofs.json), which has the values and bounds of every cell, and exits with 1 if a
-cell fails. `tests/proofs/test_proofs.py` asserts the same with fewer points.
-
-## How a cell is judged
-
-- **Bounds.** A sampler runs twice, the second time refined, mostly with twice the steps. If its order is p, the error
-  left after that is the change between the two runs divided by 2^p − 1. The bound is 1.5 times this, to leave room for
-  the next order, plus five standard errors where samples are drawn at random. A sampler that converges to something
-  else, or more slowly than promised, fails.
-- **Truth.** Samplers end by predicting x0 at s, the last time of the grid that has noise. The truth is therefore the
-  law of E[x0 | x_s]. They start from x_T drawn from the data's own p(x_T), not from the prior.
-- **Gaussian.** Two correlated coordinates. Most samplers map x_T and noise to x0 linearly, so that mean and covariance
-  of what they draw are computed exactly, without drawing. Samplers whose steps depend on norms draw samples. Compared
-  are the mean, the covariance and the KL divergence in nats. Langevin samplers are also compared with the recursions
-  of mean and covariance that follow from the papers' formulas (`formulas`).
-- **Mixture.** Two unequal correlated Gaussians in the plane, {num_points:,} points. Compared are the mean, the
-  covariance and the third moment; the probabilities of {cells} cells that the true density makes equally likely
-  (`distance`: root mean square of their relative errors; exact samples have {floor:.3f} on average); and what a
-  network of each parameterization makes of {same} points with what the closed form makes of them, by the same noise
-  (`same`).
-- Networks are `NetworkScoreModel`s whose backbone gives the exact answer. Arithmetic is float64.
-
-## Orders of convergence
-
-Deterministic solvers are compared point by point with the exact solution of the probability-flow ODE. The order is
-measured from {order_steps[1]} to {order_steps[2]} steps, equal in log-SNR, from {middle[0]:g} to {middle[1]:g}.
-In rows marked ° the steps begin at {noise[0]:g}, or where the SDE begins, and end at {noise[1]:g}: the first step is
-then taken in nearly pure noise, where its low order costs nothing. Columns give the smallest and largest order over
-the SDEs. An order may be {tolerance:g} from the promised one. (The midpoint rule has order 2; on a Gaussian its leading
-error vanishes.)
-"""
-
-_WEAK = """\
-Samplers with noise have weak orders: errors of E cos(f x) and E sin(f x), f = 1 and 2, for a Gaussian and a mixture on
-the line. They are computed by quadrature, without drawing, from {weak_steps[1]} to {weak_steps[2]} steps.
-"""
-
-_TIGHT = """\
-## Tightest cells
-
-For each sampler of the registry, the value nearest to its bound. Values that only show rounding (bounds of {rounding:g}
-and below) are left out.
-"""
+# the kind of proof, the SDE, and the sampler where a task is one sampler's
+Task = tuple[str, str, str]
+# the page, with places for what is measured
+_PAGE = Path(__file__).with_name("page.md")
 # bounds up to this are those of rounding
 _ROUNDING = 1e-9
 _QUANTITIES = {
@@ -192,35 +30,99 @@ _QUANTITIES = {
 }  # fmt: skip
 
 
-def page(found: dict[str, Any]) -> str:
+def numbers(found: Mapping[Task, Any], *, num_points: int, seed: int) -> dict[str, Any]:
+    """Every cell's values and bounds, to four digits, and the names of those that did not pass.
+
+    Args:
+        found: Of each task what it found: cells by parameterization, a cell, or convergences.
+        num_points: Monte-Carlo draws a cell.
+        seed: The seed.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("gaussian", "mixture", "orders", "weak_orders")}
+    passed: list[tuple[str, bool]] = []
+    for (kind, sde, label), result in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
+        if kind == "gaussian":
+            for name, cell in result.items():
+                of = {"sampler": label, "sde": sde, "parameterization": name, "nfe": cell.nfe}
+                rows[kind].append(of | _pairs(cell.checks))
+                passed.append((f"{label} on {sde}, {name}, Gaussian", cell.passed))
+        elif kind == "mixture":
+            of = {"sampler": label, "sde": sde, "nfe": result.nfe}
+            rows[kind].append(of | _pairs(result.checks) | {"same": _pairs(result.same)})
+            shared = all(checked.passed for checked in result.checks.values())
+            for name, checked in result.same.items():
+                passed.append((f"{label} on {sde}, {name}, mixture", shared and checked.passed))
+        else:
+            weak = kind == "weak_orders"
+            for c in result:
+                of = {"sampler": c.solver.label} if weak else {"solver": c.solver.label, "note": c.solver.note}
+                of |= {"sde": sde, "distribution": c.distribution}
+                of |= {} if weak else {"log_snr": list(c.solver.ends)}
+                measured, errors = [round(m, 4) for m in c.measured], [float(f"{e:.4g}") for e in c.errors]
+                rows[kind].append(of | {"promised": c.promised, "measured": measured, "errors": errors})
+                name = f"{'weak order' if weak else 'order'} of {c.solver.label} on {sde}, {c.distribution}"
+                passed.append((name, c.checked.passed))
+    failures = [name for name, well in passed if not well]
+    return {"num_points": num_points, "seed": seed, "cells": len(passed), "failures": failures, **rows}
+
+
+def _pairs(checks: Mapping[str, Checked | None]) -> dict[str, list[float] | None]:
+    return {name: c and [float(f"{number:.4g}") for number in (c.value, c.bound)] for name, c in checks.items()}
+
+
+def write(report: dict[str, Any], root: Path) -> None:
+    """Write ``docs/proofs.json`` and ``docs/proofs.md``.
+
+    Args:
+        report: All numbers.
+        root: The folder that holds, or will hold, ``docs/``.
+    """
+    write_atomically(root / "docs" / "proofs.json", as_json(report).encode())
+    write_atomically(root / "docs" / "proofs.md", page(report).encode())
+
+
+def as_json(report: dict[str, Any]) -> str:
+    """The text of ``docs/proofs.json``: JSON with one line a cell."""
+
+    def value(of: Any) -> str:
+        lines = ",\n".join(map(json.dumps, of)) if isinstance(of, list) else ""
+        return f"[\n{lines}\n]" if lines else json.dumps(of)
+
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {value(of)}" for key, of in report.items()) + "\n}\n"
+
+
+def page(report: dict[str, Any]) -> str:
     """The text of ``docs/proofs.md``.
 
     Args:
-        found: All numbers, as ``docs/proofs.json`` has them.
+        report: All numbers, as ``docs/proofs.json`` has them.
     """
-    failures = found["failures"]
-    counts = {"num_points": found["num_points"], "seed": found["seed"], "num_cells": found["cells"]}
-    steps = {"order_steps": ORDER_STEPS, "weak_steps": WEAK_STEPS, "middle": MIDDLE, "noise": FROM_NOISE}
-    head = _HEAD.format(
-        **counts,
-        **steps,
+    failures = report["failures"]
+    return _PAGE.read_text(encoding="utf-8").format(
+        num_points=report["num_points"],
+        seed=report["seed"],
+        num_cells=report["cells"],
         num_sdes=len(SDES),
         sdes=", ".join(SDES),
         parameterizations=", ".join(PARAMETERIZATIONS),
         verdict=f"**{len(failures)} FAIL**, named below." if failures else "**All pass.**",
-        cells=CELLS_A_SIDE**2,
-        floor=math.sqrt((CELLS_A_SIDE**2 - 1) / found["num_points"]),
+        density_cells=CELLS_A_SIDE**2,
+        floor=math.sqrt((CELLS_A_SIDE**2 - 1) / report["num_points"]),
         same=SAME_POINTS,
+        order_steps=ORDER_STEPS,
+        weak_steps=WEAK_STEPS,
+        middle=MIDDLE,
+        noise=FROM_NOISE,
         tolerance=TOLERANCE,
+        rounding=_ROUNDING,
+        orders=_orders(report["orders"]),
+        weak_orders=_orders(report["weak_orders"]),
+        tightest=_tightest(report),
+        failures="\n".join(["", "## Failures", "", *(f"- {failure}" for failure in failures), ""]) if failures else "",
     )
-    parts = [head, *_orders(found["orders"]), "", _WEAK.format(**steps), *_orders(found["weak_orders"]), ""]
-    parts += [_TIGHT.format(rounding=_ROUNDING), *_tightest(found)]
-    if failures:
-        parts += ["", "## Failures", "", *(f"- {failure}" for failure in failures)]
-    return "\n".join(parts) + "\n"
 
 
-def _orders(cells: list[dict[str, Any]]) -> list[str]:
+def _orders(cells: list[dict[str, Any]]) -> str:
     """A table of the measured orders, a row for each solver."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in cells:
@@ -234,7 +136,7 @@ def _orders(cells: list[dict[str, Any]]) -> list[str]:
         said = f"{promised[1]}" if promised[0] == promised[1] else f"{promised[1]}; Gaussian {promised[0]}"
         ranges = [_range([cell["measured"][-1] for cell in cells]) for cells in by.values()]
         lines.append(f"| {label}{f' ({note})' if note else ''} | {said} | {' | '.join(ranges)} |")
-    return lines
+    return "\n".join(lines)
 
 
 def _range(values: list[float]) -> str:
@@ -242,12 +144,12 @@ def _range(values: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _tightest(found: dict[str, Any]) -> list[str]:
+def _tightest(report: dict[str, Any]) -> str:
     """A table of the cells nearest to their bounds, a row for each registered sampler."""
     name_of = {entry.label: entry.name for entry in entries()}
     tight: dict[str, tuple[float, str]] = {}
     for distribution in ("gaussian", "mixture"):
-        for cell in found[distribution]:
+        for cell in report[distribution]:
             for key, quantity in _QUANTITIES.items():
                 value, bound = cell.get(key) or (0.0, 0.0)
                 if bound <= _ROUNDING:
@@ -257,4 +159,4 @@ def _tightest(found: dict[str, Any]) -> list[str]:
                 row = f"{cell['sampler']} | {cell['sde']} | {distribution}, {quantity} | {abs(value):.2g} | {bound:.2g}"
                 tight[name_of[cell["sampler"]]] = max(tight.get(name_of[cell["sampler"]], (0.0, "")), (share, row))
     lines = ["| sampler | variant | SDE | quantity | error | bound |", "|---|---|---|---|---|---|"]
-    return lines + [f"| `{name}` | {row} |" for name, (_, row) in sorted(tight.items())]
+    return "\n".join(lines + [f"| `{name}` | {row} |" for name, (_, row) in sorted(tight.items())])

@@ -21,16 +21,13 @@ from .gaussian import prove_gaussian
 from .mixture import prove_mixture
 from .oracles import SDES
 from .orders import convergences
-from .report import Proofs, write
+from .report import Task, numbers, write
 from .weak import weak_convergences
-
-# the kind of proof, the SDE, and the sampler where a task is one sampler's
-Task = tuple[str, str, str]
 
 
 def tasks(only: str = "") -> list[Task]:
     """All tasks, the longest first; ``only`` keeps the samplers whose label has it, and leaves the orders out."""
-    listed: list[Task] = [] if only else [(kind, sde, "") for kind in ("weak", "orders") for sde in SDES]
+    listed: list[Task] = [] if only else [(kind, sde, "") for kind in ("weak_orders", "orders") for sde in SDES]
     labels = sorted(
         (entry.label for entry in entries() if only in entry.label), key=lambda label: "none +" not in label
     )
@@ -44,12 +41,11 @@ def prove(task: Task, num_points: int, seed: int) -> Any:
     sde = SDES[sde_name]
     if kind == "orders":
         return list(convergences(sde))
-    if kind == "weak":
+    if kind == "weak_orders":
         return list(weak_convergences(sde))
     entry = next(entry for entry in entries() if entry.label == label)
-    if kind == "gaussian":
-        return prove_gaussian(sde, entry, num_points=num_points, seed=seed)
-    return prove_mixture(sde, entry, num_points=num_points, seed=seed)
+    of_kind = prove_gaussian if kind == "gaussian" else prove_mixture
+    return of_kind(sde, entry, num_points=num_points, seed=seed)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,13 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
         pending = {pool.submit(prove, task, arguments.num_points, arguments.seed): task for task in todo}
         for future in tqdm(as_completed(pending), total=len(todo), unit="cell", smoothing=0):
             found[pending[future]] = future.result()
-    proofs = Proofs(found, num_points=arguments.num_points, seed=arguments.seed)
+    report = numbers(found, num_points=arguments.num_points, seed=arguments.seed)
     if not arguments.only or arguments.output is not None:
-        write(proofs, Path(arguments.output or "."))
-    failures = proofs.failures()
+        write(report, Path(arguments.output or "."))
+    failures = report["failures"]
     for failure in failures:
         print(f"FAIL {failure}")
-    print(f"{proofs.num_cells - len(failures)} of {proofs.num_cells} cells pass")
+    print(f"{report['cells'] - len(failures)} of {report['cells']} cells pass")
     return 1 if failures else 0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks import likelihood
 from models import EpsParameterization, NetworkScoreModel
-from sde_lib import VP, Tabulated
+from sde_lib import VE, VP, Tabulated
 
 VAR = 0.3
 
@@ -56,8 +56,10 @@ def test_both_sides_and_the_reference_find_the_gaussians_density():
 
 
 def test_what_is_reported_of_a_side():
-    found = likelihood.Measured(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64), 10, [3.0, 1.0])
-    of = likelihood.row(found, torch.tensor([1.5, 2.0], dtype=torch.float64))
+    bits = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    of = likelihood.row(
+        [likelihood.Measured(bits, 10, taken) for taken in (3.0, 1.0)], torch.tensor([1.5, 2.0], dtype=torch.float64)
+    )
     assert of == pytest.approx(
         {
             "network_calls": 10,
@@ -79,9 +81,6 @@ def test_the_network_of_a_table_is_told_the_row_of_the_same_log_snr():
 
 
 def test_another_sde_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(likelihood, "load_config", lambda *_, **__: None)
-    monkeypatch.setattr(likelihood, "load_images", lambda *_: SimpleNamespace(kind=None))
-    monkeypatch.setattr(likelihood, "pick_device", lambda *_: None)
-    monkeypatch.setattr(likelihood, "load_trained", lambda *_: (nn.Identity(), 0))
+    monkeypatch.setattr(likelihood, "load_named_run", lambda _: SimpleNamespace(sde=VE()))
     with pytest.raises(SystemExit, match="needs a config on DDPM's table, got "):
-        likelihood.load_pair(SimpleNamespace(config="configs/ve/digits.py", workdir="x"))  # pyright: ignore[reportArgumentType]
+        likelihood.load_pair(SimpleNamespace(config="configs/ve/digits.py"))  # pyright: ignore[reportArgumentType]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ROOT, TINY
+from tiny import ROOT
 
 from benchmarks import overhead, quality, quality_report
 from samplers import GridSampler, Sampler, make_sampler
@@ -25,18 +25,16 @@ class _Twice(GridSampler):
     ("budget", "num_steps", "calls"), [(1, 1, 1), (2, 1, 1), (5, 3, 5), (20, 10, 19), (51, 26, 51)]
 )
 def test_a_budget_buys_as_many_steps_as_it_can(budget: int, num_steps: int, calls: int):
-    sampler = quality.largest_within(budget, lambda n: _Twice(num_steps=n), VP())
-    assert isinstance(sampler, _Twice) and sampler.num_steps == num_steps
-    assert quality.network_calls(sampler, VP()) == calls
+    assert quality.steps_within(budget, lambda n: _Twice(num_steps=n), VP()) == num_steps
+    assert quality.network_calls(_Twice(num_steps=num_steps), VP()) == calls
 
 
 def test_the_final_denoising_is_part_of_the_budget():
     def build(num_steps: int) -> Sampler:
         return make_sampler("ddim", num_steps=num_steps)
 
-    sampler = quality.largest_within(10, build, VE())
-    assert sampler is not None and vars(sampler)["num_steps"] == 9
-    assert quality.largest_within(1, build, VE()) is None
+    assert quality.steps_within(10, build, VE()) == 9
+    assert quality.steps_within(1, build, VE()) == 0
 
 
 def test_labels_are_unique_and_grids_known():
@@ -54,15 +52,15 @@ def test_both_sides_of_a_pair_call_the_network_equally_often(monkeypatch: pytest
         calls[-1] += 1
         return forward(*args)
 
-    def once_each(first: Any, second: Any, repeats: int) -> tuple[list[float], list[float]]:
-        for function in (first, second):
+    def once_each(sides: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+        for measure in sides.values():
             calls.append(0)
-            function()
-        return [1.0], [2.0]
+            measure()
+        return {side: [9.0, 1.0] for side in sides}
 
     monkeypatch.setattr(overhead, "SHAPE", (2, 3, 4, 4))
     monkeypatch.setattr(overhead.Instant, "forward", counted)
-    monkeypatch.setattr(overhead, "side_by_side", once_each)
+    monkeypatch.setattr(overhead, "in_turn", once_each)
     rows = overhead.measure_steps(overhead.PAIRS, 7, 1)
     assert [row["sampler"] for row in rows] == [pair.label for pair in overhead.PAIRS]
     assert calls[::2] == calls[1::2]
@@ -73,30 +71,22 @@ def test_a_page_keeps_what_is_outside_the_markers():
     begin, end = quality_report.BEGIN, quality_report.END
     page = f"# A\n\n{begin}\nold\n{end}\n\nbelow\n"
     assert quality_report.replace_between_markers(page, "new") == f"# A\n\n{begin}\nnew\n{end}\n\nbelow\n"
-    fresh = quality_report.replace_between_markers("# A\n", "x")
-    assert fresh.startswith("# A\n\n## Quality") and fresh.endswith(f"{begin}\nx\n{end}\n")
-    assert quality_report.replace_between_markers(fresh, "x") == fresh
-    for broken in (begin, end + begin, begin + end + begin + end):
-        with pytest.raises(ValueError, match="once each, in this order; mend it by hand"):
+    for broken in ("# A\n", begin, end + begin):
+        with pytest.raises(ValueError, match="in this order; put them there by hand"):
             quality_report.replace_between_markers(broken, "x")
 
 
+def test_the_tables_of_the_samplers_page_are_those_of_the_figures_beside_it():
+    page = (ROOT / "docs" / "samplers.md").read_text()
+    report = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text())
+    assert quality_report.replace_between_markers(page, quality_report.tables(report)) == page
+
+
 @pytest.mark.slow
-def test_a_whole_run(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    entries = (
-        quality.Entry("first", "ddim", budgets=(1, 3)),
-        quality.Entry("unknown", "no_such_sampler"),
-        quality.Entry("second", "ddim", {"no_such_option": 1}, budgets=(2,)),
-        quality.Entry("third", "ancestral", budgets=(3,)),
-    )
+def test_a_whole_run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    entries = (quality.Entry("first", "ddim", budgets=(1, 3)), quality.Entry("third", "ancestral", budgets=(3,)))
     monkeypatch.setattr(quality, "ENTRIES", entries)
-    config = (ROOT / "configs" / "vp" / "digits.py").as_posix()
-    quality.main([f"--config={config}", f"--workdir={tiny_run}", f"--output={tmp_path}", "--num-samples=361", *TINY])
-    said = capsys.readouterr().err
-    assert "unknown: left out, no sampler is registered as no_such_sampler" in said
-    assert "second, 2 calls: left out, unknown option" in said
+    quality.main([f"--workdir={tiny_run}", f"--output={tmp_path}", "--num-samples=361"])
 
     report = json.loads((tmp_path / "benchmarks" / "results" / "quality.json").read_text())
     assert (report["num_samples"], report["group_size"], report["num_reference"]) == (720, 360, 1437)

@@ -35,7 +35,7 @@ from proofs.oracles import (
 )
 from proofs.recursion import MEAN, VAR
 from samplers import available_samplers, make_sampler, registry
-from sde_lib import VE, VP, NoiseStreams
+from sde_lib import VE, VP, NoiseStreams, points_of
 
 ENTRIES = {entry.label: entry for entry in entries()}
 NAMES = list(SDES)
@@ -122,7 +122,7 @@ def _changed(label: str, **options: Any) -> Entry:
 def test_a_sampler_of_lower_order_fails():
     entry = dataclasses.replace(ENTRIES["UniPC 2"], build=_changed("DDIM, eta = 0").build)
     cell = prove_gaussian(VP(), entry, parameterizations=["eps"])["eps"]
-    assert not cell.cov.passed and not cell.kl.passed
+    assert not cell.checks["cov"].passed and not cell.checks["kl"].passed
     assert not prove_mixture(VP(), entry, parameterizations=[], num_points=100_000).passed
 
 
@@ -138,7 +138,7 @@ def test_too_little_noise_fails():
     # Heun takes noise_std as an option: a sampler that converges, but not to the data
     entry = _changed("Heun, churn 10", churn=40.0, noise_std=0.8)
     assert not prove_gaussian(VP(), entry, parameterizations=["x0"])["x0"].passed
-    assert not prove_mixture(VP(), entry, parameterizations=["x0"], num_points=20_000).cov.passed
+    assert not prove_mixture(VP(), entry, parameterizations=["x0"], num_points=20_000).checks["cov"].passed
 
 
 def test_a_number_that_is_not_a_number_fails():
@@ -205,10 +205,11 @@ def test_the_axes_are_those_of_the_gaussian():
 def test_the_reference_of_the_flow_is_that_of_the_gaussian_where_both_are_known():
     sde = VE(sigma_max=20.0)
     grid = orders.grid_between(sde, 2000, orders.MIDDLE)
-    x = orders.starting_points(sde, float(grid[0]))
+    first, last = points_of(sde, grid[[0, -1]])
+    x = orders.starting_points(first)
     flow = make_sampler("probability_flow", solver="rk4", grid=grid, denoise_final=False)
     found = flow.sample(PlaneOracle(sde, GAUSSIAN), x).x0
-    assert torch.allclose(found, orders.gaussian_flow(sde, x, float(grid[0]), float(grid[-1])), atol=1e-12)
+    assert torch.allclose(found, orders.gaussian_flow(x, first, last), atol=1e-12)
 
 
 # The command.
