@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +27,14 @@ from experiment.precision import fast_inference, pick_mode
 from experiment.prior_warning import say_lost_signal
 from experiment.rank0_first import load_on_rank0_first, load_same_trained, pick_together
 from experiment.workdir import check_for_use
+from models import ScoreModel
 from runtime.files import one_line
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
 from runtime.terminal import ProgressBar
-from samplers import StepState
+from samplers import Sampler, StepState
 
 
 def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: Ranks = ALONE) -> None:
@@ -100,30 +101,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         if todo is None:
             return
         with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
-            with ProgressBar(unit="step", desc="sample", disable=not ranks.first) as bar:
-
-                def progress(state: StepState) -> None:
-                    bar.total = len(todo[ranks.rank :: ranks.world]) * state.num_steps
-                    bar.update()
-
-                def drawn(unit: str) -> bytes:
-                    index = samples.index(int(unit))
-                    result, trajectory = draw_batch(
-                        sampler,
-                        model,
-                        index,
-                        sample_shape=kind.image_shape,
-                        seed=config.seed,
-                        classes=classes,
-                        device=device,
-                        hooks=[progress],
-                        num_trajectories=MOST_SAMPLES - index.start if settings.record_trajectory else 0,
-                    )
-                    images = as_array(result.x0, kind)
-                    return samples.encode(int(unit), {"images": images, "nfe": np.asarray(result.nfe)} | trajectory)
-
-                model = bound_x0(config, fast_inference(trained, mode), kind)
-                deal(ranks, todo, drawn, lambda unit, data: samples.keep(int(unit), data))
+            _draw(config, ranks, samples, todo, sampler, bound_x0(config, fast_inference(trained, mode), kind), classes)
             if ranks.first:
                 nfe, notes = samples.finish()
                 for note in notes:
@@ -137,6 +115,41 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
                 )
 
 
+def _draw(
+    config: Config,
+    ranks: Ranks,
+    samples: SampleSet,
+    todo: list[list[str]],
+    sampler: Sampler,
+    model: ScoreModel,
+    classes: Sequence[int] | None,
+) -> None:
+    """Draw the batches, each on its process, and keep them."""
+    with ProgressBar(unit="step", desc="sample", disable=not ranks.first) as bar:
+
+        def progress(state: StepState) -> None:
+            bar.total = len(todo[ranks.rank :: ranks.world]) * state.num_steps
+            bar.update()
+
+        def drawn(unit: str) -> bytes:
+            index = samples.index(int(unit))
+            result, trajectory = draw_batch(
+                sampler,
+                model,
+                index,
+                sample_shape=samples.kind.image_shape,
+                seed=config.seed,
+                classes=classes,
+                device=ranks.device(pick_device(config)),
+                hooks=[progress],
+                num_trajectories=MOST_SAMPLES - index.start if config.sampling.record_trajectory else 0,
+            )
+            images = as_array(result.x0, samples.kind)
+            return samples.encode(int(unit), {"images": images, "nfe": np.asarray(result.nfe)} | trajectory)
+
+        deal(ranks, todo, drawn, lambda unit, data: samples.keep(int(unit), data))
+
+
 def _chosen(classes: Sequence[int], names: Sequence[str]) -> str:
     """The classes that were asked for, in words, as in " of 3 cat, 5 dog"."""
     named = [f"{k} {names[k]}" if names and names[k] != str(k) else str(k) for k in dict.fromkeys(classes)]
@@ -146,22 +159,22 @@ def _chosen(classes: Sequence[int], names: Sequence[str]) -> str:
 def _plan(samples: SampleSet, ranks: Ranks) -> list[list[str]] | None:
     """Rank 0's list of the batches to draw, for all processes; None if the samples are there already."""
 
-    def plan() -> bytes:
+    def plan() -> dict[str, Any]:
         found = samples.find()
         if found is not None:
             for note in found:
                 say(note)
             say(f"these samples are in {samples.folder} already; to draw them anew, delete its samples.json")
-            return json.dumps({"digest": samples.digest, "todo": None}).encode()
+            return {"digest": samples.digest, "todo": None}
         known, notes = samples.known()
         for note in notes:
             say(note)
         if known:
             say(f"goes on: {len(known)} of {len(samples)} batches were drawn before")
         todo = [[str(k)] for k in range(len(samples)) if k not in known]
-        return json.dumps({"digest": samples.digest, "todo": todo}).encode()
+        return {"digest": samples.digest, "todo": todo}
 
-    shared = json.loads(ranks.share("plan", plan))
+    shared = ranks.share("plan", plan)
     if shared["digest"] != samples.digest:
         raise RuntimeError(
             "the checkpoint or settings differ from those of rank 0; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ class Schedule:
             FloatingPointError: If a value is not finite.
             RuntimeError: If this process has another model or other data than rank 0.
         """
-        plan = json.loads(self._ranks.share("plan", self._plan))
+        plan = self._ranks.share("plan", self._plan)
         for name, digest in plan["digests"].items():
             if digest != self._partial[name].digest:
                 raise RuntimeError(
@@ -94,7 +93,7 @@ class Schedule:
         for partial in self._partial.values():
             partial.drop()
 
-    def _plan(self) -> bytes:
+    def _plan(self) -> dict[str, Any]:
         """On rank 0: read what is known, say so, and list what is not."""
         for name, partial in self._partial.items():
             self._known[name], notes = partial.load(len(self._split))
@@ -107,7 +106,7 @@ class Schedule:
             [f"{name}/{k}" for name, known in self._known.items() if k not in known] for k in range(len(self._split))
         ]
         digests = {name: partial.digest for name, partial in self._partial.items()}
-        return json.dumps({"digests": digests, "todo": [units for units in todo if units]}).encode()
+        return {"digests": digests, "todo": [units for units in todo if units]}
 
     def _measure(self, unit: str) -> bytes:
         name, k = _parsed(unit)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
 
 from data import AnyDataset, eval_batches
@@ -45,7 +43,7 @@ def fit_step_weights(
         if isinstance(estimator, (VariationalBound, ContinuousBound)) and _draws(estimator, model)
     }
 
-    def fit() -> bytes:
+    def fit() -> dict[str, list[float]]:
         pilot = _other_split(config, measured)
         count = min(NUM_PILOT_IMAGES, len(pilot))
         ((images, labels),) = eval_batches(pilot, batch_size=count, num_images=count)
@@ -58,11 +56,11 @@ def fit_step_weights(
             )
             for name, estimator in drawn.items()
         }
-        return json.dumps({name: weights.tolist() for name, weights in fitted.items()}).encode()
+        return {name: weights.tolist() for name, weights in fitted.items()}
 
     if not drawn:
         return {}
-    weights: dict[str, list[float]] = json.loads(ranks.share("step weights", fit))
+    weights: dict[str, list[float]] = ranks.share("step weights", fit)
     for name, estimator in drawn.items():
         estimator.step_weights = torch.tensor(weights[name], dtype=torch.float64)
     return weights

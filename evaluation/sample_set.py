@@ -49,6 +49,7 @@ class SampleSet:
     Attributes:
         folder: Where the files go.
         digest: Of the fingerprint.
+        kind: What the samples are.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class SampleSet:
         pngs: bool,
     ) -> None:
         self.folder, self._fingerprint, self._about = folder, fingerprint, without_nan(about)
-        self._kind, self._labels, self._pngs = kind, labels, pngs
+        self.kind, self._labels, self._pngs = kind, labels, pngs
         self._dtype = np.dtype(np.uint8 if isinstance(kind, ImageKind) else np.float32)
         self._num_samples, self._batch_size = num_samples, batch_size
         self._made_by = {"num_samples": num_samples, "fingerprint": fingerprint}
@@ -143,8 +144,8 @@ class SampleSet:
         """Write all files but ``samples.json``; return the network calls a batch."""
         nfe, shown, recorded = 0, [], []
         # of points more can be told apart than of images
-        most = _IN_GRID if isinstance(self._kind, ImageKind) else _IN_SCATTER
-        shape = (self._num_samples, *array_shape(self._kind))
+        most = _IN_GRID if isinstance(self.kind, ImageKind) else _IN_SCATTER
+        shape = (self._num_samples, *array_shape(self.kind))
         with open_npz(folder / "samples.npz", shape, self._labels, dtype=self._dtype) as append:
             for k in range(len(self)):
                 values = self._partial.read(k)
@@ -157,19 +158,19 @@ class SampleSet:
                     save_pngs(folder / "png", images, first)
                 if "states" in values:
                     recorded.append(values)
-        if has_picture(self._kind):
+        if has_picture(self.kind):
             save_png(folder / "grid.png", picture_of(np.concatenate(shown)))
         if recorded:
             states, t = np.concatenate([values["states"] for values in recorded], axis=1), recorded[0]["t"]
             save_npz(folder / "trajectory.npz", {"states": states, "t": t})
-            if isinstance(self._kind, ImageKind):
-                save_trajectory_gif(folder / "trajectory.gif", states, recorded[0]["scales"], self._kind.space)
+            if isinstance(self.kind, ImageKind):
+                save_trajectory_gif(folder / "trajectory.gif", states, recorded[0]["scales"], self.kind.space)
         return nfe
 
     def _is_complete(self, folder: Path) -> bool:
         found = _about(folder)
         same = {key: found.get(key) for key in self._made_by} == self._made_by
-        wanted = ["samples.npz", *["grid.png"] * has_picture(self._kind), *["png"] * self._pngs]
+        wanted = ["samples.npz", *["grid.png"] * has_picture(self.kind), *["png"] * self._pngs]
         # what is kept is deleted last
         unfinished = folder == self.folder and (self._partial.folder / "files").exists()
         return same and not unfinished and all((folder / name).exists() for name in wanted)

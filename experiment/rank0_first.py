@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,14 +28,9 @@ def load_on_rank0_first(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
         key: A name that is used once.
         load: Loads.
     """
-    found: list[T] = []
-
-    def first() -> bytes:
-        found.append(load())
-        return b"loaded"
-
-    ranks.share(key, first)
-    return found[0] if found else load()
+    found = load() if ranks.first else None
+    ranks.share(key, lambda: None)
+    return load() if found is None else found
 
 
 def as_trained(ranks: Ranks, config: Config, workdir: Path, dataset: AnyDataset) -> AnyDataset:
@@ -45,12 +39,12 @@ def as_trained(ranks: Ranks, config: Config, workdir: Path, dataset: AnyDataset)
     Its classes are numbered as theirs are, and its vectors, if it has any, standardized as theirs.
     """
 
-    def said() -> bytes:
+    def said() -> Any:
         say_other_files(config, workdir, dataset)
         names, space = check_data(config, workdir, dataset), trained_space(workdir)
-        return json.dumps([names, space and asdict(space)]).encode()
+        return [names, space and asdict(space)]
 
-    names, space = json.loads(ranks.share("classes and space", said))
+    names, space = ranks.share("classes and space", said)
     if names:
         dataset = dataset.with_class_order(names)
     if space and isinstance(dataset, VectorDataset):
@@ -62,14 +56,9 @@ def load_same_trained(
     ranks: Ranks, config: Config, workdir: Path, kind: AnyKind, device: torch.device
 ) -> tuple[NetworkScoreModel, int]:
     """``load_trained`` on every process, of the step that rank 0 finds: a trainer may write another in the meantime."""
-    found: list[tuple[NetworkScoreModel, int]] = []
-
-    def first() -> bytes:
-        found.append(load_trained(config, workdir, kind, device))
-        return str(found[0][1]).encode()
-
-    step = int(ranks.share("checkpoint", first))
-    return found[0] if found else load_trained(config, workdir, kind, device, step=step)
+    found = load_trained(config, workdir, kind, device) if ranks.first else None
+    step = ranks.share("checkpoint", lambda: found and found[1])
+    return found or load_trained(config, workdir, kind, device, step=step)
 
 
 def pick_together(
@@ -82,5 +71,5 @@ def pick_together(
         pick: ``pick_mode`` with all its arguments but ``recorded``.
         recorded: How the run began, which rank 0 keeps to.
     """
-    picked = ranks.share("mode", lambda: json.dumps(pick(recorded=recorded).recorded()).encode())
-    return pick(recorded=recorded if ranks.first else json.loads(picked))
+    picked = ranks.share("mode", lambda: pick(recorded=recorded).recorded())
+    return pick(recorded=recorded if ranks.first else picked)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -193,20 +194,21 @@ class Ranks:
                 self.store.delete_key(name)
         return data
 
-    def share(self, key: str, value: Callable[[], bytes]) -> bytes:
-        """Rank 0's value, on every rank; the others wait for it.
+    def share(self, key: str, value: Callable[[], Any]) -> Any:
+        """Rank 0's value, on every rank, as JSON gives it back; the others wait for it.
 
         Args:
             key: A name that is used once.
             value: Called on rank 0 alone.
         """
         if self.first:
-            data = value()
+            data = json.dumps(value()).encode()
             self.post(key, data)
-            return data
-        while (found := self.find(key)) is None:
-            time.sleep(_POLL)
-        return found
+        else:
+            while (found := self.find(key)) is None:
+                time.sleep(_POLL)
+            data = found
+        return json.loads(data)
 
 
 ALONE = Ranks()

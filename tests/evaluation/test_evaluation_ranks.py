@@ -220,7 +220,7 @@ def test_one_process_needs_no_store(monkeypatch: pytest.MonkeyPatch):
     ranks = Ranks.from_environment()
     assert ranks.first and ranks.world == 1
     with ranks:
-        assert ranks.share("x", lambda: b"y") == b"y"
+        assert ranks.share("x", lambda: {"y": 1}) == {"y": 1}
         assert ranks.speaks(ValueError("no"), 2)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
