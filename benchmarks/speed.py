@@ -45,8 +45,6 @@ TITLES = {
     "likelihood": "likelihood, {likelihood_steps} steps of Heun",
 }
 PLAIN = "ours fp32, not prepared"
-# of the report only
-HIDDEN = ("seconds", "profile", "peak_gflops")
 BASES = (*(side.label for side in THEIRS), PLAIN)
 
 
@@ -146,35 +144,29 @@ def own_peak_memory(device: torch.device) -> float:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The facts that the figures depend on, without any name of the machine itself."""
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else []
-        processor = f"{(models or [platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+    on_cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "threads": torch.get_num_threads(),
         "bf16_units": bf16_units(device),
-        "processor": processor,
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu,
     }
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     """Print a task's table."""
-    print(
-        f"\n{title}",
-        table([{key: _shown(of) for key, of in row.items() if key not in HIDDEN} for row in rows]),
-        sep="\n",
-    )
+    columns = ("images_per_second", *(f"over {base}" for base in BASES), "share_of_peak", "peak_memory_gib")
+    there = [column for column in columns if any(column in row for row in rows)]
+    shown = [{"side": row["side"]} | {column: _cell(row.get(column, "")) for column in there} for row in rows]
+    print(f"\n{title}", table(shown), sep="\n")
     for row in rows:
         if "profile" in row:
             listed = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in row["profile"].items())
             print(f"time of {row['side']}: {listed}", flush=True)
 
 
-def _shown(of: Any) -> Any:
+def _cell(of: Any) -> Any:
     return f"{of['median']:.2f} ({of['least']:.2f}-{of['most']:.2f})" if isinstance(of, dict) else of
 
 
