@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from commands.flags import parse_flags
 from runtime.terminal import forgiving_streams
 from runtime.threads import choose_wait_policy
 
-
-def _say(error: BaseException, line: str) -> None:
-    """Print a line on standard error; of the processes of torchrun, one does."""
-    from runtime.processes.ranks import prints_error
-
-    if prints_error(error):
-        print(line, file=sys.stderr)
+if TYPE_CHECKING:
+    from runtime.processes.ranks import Ranks
 
 
 @forgiving_streams()
@@ -34,8 +31,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     options, overrides = parse_flags(arguments)
     choose_wait_policy()
+    # imported late, so that --help and typos answer at once
+    from runtime.processes.ranks import Ranks
+
     try:
-        # imported late, so that --help and typos answer at once
+        ranks = Ranks.from_environment()
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with ranks:
+        return _run(options, overrides, ranks)
+
+
+def _run(options: Namespace, overrides: list[str], ranks: Ranks) -> int:
+    """Do what the flags say, as one of the processes of a job; of its errors one process prints one line."""
+    try:
         from commands.run_mode import run_mode
         from configs.default import get_default_config
         from experiment.config import check_flags, import_plugins, load_config
@@ -45,14 +55,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, overrides, defaults=get_default_config())
         import_plugins(config.get("plugins", ()))
         workdir = Path(options.workdir) if options.workdir else default_workdir(options.config)
-        run_mode(options.mode, config, workdir, vars(options))
+        run_mode(options.mode, config, workdir, vars(options), ranks)
     except KeyboardInterrupt as stopped:
-        _say(stopped, str(stopped) or "stopped")
-        return 128 + getattr(stopped, "signal_number", signal.SIGINT)
-    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
-        if os.environ.get("SDE_TRACEBACK"):
+        code = 128 + getattr(stopped, "signal_number", signal.SIGINT)
+        if ranks.speaks(stopped, code):
+            print(str(stopped) or "stopped", file=sys.stderr)
+        return code
+    except Exception as error:
+        expected = isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError))
+        if os.environ.get("SDE_TRACEBACK") or (ranks.world == 1 and not expected):
             raise
-        _say(error, f"error: {' '.join(str(error).split())}")
+        if ranks.speaks(error, 2):
+            rank = "" if ranks.first else f"rank {ranks.rank}: "
+            kind = "" if expected else f"{type(error).__name__}: "
+            # off the line of rank 0's progress bar
+            newline = "" if ranks.first else "\n"
+            print(f"{newline}error: {rank}{kind}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -11,6 +11,7 @@ side. Needs ``pip install -e '.[test]'``.
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import re
 import statistics
@@ -23,14 +24,16 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.operators import shares
 from benchmarks.options import device as named_device
 from benchmarks.options import output, whole
 from benchmarks.timing import Work, in_turn, seconds, table
 from benchmarks.unet_pair import SETTINGS, Side, Workbench
-from experiment.precision import bf16_units, forward_flops
+from experiment.precision import bf16_units
 from experiment.workdir import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +49,15 @@ TITLES = {
 }
 PLAIN = "ours fp32, not prepared"
 BASES = (*(side.label for side in THEIRS), PLAIN)
+
+
+def forward_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
+    """Floating-point operations of one image, forward, counted for a copy of the network on the meta device."""
+    ghost = copy.deepcopy(backbone).to("meta").eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        ghost(torch.empty(1, *image_shape, device="meta"), torch.empty(1, device="meta", dtype=torch.float64), None)
+    return float(counter.get_total_flops())
 
 
 def our_sides(*, compiled: bool) -> tuple[Side, ...]:

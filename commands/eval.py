@@ -15,7 +15,7 @@ from data import VectorDataset
 from evaluation.batch_schedule import Schedule
 from evaluation.dealing import says_what_is_kept
 from evaluation.density_picture import draw_density
-from evaluation.kept_batches import fingerprints
+from evaluation.fingerprints import measurement_fingerprints
 from evaluation.measurement import EvalSplit, Measurement
 from evaluation.pilot import fit_step_weights
 from evaluation.quote import quote
@@ -34,7 +34,7 @@ from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import trained_channels
 from experiment.images import save_bound_curve
 from experiment.plugins import say_changed_plugins
-from experiment.precision import fast_inference, forward_flops, pick_mode
+from experiment.precision import fast_inference, pick_mode
 from experiment.rank0_first import (
     as_trained,
     load_on_rank0_first,
@@ -47,12 +47,12 @@ from models import ScoreModel
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.messages import say
-from runtime.processes.ranks import Ranks
+from runtime.processes.ranks import ALONE, Ranks
 
-_NUM_CALLS = 100  # of the network for an image, about, to judge whether compiling it is worth while
+_NUM_CALLS = 100  # of the network for a batch, about, to judge whether compiling it is worth while
 
 
-def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Measure the averaged weights of the newest good checkpoint; print a table, write ``eval/report.json``.
 
     What is measured is kept in ``eval/partial`` batch by batch, so that an interrupted command goes on to the same
@@ -62,6 +62,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Args:
         config: The config the work directory was trained with; ``eval`` may differ.
         workdir: The work directory.
+        ranks: The processes of the job.
 
     Returns:
         The report; an empty one on ranks other than 0.
@@ -69,12 +70,11 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the config does not fit the work directory, or there is no good checkpoint.
         FloatingPointError: If a value is not finite.
-        RuntimeError: If a process of the job failed, or a solver gave up, or another command measures there.
+        RuntimeError: If a solver gave up, or another command measures there.
         Interrupted: After Ctrl-C.
     """
     check_config(config)
     with (
-        Ranks.from_environment() as ranks,
         explain_out_of_memory("eval.batch_size", config.eval.batch_size),
         contextlib.ExitStack() as held,
     ):
@@ -94,10 +94,10 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 device=device,
             )
             trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
-            work = _NUM_CALLS * split.num_images * forward_flops(trained.backbone, dataset.image_shape)
+            num_calls = _NUM_CALLS * len(split)
             precision, compiled = config.eval.precision, config.eval.compile
             mode = pick_together(
-                ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
+                ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
             )
             model = fast_inference(trained, mode)
             if ranks.first:
@@ -113,7 +113,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             split,
             seen,
             folder=workdir / "eval" / "partial",
-            fingerprints=fingerprints(config, trained, step, split, step_weights, mode.recorded()),
+            fingerprints=measurement_fingerprints(config, trained, step, split, step_weights, mode.recorded()),
             ranks=ranks,
         )
         with says_what_is_kept(lambda: f"stopped with {schedule.kept()} kept; the same command goes on from there"):

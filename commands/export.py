@@ -45,16 +45,16 @@ def export_model(config: Config, workdir: Path, *, format: str = "", output: str
     check_config(config)
     check_for_use(workdir, config)
     folder = Path(output) if output else workdir / format
-    _refuse_foreign(folder)
     model, step = load_trained(config, workdir, trained_kind(config, workdir), torch.device("cpu"))
     with locked(workdir, "export"):
+        if folder.exists() and not (folder.is_dir() and ((folder / _INDEX).is_file() or not any(folder.iterdir()))):
+            raise ValueError(f"{folder} holds something else than an export; choose another --output")
         make_folder(folder.absolute().parent)
         temporary = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
         try:
             new = temporary / "new"
             _FORMATS[format](model, new)
             sync_tree(new)
-            _refuse_foreign(folder)
             if folder.exists():
                 folder.rename(temporary / "old")
             new.rename(folder)
@@ -63,9 +63,3 @@ def export_model(config: Config, workdir: Path, *, format: str = "", output: str
             shutil.rmtree(temporary, ignore_errors=True)
     say(f"wrote the averaged weights of step {step} to {folder}")
     return folder
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse to replace what is no earlier export."""
-    if folder.exists() and not (folder.is_dir() and ((folder / _INDEX).is_file() or not any(folder.iterdir()))):
-        raise ValueError(f"{folder} holds something else than an export; choose another --output")

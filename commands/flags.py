@@ -50,9 +50,9 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, li
     where = "where the run lives; default: runs/<family>/<config name>"
     parser.add_argument("--workdir", type=path, default="", help=where)
     for name, of in (("source", "import"), ("format", "export")):
-        parser.add_argument(f"--{name}", default="", help=f"of --mode {of}: see docs/checkpoints.md")
+        parser.add_argument(f"--{name}", default="", help=f"of --mode {of}: see docs/pretrained.md")
     for name, of in (("checkpoint", "import"), ("init-from", "train")):
-        parser.add_argument(f"--{name}", type=_given_path, help=f"of --mode {of}: see docs/checkpoints.md")
+        parser.add_argument(f"--{name}", type=_given_path, help=f"of --mode {of}: see docs/pretrained.md")
     names = f"list the names that a config may use, of {', '.join(REGISTRIES)}"
     parser.add_argument("--list", action=_List, choices=list(REGISTRIES), metavar="KIND", help=names)
     parser.add_argument("--output", type=path, default="", help="of --mode export and sample: the folder to write in")

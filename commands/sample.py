@@ -12,11 +12,8 @@ import numpy as np
 
 from evaluation.dealing import deal, says_what_is_kept
 from evaluation.drawing import draw_batch, labels_of
-from evaluation.provenance import (
-    about_of,
-    fingerprint_of,
-    variance_of,
-)
+from evaluation.fingerprints import samples_fingerprint
+from evaluation.provenance import about_of, variance_of
 from evaluation.sample_set import SampleSet
 from evaluation.trajectory import MOST_SAMPLES
 from experiment.build import bound_x0, build_sampler, pick_device
@@ -26,7 +23,7 @@ from experiment.config import Config
 from experiment.from_checkpoints import trained_kind
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
-from experiment.precision import fast_inference, forward_flops, pick_mode
+from experiment.precision import fast_inference, pick_mode
 from experiment.prior_warning import say_lost_signal
 from experiment.rank0_first import load_on_rank0_first, load_same_trained, pick_together
 from experiment.workdir import check_for_use
@@ -34,12 +31,12 @@ from runtime.files import one_line
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.messages import say
-from runtime.processes.ranks import Ranks
+from runtime.processes.ranks import ALONE, Ranks
 from runtime.terminal import ProgressBar
 from samplers import StepState
 
 
-def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
+def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: Ranks = ALONE) -> None:
     """Sample from the newest good checkpoint; write ``samples.npz``, ``grid.png`` and ``samples.json``.
 
     Batches are kept as they come, so that an interrupted command goes on to the same bytes, and memory holds one of
@@ -50,19 +47,19 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
         config: The config the work directory was trained with; ``sampling`` may differ.
         workdir: The work directory.
         output: The folder to write in; None for ``samples`` in the work directory.
+        ranks: The processes of the job.
 
     Raises:
         ValueError: If the config does not fit the work directory, or there is no good checkpoint or no such class.
         FloatingPointError: If the sampler's state stops being finite.
         MemoryError: If the memory does not suffice.
         OSError: If the folder cannot be written in.
-        RuntimeError: If another process of the job failed, or another command samples there.
+        RuntimeError: If another command samples there.
         Interrupted: After Ctrl-C.
     """
     check_config(config)
     settings, folder = config.sampling, workdir / "samples" if output is None else output
     with (
-        Ranks.from_environment() as ranks,
         explain_out_of_memory("sampling.batch_size", settings.batch_size),
         contextlib.ExitStack() as held,
     ):
@@ -77,10 +74,10 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
             raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
         classes = classes_of(config, kind)
         trained, step = load_same_trained(ranks, config, workdir, kind, device)
-        work = settings.num_samples * settings.num_steps * forward_flops(trained.backbone, kind.image_shape)
+        num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps
         precision, compiled = settings.precision, settings.compile
         mode = pick_together(
-            ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, work=work)
+            ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
         )
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
@@ -91,7 +88,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None) -> None:
         variance = variance_of(sampler, learned=trained.learned_variance)
         samples = SampleSet(
             folder,
-            fingerprint_of(config, trained, step, kind, classes, mode.recorded(), device),
+            samples_fingerprint(config, trained, step, kind, classes, mode.recorded(), device),
             about_of(config, step, kind, classes, mode.recorded(), variance),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,

@@ -9,11 +9,11 @@ from experiment.checks import check_config, check_eval_names, check_schedule
 from experiment.config import Config
 from runtime.memory import explain_out_of_memory
 from runtime.processes.collectives import is_lost_peer, process_group
-from runtime.processes.ranks import LostRankError, Ranks
+from runtime.processes.ranks import ALONE, LostRankError, Ranks
 from training.job import train_as_rank
 
 
-def train(config: Config, workdir: Path, *, init_from: str = "") -> None:
+def train(config: Config, workdir: Path, *, init_from: str = "", ranks: Ranks = ALONE) -> None:
     """Train, or go on training from the newest good checkpoint, up to ``training.num_steps``.
 
     Under torchrun each process computes its part of every batch, and rank 0 alone writes and speaks.
@@ -23,6 +23,7 @@ def train(config: Config, workdir: Path, *, init_from: str = "") -> None:
         workdir: The work directory.
         init_from: Another run's work directory, or a checkpoint in one, with whose averaged weights a run begins that
             has no checkpoint yet; "" is none.
+        ranks: The processes of the job.
 
     Raises:
         ValueError: If the config cannot work; nothing is written then.
@@ -35,19 +36,18 @@ def train(config: Config, workdir: Path, *, init_from: str = "") -> None:
     check_schedule(config)
     check_eval_names(config)
     build_sampler(config)
-    with Ranks.from_environment() as ranks:
-        device = ranks.device(pick_device(config))
-        with (
-            process_group(ranks, device),
-            explain_out_of_memory("training.batch_size", config.training.batch_size, training=True),
-        ):
-            try:
-                train_as_rank(config, workdir, ranks, device, init_from)
-            except RuntimeError as error:
-                if not is_lost_peer(error):
-                    raise
-                said = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
-                raise LostRankError(
-                    f"another process of the job is gone ({said}); look for what ended it, then the same command goes "
-                    "on from the newest checkpoint"
-                ) from error
+    device = ranks.device(pick_device(config))
+    with (
+        process_group(ranks, device),
+        explain_out_of_memory("training.batch_size", config.training.batch_size, training=True),
+    ):
+        try:
+            train_as_rank(config, workdir, ranks, device, init_from)
+        except RuntimeError as error:
+            if not is_lost_peer(error):
+                raise
+            said = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
+            raise LostRankError(
+                f"another process of the job is gone ({said}); look for what ended it, then the same command goes on "
+                "from the newest checkpoint"
+            ) from error

@@ -23,17 +23,12 @@ def eval_batches(dataset: Dataset, *, batch_size: int, num_images: int = 0) -> I
     Raises:
         DataError: If ``batch_size`` or ``num_images`` is out of range.
     """
-    _check_batch_size(batch_size)
+    if batch_size < 1:
+        raise DataError(f"batch_size must be at least 1, got {batch_size}; choose a positive batch size")
     if not 0 <= num_images <= len(dataset):
         raise DataError(
             f"num_images must be 0 (everything) .. {len(dataset)}, the size of the {dataset.name} {dataset.split} "
             f"split, got {num_images}; ask for fewer images"
         )
     end = num_images or len(dataset)
-    slices = [slice(begin, min(begin + batch_size, end)) for begin in range(0, end, batch_size)]
-    return ((dataset.stored[part], dataset.labels[part]) for part in slices)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise DataError(f"batch_size must be at least 1, got {batch_size}; choose a positive batch size")
+    return zip(dataset.stored[:end].split(batch_size), dataset.labels[:end].split(batch_size), strict=True)

@@ -1,7 +1,6 @@
 """Datasets by name."""
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from .sources.moons import load_moons
 from .sources.npz import load_npz
 from .vectors import AnyDataset, VectorDataset
 
-Loader = Callable[..., AnyDataset]
-
 DATASETS: Registry[AnyDataset] = Registry("dataset")
 for _name, _loader in {
     "digits": load_digits,
@@ -32,27 +29,13 @@ for _name, _loader in {
     DATASETS.register(_name)(_loader)
 
 
-def register_dataset(name: str) -> Callable[[Loader], Loader]:
-    """Make a loader available to ``load_dataset`` under a name; used as a decorator.
+register_dataset = DATASETS.register
+"""Make a loader available to ``load_dataset`` under a name not yet taken; used as a decorator.
 
-    The loader takes any of the keyword arguments ``root``, ``split``, ``image_size``, ``channels`` and ``download``,
-    and is passed those it names.
-
-    Args:
-        name: A name not yet taken.
-
-    Returns:
-        A decorator that registers the loader and returns it unchanged.
-
-    Raises:
-        ValueError: If the name is taken.
-    """
-    return DATASETS.register(name)
-
-
-def available_datasets() -> list[str]:
-    """Return the names that ``load_dataset`` knows, sorted."""
-    return DATASETS.names()
+The loader takes any of the keyword arguments ``root``, ``split``, ``image_size``, ``channels`` and ``download``, and is
+passed those it names.
+"""
+available_datasets = DATASETS.names
 
 
 def load_dataset(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -81,6 +82,7 @@ class RealSpace:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    num_levels: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         numbers = (*self.mean, *self.std)
@@ -107,11 +109,6 @@ class RealSpace:
         return cls(tuple(wide.mean(0).tolist()), tuple(wide.std(0, correction=0).tolist()))
 
     @property
-    def num_levels(self) -> None:
-        """None: there are no levels."""
-        return None
-
-    @property
     def log_volume(self) -> float:
         """sum log std: log |dv / dx0|, in nats."""
         return math.fsum(math.log(std) for std in self.std)
@@ -132,10 +129,7 @@ class RealSpace:
 class ModelSpace:
     """Samples that are x0 already."""
 
-    @property
-    def num_levels(self) -> None:
-        """None: there are no levels."""
-        return None
+    num_levels: ClassVar[None] = None
 
     def encode(self, stored: Tensor) -> Tensor:
         """The samples as float32."""

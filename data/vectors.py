@@ -26,11 +26,7 @@ class VectorKind:
     space: RealSpace
     num_classes: int = 1
     class_names: tuple[str, ...] = ()
-
-    @property
-    def num_levels(self) -> None:
-        """None: there are no levels."""
-        return None
+    num_levels: ClassVar[None] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +60,7 @@ class VectorDataset(Dataset):
     notes: tuple[str, ...] = ()
     other_split_size: int | None = None
     samples_are: ClassVar[str] = "vectors"
+    num_levels: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         where = f"{self.name} {self.split}"
@@ -85,11 +82,6 @@ class VectorDataset(Dataset):
     def image_shape(self) -> tuple[int]:
         """(D,): the shape of one vector, by the name that it has for images."""
         return (self.vectors.shape[1],)
-
-    @property
-    def num_levels(self) -> None:
-        """None: there are no levels."""
-        return None
 
     @property
     def kind(self) -> VectorKind:

@@ -59,7 +59,7 @@ class Schedule:
 
         Raises:
             FloatingPointError: If a value is not finite.
-            RuntimeError: If a process failed or was lost, or has another model or other data.
+            RuntimeError: If this process has another model or other data than rank 0.
         """
         plan = json.loads(self._ranks.share("plan", self._plan))
         for name, digest in plan["digests"].items():

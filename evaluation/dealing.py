@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from runtime.processes.ranks import Ranks
 from runtime.signals import Interrupted
+
+_POLL = 0.02  # seconds
 
 
 def deal(
@@ -22,9 +25,6 @@ def deal(
         groups: Names of units, each used once in the job; one process does those of a group, in order.
         work: Does a unit; called on its process.
         take: Takes a unit's name and result; called on its process, and on rank 0 for all units.
-
-    Raises:
-        RuntimeError: If a process failed or was lost.
     """
     rank, world = ranks.rank, ranks.world
     others = range(1, world) if ranks.first else ()
@@ -34,7 +34,7 @@ def deal(
         """Take what the other processes have done; whether that is all of it."""
         for units in awaited:
             while units:
-                data = ranks.collect(units[0])
+                data = ranks.take(units[0])
                 if data is None:
                     break
                 take(units[0], data)
@@ -48,8 +48,8 @@ def deal(
             if not ranks.first:
                 ranks.post(unit, data)
             collect()
-            ranks.check()
-    ranks.wait_until(collect)
+    while not collect():
+        time.sleep(_POLL)
 
 
 @contextlib.contextmanager

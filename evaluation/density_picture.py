@@ -36,7 +36,7 @@ def flow_density(
         dataset: Its data, for what networks see of vectors.
         points: Vectors v, [N, D].
         cond: Classes of the points, int64 [N], of a conditional model.
-        num_steps: Steps of the flow.
+        num_steps: Steps of the ODE.
 
     Returns:
         float64 [N].

@@ -1,111 +1,25 @@
-"""Batches of an interrupted measurement, and a fingerprint of all that their values depend on."""
+"""Batches of an interrupted measurement, or of samples, kept in files."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
-import importlib.util
 import io
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from data import RealSpace
-from experiment.config import Config, flatten
-from experiment.workdir import write_atomically, write_json
-from likelihood import available_likelihoods
-from models import ScoreModel
+from experiment.workdir import write_json
+from runtime.files import write_atomically
 
-from .measurement import EvalSplit, Values
+from .measurement import Values
 
-_FORMAT = 1
 _FINGERPRINT = "fingerprint.json"
-# neither changes a value: how far to go before giving up, and what else is measured; the images have a digest
-_FREE = ("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images")
-_PACKAGES = ("sde_lib", "models", "likelihood", "data", "runtime", "experiment", "evaluation", "commands")
-_FIXED = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.", "eval.")
-
-
-def digest_of(*arrays: torch.Tensor) -> str:
-    """Digest of the values, shapes and types of arrays."""
-    total = hashlib.sha256()
-    for array in arrays:
-        array = array.detach().cpu().contiguous()
-        total.update(f"{array.dtype} {list(array.shape)};".encode())
-        total.update(array.flatten().view(torch.uint8).numpy().data if array.numel() else b"")
-    return total.hexdigest()
-
-
-def code_digest(packages: Sequence[str] = _PACKAGES, plugins: Sequence[str] = ()) -> str:
-    """Digest of the source code that works out a value: names and contents of the files.
-
-    Args:
-        packages: Packages with all that is in them.
-        plugins: Modules or .py files, as in ``config.plugins``.
-    """
-    files = []
-    for name in packages:
-        for folder in importlib.import_module(name).__path__:
-            files += [(f"{name}/{path.relative_to(folder)}", path) for path in sorted(Path(folder).rglob("*.py"))]
-    for name in plugins:
-        found = None if Path(name).is_file() else importlib.util.find_spec(name)
-        path = Path(found.origin if found is not None and found.origin else name)
-        files += [(name, path)] if path.is_file() else []
-    total = hashlib.sha256()
-    for name, path in files:
-        total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
-    return total.hexdigest()
-
-
-def fingerprints(
-    config: Config,
-    model: ScoreModel,
-    step: int,
-    split: EvalSplit,
-    step_weights: dict[str, list[float]] | None = None,
-    network: dict[str, Any] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """All that the values of a batch depend on, for each of ``config.eval.likelihoods``.
-
-    A setting of ``eval`` whose name begins with another likelihood's ("ode_rtol" for "vlb") is not in it.
-
-    Args:
-        config: The config.
-        model: The model that is measured.
-        step: The training step of its weights.
-        split: The images.
-        step_weights: What steps are drawn by, of the likelihoods that draw them so.
-        network: In what precision the network computes, where the config leaves it to the machine.
-    """
-    state = model.state_dict()
-    common: dict[str, Any] = {"step": step, "weights": digest_of(*(state[key] for key in sorted(state)))}
-    common["images"] = digest_of(split.dataset.stored[: split.num_images], split.dataset.labels[: split.num_images])
-    common |= {"num_images": split.num_images, "num_levels": split.dataset.space.num_levels, "seed": split.seed}
-    if isinstance(split.dataset.space, RealSpace):
-        common["space"] = asdict(split.dataset.space)
-    settings = {k: v for k, v in flatten(config) if k.startswith(_FIXED) and k not in _FREE}
-    common |= {"device": split.device.type, "torch": torch.__version__, "format": _FORMAT}
-    common["network"] = network or {}
-    common["code"] = code_digest(plugins=config.plugins)
-    prefixes = {name.split("_")[0] for name in available_likelihoods()}
-    result = {}
-    for name in config.eval.likelihoods:
-        foreign = tuple(f"eval.{prefix}_" for prefix in prefixes - {name.split("_")[0]})
-        ours = {key: value for key, value in settings.items() if not key.startswith(foreign)}
-        weights = (step_weights or {}).get(name)
-        if weights is not None:
-            ours["step_weights"] = digest_of(torch.tensor(weights, dtype=torch.float64))
-        # as JSON gives it back
-        result[name] = json.loads(json.dumps(common | ours))
-    return result
 
 
 class PartialResults:

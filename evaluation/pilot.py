@@ -46,9 +46,19 @@ def fit_step_weights(
     }
 
     def fit() -> bytes:
-        _fit(config, [(estimator, estimators[name][1]) for name, estimator in drawn.items()], measured, device)
-        fitted = {name: estimator.step_weights for name, estimator in drawn.items()}
-        return json.dumps({name: weights.tolist() for name, weights in fitted.items() if weights is not None}).encode()
+        pilot = _other_split(config, measured)
+        count = min(NUM_PILOT_IMAGES, len(pilot))
+        ((images, labels),) = eval_batches(pilot, batch_size=count, num_images=count)
+        fitted = {
+            name: estimator.fit_steps(
+                estimators[name][1],
+                pilot.space.encode(images).to(device),
+                cond=labels.to(device) if config.model.class_conditional else None,
+                noise=NoiseStreams(derive_seed(config.seed, _PILOT), range(count)),
+            )
+            for name, estimator in drawn.items()
+        }
+        return json.dumps({name: weights.tolist() for name, weights in fitted.items()}).encode()
 
     if not drawn:
         return {}
@@ -64,25 +74,6 @@ def _draws(estimator: VariationalBound | ContinuousBound, model: ScoreModel) -> 
         return False
     every = isinstance(estimator, VariationalBound)
     return not every or estimator.steps_per_image < len(estimator.noisy_times(model.sde)) - 1
-
-
-def _fit(
-    config: Config,
-    drawn: list[tuple[VariationalBound | ContinuousBound, ScoreModel]],
-    measured: AnyDataset,
-    device: torch.device,
-) -> None:
-    pilot: AnyDataset | None = None
-    for estimator, model in drawn:
-        pilot = pilot or _other_split(config, measured)
-        count = min(NUM_PILOT_IMAGES, len(pilot))
-        ((images, labels),) = eval_batches(pilot, batch_size=count, num_images=count)
-        estimator.fit_steps(
-            model,
-            pilot.space.encode(images).to(device),
-            cond=labels.to(device) if config.model.class_conditional else None,
-            noise=NoiseStreams(derive_seed(config.seed, _PILOT), range(count)),
-        )
 
 
 def _other_split(config: Config, measured: AnyDataset) -> AnyDataset:

@@ -254,7 +254,7 @@ def _accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
 
 
 def _checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as float64 on the CPU, if they are finite matrices of one width with two rows or more."""
+    """Both as float64 on the CPU, if they are finite matrices of one width with two samples or more."""
     for name, points in (("first", a), ("second", b)):
         if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1:
             raise ValueError(
@@ -264,7 +264,7 @@ def _checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         if not bool(torch.isfinite(points).all()):
             bad = int((~torch.isfinite(points)).any(1).sum())
             raise ValueError(
-                f"the {name} set must be finite, got {bad} of {len(points)} rows that are not; look at what made them"
+                f"the {name} set must be finite, got {bad} of {len(points)} samples that are not; see what made them"
             )
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"both sets must have one width, got {a.shape[1]} and {b.shape[1]}; use the same features")

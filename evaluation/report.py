@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +10,9 @@ import torch
 
 from data import RealSpace
 from experiment.config import Config, data_root
+from runtime.version import VERSION
 
 from .measurement import EvalSplit
-
-_PROJECT = "score-diffusion"
 
 
 def describe(config: Config, split: EvalSplit) -> dict[str, Any]:
@@ -46,15 +42,5 @@ def describe(config: Config, split: EvalSplit) -> dict[str, Any]:
         "class_conditional": model.class_conditional,
         "weights": "ema",
         "seed": config.seed,
-        "versions": {"project": project_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {"project": VERSION, "torch": torch.__version__, "numpy": np.__version__},
     }
-
-
-def project_version() -> str:
-    """The version in ``pyproject.toml``, whether the project is installed or run from its folder."""
-    file = Path(__file__).resolve().parent.parent / "pyproject.toml"
-    if file.is_file():
-        found = re.search(r'^version = "(.+)"$', file.read_text(), flags=re.MULTILINE)
-        if found:
-            return found[1]
-    return metadata.version(_PROJECT)

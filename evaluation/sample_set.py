@@ -17,13 +17,7 @@ from data import AnyKind, ImageKind
 from experiment.images import save_png
 from experiment.pictures import array_shape, has_picture, picture_of
 from experiment.workdir import save_npz, write_json
-from runtime.files import (
-    make_folder,
-    parse_json,
-    read_regular,
-    sync_folder,
-    sync_tree,
-)
+from runtime.files import make_folder, parse_json, read_regular, sync_folder, sync_tree
 
 from .kept_batches import PartialResults
 from .measurement import Values
@@ -44,7 +38,7 @@ class SampleSet:
 
     Args:
         folder: Where the files go.
-        fingerprint: All that the samples depend on, but their number.
+        fingerprint: All that the samples depend on, but their number; see ``samples_fingerprint``.
         about: What the reader of ``samples.json`` is told besides.
         kind: What the samples are.
         num_samples: How many there are.
@@ -73,8 +67,7 @@ class SampleSet:
         self._kind, self._labels, self._pngs = kind, labels, pngs
         self._dtype = np.dtype(np.uint8 if isinstance(kind, ImageKind) else np.float32)
         self._num_samples, self._batch_size = num_samples, batch_size
-        # as JSON gives it back
-        self._made_by = json.loads(json.dumps({"num_samples": num_samples, "fingerprint": fingerprint}))
+        self._made_by = {"num_samples": num_samples, "fingerprint": fingerprint}
         self._partial = PartialResults(folder / "partial" / _name(about, fingerprint), fingerprint, done="drawn")
         self.digest = self._partial.digest
 
@@ -148,7 +141,7 @@ class SampleSet:
 
     def _write(self, folder: Path) -> int:
         """Write all files but ``samples.json``; return the network calls a batch."""
-        nfe, shown, parts = 0, [], []
+        nfe, shown, recorded = 0, [], []
         # of points more can be told apart than of images
         most = _IN_GRID if isinstance(self._kind, ImageKind) else _IN_SCATTER
         shape = (self._num_samples, *array_shape(self._kind))
@@ -163,14 +156,14 @@ class SampleSet:
                 if self._pngs:
                     save_pngs(folder / "png", images, first)
                 if "states" in values:
-                    parts.append(values)
+                    recorded.append(values)
         if has_picture(self._kind):
             save_png(folder / "grid.png", picture_of(np.concatenate(shown)))
-        if parts:
-            states, t = np.concatenate([part["states"] for part in parts], axis=1), parts[0]["t"]
+        if recorded:
+            states, t = np.concatenate([values["states"] for values in recorded], axis=1), recorded[0]["t"]
             save_npz(folder / "trajectory.npz", {"states": states, "t": t})
             if isinstance(self._kind, ImageKind):
-                save_trajectory_gif(folder / "trajectory.gif", states, parts[0]["scales"], self._kind.space)
+                save_trajectory_gif(folder / "trajectory.gif", states, recorded[0]["scales"], self._kind.space)
         return nfe
 
     def _is_complete(self, folder: Path) -> bool:

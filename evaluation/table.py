@@ -17,7 +17,7 @@ _TITLES = {
     "vlb_continuous": ("L_T", "integral of L_t", "L_0"),
     "ode": ("prior", "volume", "dequantization"),
 }
-# what the flow is compared with, and what that pays for
+# what the probability-flow ODE is compared with, and what that pays for
 _CHAINS = {
     "vlb": ("the reverse chain", "which pays for its Gaussian steps and variance"),
     "vlb_continuous": ("the reverse SDE", "whose bound is not tight"),
@@ -88,10 +88,10 @@ def gap_sentence(gap: dict[str, Any]) -> str:
     if math.isnan(stderr):
         return value + "a single image has no standard error, and so no verdict"
     if mean < -2 * stderr:
-        return value + f"{chain} explains the data better than the same network's flow, which sums up its errors"
+        return value + f"{chain} explains the data better than the same network's ODE, which sums up its errors"
     if mean > 2 * stderr:
-        return value + f"the flow explains the data better than {chain}, {price}"
-    return value + f"{chain} and the flow explain the data equally well, to within the error"
+        return value + f"the ODE explains the data better than {chain}, {price}"
+    return value + f"{chain} and the ODE explain the data equally well, to within the error"
 
 
 def without_nan(value: Any) -> Any:

@@ -46,8 +46,8 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind) ->
             step_sampling=settings.vlb_step_sampling,
         )
     if name == "ode":
-        _check_flow_needs(settings)
-        flow = make_likelihood(
+        _check_ode(settings)
+        return make_likelihood(
             name,
             num_levels=dataset.num_levels,
             dequantization=settings.ode_dequantization,
@@ -64,16 +64,14 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind) ->
                 t_end=settings.ode_t_end or None,
             ),
         )
-        _check_flow(flow, settings)
-        return flow
     return make_likelihood(name, num_levels=dataset.num_levels)
 
 
-def _check_flow_needs(settings: Any) -> None:
-    """Refuse settings without the others that they need, by the names that they have in ``config.eval``.
+def _check_ode(settings: Any) -> None:
+    """Refuse settings without the others that they need, or that the others leave without effect.
 
     Raises:
-        ValueError: Naming the first of them.
+        ValueError: Naming the first of them, as it is called in ``config.eval``.
     """
     by_steps = settings.ode_solver in TABLEAUS
     if by_steps and settings.ode_t_end:
@@ -86,23 +84,15 @@ def _check_flow_needs(settings: Any) -> None:
             f"eval.ode_solver={settings.ode_solver} needs eval.ode_num_steps, at least 1, got 0; set it, or take an "
             "adaptive solver"
         )
+    if settings.ode_num_steps and not by_steps:
+        raise ValueError(
+            f"eval.ode_num_steps={settings.ode_num_steps} is of a grid, but {settings.ode_solver} chooses its "
+            "steps itself; set eval.ode_solver=heun, or leave it at 0"
+        )
     if settings.ode_importance_samples > 1 and settings.ode_divergence != "exact":
         raise ValueError(
             f"eval.ode_importance_samples={settings.ode_importance_samples} needs eval.ode_divergence=exact, got "
             f"{settings.ode_divergence}, whose noise would make the bound too good; leave it at 1"
-        )
-
-
-def _check_flow(flow: LikelihoodEstimator, settings: Any) -> None:
-    """Refuse settings that the others leave without effect, so that nobody believes that a number is of them.
-
-    Raises:
-        ValueError: Naming the first of them.
-    """
-    if settings.ode_num_steps and isinstance(flow, FlowLikelihood) and isinstance(flow.solver, AdaptiveSolver):
-        raise ValueError(
-            f"eval.ode_num_steps={settings.ode_num_steps} is of a grid, but {settings.ode_solver} chooses its "
-            "steps itself; set eval.ode_solver=heun, or leave it at 0"
         )
     if settings.ode_divergence == "exact" and settings.ode_num_probes > 1:
         raise ValueError(
@@ -144,7 +134,7 @@ def _check_density(config: Config) -> None:
     if "ode" in config.eval.likelihoods and config.eval.ode_dequantization in ("uniform", "variational"):
         raise ValueError(
             f"eval.ode_dequantization={config.eval.ode_dequantization} is of data with grey levels, got vectors; "
-            "set none, for the density of the flow, or decoder"
+            "set none, for the density of the ODE itself, or decoder"
         )
 
 
@@ -181,8 +171,5 @@ def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Confi
         common["grid"] = estimator.grid
         common["num_steps"] = len(estimator.noisy_times(model.sde))
     # absent from a plugin's estimators
-    if hasattr(estimator, "steps_per_image"):
-        common["steps_per_image"] = getattr(estimator, "steps_per_image", None)
-    if hasattr(estimator, "step_sampling"):
-        common["step_sampling"] = getattr(estimator, "step_sampling", None)
-    return common
+    drawn = {key: getattr(estimator, key) for key in ("steps_per_image", "step_sampling") if hasattr(estimator, key)}
+    return common | drawn

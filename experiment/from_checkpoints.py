@@ -13,7 +13,8 @@ from runtime.files import one_line
 from runtime.messages import say
 
 from .build import build_dataset, build_model
-from .checkpoints.store import checkpoint_folders, load_newest, peek_state
+from .checkpoints.folder import checkpoint_folders, peek_state
+from .checkpoints.store import load_newest
 from .config import Config
 from .weights import load_weights, named_weights
 
@@ -57,14 +58,12 @@ def trained_kind(config: Config, workdir: Path) -> AnyKind:
     if classes is None:
         # an imported network says it itself, and one without labels needs none
         classes = config.model.get("network", {}).get("num_classes") or (None if config.model.class_conditional else 1)
-    names: Any = said.get("class_names")
-    named = isinstance(names, list) and len(names) == classes and all(isinstance(name, str) for name in names)
-    space = _space_of(said)
-    if space is not None and _is_count(classes, 1):
-        return VectorKind((len(space.mean),), space, classes, tuple(names) if named else ())
-    if not (_is_shape(shape) and _is_count(levels, 2, 256) and _is_count(classes, 1)):
+    names, space = tuple(said.get("class_names") or ()), _space_of(said)
+    if space is not None and classes is not None:
+        return VectorKind((len(space.mean),), space, classes, names)
+    if shape is None or levels is None or classes is None:
         return image_kind(config.data.dataset) or build_dataset(config, "train").kind
-    return ImageKind(tuple(shape), levels, classes, tuple(names) if named else ())
+    return ImageKind(tuple(shape), levels, classes, names)
 
 
 def trained_space(workdir: Path) -> RealSpace | None:
@@ -80,19 +79,10 @@ def _space_of(said: dict[str, Any]) -> RealSpace | None:
         return None
 
 
-def _is_count(value: Any, least: int, most: int = 2**31) -> bool:
-    return type(value) is int and least <= value <= most
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_is_count(size, 1) for size in value)
-
-
 def trained_channels(config: Config, workdir: Path) -> int | None:
     """Channels of a folder's images if a work directory's model is of colours: an earlier version took all for that."""
     _, said = _said(workdir / "checkpoints") or (None, {})
-    shape: Any = said.get("image_shape")
-    return 3 if config.data.dataset == "folder" and _is_shape(shape) and shape[0] == 3 else None
+    return 3 if config.data.dataset == "folder" and (said.get("image_shape") or [0])[0] == 3 else None
 
 
 def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str, ...]:

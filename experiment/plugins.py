@@ -15,14 +15,20 @@ from .workdir import write_json
 _FILE = "plugins.json"
 
 
-def _digests(plugins: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of each plugin's own file, by its name; a path's folders do not count, nor what a plugin imports."""
+def plugin_digests(plugins: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of each plugin's own file, by its name; a path's folders do not count, nor what a plugin imports.
+
+    Args:
+        plugins: Those of the config, which have been imported.
+    """
     found = {}
     for plugin in map(str, plugins):
         is_file = plugin.endswith(".py")
         source = plugin if is_file else getattr(sys.modules.get(plugin), "__file__", None)
         if source is not None:
-            found[Path(plugin).name if is_file else plugin] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+            found[Path(plugin).name if is_file else plugin] = hashlib.sha256(
+                Path(source).expanduser().read_bytes()
+            ).hexdigest()
     return found
 
 
@@ -43,7 +49,7 @@ def say_changed_plugins(workdir: Path, plugins: Sequence[str]) -> None:
         plugins: Those of the config, which have been imported.
     """
     kept = _kept(workdir)
-    for name, digest in _digests(plugins).items():
+    for name, digest in plugin_digests(plugins).items():
         if kept.get(name, digest) != digest:
             say(f"plugin {name} has changed since this run was trained with it; if it defines another model, undo that")
 
@@ -55,7 +61,7 @@ def say_missing_plugins(workdir: Path, plugins: Sequence[str]) -> None:
         workdir: The work directory.
         plugins: Those of the config, which have been imported.
     """
-    missing = sorted(_kept(workdir).keys() - _digests(plugins).keys())
+    missing = sorted(_kept(workdir).keys() - plugin_digests(plugins).keys())
     if missing:
         say(f"this run was trained with plugins that config.plugins does not name: {', '.join(missing)}")
 
@@ -68,6 +74,6 @@ def keep_plugins(workdir: Path, plugins: Sequence[str]) -> None:
         plugins: Those of the config, which have been imported.
     """
     kept = _kept(workdir)
-    now = kept | _digests(plugins)
+    now = kept | plugin_digests(plugins)
     if now != kept:
         write_json(workdir / _FILE, now)

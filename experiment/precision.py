@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from models import NetworkScoreModel
 from models.backbones import ConditioningEmbedding, NoiseLabelEmbedding, Upsample
@@ -18,11 +18,11 @@ from runtime.registry import choices_message
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# A graph of the CIFAR-10 U-Net takes minutes to compile, and saves a tenth (CPU) or a half (GPU) of the time after
-# that: from about an hour of training on it pays.
-_WORTH_COMPILING = {"cpu": 1e15, "cuda": 1e17}
-# Narrower networks spend their time on what bf16 does not make faster; some are slower by what converting costs.
-_WIDE_ENOUGH_FOR_BF16 = 128
+# Compiling takes minutes, and then saves a tenth of the time on a CPU and a half on a GPU: it pays from so many calls
+# of the network on.
+_MANY_CALLS = {"cpu": 100_000, "cuda": 10_000}
+# Smaller networks spend their time on what bf16 does not make faster; some are slower by what converting costs.
+_MANY_WEIGHTS = 5_000_000
 
 # they compute with their weights before autocast rounds: sums of taps, and features in the type of the weights
 _WIDE = (ConditioningEmbedding, NoiseLabelEmbedding, Upsample)
@@ -53,20 +53,20 @@ def pick_mode(
     compile: str,
     device: torch.device,
     *,
-    backbone: nn.Module | None = None,
-    work: float = 0.0,
+    backbone: nn.Module,
+    num_calls: int,
     recorded: dict[str, Any] | None = None,
 ) -> NetworkMode:
     """Decide how a network computes, and say why.
 
     Args:
         precision: "fp32"; "bf16"; or "auto": bf16 where the processor multiplies it faster than float32, for networks
-            with a layer from 128 channels to as many.
-        compile: "on", if there is a compiler; "off"; or "auto": if there is one and the run is long enough to be
-            worth it.
+            of 5 million weights or more.
+        compile: "on", if there is a compiler; "off"; or "auto": if there is one, and the run calls the network 100,000
+            times or more on a CPU, 10,000 times on a GPU.
         device: Where the network runs.
-        backbone: The network; None counts as a wide one.
-        work: Floating-point operations of all the run, forward and backward; see ``forward_flops``.
+        backbone: The network.
+        num_calls: Calls of the network in all the run, each with a batch.
         recorded: ``NetworkMode.recorded`` of the run's beginning, which "auto" then follows: only so does a run that
             was interrupted end in the same bits.
 
@@ -77,43 +77,43 @@ def pick_mode(
         raise ValueError(choices_message("precision", precision, ["auto", *PRECISIONS]))
     if compile not in ("auto", "on", "off"):
         raise ValueError(choices_message("compile", compile, ["auto", "off", "on"]))
-    before = recorded or {}
-    name, why_precision = _pick_precision(precision, device, backbone, before.get("precision"))
-    compiled, why_compiled = _pick_compiled(compile, device, work, before.get("compile"))
+    began = recorded or {}
+    name, why_precision = precision, "as asked"
+    if precision == "auto" and began.get("precision") in PRECISIONS:
+        name, why_precision = began["precision"], "as the run began"
+    elif precision == "auto":
+        name, why_precision = _auto_precision(device, backbone)
+    if name == "bf16" and bf16_units(device) is None:
+        why_precision += f", though {_name(device)} has no bf16 units and gains nothing by it"
+    compiled, why_compiled = compile == "on", "as asked"
+    if compile == "auto" and isinstance(began.get("compile"), bool):
+        compiled, why_compiled = began["compile"], "as the run began"
+    elif compile == "auto":
+        compiled, why_compiled = _auto_compile(device, num_calls)
+    missing = missing_compiler(device.type) if compiled else None
+    if missing is not None:
+        compiled, why_compiled = False, missing
     reasons = (f"{name}: {why_precision}", f"{'compiled' if compiled else 'not compiled'}: {why_compiled}")
     return NetworkMode(PRECISIONS[name], compiled, reasons)
 
 
-def _pick_precision(name: str, device: torch.device, backbone: nn.Module | None, before: Any) -> tuple[str, str]:
+def _auto_precision(device: torch.device, backbone: nn.Module) -> tuple[str, str]:
     units = bf16_units(device)
-    if name != "auto":
-        slow = "" if name == "fp32" or units else f", though {_name(device)} has no bf16 units and gains nothing by it"
-        began = f"; the run began in {before}, its bits will differ" if before in PRECISIONS and before != name else ""
-        return name, f"as asked{slow}{began}"
-    if before in PRECISIONS:
-        slow = before == "bf16" and not units
-        return before, "as the run began" + (f", though {_name(device)} has no bf16 units" if slow else "")
     if units is None:
         return "fp32", f"{_name(device)} has no bf16 units"
-    if backbone is not None and _width(backbone) < _WIDE_ENOUGH_FOR_BF16:
-        return "fp32", f"so narrow a network gains nothing by the {units} of {_name(device)}"
+    if sum(weights.numel() for weights in backbone.parameters()) < _MANY_WEIGHTS:
+        return (
+            "fp32",
+            f"a network of less than {_MANY_WEIGHTS:,} weights gains nothing by {units} of {_name(device)}",
+        )
     return "bf16", f"{_name(device)} has {units}; weights stay in float32"
 
 
-def _pick_compiled(choice: str, device: torch.device, work: float, before: Any) -> tuple[bool, str]:
-    if choice == "off":
-        return False, "as asked" + ("; the run began compiled, its bits will differ" if before is True else "")
-    if choice == "auto" and before is False:
-        return False, "as the run began"
-    worth = _WORTH_COMPILING.get(device.type, float("inf"))
-    if choice == "auto" and before is None and work < worth:
-        return False, f"a run of {work:.0e} operations is over before it pays, from {worth:.0e} on it does"
-    missing = missing_compiler(device.type)
-    if missing is not None:
-        return False, missing + ("; the run began compiled, its bits will differ" if before is True else "")
-    if choice == "on":
-        return True, "as asked" + ("; the run began without, its bits will differ" if before is False else "")
-    return True, "as the run began" if before is True else f"a run of {work:.0e} operations is worth it"
+def _auto_compile(device: torch.device, num_calls: int) -> tuple[bool, str]:
+    many, count = _MANY_CALLS.get(device.type, math.inf), f"a run of {num_calls:,} calls of the network"
+    if num_calls < many:
+        return False, f"{count} is over before it pays, from {many:,} on it does"
+    return True, f"{count} is worth it"
 
 
 def bf16_units(device: torch.device) -> str | None:
@@ -132,32 +132,6 @@ def bf16_units(device: torch.device) -> str | None:
 
 def _name(device: torch.device) -> str:
     return "this CPU" if device.type == "cpu" else f"this {device.type.upper()} device"
-
-
-def _width(backbone: nn.Module) -> int:
-    """Channels in and out of its widest layer; of an image's network convolutions alone count, which do the work."""
-    modules = list(backbone.modules())
-    layers = [m for m in modules if isinstance(m, nn.Conv2d)] or [m for m in modules if isinstance(m, nn.Linear)]
-    return max((min(layer.weight.shape[:2]) for layer in layers), default=0)
-
-
-def forward_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one forward pass of one image: two for each multiplication with a weight or score.
-
-    They are counted on the meta device, where nothing is computed, for the network as its formulas are written.
-
-    Args:
-        backbone: The network, called as (x, c_noise, cond); it is copied.
-        image_shape: Shape of one image.
-    """
-    ghost = copy.deepcopy(backbone).to("meta").eval()
-    dtype = next(ghost.parameters()).dtype
-    x = torch.empty(1, *image_shape, device="meta", dtype=dtype)
-    cond = torch.zeros(1, device="meta", dtype=torch.int64) if getattr(ghost, "num_classes", None) else None
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        ghost(x, torch.empty(1, device="meta", dtype=torch.float64), cond)
-    return float(counter.get_total_flops())
 
 
 class PrecisionBackbone(nn.Module):
@@ -209,9 +183,9 @@ class InferenceBackbone(PrecisionBackbone):
     """A frozen copy of a backbone, for sampling and evaluation.
 
     In bfloat16 its convolutions and linear layers keep weights of that type, converted once and not at every call; the
-    numbers are those of autocast. Gradients with respect to the input, which the flow's likelihood needs, are computed
-    without compilation. The largest batch so far is the one that is compiled for; smaller ones, as the last of a set,
-    are not worth the wait.
+    numbers are those of autocast. Gradients with respect to the input, as for the likelihood of the probability-flow
+    ODE, are computed without compilation. The largest batch so far is the one that is compiled for; smaller ones, as
+    the last of a set, are not worth the wait.
 
     Args:
         backbone: The network; it is copied.

@@ -29,6 +29,21 @@ from .from_checkpoints import load_trained, trained_kind
 from .network import model_in_full
 from .workdir import read_whole_config
 
+# settings that config.json lacks where an earlier version wrote it
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "sampling": {
+        "sampler": "ancestral", "num_steps": 1000, "grid": "uniform", "options": "", "clip_x0": True,
+        "threshold_x0": 0.0,
+    },
+    "eval": {
+        "likelihoods": ("vlb", "ode"), "batch_size": 128, "clip_x0": True, "vlb_variance": "auto", "vlb_num_steps": 0,
+        "vlb_grid": "uniform", "vlb_steps_per_image": 0, "vlb_step_sampling": "importance",
+        "ode_dequantization": "decoder", "ode_importance_samples": 1, "ode_divergence": "rademacher",
+        "ode_num_probes": 1, "ode_solver": "adams", "ode_rtol": 1e-5, "ode_atol": 1e-5, "ode_num_steps": 0,
+        "ode_grid": "log_snr", "ode_max_nfe": 10_000, "ode_t_end": 0.0,
+    },
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -140,10 +155,10 @@ class TrainedRun:
         device, space = next(self.model.parameters()).device, self.kind.space
         bits = []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
-            rows = slice(begin, min(begin + config.eval.batch_size, len(data)))
-            cond = None if labels is None else labels[rows].to(device)
-            noise = NoiseStreams(config.seed if seed is None else seed, range(rows.start, rows.stop))
-            terms = estimator(model, space.encode(data[rows]).to(device), cond=cond, noise=noise)
+            here = slice(begin, min(begin + config.eval.batch_size, len(data)))
+            cond = None if labels is None else labels[here].to(device)
+            noise = NoiseStreams(config.seed if seed is None else seed, range(here.start, here.stop))
+            terms = estimator(model, space.encode(data[here]).to(device), cond=cond, noise=noise)
             volume = space.log_volume if isinstance(space, RealSpace) else 0.0
             bits.append(nats_to_bits_per_dim(terms.total + volume, terms.num_dims).cpu())
         return torch.cat(bits)
@@ -203,7 +218,8 @@ def _saved_config(workdir: Path) -> Config:
         raise ValueError(f"{workdir} holds no trained run; pass the --workdir of one")
     if not all(isinstance(saved.get(section), dict) for section in ("data", "model", "sde")):
         raise ValueError(f"{workdir / 'config.json'} is damaged (it says no model); restore it")
-    config = ConfigDict(_with_tuples({**saved, "model": model_in_full(saved["model"])}))
+    whole = {name: defaults | saved.get(name, {}) for name, defaults in DEFAULTS.items()}
+    config = ConfigDict(_with_tuples({**saved, **whole, "model": model_in_full(saved["model"])}))
     config.lock()
     return config
 

@@ -10,10 +10,10 @@ from models import NetworkScoreModel
 from .checkpoints.sharding import split_like
 
 
-def _learned_parts(model: NetworkScoreModel) -> list[tuple[str, nn.Module]]:
+def _learned_besides(model: NetworkScoreModel) -> list[tuple[str, nn.Module]]:
     """The modules that a model learns besides its backbone, which most have none of."""
-    parts = (("sde", model.sde), ("dequantizer", model.dequantizer))
-    return [(name, part) for name, part in parts if isinstance(part, nn.Module)]
+    pairs = (("sde", model.sde), ("dequantizer", model.dequantizer))
+    return [(name, module) for name, module in pairs if isinstance(module, nn.Module)]
 
 
 def named_weights(model: NetworkScoreModel, averaged: NetworkScoreModel) -> dict[str, Tensor]:
@@ -26,8 +26,8 @@ def named_weights(model: NetworkScoreModel, averaged: NetworkScoreModel) -> dict
     both = (("model.", model), ("ema.", averaged))
     tensors = {f"{prefix}{name}": value for prefix, m in both for name, value in m.backbone.state_dict().items()}
     for prefix, m in both:
-        for part, module in _learned_parts(m):
-            tensors |= {f"{part}.{prefix}{name}": value for name, value in module.state_dict().items()}
+        for owner, module in _learned_besides(m):
+            tensors |= {f"{owner}.{prefix}{name}": value for name, value in module.state_dict().items()}
     return tensors
 
 
@@ -40,7 +40,7 @@ def load_weights(model: NetworkScoreModel, tensors: dict[str, Tensor], prefix: s
         tensors: The checkpoint's tensors.
         prefix: "model." or "ema.".
     """
-    modules = [(prefix, model.backbone), *((f"{part}.{prefix}", module) for part, module in _learned_parts(model))]
+    modules = [(prefix, model.backbone), *((f"{owner}.{prefix}", module) for owner, module in _learned_besides(model))]
     for start, module in modules:
         for name, target in module.state_dict().items():
             target.copy_(split_like(tensors[f"{start}{name}"], target))

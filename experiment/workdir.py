@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.files import (
-    one_line,
-    parse_json,
-    read_regular,
-    write_atomically,
-)
+from runtime.files import one_line, parse_json, read_regular, write_atomically
 from sde_lib import sde_defaults
 
 from .config import Config, flatten, with_new_names
@@ -125,11 +119,18 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged ({one_line(error)}); restore it, or choose another --workdir") from error
 
 
-def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]], keys: Sequence[str]) -> None:
-    pairs = {key: [one_line(repr(value), 60) for value in differences[key]] for key in keys[:3]}
-    shown = "; ".join(f"{key} was {was}, is {now}" for key, (now, was) in pairs.items())
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    raise ValueError(f"{workdir} belongs to another config: {shown}{more}; set it back, or choose another --workdir")
+def in_words(differences: dict[str, tuple[Any, Any]], form: str = "{} was {}, is {}") -> str:
+    """The first three of ``config_differences``, each as a key, the saved value and the config's."""
+    three = [(key, one_line(repr(was), 60), one_line(repr(now), 60)) for key, (now, was) in differences.items()][:3]
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return "; ".join(form.format(*one) for one in three) + more
+
+
+def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]]) -> None:
+    """Refuse another config, if there are differences."""
+    if differences:
+        said = in_words(differences)
+        raise ValueError(f"{workdir} belongs to another config: {said}; set it back, or choose another --workdir")
 
 
 def source_of(saved: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -167,9 +168,8 @@ def check_for_training(workdir: Path, config: Config) -> None:
         differences = config_differences(config, saved)
         fixed = (*_FIXED_FOR_MODEL, *_IN_FIRST_CHECKPOINT) if _is_as_imported(workdir, saved) else ("",)
         free = (*FREE_IN_TRAINING, *SAID_IN_TRAINING)
-        keys = [key for key in differences if key.startswith(fixed) and not key.startswith(free)]
-        if keys:
-            _refuse(workdir, differences, keys)
+        found = differences.items()
+        _refuse(workdir, {key: pair for key, pair in found if key.startswith(fixed) and not key.startswith(free)})
 
 
 def claim_for_training(workdir: Path, config: Config, *, imported: bool = False) -> None:
@@ -201,6 +201,4 @@ def check_for_use(workdir: Path, config: Config) -> None:
     if saved is None:
         raise ValueError(f"{workdir} holds no trained run; run --mode train first, or pass its --workdir")
     differences = config_differences(config, saved)
-    keys = [key for key in differences if key.startswith(_FIXED_FOR_MODEL)]
-    if keys:
-        _refuse(workdir, differences, keys)
+    _refuse(workdir, {key: pair for key, pair in differences.items() if key.startswith(_FIXED_FOR_MODEL)})

@@ -3,8 +3,7 @@
 from .condition import Cond, Condition, label_of
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
-from .flow import FlowEquation, follow_flow
-from .levels import LevelsParameterization, level_posterior_mean
+from .grey_levels import LevelsParameterization, level_posterior_mean
 from .parameterization import (
     EDMParameterization,
     EpsParameterization,
@@ -17,6 +16,7 @@ from .parameterization import (
     time_input,
 )
 from .prediction import Prediction
+from .probability_flow import FlowEquation, follow_flow
 from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, pick_variance, reverse_log_var
 from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_network_calls
 from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-Rows = slice | Tensor | Sequence[int]
+Samples = slice | Tensor | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """The condition of a batch; a field that is None is not given, and all others have one row a sample.
+    """The condition of a batch; a field that is None is not given, and all others have one entry a sample.
 
     A plain int64 tensor of labels means ``Condition(label=...)`` wherever a condition is taken.
 
@@ -55,7 +55,7 @@ class Condition:
                 raise ValueError(f"condition {name} must be {kind}, got {value.dtype}; convert it")
         sizes = {name: len(value) for name, value in given.items()}
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"the fields of a condition must be of one batch, got {sizes}; give each sample one row")
+            raise ValueError(f"the fields of a condition must be of one batch, got {sizes}; give each sample one entry")
         if (self.mask is not None) and (self.tokens is None or self.mask.shape != self.tokens.shape[:2]):
             tokens = None if self.tokens is None else list(self.tokens.shape[:2])
             raise ValueError(f"condition mask must be [B, L] as tokens are, got {list(self.mask.shape)} and {tokens}")
@@ -70,9 +70,9 @@ class Condition:
         """Number of samples."""
         return len(next(iter(self.given.values())))
 
-    def __getitem__(self, rows: Rows) -> Condition:
+    def __getitem__(self, samples: Samples) -> Condition:
         """The condition of some samples, by slice or index."""
-        return Condition(**{name: value[rows] for name, value in self.given.items()})
+        return Condition(**{name: value[samples] for name, value in self.given.items()})
 
     def to(self, device: torch.device | str) -> Condition:
         """The same on a device."""

@@ -30,7 +30,7 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
     """The number that the network's time embedding is given: the only place where time is rescaled.
 
     Args:
-        name: "index": row of the SDE's table, N t - 1, as DDPM; "index1000": that row times 1000 / N, as Improved DDPM
+        name: "index": timestep of the SDE's table, N t - 1, as DDPM; "index1000": that times 1000 / N, as Improved DDPM
             (Nichol & Dhariwal 2021) tells networks whatever N is; "reversed_index": N - N t, 0 at the largest noise, as
             Song et al. 2021's NCSN++ of discrete noise levels; "t999": 999 t, as Song et al. 2021's continuous models;
             "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al.
@@ -53,10 +53,10 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
     if name in ("index", "index1000", "reversed_index"):
         if sde.table_size is None:
             raise ValueError(f"time input {name!r} needs an SDE with a table; use 't999', or an SDE such as 'ddpm'")
-        row = sde.table_size * t
+        timestep = sde.table_size * t
         if name == "reversed_index":
-            return sde.table_size - row
-        return row - 1 if name == "index" else (row - 1) * (1000 / sde.table_size)
+            return sde.table_size - timestep
+        return timestep - 1 if name == "index" else (timestep - 1) * (1000 / sde.table_size)
     if name == "t999":
         return 999 * t
     if name == "log_snr":

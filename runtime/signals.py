@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -39,7 +39,7 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(*, launched: bool = False, called_off: Callable[[], bool] = lambda: False) -> Iterator[StopRequest]:
+def stop_on_signals(*, launched: bool = False) -> Iterator[StopRequest]:
     """Turn SIGINT, SIGTERM and SIGUSR1 into a request to stop after the step.
 
     A second Ctrl-C stops at once. SIGTERM comes more than once where several layers of a cluster pass it on, so that
@@ -48,7 +48,6 @@ def stop_on_signals(*, launched: bool = False, called_off: Callable[[], bool] = 
     Args:
         launched: By torchrun, which passes a Ctrl-C on that the terminal has sent to this process already: then no
             second one stops at once either.
-        called_off: Whether a SIGINT is no one's but of a job that failed, of which the failed process speaks.
 
     Yields:
         The request. In other threads than the main one, signals cannot be caught: it stays empty.
@@ -60,8 +59,6 @@ def stop_on_signals(*, launched: bool = False, called_off: Callable[[], bool] = 
 
     def note(number: int, _frame: FrameType | None) -> None:
         first, request.signal_number = not request, request.signal_number or number
-        if number == signal.SIGINT and called_off():
-            return
         if number == signal.SIGINT and not launched:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.write(2, b"\nstopping after this step; Ctrl-C again to stop at once, without saving\n")

@@ -17,7 +17,6 @@ from experiment import build
 from experiment.build import build_model
 from experiment.config import Config
 from models import ScoreModel
-from training import build as training_build
 from training.trainer import StepResult, Trainer
 
 
@@ -38,9 +37,6 @@ class Bench:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._folder, self._monkeypatch = folder, monkeypatch
-        for module in (training_build, eval_command, sample):
-            # counting takes longer than all else here
-            monkeypatch.setattr(module, "forward_flops", lambda *_: 0.0)
 
     def call(self, run: Callable[[], object], target: str) -> Call:
         """The arguments of the first call of ``target``, which ends the command."""

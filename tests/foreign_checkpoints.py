@@ -13,7 +13,7 @@ from models import EpsParameterization, NetworkScoreModel
 from models.backbones import NCSNpp, UNet
 from models.pretrained import export_diffusers
 from models.pretrained.ddpm import ddpm_sources, plan_ddpm
-from models.pretrained.edm.song import song_sources
+from models.pretrained.edm.names import edm_sources
 from models.pretrained.guided.network import guided_sources
 from models.pretrained.guided.settings import plan_guided
 from models.pretrained.score_sde.layout import score_sde_sources
@@ -114,7 +114,7 @@ def write_diffusers(folder: Path) -> Foreign:
 def write_edm(folder: Path) -> Foreign:
     """DDPM++ with classes and labels of augmentation."""
     network = drawn(NCSNpp(**NETWORK, fir_kernel=None, input_pyramid="none", num_classes=10, augment_dim=9))
-    tensors = {f"model.{name}": tensor for name, tensor in renamed(network, song_sources(network)).items()}
+    tensors = {f"model.{name}": tensor for name, tensor in renamed(network, edm_sources(network)).items()}
     for name in [name for name in tensors if name.endswith(("_down.conv0.weight", "_up.conv0.weight"))]:
         tensors[name.replace("weight", "resample_filter")] = torch.full((1, 1, 2, 2), 0.25)
     torch.save(tensors, folder / "edm.pt")

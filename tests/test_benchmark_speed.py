@@ -10,6 +10,7 @@ import torch
 from benchmarks import operators, precision, speed, unet_pair
 from benchmarks.unet_pair import Side, Workbench
 from models import NetworkScoreModel
+from models.backbones import UNet
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
@@ -170,3 +171,18 @@ def test_a_spread_takes_two_seeds(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         precision.parse(["--seeds=1"])
     assert "must be a whole number from 2" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_work_of_a_network_is_that_of_its_products():
+    # three layers' worth of 16 x 16 products, embeddings, and two attention products of 16 tokens
+    net = UNet(image_size=4, in_channels=1, channels=16, channel_mult=(1,), num_res_blocks=1, attention_resolutions=())
+    pixels, wide = 16, 64
+    embed = 16 * wide + wide * wide
+    blocks = [(16, 16), (16, 16), (16, 16), (32, 16), (32, 16)]
+    convolutions = pixels * 9 * (1 * 16 + sum(i * o + o * o for i, o in blocks) + 16 * 1)
+    skips = pixels * sum(i * o for i, o in blocks if i != o)
+    projections = sum(wide * o for _, o in blocks)
+    attention = pixels * (16 * 48 + 16 * 16) + 2 * pixels * pixels * 16
+    expected = 2 * (embed + convolutions + skips + projections + attention)
+    assert speed.forward_flops(net, (1, 4, 4)) == expected
+    assert speed.forward_flops(UNet(image_size=32), (3, 32, 32)) == pytest.approx(12.44e9, rel=1e-3)

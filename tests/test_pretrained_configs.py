@@ -18,8 +18,8 @@ from models.backbones import NCSNpp
 from models.pretrained import ModelPlan
 from models.pretrained.ddpm import plan_ddpm
 from models.pretrained.diffusers.settings import plan_diffusers
+from models.pretrained.edm.names import edm_sources
 from models.pretrained.edm.network import plan_edm
-from models.pretrained.edm.song import song_sources
 from models.pretrained.guided.settings import plan_guided
 from models.pretrained.score_sde.configs import PUBLISHED
 from models.pretrained.score_sde.layout import score_sde_sources
@@ -81,7 +81,7 @@ def _score_sde(config: Config, network: dict[str, Any]) -> ModelPlan:
 
 def _edm(config: Config, network: dict[str, Any], taps: tuple[int, ...]) -> ModelPlan:
     with torch.device("meta"):
-        tensors = renamed(backbone := NCSNpp(**network), song_sources(backbone))
+        tensors = renamed(backbone := NCSNpp(**network), edm_sources(backbone))
     fir = torch.tensor(taps, dtype=torch.float32) / sum(taps)
     for name in [name for name in tensors if name.endswith(("_down.conv0.weight", "_up.conv0.weight"))]:
         tensors[name.replace("weight", "resample_filter")] = torch.outer(fir, fir)[None, None]
@@ -186,7 +186,7 @@ def test_every_config_is_of_a_checkpoint_here():
 
 
 def test_every_command_of_the_page_has_its_config():
-    lines = (ROOT / "docs" / "checkpoints.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "pretrained.md").read_text().splitlines()
     commands = [line.split()[1:] for line in lines if line.startswith("$IMPORT ")]
     found: set[str] = set()
     for (flag, path, also, checkpoint), overrides in ((command[:4], command[4:]) for command in commands):

@@ -326,8 +326,8 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "training.sharding": _one(
         "fsdp", "fsdp", lambda *of: of[0].train(of[1], "training.job.Communication").kwargs["sharding"]
     ),
-    "training.explosion_factor": _one("50", 50.0, option(lambda trainer: trainer.state.guard.explosion_factor)),
-    "training.max_bad_steps": _one("4", 4, option(lambda trainer: trainer.state.guard.max_bad_steps)),
+    "training.explosion_factor": _one("50", 50.0, option(lambda trainer: trainer.state.bad_steps.explosion_factor)),
+    "training.max_bad_steps": _one("4", 4, option(lambda trainer: trainer.state.bad_steps.max_bad_steps)),
     "training.ema_decay": Arrival(
         "0.05", [0.05, 0.05], [option(lambda trainer: trainer.state.ema.decay), option(_ema_weight)]
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -68,7 +69,8 @@ class TrainBatches:
             raise DataError(f"random_flip mirrors images, but {dataset.name} holds vectors; leave it off")
         self.batch_size, self.seed, self.random_flip = batch_size, seed, random_flip
         self._stored, self._labels, self._size = dataset.stored, dataset.labels, len(dataset)
-        self._permutations: tuple[tuple[int, np.ndarray], ...] = ()
+        # Two are kept, because a batch may straddle the end of an epoch.
+        self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the batch of one step, whichever steps were asked for before.
@@ -111,15 +113,9 @@ class TrainBatches:
         ]
         return np.concatenate(pieces)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        for known, permutation in self._permutations:
-            if known == epoch:
-                return permutation
+    def _draw_permutation(self, epoch: int) -> np.ndarray:
         bits = self._raw_bits(_ORDER_STREAM, epoch, self._size)
-        permutation = np.argsort(bits, kind="stable").astype(np.int64)
-        # Two are kept, because a batch may straddle the end of an epoch.
-        self._permutations = (*self._permutations, (epoch, permutation))[-2:]
-        return permutation
+        return np.argsort(bits, kind="stable").astype(np.int64)
 
     def _raw_bits(self, stream: int, index: int, count: int) -> np.ndarray:
         # Raw bits, because NumPy keeps a bit generator's stream through its releases, but not Generator.permutation's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,16 +13,15 @@ from torch.distributed.tensor import DTensor
 from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
-from experiment.precision import forward_flops
 from models import NetworkScoreModel
 from runtime.processes.collectives import shard
 from runtime.registry import choices_message
-from sde_lib import SDE, LearnedVP
+from sde_lib import SDE
 
+from .bad_steps import BadSteps
 from .changes import SettingsHistory, training_settings
 from .ema import ExponentialMovingAverage
-from .guard import StepGuard
-from .losses import ContinuousBoundLoss, DequantizedLoss, HybridLoss, Loss, make_loss
+from .losses import Loss, check_trains, make_loss
 from .state import TrainingState
 from .trainer import TrainingOptions
 
@@ -30,47 +30,16 @@ def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
     """The loss of ``config.training``.
 
     Raises:
-        ValueError: If it does not fit the SDE, or cannot train what ``config.model`` learns.
+        ValueError: If it does not fit the SDE.
     """
-    training = config.training
-    loss = make_loss(
-        training.loss,
+    return make_loss(
+        config.training.loss,
         sde=sde,
         parameterization=config.model.parameterization,
-        weighting=training.weighting,
+        weighting=config.training.weighting,
         data_std=config.model.data_std,
         num_levels=kind.num_levels,
     )
-    if config.model.learned_variance and not loss.trains_variance:
-        raise ValueError(
-            f"model.learned_variance needs a loss that trains it, got training.loss={training.loss}; use hybrid or vlb"
-        )
-    if config.model.dequantizer and not isinstance(loss, DequantizedLoss):
-        raise ValueError(f"model.dequantizer needs training.loss=dequantized, got {training.loss}; set it")
-    if isinstance(loss, HybridLoss) and not config.model.learned_variance:
-        raise ValueError("training.loss=hybrid needs model.learned_variance; set it to True, or use training.loss=ddpm")
-    if isinstance(loss, DequantizedLoss) and config.model.parameterization == "levels":
-        raise ValueError(
-            "training.loss=dequantized needs a model of what lies between levels, got model.parameterization=levels; "
-            "use eps, v or edm, or training.loss=vlb_continuous"
-        )
-    if isinstance(sde, LearnedVP):
-        _check_learned_schedule(config, loss)
-    return loss
-
-
-def _check_learned_schedule(config: Config, loss: Loss) -> None:
-    model = config.model
-    if not isinstance(loss, ContinuousBoundLoss):
-        raise ValueError(
-            f"a learned noise schedule needs training.loss=vlb_continuous, got {config.training.loss}; set it"
-        )
-    told_t = model.time_input in ("index", "t999") or (model.time_input == "auto" and model.parameterization != "edm")
-    if told_t:
-        raise ValueError(
-            "a learned noise schedule moves t: the network must be told the noise level, "
-            f"got model.time_input={model.time_input}; set log_snr"
-        )
 
 
 def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Optimizer:
@@ -110,24 +79,9 @@ def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Opt
 
 
 def build_options(config: Config) -> TrainingOptions:
-    """The options of ``config.training``, ``config.optim`` and ``config.data``."""
-    training, optim = config.training, config.optim
-    return TrainingOptions(
-        num_steps=training.num_steps,
-        batch_size=training.batch_size,
-        accumulation_steps=training.accumulation_steps,
-        seed=config.seed,
-        class_conditional=config.model.class_conditional,
-        random_flip=config.data.random_flip,
-        learning_rate=optim.learning_rate,
-        warmup_steps=optim.warmup_steps,
-        decay_steps=optim.decay_steps,
-        grad_clip=training.grad_clip,
-        log_every=training.log_every,
-        checkpoint_every=training.checkpoint_every,
-        keep_checkpoints=training.keep_checkpoints,
-        sample_every=training.sample_every,
-    )
+    """The options of ``config.training``, ``config.optim`` and ``config.data``, which have the names of the fields."""
+    sections = {"seed": config.seed, **config.model, **config.data, **config.optim, **config.training}
+    return TrainingOptions(**{field.name: sections[field.name] for field in fields(TrainingOptions)})
 
 
 def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded: bool = False) -> TrainingState:
@@ -144,11 +98,10 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
         # here, since the optimizer's moments are laid out as the weights are; FSDP takes contiguous ones only
         model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = ExponentialMovingAverage(model, config.training.ema_decay)
-    flops = forward_flops(model.backbone, kind.image_shape)
     if sharded:
         for one in (model, ema.model):
             shard(one.backbone, getattr(one.backbone, "stages", []))
-    return _state_of(config, kind, model, ema, flops=flops)
+    return _state_of(config, kind, model, ema)
 
 
 def state_of_weights(config: Config, kind: AnyKind, weights: Mapping[str, Tensor]) -> TrainingState:
@@ -163,15 +116,14 @@ def state_of_weights(config: Config, kind: AnyKind, weights: Mapping[str, Tensor
     ema = ExponentialMovingAverage(model, config.training.ema_decay)
     for one in (model, ema.model):
         one.backbone.load_state_dict(weights, assign=True)
-    return _state_of(config, kind, model, ema, flops=0.0)
+    return _state_of(config, kind, model, ema)
 
 
-def _state_of(
-    config: Config, kind: AnyKind, model: NetworkScoreModel, ema: ExponentialMovingAverage, *, flops: float
-) -> TrainingState:
+def _state_of(config: Config, kind: AnyKind, model: NetworkScoreModel, ema: ExponentialMovingAverage) -> TrainingState:
     training = config.training
     optimizer, loss = build_optimizer(config, model), build_loss(config, model.sde, kind)
+    check_trains(loss, model)
     times = loss.time_sampler(model.sde, training.step_sampling)
-    guard = StepGuard(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
+    bad_steps = BadSteps(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
     history = SettingsHistory(training_settings(config))
-    return TrainingState(model, ema, optimizer, loss, times, kind, guard, history, flops=flops)
+    return TrainingState(model, ema, optimizer, loss, times, kind, bad_steps, history)

@@ -10,10 +10,9 @@ from torch import Tensor
 from data import Dataset, ImageDataset, TensorDataset
 from experiment.build import named_device
 from models import EDMParameterization, NetworkScoreModel
-from sde_lib import LearnedVP
 
 from .ema import ExponentialMovingAverage
-from .losses import ContinuousBoundLoss, DequantizedLoss, Loss, make_loss
+from .losses import Loss, check_trains, make_loss
 from .state import TrainingState
 from .trainer import Trainer, TrainingOptions
 
@@ -70,6 +69,7 @@ def fit(
         levels = dataset.space.num_levels
         loss = make_loss(loss, sde=model.sde, parameterization=kind, weighting="auto", num_levels=levels)
     _check_loss(model, loss, dataset)
+    check_trains(loss, model)
     model.to(named_device(device)).requires_grad_(True)
     # before the optimizer, whose moments are laid out as the weights are
     model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -89,21 +89,13 @@ def fit(
 
 
 def _check_loss(model: NetworkScoreModel, loss: Loss, dataset: Dataset) -> None:
-    """Refuse a loss that cannot train all that the model learns, or that is of other data."""
+    """Refuse a loss that is of another SDE or other data."""
     if not isinstance(loss, Loss):
         raise ValueError(f"loss must be a name or a Loss, got {loss!r}; pass make_loss(...)")
     loss.check(model.sde)
     levels = dataset.space.num_levels
     if loss.num_levels not in (None, levels):
         raise ValueError(f"the loss is of {loss.num_levels} grey levels, the data of {levels}; give both the same")
-    if model.learned_variance and not loss.trains_variance:
-        raise ValueError("a learned variance needs a loss that trains it; pass loss='hybrid' or loss='vlb'")
-    if model.dequantizer is not None and not isinstance(loss, DequantizedLoss):
-        raise ValueError("a dequantizer needs the loss that trains it; pass loss='dequantized'")
-    if isinstance(model.sde, LearnedVP) and not isinstance(loss, ContinuousBoundLoss):
-        raise ValueError("a learned noise schedule needs the loss that trains it; pass loss='vlb_continuous'")
-    if isinstance(model.sde, LearnedVP) and model.parameterization.time_input in ("auto", "index", "t999"):
-        raise ValueError("a learned noise schedule moves t, which the network is told; pass time_input='log_snr'")
 
 
 def _dataset(data: Tensor | Dataset, labels: Tensor | None) -> Dataset:

@@ -14,12 +14,7 @@ from experiment.checkpoints.store import checkpoint_folders
 from experiment.config import Config
 from experiment.from_checkpoints import load_trained, said_of_images, trained_space
 from experiment.weights import load_weights, named_weights
-from experiment.workdir import (
-    claim_for_training,
-    config_differences,
-    read_config,
-    source_of,
-)
+from experiment.workdir import claim_for_training, config_differences, in_words, read_config, source_of
 from runtime.files import one_line
 from runtime.messages import say
 
@@ -116,12 +111,8 @@ def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
 
 def _shown(different: dict[str, tuple[Any, Any]], section: str) -> str:
     # the kind of network, and of SDE, say most
-    keys = sorted(
-        (key for key in different if key.startswith(section)), key=lambda key: not key.endswith((".backbone", ".name"))
-    )
-    pairs = {key: [one_line(repr(value), 60) for value in different[key]] for key in keys[:3]}
-    shown = "; ".join(f"{key} is {theirs} there, {ours} here" for key, (ours, theirs) in pairs.items())
-    return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    keys = sorted(different, key=lambda key: not key.endswith((".backbone", ".name")))
+    return in_words({key: different[key] for key in keys if key.startswith(section)}, "{} is {} there, {} here")
 
 
 def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str) -> None:

@@ -93,12 +93,12 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
             # only then, so that config.json is of what was trained
             before_saving=partial(_claim, config, workdir),
         )
-        with stop_on_signals(launched=is_torchelastic_launched(), called_off=lambda: ranks.called_off) as request:
+        with stop_on_signals(launched=is_torchelastic_launched()) as request:
             trainer.run(request)
 
 
 def _say_trained(config: Config, state: TrainingState, ranks: Ranks) -> None:
-    state.guard.check_trained(state.step)
+    state.bad_steps.check_trained(state.step)
     if ranks.first:
         decays = " and --config.optim.decay_steps" if config.optim.decay_steps else ""
         say(f"already trained to step {state.step}; raise --config.training.num_steps{decays} to train on")
@@ -107,10 +107,9 @@ def _say_trained(config: Config, state: TrainingState, ranks: Ranks) -> None:
 def _pick_mode(config: Config, state: TrainingState, device: torch.device, ranks: Ranks) -> NetworkMode:
     """Pick precision and compilation; a resumed run keeps those that it began with."""
     training, backbone = config.training, state.model.backbone
-    passes = 3 * training.batch_size * training.num_steps  # forward, and backward at twice its price
-    work = passes * state.flops
-
-    pick = partial(pick_mode, training.precision, training.compile, device, backbone=backbone, work=work)
+    pick = partial(
+        pick_mode, training.precision, training.compile, device, backbone=backbone, num_calls=training.num_steps
+    )
     mode = pick_together(ranks, pick, state.how)
     how = mode.recorded() | {"processes": ranks.world, "accumulation_steps": training.accumulation_steps}
     if ranks.first:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -20,13 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import image, scalar
 
 from experiment.images import save_learning_curve, save_png
-from runtime.files import (
-    append_whole,
-    make_folder,
-    one_line,
-    read_regular,
-    write_atomically,
-)
+from runtime.files import append_whole, make_folder, one_line, read_regular, write_atomically
 from runtime.messages import say
 from runtime.terminal import ProgressBar
 
@@ -72,10 +65,9 @@ class TrainingLog:
         workdir: The work directory; None shows the progress bar alone.
         start: Steps already done; what an interrupted run logged after them is forgotten.
         num_steps: Steps in all.
-        batch_size: Images a step.
     """
 
-    def __init__(self, workdir: Path | None, *, start: int, num_steps: int, batch_size: int) -> None:
+    def __init__(self, workdir: Path | None, *, start: int, num_steps: int) -> None:
         self._workdir = workdir
         self._records: list[dict[str, float]] = []
         self._said: set[str] = set()
@@ -85,29 +77,22 @@ class TrainingLog:
             self._metrics_path = workdir / "logs" / "metrics.jsonl"
             self._records = [record for record in self._read_metrics() if record["step"] <= start]
             self._write_metrics()
-            with self._going_on("TensorBoard's events"):
+            with self._or_say("TensorBoard's events"):
                 self._board = _Board(workdir / "logs", start + 1)
         self._bar = ProgressBar(total=num_steps, initial=start, unit="step", desc="train")
-        self._batch_size = batch_size
 
-    def __enter__(self) -> TrainingLog:
-        """Start logging."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Close the bar and the files."""
         with contextlib.suppress(OSError):
             self._bar.close()
         for file in (self._board, self._file):
             if file is not None:
-                with self._going_on("the logs"):
+                with self._or_say("the logs"):
                     file.close()
 
     @contextlib.contextmanager
-    def _going_on(self, what: str) -> Iterator[None]:
-        """Go on without what cannot be written, and say so once."""
+    def _or_say(self, what: str) -> Iterator[None]:
+        """Do without what cannot be written, and say so once."""
         try:
             yield
         except OSError as error:
@@ -136,7 +121,7 @@ class TrainingLog:
         self._records += added
         if self._workdir is None:
             return
-        with self._going_on("metrics.jsonl"):
+        with self._or_say("metrics.jsonl"):
             try:
                 lines = "".join(json.dumps(record) + "\n" for record in (added if self._file else self._records))
                 if self._file is None:
@@ -153,35 +138,24 @@ class TrainingLog:
         with contextlib.suppress(OSError):
             self._bar.update()
 
-    def scalars(
-        self, step: int, *, loss: float, grad_norm: float, learning_rate: float, seconds_per_step: float, skipped: int
-    ) -> None:
-        """Log the numbers of the steps since the last call."""
-        images_per_second = self._batch_size / seconds_per_step
-        record = {
-            "step": step,
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "learning_rate": learning_rate,
-            "images_per_second": images_per_second,
-            "skipped_steps": skipped,
-        }
+    def scalars(self, record: dict[str, float]) -> None:
+        """Log the numbers of the steps since the last call: "step", "loss", "images_per_second" and others."""
         self._write_metrics(record)
-        with self._going_on("TensorBoard's events"):
+        with self._or_say("TensorBoard's events"):
             for key, value in record.items():
                 if key != "step" and self._board is not None:
-                    self._board.add(scalar(f"train/{key}", value), step)
+                    self._board.add(scalar(f"train/{key}", value), int(record["step"]))
         with contextlib.suppress(OSError):
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} samples/s")
+            self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['images_per_second']:.0f} samples/s")
 
     def samples(self, step: int, picture: np.ndarray) -> None:
         """Log a picture of samples, uint8 [H, W, 3], to TensorBoard and ``samples/``."""
-        with self._going_on("TensorBoard's events"):
+        with self._or_say("TensorBoard's events"):
             if self._board is not None:
                 self._board.add(image("samples", picture, dataformats="HWC"), step)
         if self._workdir is None:
             return
-        with self._going_on("pictures"):
+        with self._or_say("pictures"):
             save_png(self._workdir / "samples" / f"training_{step:08d}.png", picture)
 
     def learning_curve(self) -> None:
@@ -189,5 +163,5 @@ class TrainingLog:
         if self._records and self._workdir is not None:
             steps = [int(record["step"]) for record in self._records]
             losses = [record["loss"] for record in self._records]
-            with self._going_on("pictures"):
+            with self._or_say("pictures"):
                 save_learning_curve(self._workdir / "logs" / "learning_curve.png", steps, losses)

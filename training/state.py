@@ -17,9 +17,9 @@ from experiment.weights import load_weights, named_weights
 from models import NetworkScoreModel
 from runtime.messages import say
 
+from .bad_steps import BadSteps, bad_steps_mismatch
 from .changes import SettingsHistory, history_mismatch
 from .ema import ExponentialMovingAverage
-from .guard import StepGuard, guard_mismatch
 from .losses import Loss, TimeSampler
 
 
@@ -34,14 +34,13 @@ class TrainingState:
         loss: The loss.
         times: The sampler of training times, with what it remembers.
         kind: The data that the model is for; None of plain tensors, which a checkpoint says nothing of.
-        guard: What keeps bad steps out, with what it remembers.
+        bad_steps: The test of steps, which skips bad ones, with its counts.
         history: The settings that it is trained with, and what was changed of them.
         step: Number of steps done.
         saved_step: That of the newest checkpoint known; None without one.
         losses: Those since the last logged one, so that a resumed run logs the same means.
         how: How the run computes, as JSON: precision, compilation and number of processes, on which the last digits
             depend.
-        flops: Floating-point operations of a forward pass over one image.
         train_files: ``Dataset.train_files`` as training began.
     """
 
@@ -51,13 +50,12 @@ class TrainingState:
     loss: Loss
     times: TimeSampler
     kind: AnyKind | None = None
-    guard: StepGuard = field(default_factory=StepGuard)
+    bad_steps: BadSteps = field(default_factory=BadSteps)
     history: SettingsHistory = field(default_factory=SettingsHistory)
     step: int = 0
     saved_step: int | None = None
     losses: list[float] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
-    flops: float = 0.0
     train_files: str = ""
 
     def _expected(self) -> dict[str, Tensor]:
@@ -75,11 +73,11 @@ class TrainingState:
         how = checkpoint.state.get("how", {})
         if not isinstance(how, dict) or not all(isinstance(value, (str, bool, int)) for value in how.values()):
             return "it does not say how it computes"
-        guard = checkpoint.state.get("guard")
-        problem = guard_mismatch(guard) or history_mismatch(checkpoint.state)
+        counts = checkpoint.state.get("guard")
+        problem = bad_steps_mismatch(counts) or history_mismatch(checkpoint.state)
         if problem is not None:
             return problem
-        done = checkpoint.step - (guard["skipped"] if guard else 0)
+        done = checkpoint.step - (counts["skipped"] if counts else 0)
         if updates > done:
             return f"its average was updated {updates} times in {done} steps"
         return optimizer_mismatch(self.optimizer, checkpoint, updates=done)
@@ -119,7 +117,7 @@ class TrainingState:
         state["losses"] = self.losses
         data = {} if self.kind is None else asdict(self.kind)
         state["data"] = data | ({"train_files": self.train_files} if self.train_files else {})
-        state["guard"] = self.guard.state()
+        state["guard"] = self.bad_steps.state()
         state["how"] = self.how
         state |= self.history.state()
         save_checkpoint(root, step=self.step, tensors=tensors, state=state, keep=keep)
@@ -158,7 +156,7 @@ class TrainingState:
         self.step = self.saved_step = checkpoint.step
         self.losses = list(checkpoint.state.get("losses", []))
         if checkpoint.state.get("guard") is not None:
-            self.guard.restore(checkpoint.state["guard"])
+            self.bad_steps.restore(checkpoint.state["guard"])
         self.how = checkpoint.state.get("how") or {}
         self.train_files = (checkpoint.state.get("data") or {}).get("train_files", "")
         self.history.restore(checkpoint.state)

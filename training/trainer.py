@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -83,7 +83,7 @@ class StepResult:
     Attributes:
         loss: Mean over the global batch.
         grad_norm: Norm of the gradient before clipping.
-        skipped: Whether the guard skipped the step.
+        skipped: Whether the step was skipped.
         stop: Whether some rank was asked to stop.
     """
 
@@ -173,16 +173,15 @@ class Trainer:
         request = StopRequest() if request is None else request
         try:
             self.prepare()
-            with self._open_log() if self.first else nullcontext() as self._log:
+            with self._open_log() as self._log:
                 self._steps(request)
         finally:
             self._batches.close()
 
-    def _open_log(self) -> TrainingLog:
-        options = self.options
-        return TrainingLog(
-            self.workdir, start=self.state.step, num_steps=options.num_steps, batch_size=options.batch_size
-        )
+    def _open_log(self) -> AbstractContextManager[TrainingLog | None]:
+        if not self.first:
+            return nullcontext()
+        return closing(TrainingLog(self.workdir, start=self.state.step, num_steps=self.options.num_steps))
 
     def _steps(self, request: StopRequest) -> None:
         options, state = self.options, self.state
@@ -193,14 +192,14 @@ class Trainer:
             stop = result.stop or (self._slice.world == 1 and bool(request))
             last, steps_timed = state.step == options.num_steps, steps_timed + 1
             if last:
-                state.guard.check_trained(state.step)
+                state.bad_steps.check_trained(state.step)
             if last or state.step % options.log_every == 0:
                 self._log_numbers(result, (time.perf_counter() - began) / steps_timed)
                 began, steps_timed = time.perf_counter(), 0
             paused = time.perf_counter()
             save_due = save_due or last or state.step % options.checkpoint_every == 0
             # weights at which nothing can be computed would take a good checkpoint's place
-            if save_due and (last or not state.guard.doubtful):
+            if save_due and (last or not state.bad_steps.doubtful):
                 save_due = False
                 self.save()
             if options.sample_every and state.step % options.sample_every == 0:
@@ -235,9 +234,9 @@ class Trainer:
         total = self._ranks.add(torch.stack([mean, mean.new_tensor(float(stop))]))
         largest = options.grad_clip if options.grad_clip > 0 else math.inf
         norms = [clip_gradients(some, largest).double().to(self._device) for some in (self._parameters, self._inner)]
-        # one wait for the device a step: the guard decides before the weights change
+        # one wait for the device a step: a bad step is told before the weights change
         loss, stops, norm, inner_norm = torch.cat([total, torch.stack(norms)]).tolist()
-        accepted = state.guard.accepts(loss, norm if math.isfinite(inner_norm) else inner_norm, state.step + 1)
+        accepted = state.bad_steps.accepts(loss, norm if math.isfinite(inner_norm) else inner_norm, state.step + 1)
         if accepted:
             factor = learning_rate_factor(state.step, options.warmup_steps, decay_steps=options.decay_steps)
             for group in state.optimizer.param_groups:
@@ -324,12 +323,14 @@ class Trainer:
         state = self.state
         if self._log is not None and state.losses:
             self._log.scalars(
-                state.step,
-                loss=fmean(state.losses),
-                grad_norm=result.grad_norm,
-                learning_rate=state.optimizer.param_groups[0]["lr"],
-                seconds_per_step=seconds_per_step,
-                skipped=state.guard.skipped,
+                {
+                    "step": state.step,
+                    "loss": fmean(state.losses),
+                    "grad_norm": result.grad_norm,
+                    "learning_rate": state.optimizer.param_groups[0]["lr"],
+                    "images_per_second": self.options.batch_size / seconds_per_step,
+                    "skipped_steps": state.bad_steps.skipped,
+                }
             )
         state.losses.clear()
 

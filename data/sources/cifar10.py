@@ -129,9 +129,7 @@ def _read_files(source: Path, names: list[str], size: int) -> Iterator[tuple[str
             for path in (source / name for name in names):
                 if path.is_file():
                     _check_size(path, path.stat().st_size, size)
-                    content = path.read_bytes()
-                    _check_size(path, len(content), size)
-                    yield path.name, content
+                    yield path.name, path.read_bytes()
             return
         with gzip.open(source, "rb") as stream:
             # Stream mode never seeks back, so the archive is decompressed once.

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,21 +90,10 @@ def decode_all(
 
 def in_threads(work: Callable[[T], Result], items: Sequence[T], description: str) -> list[Result]:
     """The results of ``work`` on each item, in their order, with a progress bar on a terminal."""
-
-    def work_on_some(begin: int) -> list[Result]:
-        return [work(item) for item in items[begin : begin + FILES_PER_TASK]]
-
-    results: list[Result] = []
     # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-    try:
-        with tqdm(total=len(items), desc=description, unit="image", disable=None) as bar:
-            for part in pool.map(work_on_some, range(0, len(items), FILES_PER_TASK)):
-                results += part
-                bar.update(len(part))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return results
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.imap(work, items, chunksize=FILES_PER_TASK)
+        return list(tqdm(results, total=len(items), desc=description, unit="image", disable=None))
 
 
 def _first_size(paths: Sequence[Path]) -> tuple[int, int]:

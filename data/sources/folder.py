@@ -9,10 +9,7 @@ from ..errors import DataError
 from ..sizes import ImageSize, height_and_width
 from .decoding import decode_all, in_threads
 from .folder_layout import read_layout
-from .grey import choose_grey_rule, highest_value, is_grey
-
-# What these formats hold of grey is 8 bits at most: no need to open them to see.
-NEVER_WIDE = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"})
+from .grey import choose_grey_rule, look_for_grey
 
 
 def load_folder(
@@ -57,9 +54,10 @@ def load_folder(
     if channels not in (None, 1, 3):
         raise DataError(f"channels must be 1 (grey) or 3 (RGB), got {channels}; choose one of them")
     layout = read_layout(Path(root), split)
+    looks = in_threads(look_for_grey, layout.all_paths, "reading headers")
     if channels is None:
-        channels = 1 if all(map(is_grey, layout.all_paths)) else 3
-    grey = choose_grey_rule(_highest_values(layout.all_paths))
+        channels = 1 if all(is_grey for is_grey, _ in looks) else 3
+    grey = choose_grey_rule([highest for _, highest in looks])
     # what is broken in the test split is to be known before training, not after
     checked = sorted(set(layout.all_paths) - set(layout.paths)) if split == "train" else []
     mode = "L" if channels == 1 else "RGB"
@@ -77,8 +75,3 @@ def load_folder(
         notes=(*layout.notes, *grey.notes, *notes),
         train_files=layout.train_files,
     )
-
-
-def _highest_values(paths: list[Path]) -> list[tuple[str, float] | None]:
-    candidates = [path for path in paths if path.suffix.lower() not in NEVER_WIDE]
-    return in_threads(highest_value, candidates, "reading headers") if candidates else []

@@ -53,32 +53,28 @@ def is_wide(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def is_grey(path: Path) -> bool:
-    """Tell grey images from coloured ones by their headers; a file that cannot be opened counts as grey."""
+def look_for_grey(path: Path) -> tuple[bool, tuple[str, float] | None]:
+    """Tell grey images from coloured ones, by their headers, and how far grey values of more than 8 bits go.
+
+    Returns:
+        Whether it is grey, as a file that cannot be opened is taken to be; and ``"integers"`` or ``"floats"`` with the
+        highest of them, or None of images of 8 bits, or that cannot be decoded.
+    """
     try:
         with Image.open(path) as image:
+            if is_wide(image):
+                image.load()
+                return True, ("floats" if image.mode == "F" else "integers", float(np.asarray(image).max()))
             if image.mode == "P":
                 palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
-                return bool((palette == palette[:, :1]).all())
-            return image.mode in ("1", "L", "LA") or is_wide(image)
+                return bool((palette == palette[:, :1]).all()), None
+            return image.mode in ("1", "L", "LA"), None
     except Exception:  # named with the other broken ones, when it is decoded
-        return True
-
-
-def highest_value(path: Path) -> tuple[str, float] | None:
-    """``"integers"`` or ``"floats"``, and the highest of them; None of images of 8 bits, or that cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            if not is_wide(image):
-                return None
-            image.load()
-            return "floats" if image.mode == "F" else "integers", float(np.asarray(image).max())
-    except Exception:  # named with the other broken ones, when it is decoded
-        return None
+        return True, None
 
 
 def choose_grey_rule(found: Sequence[tuple[str, float] | None]) -> GreyRule:
-    """The rule for a folder, of the highest value of each of its images, as ``highest_value`` says it."""
+    """The rule for a folder, of the highest value of each of its images, as ``look_for_grey`` says it."""
     integers = [high for kind, high in filter(None, found) if kind == "integers"]
     floats = [high for kind, high in filter(None, found) if kind == "floats"]
     bits = next((bits for bits in BIT_DEPTHS if max(integers, default=0) < 2**bits), 16)

@@ -1,11 +1,11 @@
 """MNIST from its official IDX files (LeCun, Cortes and Burges 1998), compressed or not."""
 
 import gzip
-import io
 import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from ..errors import DataError
 FOLDERS = ("", "mnist", "MNIST", "MNIST/raw", "raw")
 PREFIXES = {"train": "train", "test": "t10k"}
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
-CHUNK = 1 << 20
 
 
 def load_mnist(*, root: Path, split: str) -> ImageDataset:
@@ -75,11 +74,14 @@ def _find(root: Path, split: str) -> tuple[Path, Path]:
 def _count(root: Path, split: str) -> int | None:
     """The number of images by the header of their file; None where there is no such file."""
     try:
-        path, _ = _find(root, split)
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with _opened(_find(root, split)[0]) as file:
             return struct.unpack(">2I", file.read(8))[1]
     except (DataError, EOFError, OSError, struct.error, zlib.error):
         return None
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def _first_file(folder: Path, stem: str) -> Path | None:
@@ -91,37 +93,23 @@ def _first_file(folder: Path, stem: str) -> Path | None:
 def _read_idx(path: Path, *, magic: int, num_axes: int) -> np.ndarray:
     header_size = 4 * (1 + num_axes)
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.read(header_size)
-            if len(header) < header_size:
-                raise DataError(
-                    f"{path} is truncated: expected a header of {header_size} bytes, got {len(header)}; "
-                    "fetch the file again"
-                )
-            found, *shape = struct.unpack(f">{1 + num_axes}I", header)
-            if found != magic:
-                raise DataError(f"{path} is not this IDX file: expected magic {magic}, got {found}; fetch it again")
-            if 0 in shape:
-                raise DataError(f"{path} holds no data: its header says shape {shape}; fetch the file again")
-            expected = math.prod(shape)
-            content = _read_at_most(file, expected + 1)
+        with _opened(path) as file:
+            content = file.read()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is truncated or corrupt ({error}); fetch the file again") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}); check the file and its permissions") from error
-    if len(content) < expected:
-        raise DataError(
-            f"{path} is truncated: expected {header_size + expected} bytes, got {header_size + len(content)}; "
-            "fetch the file again"
-        )
-    if len(content) > expected:
-        raise DataError(f"{path} is too long: expected {header_size + expected} bytes, got more; fetch the file again")
-    return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-def _read_at_most(file: io.BufferedIOBase, limit: int) -> bytearray:
-    # In chunks, because read(limit) may allocate all of a size that a corrupt header made up.
-    content = bytearray()
-    while len(content) < limit and (chunk := file.read(min(CHUNK, limit - len(content)))):
-        content += chunk
-    return content
+    if len(content) < header_size:
+        got = f"expected a header of {header_size} bytes, got {len(content)}"
+        raise DataError(f"{path} is truncated: {got}; fetch the file again")
+    found, *shape = struct.unpack_from(f">{1 + num_axes}I", content)
+    if found != magic:
+        raise DataError(f"{path} is not this IDX file: expected magic {magic}, got {found}; fetch it again")
+    if 0 in shape:
+        raise DataError(f"{path} holds no data: its header says shape {shape}; fetch the file again")
+    expected = header_size + math.prod(shape)
+    if len(content) != expected:
+        problem = "truncated" if len(content) < expected else "too long"
+        raise DataError(f"{path} is {problem}: expected {expected} bytes, got {len(content)}; fetch the file again")
+    # of writable memory, which tensors want
+    return np.frombuffer(bytearray(content), np.uint8, offset=header_size).reshape(shape)

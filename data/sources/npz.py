@@ -1,24 +1,39 @@
 """Arrays saved with ``numpy.savez``: images as FID evaluators have them, uint8 [N, H, W, C], or vectors [N, D]."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
 
-from ..base import (
-    ONE_IN_TEN,
-    SPLITS,
-    ImageDataset,
-    check_split,
-    fixed_split,
-)
+from ..base import ONE_IN_TEN, SPLITS, ImageDataset, check_split, fixed_split
 from ..errors import DataError
+from ..space import RealSpace
 from ..vectors import VectorDataset
-from .npz_arrays import count_rows, opened, read_array, read_labels, read_names, read_number
-from .npz_vectors import holds_vectors, load_vectors
 
 CHANNEL_COUNTS = (1, 2, 3, 4)
+_IMAGES, _VECTORS = ("images", "arr_0"), ("vectors", "data")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The arrays of a split; ``samples`` is None where their number alone was read."""
+
+    of_vectors: bool
+    size: int
+    samples: np.ndarray | None
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    num_levels: int
+    num_classes: int
+
+    def rows(self, chosen: np.ndarray) -> "_Part":
+        samples = None if self.samples is None else self.samples[chosen]
+        return replace(self, size=len(chosen), samples=samples, labels=self.labels[chosen])
 
 
 def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
@@ -31,107 +46,137 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
     file may hold both splits as ``train_images``, ``test_images``, ``train_labels`` and ``test_labels``; otherwise a
     fixed permutation (seed 0) holds one image in ten out for test, and at least one. Pickled arrays are refused.
 
-    In place of ``images``, ``vectors`` (or ``data``), floating point [N, D], makes a data set of vectors.
+    In place of ``images``, ``vectors`` (or ``data``), floating point [N, D], makes a data set of vectors. Networks see
+    them standardized, by mean and standard deviation of the train split in each dimension.
 
     Args:
         root: The file or the folder.
         split: ``"train"`` or ``"test"``.
 
     Returns:
-        uint8 images [N, C, H, W], or vectors, in the order of the file.
+        uint8 images [N, C, H, W], or vectors in float64, in the order of the file.
 
     Raises:
-        DataError: If files or arrays are missing, corrupt, or of another dtype or shape.
+        DataError: If files or arrays are missing, corrupt, or of another dtype or shape, or vectors are not finite, or
+            constant in a dimension.
     """
     check_split(split)
-    root = Path(root)
-    with opened(root / f"{split}.npz" if root.is_dir() else root) as arrays:
-        of_vectors = holds_vectors(arrays)
-        images = [name for name in ("images", "train_images", "test_images", "arr_0") if name in arrays]
-        vectors = [name for name in ("vectors", "train_vectors", "test_vectors") if name in arrays]
-        if images and vectors:
-            raise DataError(
-                f"{root} holds both images ({images[0]}) and vectors ({vectors[0]}); save one of them alone"
-            )
-    if of_vectors:
-        return load_vectors(root, split)
-    return _load_folder(root, split) if root.is_dir() else _load_file(root, split)
+    other = "test" if split == "train" else "train"
+    if not root.is_dir() and not _arrays_of_splits(root):
+        whole = _read(root, "")
+        chosen = {one: fixed_split(whole.size, one) for one in SPLITS}
+        # of images the other split's labels are enough
+        rest = (whole if whole.of_vectors else replace(whole, samples=None)).rows(chosen[other])
+        return _build(root, split, whole.rows(chosen[split]), rest, ONE_IN_TEN)
+    if root.is_dir():
+        places = {one: (root / f"{one}.npz", "") for one in SPLITS}
+        titles = {one: f"{one}.npz" for one in SPLITS if places[one][0].is_file()}
+    else:
+        places, titles = {one: (root, f"{one}_") for one in SPLITS}, _arrays_of_splits(root)
+    own = _read(*places[split])
+    rest = _read(*places[other], counted=not own.of_vectors) if other in titles else None
+    kind = "file" if root.is_dir() else "array"
+    source = f"{kind if rest is None else kind + 's'} {' and '.join(titles.values())}"
+    return _build(places[split][0], split, own, rest, source)
 
 
-def _load_folder(root: Path, split: str) -> ImageDataset:
-    path, other = root / f"{split}.npz", root / f"{_other(split)}.npz"
-    other_labels = other_split_size = None
-    if other.is_file():
-        with opened(other) as arrays:  # its images are not read
-            other_labels = read_labels(arrays, other, "labels", "arr_1")
-            other_split_size = count_rows(arrays, "images", "arr_0")
-    with opened(path) as arrays:
-        images = _read_images(arrays, path, "images", "arr_0")
-        labels = read_labels(arrays, path, "labels", "arr_1")
-        source = "files train.npz and test.npz" if other.is_file() else f"file {split}.npz"
-        return _build(arrays, path, images, labels, split, source, other_split_size, other_labels=other_labels)
-
-
-def _load_file(path: Path, split: str) -> ImageDataset:
-    with opened(path) as arrays:
-        if any(f"{name}_images" in arrays for name in SPLITS):
-            images = _read_images(arrays, path, f"{split}_images")
-            labels = read_labels(arrays, path, f"{split}_labels")
-            other_labels = read_labels(arrays, path, f"{_other(split)}_labels")
-            source = "arrays train_images and test_images"
-            other_split_size = count_rows(arrays, f"{_other(split)}_images")
-            return _build(arrays, path, images, labels, split, source, other_split_size, other_labels=other_labels)
-        images = _read_images(arrays, path, "images", "arr_0")
-        labels = read_labels(arrays, path, "labels", "arr_1")
-        chosen = fixed_split(len(images), split)
-        return _build(arrays, path, images, labels, split, ONE_IN_TEN, len(images) - len(chosen), chosen=chosen)
-
-
-def _build(
-    arrays: NpzFile,
-    path: Path,
-    images: np.ndarray,
-    labels: np.ndarray | None,
-    split: str,
-    split_source: str,
-    other_split_size: int | None,
-    *,
-    other_labels: np.ndarray | None = None,
-    chosen: np.ndarray | None = None,
-) -> ImageDataset:
-    if labels is not None and len(labels) != len(images):
-        raise DataError(f"{path} has {len(labels)} labels, expected {len(images)}; save one label an image")
-    # Both splits count, so that a conditional model trained on one fits the other.
-    highest = max((int(known.max()) for known in (labels, other_labels) if known is not None and known.size), default=0)
-    class_names = read_names(arrays, path)
-    num_classes = read_number(arrays, path, "num_classes", default=len(class_names) or highest + 1)
-    num_levels = read_number(arrays, path, "num_levels", default=256)
-    if labels is None:
-        labels = np.zeros(len(images), np.int64)
-    if chosen is not None:
-        images, labels = images[chosen], labels[chosen]
+def _build(path: Path, split: str, own: _Part, rest: _Part | None, source: str) -> ImageDataset | VectorDataset:
+    # both splits count, so that a conditional model trained on one fits the other
+    highest = max(int(part.labels.max(initial=0)) for part in (own, rest) if part is not None)
+    shared: dict[str, Any] = {
+        "num_classes": own.num_classes or len(own.class_names) or highest + 1,
+        "name": "npz",
+        "split": split,
+        "class_names": own.class_names,
+        "split_source": source,
+        "other_split_size": None if rest is None else rest.size,
+    }
+    samples, labels = torch.from_numpy(np.ascontiguousarray(own.samples)), torch.from_numpy(own.labels)
     try:
-        return ImageDataset(
-            images=torch.from_numpy(np.ascontiguousarray(images)),
-            labels=torch.from_numpy(labels),
-            num_levels=num_levels,
-            num_classes=num_classes,
-            name="npz",
-            split=split,
-            class_names=class_names,
-            split_source=split_source,
-            other_split_size=other_split_size,
-        )
+        if own.of_vectors:
+            train = own.samples if split == "train" or rest is None else rest.samples
+            return VectorDataset(samples, labels, RealSpace.of(torch.from_numpy(train)), **shared)
+        return ImageDataset(samples, labels, own.num_levels, **shared)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _read_images(arrays: NpzFile, path: Path, *keys: str) -> np.ndarray:
-    images = read_array(arrays, *keys)
-    if images is None:
-        found = ", ".join(arrays.files) or "nothing"
-        raise DataError(f"{path} has no array {' or '.join(keys)}, got {found}; save the images as {keys[0]}")
-    expected = "uint8 [N, H, W, C] with C of 1 .. 4, [N, H, W] or [N, C, H, W]"
+def _arrays_of_splits(path: Path) -> dict[str, str]:
+    """The names of the arrays that hold one split alone, by split."""
+    with _opened(path) as arrays:
+        names = [(one, f"{one}_{name}") for one in SPLITS for name in (*_IMAGES, *_VECTORS)]
+        return {one: name for one, name in names if name in arrays}
+
+
+def _read(path: Path, prefix: str, *, counted: bool = False) -> _Part:
+    """Read a split, or of its samples no more than their number."""
+    with _opened(path) as arrays:
+        images, vectors = (
+            [f"{one}{name}" for name in names for one in ("", "train_", "test_") if f"{one}{name}" in arrays]
+            for names in (_IMAGES, _VECTORS)
+        )
+        if images and vectors:
+            raise DataError(
+                f"{path} holds both images ({images[0]}) and vectors ({vectors[0]}); save one of them alone"
+            )
+        keys = [f"{prefix}{name}" for name in (_VECTORS if vectors else _IMAGES)]
+        key = next((key for key in keys if key in arrays), None)
+        if key is None:
+            found = ", ".join(arrays.files) or "nothing"
+            raise DataError(f"{path} has no array {' or '.join(keys)}, got {found}; save the samples as {keys[0]}")
+        samples = None if counted else _vectors(arrays[key], path) if vectors else _images(arrays[key], path)
+        size = _count(arrays, key) if samples is None else len(samples)
+        labels = _read_checked(
+            arrays,
+            path,
+            [f"{prefix}labels", *["arr_1"] * (not prefix)],
+            "iu",
+            "integers [N]; save class numbers from 0 on",
+        )
+        if labels is not None and len(labels) != size:
+            raise DataError(f"{path} has {len(labels)} labels, expected {size}; save one label a sample")
+        names = _read_checked(arrays, path, ["class_names"], "U", "text [num_classes]; save np.array of strings")
+        return _Part(
+            bool(vectors),
+            size,
+            samples,
+            np.zeros(size, np.int64) if labels is None else labels.astype(np.int64),
+            () if names is None else tuple(names.tolist()),
+            _read_number(arrays, path, "num_levels", default=256),
+            _read_number(arrays, path, "num_classes", default=0),
+        )
+
+
+def _read_checked(arrays: NpzFile, path: Path, keys: list[str], kinds: str, expected: str) -> np.ndarray | None:
+    """The array [N] under the first of these names that is there, or None."""
+    array = next((arrays[key] for key in keys if key in arrays), None)
+    if array is not None and (array.ndim != 1 or array.dtype.kind not in kinds):
+        wanted, fix = expected.split("; ")
+        raise DataError(f"{path}: {keys[0]} must be {wanted}, got {array.dtype} {list(array.shape)}; {fix}")
+    return array
+
+
+def _read_number(arrays: NpzFile, path: Path, key: str, *, default: int) -> int:
+    """One integer, or the default where there is none."""
+    number = arrays[key] if key in arrays else np.array(default)
+    if number.size != 1 or number.dtype.kind not in "iu":
+        got = f"{number.dtype} {list(number.shape)}"
+        raise DataError(f"{path}: {key} must be one integer, got {got}; save it as a number")
+    return int(number.item())
+
+
+def _vectors(vectors: np.ndarray, path: Path) -> np.ndarray:
+    """Vectors [N, D] in float64."""
+    if vectors.dtype.kind != "f" or vectors.ndim != 2:
+        raise DataError(
+            f"{path}: vectors must be floating point [N, D], got {vectors.dtype} {list(vectors.shape)}; save them as "
+            "that, or grey levels as 'images'"
+        )
+    return vectors.astype(np.float64)
+
+
+def _images(images: np.ndarray, path: Path) -> np.ndarray:
+    """Images with their channels before their pixels, [N, C, H, W]."""
     if images.dtype == np.uint8 and images.ndim == 3:
         return images[:, None]
     if images.dtype == np.uint8 and images.ndim == 4:
@@ -140,9 +185,37 @@ def _read_images(arrays: NpzFile, path: Path, *keys: str) -> np.ndarray:
             return images.transpose(0, 3, 1, 2)
         if images.shape[1] in CHANNEL_COUNTS:
             return images
+    expected = "uint8 [N, H, W, C] with C of 1 .. 4, [N, H, W] or [N, C, H, W]"
     fix = "save vectors under the name 'vectors'" if images.ndim == 2 else "save them as that"
     raise DataError(f"{path}: images must be {expected}, got {images.dtype} {list(images.shape)}; {fix}")
 
 
-def _other(split: str) -> str:
-    return "test" if split == "train" else "train"
+def _count(arrays: NpzFile, key: str) -> int:
+    """The length of an array, by its header."""
+    assert arrays.zip is not None
+    with arrays.zip.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(file)[0][0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[NpzFile]:
+    """Open an archive whose arrays are read one by one as they are asked for; any failure becomes one line."""
+    if not path.is_file():
+        raise DataError(
+            f"{path} not found; put an .npz file with a uint8 array 'images' [N, H, W, C], or 'vectors' [N, D], there"
+        )
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, NpzFile):
+            raise DataError(f"{path} is a single array, expected an .npz archive; save it with numpy.savez")
+        with loaded as arrays:
+            yield arrays
+    except DataError:
+        raise
+    except Exception as error:  # zip, zlib, header and memory errors of broken archives
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{path} is truncated, corrupt or pickled ({reason}); save it again with numpy.savez"
+        ) from error

@@ -13,13 +13,7 @@ from typing import Any
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from runtime.files import (
-    make_folder,
-    parse_json,
-    read_regular,
-    sync_folder,
-    write_synced,
-)
+from runtime.files import make_folder, parse_json, read_regular, sync_folder, write_synced
 from runtime.tensor_bytes import Content
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"

@@ -16,26 +16,7 @@ from runtime.files import one_line
 from runtime.messages import say
 from runtime.tensor_bytes import Content
 
-from .folder import (
-    checkpoint_folders,
-    drop_folder,
-    encode,
-    looks_whole,
-    peek_state,
-    read_folder,
-    step_of,
-    write_folder,
-)
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointWriteError",
-    "checkpoint_folders",
-    "load_newest",
-    "mismatch",
-    "peek_state",
-    "save_checkpoint",
-]
+from .folder import checkpoint_folders, drop_folder, encode, looks_whole, read_folder, step_of, write_folder
 
 
 class CheckpointWriteError(OSError):

@@ -95,7 +95,7 @@ def load_config(path: str, overrides: Sequence[str] = (), *, defaults: Config | 
         raise ValueError(f"get_config() of {path} must return a ConfigDict, got {type(config).__name__}; fix the file")
     if isinstance(config, FrozenConfigDict):
         config = ConfigDict(config.to_dict())
-    rename_keys(config)
+    rename_keys(config, defaults)
     if defaults is not None:
         check_keys(config, defaults)
     config.lock()

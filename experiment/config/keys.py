@@ -69,15 +69,27 @@ def with_new_names(config: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def rename_keys(config: Config) -> None:
-    """Move the keys of earlier versions in a config file to their present names, and say so."""
+def rename_keys(config: Config, defaults: Config | None) -> None:
+    """Move the keys of earlier versions in a config file to their present names, and say so.
+
+    Raises:
+        ValueError: If the file sets a key under both names.
+    """
     for old, new in RENAMED.items():
-        (section, old_leaf), (_, new_leaf) = old.split("."), new.split(".")
-        if isinstance(config.get(section), ConfigDict) and old_leaf in config[section]:
-            say_renamed(old)
-            with config[section].unlocked(), config[section].ignore_type():
-                config[section][new_leaf] = config[section][old_leaf]
-                del config[section][old_leaf]
+        (name, old_leaf), (_, leaf) = old.split("."), new.split(".")
+        section = config.get(name)
+        if not isinstance(section, ConfigDict) or old_leaf not in section:
+            continue
+        value = section[old_leaf]
+        if defaults is not None and section.get(leaf, value) not in (value, defaults[name][leaf]):
+            both = f"{value!r} and {section[leaf]!r}"
+            raise ValueError(
+                f"config.{old} is called config.{new} now, which is set too: {both}; leave one of them out"
+            )
+        say_renamed(old)
+        with section.unlocked(), section.ignore_type():
+            section[leaf] = value
+            del section[old_leaf]
 
 
 def say_renamed(old: str) -> None:
@@ -133,14 +145,14 @@ def _check_values(config: Config, defaults: Config, where: str, *, may_lack: tup
             _check_values(value, default, dotted, may_lack=may_lack)
             continue
         two = dotted == IMAGE_SIZE and isinstance(value, (tuple, list)) and len(value) == 2
-        fitting = _fit(value, (0, 0) if two else default)
-        if fitting is None:
+        found = fitting(value, (0, 0) if two else default)
+        if found is None:
             raise ValueError(
                 f"config.{dotted} must be of type {type(default).__name__}, got {value!r}; its default is {default!r}"
             )
-        if type(fitting) is not type(value):
+        if type(found) is not type(value):
             with config.ignore_type():
-                config[key] = fitting
+                config[key] = found
 
 
 def _check_sde_values(sde: Config) -> None:
@@ -148,12 +160,12 @@ def _check_sde_values(sde: Config) -> None:
     name = sde.get("name")
     for key, default in (sde_defaults(name) if name in available_sdes() else {}).items():
         value = sde.get(key, default)
-        if default is not None and _fit(value, default) is None:
+        if default is not None and fitting(value, default) is None:
             kind = type(default).__name__
             raise ValueError(f"config.sde.{key} must be of type {kind}, got {value!r}; its default is {default!r}")
 
 
-def _fit(value: Any, default: Any) -> Any:
+def fitting(value: Any, default: Any) -> Any:
     """The value in the type of the default; None if it is of another."""
     if isinstance(default, float):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)

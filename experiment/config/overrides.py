@@ -12,7 +12,7 @@ from runtime.messages import say
 from runtime.processes.launch import place
 from sde_lib import available_sdes, sde_defaults
 
-from .keys import IMAGE_SIZE, OPEN_SECTIONS, RENAMED, say_renamed, unknown_key
+from .keys import IMAGE_SIZE, OPEN_SECTIONS, RENAMED, fitting, say_renamed, unknown_key
 
 if TYPE_CHECKING:
     from .files import Config
@@ -34,20 +34,13 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> None:
         ValueError: If an override is unknown or of another type.
     """
     names = [override.removeprefix(_SDE_NAME) for override in overrides if override.startswith(_SDE_NAME)]
-    if names:
-        _choose_sde(config, names[-1])
+    if names and names[-1] != (former := config.sde.get("name", names[-1])):
+        options = [key for key in config.sde if key != "name"]
+        config.sde = ConfigDict({"name": names[-1]}).lock()
+        if options and place()[0] == 0:
+            say(f"config.sde.name is {names[-1]} instead of {former}, whose {', '.join(options)} are left out")
     for override in overrides:
         _apply(config, override)
-
-
-def _choose_sde(config: Config, name: str) -> None:
-    former = config.sde.get("name", name)
-    options = [key for key in config.sde if key != "name"]
-    if former == name:
-        return
-    config.sde = ConfigDict({"name": name}).lock()
-    if options and place()[0] == 0:
-        say(f"config.sde.name is {name} instead of {former}, whose {', '.join(options)} are left out")
 
 
 def _apply(config: Config, override: str) -> None:
@@ -70,21 +63,13 @@ def _apply(config: Config, override: str) -> None:
     if isinstance(old, ConfigDict):
         raise ValueError(f"config.{dotted} is a section, got {text!r}; set one of {', '.join(sorted(old.keys()))}")
     if ".".join(parents) in OPEN_SECTIONS:
+        # defaults of plugins' SDEs, and of backbones, are not known here
+        name = config.sde.get("name") if parents == ["sde"] else None
+        default = (sde_defaults(name) if name in available_sdes() else {}).get(leaf, old)
         with section.unlocked(), section.ignore_type():
-            section[leaf] = _parse_open(dotted, text, _known_options(config, parents).get(leaf, old))
+            section[leaf] = literal(text) if default is None else parse_as(dotted, text, default)
     else:
         section[leaf] = parse_as(dotted, text, old)
-
-
-def _known_options(config: Config, parents: list[str]) -> dict[str, Any]:
-    """Defaults of the SDE's options; those of plugins, and of backbones, are not known here."""
-    name = config.sde.get("name") if parents == ["sde"] else None
-    return sde_defaults(name) if name in available_sdes() else {}
-
-
-def _parse_open(dotted: str, text: str, default: Any) -> Any:
-    """Read ``text`` as the type of the default, or, where that says nothing, as what it looks like."""
-    return literal(text) if default is None else parse_as(dotted, text, default)
 
 
 def literal(text: str) -> Any:
@@ -104,51 +89,30 @@ def parse_as(dotted: str, text: str, default: Any) -> Any:
     Raises:
         ValueError: If it is of another type.
     """
+    if isinstance(default, str):
+        return text
     if dotted == IMAGE_SIZE:
-        return _parse_size(dotted, text)
-    kind = type(default)
-    example = "a,b" if default == () else repr(default)
-    fix = f"config.{dotted} must be of type {kind.__name__}, got {text!r}; write one such as {example}"
-    try:
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        if kind is int:
-            return int(text.replace("_", ""))
-        if kind is float:
-            return float(text)
-        if kind is tuple:
-            return _parse_tuple(text, default)
-    except (KeyError, ValueError, TypeError, SyntaxError):
-        raise ValueError(fix) from None
-    return text
-
-
-def _parse_tuple(text: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A Python tuple, or items separated by commas."""
-    if text.lstrip().startswith(("(", "[")):
-        items = tuple(ast.literal_eval(text))
-    else:
-        items = tuple(item.strip() for item in text.split(",") if item.strip())
-        if text.strip() and not items:
-            raise ValueError("commas alone")
-    # an empty default does not say which it holds, and no name is a number
-    named = isinstance(default[0], str) if default else not all(str(item).isdecimal() for item in items)
-    if named:
-        if not all(isinstance(item, str) for item in items):
-            raise ValueError("items must be names")
-        return items
-    if any(isinstance(item, float) for item in items):
-        raise ValueError("items must be whole numbers")
-    return tuple(int(item) for item in items)
-
-
-def _parse_size(dotted: str, text: str) -> int | tuple[int, int]:
-    """One number for squares, or height and width."""
-    try:
-        sides = _parse_tuple(text, (0,))
-        height, width = sides * 2 if len(sides) == 1 else sides
-    except (ValueError, TypeError, SyntaxError):
+        sides = fitting(_items(text), (0,))
+        if sides is None or len(sides) not in (1, 2):
+            raise ValueError(
+                f"config.{dotted} must be one number, or height and width as in 32,48, got {text!r}; set it so"
+            )
+        return sides[0] if len(set(sides)) == 1 else sides
+    value = _items(text) if isinstance(default, tuple) else literal(text)
+    if isinstance(default, bool):
+        value = {"1": True, "0": False}.get(text, value)
+    found = fitting(value, default)
+    if found is None:
+        example = "a,b" if default == () else repr(default)
         raise ValueError(
-            f"config.{dotted} must be one number, or height and width as in 32,48, got {text!r}; set it so"
-        ) from None
-    return height if height == width else (height, width)
+            f"config.{dotted} must be of type {type(default).__name__}, got {text!r}; write one such as {example}"
+        )
+    return found
+
+
+def _items(text: str) -> Any:
+    """A Python tuple, or whole numbers or names separated by commas."""
+    items = tuple(item.strip() for item in text.split(",") if item.strip())
+    if text.lstrip().startswith(("(", "[")) or (text.strip() and not items):
+        return literal(text)
+    return tuple(map(int, items)) if all(item.isdecimal() for item in items) else items

@@ -1,21 +1,85 @@
 """The ADM network of guided diffusion, and its relatives in Improved DDPM, EDM and diffusers."""
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import ImageBackbone
-from .blocks.adm_blocks import ADMBlocks, Resampling
 from .blocks.checks import check_choice
 from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
+from .blocks.fir import Direction, make_resampler
 from .blocks.initialization import initialize
 from .blocks.input_features import InputFourierFeatures
+from .blocks.layers import AttentionBlock, NormFactory, ResBlock
+from .blocks.levels import DownLevel, Level, UpLevel
+from .blocks.normalization import group_norm
+from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import ImageSize
 
+Resampling = Literal["residual", "convolution"]
 
-class ADM(ImageBackbone):
+
+class ADMBackbone(ImageBackbone):
+    """Blocks and levels of ``ADM`` and of its classifier.
+
+    Attributes:
+        fixed: Options of ``ADM`` that the class does not leave to choose.
+    """
+
+    fixed: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options of ``ADM``, both those given and those that are fixed."""
+        return {**self.fixed, **self.options}
+
+    def _set_shape(self) -> None:
+        super()._set_shape()
+        check_choice("resampling", self.settings["resampling"], get_args(Resampling))
+
+    def _norm(self, channels: int) -> nn.GroupNorm:
+        most, least = self.settings["norm_groups"], self.settings["norm_group_channels"]
+        most = most if least == 1 else max(1, min(most, channels // least))
+        return group_norm(channels, self.settings["norm_eps"], max_groups=most)
+
+    def _res_block(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
+        return ResBlock(
+            in_channels,
+            out_channels,
+            4 * self.settings["channels"],
+            dropout=self.settings["dropout"],
+            scale_shift=self.settings["scale_shift_norm"],
+            norm=self._norm,
+            resample=resample,
+        )
+
+    def _attention(self, channels: int, *, norm: NormFactory | None = None) -> AttentionBlock | None:
+        """An attention block, or None where so many channels do not make one head."""
+        num_heads, head_channels = self.settings["num_heads"], self.settings["head_channels"]
+        if self.settings["floor_heads"] and head_channels is not None:
+            num_heads, head_channels = channels // head_channels, None
+        if num_heads == 0:
+            return None
+        return AttentionBlock(channels, num_heads=num_heads, head_channels=head_channels, norm=norm or self._norm)
+
+    def _resample(self, side: Direction, channels: int) -> nn.Module:
+        if self.settings["resampling"] == "residual":
+            return self._res_block(channels, channels, make_resampler(side, None))
+        if side == "up":
+            return Upsample(channels)
+        return Downsample(channels, symmetric=self.settings["symmetric_downsample"])
+
+    def _level(self, side: Direction, i: int, blocks: list[ResBlock], *, attend: bool) -> Level:
+        width, last = self.widths[i], len(self.widths) - 1 if side == "down" else 0
+        resample = None if i == last else self._resample(side, width)
+        attention = [self._attention(width) for _ in blocks if attend]
+        kind = DownLevel if side == "down" else UpLevel
+        return kind(blocks, [block for block in attention if block is not None], resample)
+
+
+class ADM(ADMBackbone):
     """The network of Dhariwal and Nichol 2021, with what its relatives do otherwise as options.
 
     Level ``i`` works at resolution ``image_size / 2^i`` with ``channels * channel_mult[i]`` channels; ``down[i]`` and
@@ -102,22 +166,20 @@ class ADM(ImageBackbone):
     ) -> None:
         super().__init__()
         self._set_shape()
-        check_choice("resampling", resampling, get_args(Resampling))
         down_attends = self._attends(attention_resolutions)
         up_attends = down_attends if up_attention_resolutions is None else self._attends(up_attention_resolutions)
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
-        build = ADMBlocks.of(self.options, first=first_channels or self.widths[0], widths=self.widths)
+        first = first_channels or self.widths[0]
         self.embed = ConditioningEmbedding(
             embedding_dim or channels, 4 * channels, num_classes=num_classes, null_class=null_class, kind=embedding
         )
         self.input_features = InputFourierFeatures(input_frequencies)
-        self.conv_in = initialize(nn.Conv2d(self.input_features.out_channels(in_channels), build.first, 3, padding=1))
-        self.down = build.down(down_attends)
-        self.middle = build.middle(
-            attend=middle_attention, norm=None if middle_attention_norm else lambda _: nn.Identity()
-        )
-        self.up = build.up(up_attends)
-        self.norm_out = build.norm(self.widths[0])
+        self.conv_in = initialize(nn.Conv2d(self.input_features.out_channels(in_channels), first, 3, padding=1))
+        self.down = self._build_down(first, down_attends)
+        norm = None if middle_attention_norm else lambda _: nn.Identity()
+        self.middle = self._build_middle(lambda width: self._attention(width, norm=norm) if middle_attention else None)
+        self.up = self._build_up(first, up_attends)
+        self.norm_out = self._norm(self.widths[0])
         self.conv_out = initialize(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1), zero=True)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -1,14 +1,17 @@
-"""Common parts of the backbones: their options as given, and the shape of those of images."""
+"""Common to the backbones: their options as given; and of those of images, their shape and their levels."""
 
 import functools
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from .blocks.checks import check_input, check_positive
-from .blocks.levels import Level
+from .blocks.fir import Direction
+from .blocks.layers import ResBlock
+from .blocks.levels import Level, MiddleLevel
 from .blocks.resolutions import check_attention_resolutions, height_and_width, level_sizes, level_widths, one_or_pair
 
 
@@ -84,6 +87,41 @@ class ImageBackbone(Backbone):
         resolutions = [min(size) for size in self.sizes]
         check_attention_resolutions(attention_resolutions, resolutions)
         return [resolution in attention_resolutions for resolution in resolutions]
+
+    @abstractmethod
+    def _res_block(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
+        """A residual block."""
+
+    @abstractmethod
+    def _level(self, side: Direction, i: int, blocks: list[ResBlock], *, attend: bool) -> Level:
+        """Level ``i`` on the way down or up, of residual blocks."""
+
+    def _build_down(self, first: int, attends: Sequence[bool]) -> nn.ModuleList:
+        """The levels on the way down, after a convolution to ``first`` channels."""
+        levels = nn.ModuleList()
+        for i, (before, width) in enumerate(zip((first, *self.widths), self.widths, strict=False)):
+            blocks = [self._res_block(width if j else before, width) for j in range(self.num_res_blocks)]
+            levels.append(self._level("down", i, blocks, attend=attends[i]))
+        return levels
+
+    def _build_middle(self, attention: Callable[[int], nn.Module | None]) -> MiddleLevel:
+        """The level between, with the attention that is built for its channels."""
+        width = self.widths[-1]
+        return MiddleLevel(self._res_block(width, width), attention(width), self._res_block(width, width))
+
+    def _build_up(self, first: int, attends: Sequence[bool]) -> nn.ModuleList:
+        """The levels on the way up: one block more than down, each of which takes in one result of the way down."""
+        # those of the first convolution, then of each level's blocks and its resampling; the last level has none
+        skips = [first, *(width for width in self.widths for _ in range(self.num_res_blocks + 1))][:-1]
+        levels: list[Level] = []
+        below = self.widths[-1]
+        for i, width in reversed(list(enumerate(self.widths))):
+            blocks = []
+            for _ in range(self.num_res_blocks + 1):
+                blocks.append(self._res_block(below + skips.pop(), width))
+                below = width
+            levels.append(self._level("up", i, blocks, attend=attends[i]))
+        return nn.ModuleList(reversed(levels))
 
     def _check_input(self, x: Tensor) -> None:
         check_input(x, (self.in_channels, *self.sizes[0]), self.conv_in.weight)

@@ -1,15 +1,13 @@
 """The classifier of noisy images whose gradient guides diffusion."""
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import ImageBackbone
-from .blocks.adm_blocks import ADMBlocks, Resampling
-from .blocks.checks import check_choice
+from .adm import ADMBackbone, Resampling
 from .blocks.embedding import ConditioningEmbedding
 from .blocks.initialization import initialize
 from .blocks.resolutions import ImageSize, height_and_width
@@ -18,8 +16,8 @@ from .blocks.resolutions import ImageSize, height_and_width
 class AttentionPool(nn.Module):
     """One vector from an image: what the mean of all pixels, attending to itself and to all pixels, finds.
 
-    The tokens are the mean and the pixels, row by row, plus a learned position each; the answer is the first token's
-    ``proj(softmax(q k^T / sqrt(d)) v)``. The rows of ``qkv.weight`` are ordered [(q, k, v), head, channel].
+    The tokens are the mean and the pixels, in reading order, plus a learned position each; the answer is the first
+    token's ``proj(softmax(q k^T / sqrt(d)) v)``. The outputs of ``qkv`` are ordered [(q, k, v), head, channel].
 
     Args:
         image_size: Height and width, one number or ``(H, W)``.
@@ -53,7 +51,7 @@ class AttentionPool(nn.Module):
         return self.proj(attended.flatten(1))
 
 
-class EncoderClassifier(ImageBackbone):
+class EncoderClassifier(ADMBackbone):
     """Logits of p(class | x_t, t): the way down of an ``ADM``, its middle, and attention pooling.
 
     The defaults at ``image_size=64`` with ``num_res_blocks=4`` are the published classifier of guided-diffusion.
@@ -78,6 +76,15 @@ class EncoderClassifier(ImageBackbone):
     Source: Dhariwal and Nichol 2021, Section 4.3 and Appendix I, Table 12.
     """
 
+    fixed: ClassVar[Mapping[str, Any]] = {
+        "num_heads": 1,
+        "floor_heads": False,
+        "symmetric_downsample": True,
+        "norm_eps": 1e-5,
+        "norm_groups": 32,
+        "norm_group_channels": 1,
+    }
+
     def __init__(
         self,
         *,
@@ -95,14 +102,12 @@ class EncoderClassifier(ImageBackbone):
     ) -> None:
         super().__init__()
         self._set_shape()
-        check_choice("resampling", resampling, get_args(Resampling))
-        build = ADMBlocks.of(self.options, first=self.widths[0], widths=self.widths)
         self.embed = ConditioningEmbedding(channels, 4 * channels, kind="cos_first")
-        self.conv_in = initialize(nn.Conv2d(in_channels, build.first, 3, padding=1))
-        self.down = build.down(self._attends(attention_resolutions))
-        self.middle = build.middle()
+        self.conv_in = initialize(nn.Conv2d(in_channels, self.widths[0], 3, padding=1))
+        self.down = self._build_down(self.widths[0], self._attends(attention_resolutions))
+        self.middle = self._build_middle(self._attention)
         self.up = nn.ModuleList()
-        self.norm_out = build.norm(self.widths[-1])
+        self.norm_out = self._norm(self.widths[-1])
         self.pool = AttentionPool(
             self.sizes[-1], self.widths[-1], head_channels=head_channels, out_features=num_classes
         )

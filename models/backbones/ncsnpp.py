@@ -12,7 +12,7 @@ from .blocks.embedding import NoiseEmbedding, NoiseLabelEmbedding
 from .blocks.fir import ConvUpsample, Direction, make_conv_downsample, make_resampler
 from .blocks.initialization import initialize
 from .blocks.layers import AttentionBlock, ResBlock
-from .blocks.levels import MiddleLevel, down_blocks, up_blocks
+from .blocks.levels import Level
 from .blocks.ncsnpp_levels import (
     InputResidual,
     InputSkip,
@@ -122,17 +122,10 @@ class NCSNpp(ImageBackbone):
             augment_dim=augment_dim,
         )
         self.conv_in = initialize(nn.Conv2d(in_channels, channels, 3, padding=1))
-        attends, sizes = self._attends(attention_resolutions), (channels, self.widths, num_res_blocks)
-        self.down = nn.ModuleList()
-        for attend, blocks in zip(attends, down_blocks(self._res_block, *sizes), strict=True):
-            self.down.append(self._down_level(len(self.down), blocks, attend=attend))
-        lowest = self.widths[-1]
-        block1 = self._res_block(lowest, lowest)
-        self.middle = MiddleLevel(block1, self._attention(lowest), self._res_block(lowest, lowest))
-        up: list[PyramidUpLevel] = []
-        for attend, blocks in zip(reversed(attends), up_blocks(self._res_block, *sizes), strict=True):
-            up.append(self._up_level(len(attends) - 1 - len(up), blocks, attend=attend))
-        self.up = nn.ModuleList(reversed(up))
+        attends = self._attends(attention_resolutions)
+        self.down = self._build_down(channels, attends)
+        self.middle = self._build_middle(self._attention)
+        self.up = self._build_up(channels, attends)
         self.norm_out = self._norm(self.widths[0])
         self.conv_out = initialize(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1), zero=True)
         self.image_up = self._plain_resampler("up")
@@ -177,18 +170,17 @@ class NCSNpp(ImageBackbone):
         down = make_conv_downsample(before, width, self.options["fir_kernel"])
         return InputResidual(down, rescale=self.options["rescale"])
 
-    def _down_level(self, i: int, blocks: list[ResBlock], *, attend: bool) -> PyramidDownLevel:
-        width, resample, image = self.widths[i], None, None
-        if i < len(self.widths) - 1:
-            resample, image = self._resample("down", width), self._image_input(i)
-        return PyramidDownLevel(blocks, [self._attention(width) for _ in blocks if attend], resample, image)
-
-    def _up_level(self, i: int, blocks: list[ResBlock], *, attend: bool) -> PyramidUpLevel:
-        width, image = self.widths[i], None
+    def _level(self, side: Direction, i: int, blocks: list[ResBlock], *, attend: bool) -> Level:
+        width, last = self.widths[i], len(self.widths) - 1
+        if side == "down":
+            resample = None if i == last else self._resample(side, width)
+            image_input = None if i == last else self._image_input(i)
+            return PyramidDownLevel(blocks, [self._attention(width) for _ in blocks if attend], resample, image_input)
+        image_output = None
         if self.options["output_pyramid"] == "skip" and i:
-            image = OutputSkip(self._norm(width), width, self.out_channels, self._plain_resampler("up"))
+            image_output = OutputSkip(self._norm(width), width, self.out_channels, self._plain_resampler("up"))
         attention = self._attention(width) if attend else None
-        return PyramidUpLevel(blocks, attention, image, self._resample("up", width) if i else None)
+        return PyramidUpLevel(blocks, attention, image_output, self._resample(side, width) if i else None)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network.

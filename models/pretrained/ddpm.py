@@ -6,28 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..backbones import AttentionBlock, ResBlock, UNet
+from ..backbones import UNet
 from .shared.plan import ModelPlan, PlannedModel
-from .shared.renaming import (
-    THIRDS,
-    Source,
-    attention_layouts,
-    blocks_of,
-    load_renamed,
-    pointwise,
-    rename_blocks,
-    sources_of,
-    thirds_of,
-)
+from .shared.renaming import Source, level_blocks, pointwise, sources_of, thirds
 from .shared.settings import Settings
-from .shared.tensors import read_tensors, strip_prefix
+from .shared.tensors import check_project, read_tensors
 
-_LEAVES = {
-    ResBlock: {"project": "temb_proj", "skip": "nin_shortcut"},
-    AttentionBlock: {"qkv": "q,k,v", "proj": "proj_out"},
+_INNER = {"project": "temb_proj", "skip": "nin_shortcut", "qkv": "q,k,v", "proj": "proj_out"}
+_PLACES = {
+    "embed.linear1": "temb.dense.0",
+    "embed.linear2": "temb.dense.1",
+    "middle.block1": "mid.block_1",
+    "middle.attention": "mid.attn_1",
+    "middle.block2": "mid.block_2",
+    "conv_in": "conv_in",
+    "norm_out": "norm_out",
+    "conv_out": "conv_out",
 }
-_LAYERS = {"embed.linear1": "temb.dense.0", "embed.linear2": "temb.dense.1"}
-_LAYERS |= {alike: alike for alike in ("conv_in", "norm_out", "conv_out")}
 _CIFAR10: dict[str, Any] = {"resolution": 32, "ch_mult": (1, 2, 2, 2), "dropout": 0.1}
 _LSUN: dict[str, Any] = {"resolution": 256, "ch_mult": (1, 1, 2, 2, 4, 4), "dropout": 0.0}
 _PUBLISHED = {"cifar10": _CIFAR10, "lsun_bedroom": _LSUN, "lsun_cat": _LSUN, "lsun_church": _LSUN}
@@ -69,15 +64,16 @@ def plan_ddpm(config: Mapping[str, Any] | Path | str = "cifar10") -> ModelPlan:
 
 def ddpm_sources(network: UNet) -> dict[str, Source]:
     """Map a network's tensors to those of a file of pytorch_diffusion."""
-    places = {"middle.block1": "mid.block_1", "middle.attention": "mid.attn_1", "middle.block2": "mid.block_2"}
-    for ours, _ in blocks_of(network):
-        if not ours.startswith("middle."):
-            side = ours.partition(".")[0]
-            theirs = ours.replace(".blocks.", ".block.").replace(".attention.", ".attn.")
-            places[ours] = theirs.replace(".resample", f".{side}sample")
-    layouts = {"qkv.weight": thirds_of(pointwise(2)), "qkv.bias": THIRDS, "proj.weight": pointwise(2)}
-    names = rename_blocks(network, places, _LEAVES, _LAYERS)
-    return sources_of(network, names, attention_layouts(network, lambda _: layouts))
+    places = dict(_PLACES)
+    for block in level_blocks(network):
+        kinds = {
+            "blocks": f"block.{block.number}",
+            "attention": f"attn.{block.number}",
+            "resample": f"{block.side}sample",
+        }
+        places[block.name] = f"{block.side}.{block.level}.{kinds[block.kind]}"
+    layouts = {"qkv.weight": thirds(pointwise(2)), "qkv.bias": thirds(), "proj.weight": pointwise(2)}
+    return sources_of(network, places, _INNER, lambda _: layouts)
 
 
 def from_ddpm(path: Path | str, config: Mapping[str, Any] | Path | str = "cifar10") -> PlannedModel:
@@ -96,14 +92,6 @@ def from_ddpm(path: Path | str, config: Mapping[str, Any] | Path | str = "cifar1
         ValueError: In one line: the file or the config cannot be read, or they contradict each other.
     """
     path = Path(path)
-    tensors = strip_prefix(read_tensors(path))
-    if "temb.dense.0.weight" not in tensors:
-        raise ValueError(
-            f"checkpoint {path} is of another project than pytorch_diffusion: it has no temb.dense.0.weight, "
-            f"but {next(iter(tensors))}; check the source"
-        )
-    model = plan_ddpm(config).build()
-    backbone = model.backbone
-    assert isinstance(backbone, UNet)
-    load_renamed(backbone, tensors, ddpm_sources(backbone), path=path)
-    return model
+    tensors = read_tensors(path)
+    check_project(tensors, "temb.dense.0.weight", "pytorch_diffusion", path=path)
+    return plan_ddpm(config).load(tensors, ddpm_sources, path=path)

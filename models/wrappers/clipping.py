@@ -107,23 +107,23 @@ class ThresholdedScoreModel(_BoundedScoreModel):
         """x0 scaled and clipped, each sample by its own s."""
         centre, half_width = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
         distances = (x0 - centre).abs_().unsqueeze(1).flatten(1)
-        scale = (quantile_of_rows(distances, self.quantile) / half_width).clamp(1.0, self.max_scale)
+        scale = (quantile_per_sample(distances, self.quantile) / half_width).clamp(1.0, self.max_scale)
         # from the centre, which leaves x0 as it is to the bit where s is 1
         return torch.lerp(x0.new_full((), centre), x0, expand_like(1 / scale, x0)).clamp_(self.low, self.high)
 
 
-def quantile_of_rows(values: Float[Tensor, "rows columns"], quantile: float) -> Float[Tensor, " rows"]:
-    """The quantile of each row, linear between the two nearest values.
+def quantile_per_sample(values: Float[Tensor, "batch dims"], quantile: float) -> Float[Tensor, " batch"]:
+    """The quantile of each sample, linear between the two nearest values.
 
     That of ``torch.quantile``, which refuses more than 2^24 values in all, two images of 1024x1024x3 among them, and
     sorts where only the values above the quantile need to be found.
 
     Args:
-        values: At least one value a row, [N, D].
+        values: At least one value a sample, [B, D].
         quantile: In [0, 1].
 
     Returns:
-        float64 [N].
+        float64 [B].
     """
     rank = quantile * (values.shape[1] - 1)
     below = math.floor(rank)

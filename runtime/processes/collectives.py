@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import itertools
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -18,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ..registry import choices_message
+from ..signals import Interrupted
 from .ranks import Ranks
 
 SHARDINGS = ("none", "fsdp")
@@ -177,17 +176,11 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     )
     try:
         yield
-    except BaseException as error:
-        ranks.announce(error)
-        # what its frames hold keeps connections open, by which the others would wait
-        cause: BaseException | None = error
-        while cause is not None:
-            traceback.clear_frames(cause.__traceback__)
-            cause = cause.__context__
-        gc.collect()
-        raise
-    finally:
+    except Interrupted:
         dist.destroy_process_group()
+        raise
+    # not after an error: that would wait for the others, and the process ends
+    dist.destroy_process_group()
 
 
 def is_lost_peer(error: BaseException) -> bool:

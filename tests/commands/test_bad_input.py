@@ -58,12 +58,12 @@ BAD_INPUT = [
     (["--config.model.channel_mult=[[1,2],3]"], "train", "config.model.channel_mult must be of type tuple"),
     (["--config.model.channel_mult=(1.5,2)"], "train", "config.model.channel_mult must be of type tuple"),
     (["--config.model.learned_variance=true"], "train", "model.learned_variance needs a loss that trains it"),
-    (["--config.training.loss=hybrid"], "train", "training.loss=hybrid needs model.learned_variance"),
+    (["--config.training.loss=hybrid"], "train", "loss 'hybrid' needs model.learned_variance"),
     (["--config.eval.vlb_variance=learned"], "train", "eval.vlb_variance=learned needs a network with"),
     (
         ["--config.model.parameterization=levels", "--config.training.loss=dequantized"],
         "train",
-        "training.loss=dequantized needs a model of what lies between levels",
+        "loss 'dequantized' needs a model of what lies between levels",
     ),
     (
         [
@@ -107,9 +107,9 @@ def test_bad_input_is_one_line_and_writes_nothing(
     [
         ("model.time_input=auto", "moves t: the network must be told the noise level, got model.time_input=auto"),
         ("model.time_input=t999", "moves t: the network must be told the noise level, got model.time_input=t999"),
-        ("training.loss=dsm", "a learned noise schedule needs training.loss=vlb_continuous, got dsm"),
+        ("training.loss=dsm", "a learned noise schedule needs loss 'vlb_continuous', which trains it, got 'dsm'"),
         ("training.step_sampling=importance", "a learned schedule takes the place of step sampling 'importance'"),
-        ("model.dequantizer=true", "model.dequantizer needs training.loss=dequantized, got vlb_continuous"),
+        ("model.dequantizer=true", "model.dequantizer needs loss 'dequantized', which trains it, got 'vlb_continuous'"),
     ],
 )
 def test_what_a_learned_schedule_cannot_have(

@@ -22,7 +22,6 @@ from experiment.build import build_dataset, build_sampler
 from experiment.config import load_config
 from experiment.from_checkpoints import load_trained
 from models import ClippedScoreModel, ThresholdedScoreModel
-from runtime.compilation import missing_compiler
 
 
 def test_training_leaves_what_it_promises(tiny_run: Path):
@@ -208,10 +207,8 @@ def test_a_command_says_how_its_network_computes(
     run_copy: Path, mode: str, section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    missing_compiler.cache_clear()
     asked = (f"--config.{section}.precision=bf16", f"--config.{section}.compile=on")
     assert main.run(tiny_command(mode, run_copy, *asked)) == 0
-    missing_compiler.cache_clear()
     said = capsys.readouterr().err
     assert "bf16: as asked" in said
     assert "not compiled: there is no C++ compiler no-such-compiler; install one or set CXX" in said

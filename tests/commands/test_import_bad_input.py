@@ -14,6 +14,7 @@ from tiny import ROOT, error, snapshot, tiny_command
 
 import main
 from runtime.locks import locked
+from runtime.processes.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -257,15 +258,6 @@ def test_an_import_that_is_cut_short_leaves_nothing_to_train_anew_unknowingly(
 def test_several_processes_are_refused(
     ddpm: Foreign, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str
 ):
-    class Two:
-        world = 2
-
-        def __enter__(self) -> "Two":
-            return self
-
-        def __exit__(self, *_: Any) -> None:
-            pass
-
-    monkeypatch.setattr("runtime.processes.ranks.Ranks.from_environment", Two)
+    monkeypatch.setattr("runtime.processes.ranks.Ranks.from_environment", lambda: Ranks(0, 2))
     message = f"--mode {mode} is for one process, got 2; run it without torchrun"
     refused(capsys, ddpm.command(mode, tmp_path / "run"), message, tmp_path / "run")

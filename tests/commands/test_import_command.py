@@ -179,7 +179,15 @@ def test_how_it_is_trained_is_free_until_the_first_step_but_for_what_step_0_hold
     imported = begin("ddpm", tmp_path)
     workdir = imported.workdir
     saved = json.loads((workdir / "config.json").read_text())
-    for key, value, was in (("training.loss", "vlb", "'auto'"), ("optim.beta1", "0.5", "0.9")):
+    for key, value, was in (
+        ("training.loss", "vlb", "'auto'"),
+        ("training.step_sampling", "low_discrepancy", "'uniform'"),
+        ("optim.name", "adamw", "'adam'"),
+        ("optim.beta1", "0.5", "0.9"),
+        ("optim.beta2", "0.5", "0.999"),
+        ("optim.eps", "0.5", "1e-08"),
+        ("optim.weight_decay", "0.5", "0.0"),
+    ):
         assert imported.run("train", f"--config.{key}={value}") == 2
         assert f"belongs to another config: {key} was {was}" in capsys.readouterr().err
     assert json.loads((workdir / "config.json").read_text()) == saved

@@ -17,6 +17,7 @@ from data import VectorDataset, load_dataset
 from evaluation import density_picture
 from evaluation.density_picture import flow_density
 from experiment.pictures import scatter
+from experiment.trained_run import load_run
 from models import NetworkScoreModel, make_parameterization
 from models.pretrained import BACKBONES
 
@@ -53,6 +54,9 @@ def test_the_density_of_a_gaussian_is_its_own_whatever_its_scale(
     # every vector's own density, in bits per dimension, but for the least noise, of which VP knows sigma^2 = 1e-4 or so
     per_image = np.load(tmp_path / "run" / "eval" / "per_image.npz")["ode"] * num_dims * math.log(2)
     np.testing.assert_allclose(per_image, truth, atol=0.02)
+    stored = load_dataset("npz", root=path, split="test").stored
+    from_python = load_run(tmp_path / "run").bits_per_dim(stored, progress=False) * num_dims * math.log(2)
+    np.testing.assert_allclose(from_python.numpy(), per_image, rtol=1e-6)
     ours = report["ode"]
     assert ours["nats"] == pytest.approx(per_image.mean(), rel=1e-9)
     assert ours["bits_per_dim"] * num_dims * math.log(2) == pytest.approx(ours["nats"], rel=1e-12)

@@ -64,6 +64,8 @@ def check(dataset, batches, stems):
     # in the order of the archives' batches.meta
     assert " ".join(dataset.class_names) == "airplane automobile bird cat deer dog frog horse ship truck"
     assert dataset.split_source == "official split"
+    # six files of as many images
+    assert dataset.other_split_size == (6 - len(stems)) * len(images) // len(stems)
 
 
 @pytest.mark.parametrize("write", [write_folder, write_archive])

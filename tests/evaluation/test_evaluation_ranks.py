@@ -21,12 +21,7 @@ from evaluation.batch_schedule import Schedule
 from evaluation.measurement import EvalSplit, Measurement
 from likelihood import VariationalBound
 from models import DiscreteScoreModel
-from runtime.processes.ranks import (
-    AnotherRankError,
-    RankError,
-    Ranks,
-    prints_error,
-)
+from runtime.processes.ranks import Ranks
 from sde_lib import Tabulated
 
 
@@ -124,9 +119,9 @@ def test_what_all_processes_find_wrong_is_said_once(killer: Killer, run_copy: Pa
 class _Together:
     """Ranks as threads of this process, on one store."""
 
-    def __init__(self, world: int, silence: float = 60.0) -> None:
+    def __init__(self, world: int) -> None:
         store = HashStore()
-        self.ranks = [Ranks(rank, world, store, silence=silence) for rank in range(world)]
+        self.ranks = [Ranks(rank, world, store) for rank in range(world)]
         self.ended: dict[int, Any] = {}
 
     def run(self, work: Any) -> dict[int, Any]:
@@ -178,77 +173,12 @@ def test_any_number_of_processes_gives_the_same_values(tmp_path: Path, world: in
     assert kept == [f"{k:06d}.batch" for k in range(7)]
 
 
-@pytest.fixture
-def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.processes.ranks._GRACE", 0.5)
-
-
-@pytest.mark.usefixtures("_short_grace")
 def test_processes_with_other_checkpoints_are_refused(tmp_path: Path):
-    ended = _Together(2).run(lambda ranks: _schedule(ranks, tmp_path / str(ranks.rank), mark=ranks.rank).run())
-    assert isinstance(ended[1], RankError) and "settings of vlb differ from those of rank 0" in str(ended[1])
-    assert isinstance(ended[0], AnotherRankError)
-
-
-@pytest.mark.usefixtures("_short_grace")
-def test_errors_are_told_apart(monkeypatch: pytest.MonkeyPatch):
-    def work(ranks: Ranks) -> None:
-        if ranks.rank in (1, 2):
-            raise ValueError("no")
-        ranks.wait_until(lambda: False)
-
-    ended = _Together(4).run(work)
-    kinds = [type(ended[rank]) for rank in range(4)]
-    assert kinds[0] is kinds[3] is AnotherRankError
-    assert sorted(kind.__name__ for kind in kinds[1:3]) == ["AnotherRankError", "RankError"]
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [prints_error(ended[rank]) for rank in range(4)] == [kind is RankError for kind in kinds]
-    assert not prints_error(ValueError("before the processes are connected"))
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert prints_error(ValueError("before the processes are connected"))
-
-
-def test_an_error_of_all_is_rank_0s_to_tell():
-    def work(ranks: Ranks) -> None:
-        time.sleep(0.5 if ranks.first else 0)
-        raise ValueError("no")
-
-    ended = _Together(3).run(work)
-    assert [type(ended[rank]) for rank in range(3)] == [ValueError, AnotherRankError, AnotherRankError]
-
-
-def test_ctrl_c_in_one_process_stops_all():
-    def work(ranks: Ranks) -> None:
-        if ranks.rank == 1:
-            raise KeyboardInterrupt
-        ranks.wait_until(lambda: False)
-
-    ended = _Together(3).run(work)
-    assert all(isinstance(ended[rank], KeyboardInterrupt) for rank in range(3))
-
-
-def test_a_process_that_vanishes_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("runtime.processes.ranks._GRACE", 0.1)
-    # rank 1 never gives a sign of life: it was killed, or its machine is gone
-    ranks = Ranks(0, 2, HashStore(), silence=0.2)
-    with pytest.raises(RuntimeError, match="rank 1 has not been heard of for 0 s; look for what ended it"), ranks:
-        ranks.wait_until(lambda: False)
-
-
-def test_a_process_at_a_long_batch_is_not_taken_for_lost(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("runtime.processes.ranks._BEAT", 0.05)
-
-    def work(ranks: Ranks) -> bytes | None:
-        if ranks.rank == 1:
-            time.sleep(2)
-            ranks.post("result", b"done")
-            return None
-        ranks.wait_until(lambda: ranks.collect("result", keep=True) is not None)
-        return ranks.collect("result")
-
-    assert _Together(2, silence=0.5).run(work)[0] == b"done"
+    store = HashStore()
+    zero = _schedule(Ranks(0, 2, store), tmp_path / "0", mark=0)
+    Ranks(0, 2, store).share("plan", zero._plan)
+    with pytest.raises(RuntimeError, match="settings of vlb differ from those of rank 0"):
+        _schedule(Ranks(1, 2, store), tmp_path / "1", mark=1).run()
 
 
 def test_bytes_of_any_length_arrive():
@@ -257,13 +187,13 @@ def test_bytes_of_any_length_arrive():
     client = TCPStore("127.0.0.1", port, 2, is_master=False)
     one, two = Ranks(1, 2, client), Ranks(0, 2, server)
     for data in (b"", b"\x00\xff" * 5, os.urandom(9 * 2**20 + 1)):
-        assert two.collect("x") is None
+        assert two.take("x") is None
         one.post("x", data)
         # nothing says when a value has been sent
-        while (arrived := two.collect("x")) is None:
+        while (arrived := two.take("x")) is None:
             time.sleep(0.01)
         assert arrived == data
-    assert two.collect("x") is None
+    assert two.take("x") is None
 
 
 @pytest.mark.parametrize(("groups", "kept"), [("1", False), ("2", True)])
@@ -278,9 +208,9 @@ def test_processes_started_anew_do_not_meet_what_others_left_in_the_launchers_st
     for attempt, expected in (("0", None), ("1", b"old" if kept else None)):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
         ranks = Ranks.from_environment()
-        assert ranks.collect("said", keep=True) == expected
+        assert ranks.find("said") == expected
         ranks.post("said", b"old")
-        assert ranks.collect("said", keep=True) == b"old"
+        assert ranks.find("said") == b"old"
     assert launcher.num_keys() > 0
 
 
@@ -291,7 +221,7 @@ def test_one_process_needs_no_store(monkeypatch: pytest.MonkeyPatch):
     assert ranks.first and ranks.world == 1
     with ranks:
         assert ranks.share("x", lambda: b"y") == b"y"
-        ranks.check()
+        assert ranks.speaks(ValueError("no"), 2)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Ranks.from_environment().world == 1

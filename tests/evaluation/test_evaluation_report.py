@@ -17,6 +17,7 @@ import main
 from evaluation.quote import quote
 from evaluation.report_warnings import warnings_of
 from likelihood import LikelihoodEstimator, make_likelihood
+from runtime.version import VERSION
 from sde_lib import make_sde
 
 NUMBER = r"-?\d+\.\d{4}"
@@ -154,7 +155,8 @@ def test_the_report_says_what_was_measured(run_copy: Path):
     assert {key: report[key] for key in expected} == expected
     versions = report["versions"]
     assert versions["torch"] == torch.__version__ and versions["numpy"] == np.__version__
-    assert f'version = "{versions["project"]}"' in (ROOT / "pyproject.toml").read_text()
+    assert versions["project"] == VERSION
+    assert 'version = { attr = "runtime.version.VERSION" }' in (ROOT / "pyproject.toml").read_text()
 
 
 def _warned(

@@ -17,7 +17,8 @@ from thinning import only
 from tiny import error, tiny_command
 
 import main
-from evaluation.kept_batches import PartialResults, code_digest
+from evaluation import fingerprints
+from evaluation.kept_batches import PartialResults
 from evaluation.measurement import EvalSplit
 
 UNITS = [(0, "vlb"), (0, "ode"), (1, "vlb"), (1, "ode"), (2, "vlb"), (2, "ode")]
@@ -214,34 +215,21 @@ def test_other_weights_of_the_same_step_start_anew(
     assert measured == UNITS
 
 
-def test_another_version_of_the_code_starts_anew(
-    interrupted: Path, measured: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("changed", ["version", "plugins"])
+def test_other_code_starts_anew(
+    interrupted: Path,
+    changed: str,
+    measured: list[tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ):
-    whole = Path.read_bytes
-    monkeypatch.setattr(
-        Path, "read_bytes", lambda path: whole(path) + (b"\n# mended" if path.name == "decoder.py" else b"")
-    )
+    if changed == "version":
+        monkeypatch.setattr(fingerprints, "VERSION", "0.0.9")
+    else:
+        monkeypatch.setattr(fingerprints, "plugin_digests", lambda plugins: {"mine.py": "another"})
     assert main.run(eval_command(interrupted)) == 0
-    assert capsys.readouterr().err.count("holds another measurement (code was ") == 2
+    assert capsys.readouterr().err.count(f"holds another measurement ({changed} was ") == 2
     assert measured == UNITS
-
-
-def test_the_code_is_that_of_packages_and_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "counted_package").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    files = [tmp_path / "counted_package" / "__init__.py", tmp_path / "counted_package" / "a.py"]
-    files += [tmp_path / "plugin_file.py", tmp_path / "plugin_module.py"]
-    for path in files:
-        path.write_text("")
-    found = []
-    for path in [None, *files]:
-        if path is not None:
-            path.write_text("# changed")
-        found.append(code_digest(["counted_package"], [str(files[2]), "plugin_module"]))
-    files[1].rename(files[1].with_name("b.py"))
-    found.append(code_digest(["counted_package"], [str(files[2]), "plugin_module"]))
-    assert len(set(found)) == 6
-    assert found[-1] == code_digest(["counted_package"], [str(files[2]), "plugin_module"])
 
 
 def test_other_images_start_anew(

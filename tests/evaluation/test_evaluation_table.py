@@ -99,19 +99,19 @@ def test_the_gap_is_that_of_the_images_one_by_one():
         (
             0.1234,
             0.01,
-            "gap 0.1234 ± 0.0100 bits/dim: the flow explains the data better than the reverse chain, which pays for "
+            "gap 0.1234 ± 0.0100 bits/dim: the ODE explains the data better than the reverse chain, which pays for "
             "its Gaussian steps and variance",
         ),
         (
             -0.5,
             0.2,
-            "gap -0.5000 ± 0.2000 bits/dim: the reverse chain explains the data better than the same network's flow, "
+            "gap -0.5000 ± 0.2000 bits/dim: the reverse chain explains the data better than the same network's ODE, "
             "which sums up its errors",
         ),
         (
             0.5,
             0.26,
-            "gap 0.5000 ± 0.2600 bits/dim: the reverse chain and the flow explain the data equally well, to within the "
+            "gap 0.5000 ± 0.2600 bits/dim: the reverse chain and the ODE explain the data equally well, to within the "
             "error",
         ),
         (0.5, math.nan, "gap 0.5000 bits/dim: a single image has no standard error, and so no verdict"),

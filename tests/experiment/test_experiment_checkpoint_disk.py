@@ -7,8 +7,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -253,17 +252,17 @@ def test_logs_that_cannot_be_written_do_not_end_a_run(
 
 
 def test_numbers_that_were_missed_are_written_when_there_is_room_again(tmp_path: Path):
-    numbers = {"grad_norm": 1.0, "learning_rate": 0.1, "seconds_per_step": 1.0, "skipped": 0}
-    with TrainingLog(tmp_path, start=0, num_steps=9, batch_size=4) as log:
-        log.scalars(1, loss=0.5, **numbers)
+    numbers = {"grad_norm": 1.0, "images_per_second": 4.0}
+    with closing(TrainingLog(tmp_path, start=0, num_steps=9)) as log:
+        log.scalars({"step": 1, "loss": 0.5, **numbers})
         whole = (tmp_path / "logs" / "metrics.jsonl").read_bytes()
         # room for half a line more
         with _longest_file(len(whole) + 20):
-            log.scalars(2, loss=0.25, **numbers)
+            log.scalars({"step": 2, "loss": 0.25, **numbers})
             assert (tmp_path / "logs" / "metrics.jsonl").read_bytes() == whole
             log.samples(2, np.zeros((16, 16, 3), dtype=np.uint8))
             log.learning_curve()
-        log.scalars(3, loss=0.125, **numbers)
+        log.scalars({"step": 3, "loss": 0.125, **numbers})
     lines = (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()
     assert [line.split(", \"grad")[0] for line in lines] == [
         '{"step": 1, "loss": 0.5', '{"step": 2, "loss": 0.25', '{"step": 3, "loss": 0.125'
@@ -273,12 +272,12 @@ def test_numbers_that_were_missed_are_written_when_there_is_room_again(tmp_path:
 def test_tensorboard_reads_what_is_logged_and_forgets_what_a_killed_run_logged(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    numbers = {"grad_norm": 1.0, "learning_rate": 0.1, "seconds_per_step": 2.0, "skipped": 0}
-    with TrainingLog(tmp_path, start=0, num_steps=9, batch_size=4) as log:
-        log.scalars(2, loss=0.5, **numbers)
-        log.scalars(4, loss=9.0, **numbers)
-    with TrainingLog(tmp_path, start=3, num_steps=9, batch_size=4) as log:
-        log.scalars(4, loss=0.25, **numbers)
+    numbers = {"grad_norm": 1.0, "images_per_second": 2.0}
+    with closing(TrainingLog(tmp_path, start=0, num_steps=9)) as log:
+        log.scalars({"step": 2, "loss": 0.5, **numbers})
+        log.scalars({"step": 4, "loss": 9.0, **numbers})
+    with closing(TrainingLog(tmp_path, start=3, num_steps=9)) as log:
+        log.scalars({"step": 4, "loss": 0.25, **numbers})
         log.samples(4, np.zeros((16, 16, 3), dtype=np.uint8))
     board = EventAccumulator(str(tmp_path / "logs"))
     board.Reload()
@@ -296,12 +295,12 @@ def test_damaged_metrics_are_left_out(tmp_path: Path):
     strange = [b"3", b'{"step": 1e999, "loss": 1}', b"[" * 100_000, b'{"step": 1, "loss": "x"}', b"\xff", b'{"step": 2']
     good = b'{"step": 1, "loss": 0.5}'
     (tmp_path / "logs" / "metrics.jsonl").write_bytes(b"\n".join([*strange, good]))
-    with TrainingLog(tmp_path, start=5, num_steps=9, batch_size=4):
+    with closing(TrainingLog(tmp_path, start=5, num_steps=9)):
         pass
     assert (tmp_path / "logs" / "metrics.jsonl").read_bytes() == good + b"\n"
     (tmp_path / "logs" / "metrics.jsonl").unlink()
     # a pipe that nobody reads does not stop a run
     os.mkfifo(tmp_path / "logs" / "metrics.jsonl")
-    with TrainingLog(tmp_path, start=5, num_steps=9, batch_size=4):
+    with closing(TrainingLog(tmp_path, start=5, num_steps=9)):
         pass
     assert (tmp_path / "logs" / "metrics.jsonl").is_file()

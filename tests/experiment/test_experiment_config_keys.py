@@ -131,7 +131,11 @@ def test_keys_of_an_earlier_version_are_read_with_a_line(old: str, tmp_path: Pat
         assert config[section][leaf] == value and old.split(".")[1] not in config[section]
         assert f"config.{old} is called config.{new} now; it is read as that" in capsys.readouterr().err
     assert load_config(_file(tmp_path, f"config.{old} = {value!r}", "config.lock()"))[section][leaf] == value
-    both = with_new_names({section: {leaf: value, old.split(".")[1]: "other"}})
-    assert both == {section: {leaf: value}}
+    other = "edm" if isinstance(value, str) else 9
+    both = _file(tmp_path, f"config.{old} = {value!r}", f"config.{new} = {other!r}")
+    with pytest.raises(ValueError, match=f"is called config.{new} now, which is set too: {value!r} and {other!r}; "):
+        load_config(both, defaults=get_default_config())
+    saved = with_new_names({section: {leaf: value, old.split(".")[1]: "other"}})
+    assert saved == {section: {leaf: value}}
     saved = with_new_names({section: {old.split(".")[1]: value, "other": 1}, "seed": 0})
     assert saved == {section: {leaf: value, "other": 1}, "seed": 0}

@@ -16,11 +16,10 @@ from experiment.precision import (
     NetworkMode,
     PrecisionBackbone,
     fast_inference,
-    forward_flops,
     pick_mode,
 )
 from models import NetworkScoreModel
-from models.backbones import ADM, MLP, AttentionBlock, NCSNpp, ResBlock, UNet
+from models.backbones import ADM, AttentionBlock, NCSNpp, ResBlock, UNet
 from training.ema import ExponentialMovingAverage
 from training.losses import DDPMLoss
 
@@ -36,17 +35,24 @@ def units(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_auto_takes_what_the_machine_is_good_at_and_says_why(units: pytest.MonkeyPatch):
-    mode = pick_mode("auto", "auto", CPU, work=1e16)
+@pytest.fixture(scope="module")
+def large() -> UNet:
+    """CIFAR-10's network of 35,746,307 weights, without memory."""
+    with torch.device("meta"):
+        return UNet(image_size=32)
+
+
+def test_auto_takes_what_the_machine_is_good_at_and_says_why(units: pytest.MonkeyPatch, large: UNet):
+    mode = pick_mode("auto", "auto", CPU, backbone=large, num_calls=100_000)
     assert (mode.precision, mode.compiled) == (BF16, True)
     assert mode.recorded() == {"precision": "bf16", "compile": True}
     assert mode.reasons == (
         "bf16: this CPU has AMX; weights stay in float32",
-        "compiled: a run of 1e+16 operations is worth it",
+        "compiled: a run of 100,000 calls of the network is worth it",
     )
     units.setattr(precision, "bf16_units", lambda device: None)
     units.setattr(precision, "missing_compiler", lambda kind: "there is no C++ compiler g++; install one or set CXX")
-    mode = pick_mode("auto", "auto", CPU, work=1e16)
+    mode = pick_mode("auto", "auto", CPU, backbone=large, num_calls=100_000)
     assert mode.recorded() == {"precision": "fp32", "compile": False}
     assert mode.reasons == (
         "fp32: this CPU has no bf16 units",
@@ -55,69 +61,56 @@ def test_auto_takes_what_the_machine_is_good_at_and_says_why(units: pytest.Monke
 
 
 @pytest.mark.usefixtures("units")
-def test_auto_leaves_short_runs_and_narrow_networks_as_they_are():
-    assert not pick_mode("auto", "auto", CPU, work=1e14).compiled
-    with torch.device("meta"):
-        wide, narrow = UNet(image_size=32), network(channels=48)
-        vectors = MLP(2, hidden=256)
-    assert pick_mode("auto", "off", CPU, backbone=wide).precision == BF16
-    assert pick_mode("auto", "off", CPU, backbone=vectors).precision == BF16
-    mode = pick_mode("auto", "off", CPU, backbone=narrow)
-    assert mode.precision == torch.float32
-    ends = [pick_mode("auto", "off", CPU, backbone=nn.Conv2d(n, n, 1)).precision for n in (127, 128)]
-    assert ends == [torch.float32, BF16]
-    assert mode.reasons[0] == "fp32: so narrow a network gains nothing by the AMX of this CPU"
+def test_auto_leaves_short_runs_and_small_networks_as_they_are(large: UNet):
+    short = pick_mode("auto", "auto", CPU, backbone=large, num_calls=99_999)
+    assert short.reasons[1] == (
+        "not compiled: a run of 99,999 calls of the network is over before it pays, from 100,000 on it does"
+    )
+    on_gpu = [pick_mode("fp32", "auto", torch.device("cuda"), backbone=large, num_calls=n) for n in (9_999, 10_000)]
+    assert [mode.compiled for mode in on_gpu] == [False, True]
+    ends = [pick_mode("auto", "off", CPU, backbone=_of_weights(n), num_calls=1) for n in (4_999_999, 5_000_000)]
+    assert [mode.precision for mode in ends] == [torch.float32, BF16]
+    assert ends[0].reasons[0] == "fp32: a network of less than 5,000,000 weights gains nothing by AMX of this CPU"
 
 
-def test_a_request_is_followed_and_its_price_named(units: pytest.MonkeyPatch):
-    assert pick_mode("fp32", "off", CPU, work=1e20).recorded() == {"precision": "fp32", "compile": False}
-    assert pick_mode("bf16", "on", CPU).recorded() == {"precision": "bf16", "compile": True}
+def _of_weights(number: int) -> nn.Module:
+    return nn.Linear(number, 1, bias=False, device="meta")
+
+
+def test_a_request_is_followed_and_its_price_named(units: pytest.MonkeyPatch, large: UNet):
+    ask = partial(pick_mode, device=CPU, backbone=large, num_calls=10**9)
+    assert ask("fp32", "off").recorded() == {"precision": "fp32", "compile": False}
+    assert pick_mode("bf16", "on", CPU, backbone=_of_weights(1), num_calls=1).recorded() == {
+        "precision": "bf16",
+        "compile": True,
+    }
     units.setattr(precision, "bf16_units", lambda device: None)
     units.setattr(precision, "missing_compiler", lambda kind: "triton is not installed; pip install triton")
-    mode = pick_mode("bf16", "on", CPU)
+    mode = ask("bf16", "on")
     assert mode.recorded() == {"precision": "bf16", "compile": False}
     assert "has no bf16 units and gains nothing by it" in mode.reasons[0]
     assert mode.reasons[1] == "not compiled: triton is not installed; pip install triton"
 
 
-def test_a_run_goes_on_as_it_began(units: pytest.MonkeyPatch):
-    auto = partial(pick_mode, "auto", "auto", CPU)
+def test_a_resumed_run_follows_its_beginning(units: pytest.MonkeyPatch, large: UNet):
+    auto = partial(pick_mode, "auto", "auto", CPU, backbone=large)
     for began in ({"precision": "fp32", "compile": False}, {"precision": "bf16", "compile": True}):
-        for work in (0.0, 1e20):
-            assert auto(work=work, recorded=began).recorded() == began
+        for num_calls in (1, 10**9):
+            assert auto(num_calls=num_calls, recorded=began).recorded() == began
     units.setattr(precision, "bf16_units", lambda device: None)
-    mode = auto(recorded={"precision": "bf16", "compile": True})
-    assert mode.precision == BF16 and mode.reasons[0] == "bf16: as the run began, though this CPU has no bf16 units"
+    mode = auto(num_calls=1, recorded={"precision": "bf16", "compile": True})
+    assert mode.precision == BF16 and mode.reasons[0].startswith("bf16: as the run began, though this CPU has no bf16")
     units.setattr(precision, "missing_compiler", lambda kind: "no compiler")
-    mode = auto(recorded={"precision": "bf16", "compile": True})
-    assert not mode.compiled and mode.reasons[1].endswith("no compiler; the run began compiled, its bits will differ")
-    mode = pick_mode("fp32", "on", CPU, recorded={"precision": "bf16", "compile": False})
-    assert mode.precision == torch.float32
-    assert "the run began in bf16, its bits will differ" in mode.reasons[0]
+    assert not auto(num_calls=1, recorded={"precision": "bf16", "compile": True}).compiled
     # what says nothing leaves the choice open
-    assert auto(work=0.0, recorded={}).recorded() == auto(work=0.0, recorded={"precision": 3}).recorded()
+    ours, theirs = (auto(num_calls=1, recorded=recorded).recorded() for recorded in ({}, {"precision": 3}))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("names", [("fp16", "auto"), ("auto", "yes")])
 def test_unknown_names_list_the_choices(names: tuple[str, str]):
     with pytest.raises(ValueError, match=r"unknown (precision 'fp16'|compile 'yes'); "):
-        pick_mode(*names, CPU)
-
-
-def test_the_work_of_a_network_is_that_of_its_products():
-    # three layers' worth of 16 x 16 products, embeddings, and two attention products of 16 tokens
-    net = UNet(image_size=4, in_channels=1, channels=16, channel_mult=(1,), num_res_blocks=1, attention_resolutions=())
-    pixels, wide = 16, 64
-    embed = 16 * wide + wide * wide
-    blocks = [(16, 16), (16, 16), (16, 16), (32, 16), (32, 16)]
-    convolutions = pixels * 9 * (1 * 16 + sum(i * o + o * o for i, o in blocks) + 16 * 1)
-    skips = pixels * sum(i * o for i, o in blocks if i != o)
-    projections = sum(wide * o for _, o in blocks)
-    attention = pixels * (16 * 48 + 16 * 16) + 2 * pixels * pixels * 16
-    expected = 2 * (embed + convolutions + skips + projections + attention)
-    assert forward_flops(net, (1, 4, 4)) == expected
-    assert forward_flops(UNet(image_size=32), (3, 32, 32)) == pytest.approx(12.44e9, rel=1e-3)
-    assert forward_flops(network(num_classes=3), (3, 8, 8)) == forward_flops(network(), (3, 8, 8))
+        pick_mode(*names, CPU, backbone=_of_weights(1), num_calls=1)
 
 
 class _Outside(TorchDispatchMode):

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from tiny import tiny_command
 
 import main
+from configs.default import get_default_config
 from data import ImageKind, LevelSpace, load_dataset
 from experiment import build
 from experiment.build import bound_x0, build_sampler
 from experiment.config import load_config
-from experiment.trained_run import load_run
+from experiment.trained_run import DEFAULTS, load_run
 from models import ScoreModel
 from sde_lib import NoiseStreams
 
@@ -114,6 +115,20 @@ def test_a_config_of_an_earlier_version_is_read_as_it_was_meant(run_copy: Path):
     again = load_cpu(run_copy)
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 0.5, 1.0])
     assert torch.equal(again.model.backbone(x, t), expected(x, t))
+
+
+def test_settings_that_an_earlier_version_did_not_write_have_their_defaults(run_copy: Path):
+    expected = load_cpu(run_copy)
+    saved, default = json.loads((run_copy / "config.json").read_text()), get_default_config().to_dict()
+    for section in ("sampling", "eval"):
+        assert {key: default[section][key] for key in DEFAULTS[section]} == DEFAULTS[section]
+        written = json.loads(json.dumps(default[section]))
+        saved[section] = {key: value for key, value in saved[section].items() if value != written[key]}
+    (run_copy / "config.json").write_text(json.dumps(saved))
+    again, images = load_cpu(run_copy), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    assert torch.equal(again.sample(2), expected.sample(2))
+    ours, theirs = (run.bits_per_dim(images, progress=False) for run in (again, expected))
+    assert torch.equal(ours, theirs)
 
 
 def test_an_imported_run_is_loaded_too(tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import ClippedScoreModel, Prediction, ScoreModel, ThresholdedScoreModel, count_network_calls
-from models.wrappers.clipping import quantile_of_rows
+from models.wrappers.clipping import quantile_per_sample
 from sde_lib import VP, expand_like, make_sde
 
 TIMES = torch.tensor([0.05, 0.4, 0.9], dtype=torch.float64)
@@ -160,7 +160,7 @@ def test_the_quantile_is_that_of_torch(columns, quantile):
     values = torch.randn(5, columns, generator=torch.Generator().manual_seed(columns), dtype=torch.float64)
     values[1] = values[1, 0]  # ties
     expected = torch.quantile(values, quantile, dim=1)
-    torch.testing.assert_close(quantile_of_rows(values, quantile), expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(quantile_per_sample(values, quantile), expected, rtol=1e-13, atol=1e-13)
 
 
 def test_a_batch_of_large_images():

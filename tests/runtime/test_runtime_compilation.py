@@ -20,18 +20,9 @@ from runtime.compilation import missing_compiler
 BF16 = torch.bfloat16
 
 
-def test_a_missing_compiler_is_found_out_by_trying(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
-    broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho 'probe.cpp:1: fatal error: Python.h: No such file' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    for compiler, said in (
-        ("no-such-compiler", "there is no C++ compiler no-such-compiler; install one or set CXX"),
-        (str(broken), f"{broken} cannot compile for Python: probe.cpp:1: fatal error: Python.h: No such file"),
-    ):
-        monkeypatch.setenv("CXX", compiler)
-        missing_compiler.cache_clear()
-        assert missing_compiler("cpu") == said
-    missing_compiler.cache_clear()
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert missing_compiler("cpu") == "there is no C++ compiler no-such-compiler; install one or set CXX"
     assert missing_compiler("meta") == "there is no compiler for meta"
 
 

@@ -151,7 +151,14 @@ def test_importance_sampled_rows_keep_the_mean_and_cut_the_noise(name: str):
     assert ends.t.tolist() == [1 / 12, 1.0]
 
 
-SDES = {"vp": VP(), "subvp": SubVP(), "ve": VE(sigma_max=20.0), "ddpm": Tabulated.ddpm()}
+# the last one's t_min is 0.1
+SDES = {
+    "vp": VP(),
+    "subvp": SubVP(),
+    "ve": VE(sigma_max=20.0),
+    "ddpm": Tabulated.ddpm(),
+    "short": Tabulated.ddpm(num_steps=10, beta_start=1e-2, beta_end=0.5),
+}
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "low_discrepancy", "importance"])

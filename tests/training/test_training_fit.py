@@ -137,8 +137,12 @@ def _unet(sde: SDE, *, learned_variance: bool = False, time_input: TimeInput = "
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (_unet(Tabulated.ddpm(), learned_variance=True), {}, "a learned variance needs a loss that trains it"),
-        (_unet(LearnedVP(), time_input="log_snr"), {}, "a learned noise schedule needs the loss that trains it"),
+        (
+            _unet(Tabulated.ddpm(), learned_variance=True),
+            {},
+            "model.learned_variance needs a loss that trains it",
+        ),
+        (_unet(LearnedVP(), time_input="log_snr"), {}, "a learned noise schedule needs loss 'vlb_continuous'"),
         (_unet(LearnedVP()), {"loss": "vlb_continuous"}, "a learned noise schedule moves t"),
         (_unet(VP()), {"loss": ContinuousBoundLoss()}, "needs num_levels, got None"),
         (_unet(VP()), {"loss": DDPMLoss()}, "needs an SDE with a table"),

@@ -1,18 +1,14 @@
 """The end of a job of several processes when one of them fails: at once, with its reason, in one line."""
 
 import signal
-import threading
 from pathlib import Path
 
 import pytest
 from killing import Killer, check_whole, run_together
 from thinning import only
 from tiny import tiny_command
-from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 import main
-from runtime.processes.ranks import AnotherRankError, Ranks
-from runtime.signals import stop_on_signals
 from training.trainer import StepResult, Trainer
 
 FSDP = "--config.training.sharding=fsdp"
@@ -161,45 +157,3 @@ def test_torchrun_may_pass_the_same_ctrl_c_to_its_only_process(tmp_path: Path, m
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert main.run(tiny_command("train", tmp_path)) == 128 + signal.SIGINT
     assert check_whole(tmp_path / "checkpoints") == [3, 4]
-
-
-def test_a_job_that_is_called_off_does_not_speak_of_ctrl_c(capfd: pytest.CaptureFixture[str]):
-    with stop_on_signals(launched=True, called_off=lambda: True) as request:
-        signal.raise_signal(signal.SIGINT)
-        assert request
-    assert capfd.readouterr().err == ""
-
-
-def test_who_has_the_word_ends_first(monkeypatch: pytest.MonkeyPatch):
-    """torchrun ends all others as soon as one has ended."""
-    store, ended = HashStore(), []
-
-    def one(ranks: Ranks) -> None:
-        try:
-            with ranks:
-                if ranks.first:
-                    raise ValueError("it cannot")
-                ranks.wait_until(lambda: False)
-        except (ValueError, AnotherRankError) as error:
-            ended.append(type(error))
-
-    threads = [threading.Thread(target=one, args=(Ranks(rank, 2, store),)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert ended == [ValueError, AnotherRankError]
-
-
-def test_an_interruption_by_a_failed_job_that_comes_late_is_not_a_ctrl_c():
-    class Pulse:
-        def join(self) -> None:
-            raise KeyboardInterrupt
-
-    store = HashStore()
-    store.set("failed", "0 ")
-    ranks = Ranks(1, 2, store)
-    with pytest.raises(AnotherRankError), ranks:
-        ranks._ended.set()
-        ranks._pulse.join()
-        ranks._pulse, ranks.called_off = Pulse(), True  # type: ignore[assignment]

@@ -81,7 +81,7 @@ def test_the_gradient_of_the_variance_takes_nothing_from_that_of_the_loss():
 
 
 def test_a_gradient_of_the_schedule_that_is_not_finite_leaves_the_step_out():
-    """The inside of the schedule has a norm of its own, which the guard is to see."""
+    """The inside of the schedule has a norm of its own, which the test for bad steps is to see."""
     config = _config()
     state, dataset = _state(config)
     schedule = state.model.sde

@@ -11,7 +11,7 @@ def _times(steps: list[int], table_size: int) -> torch.Tensor:
 
 def test_timesteps_are_drawn_by_the_root_mean_square_of_their_last_losses():
     """Nichol & Dhariwal 2021, Eq. 18, by hand."""
-    history = LossHistory(3, length=2, uniform_share=0.1)
+    history = LossHistory(3, length=2, uniform_fraction=0.1)
     history.observe(_times([0, 1, 2, 0, 1], 3), torch.tensor([100.0, 3.0, 1.0, 3.0, 4.0]))
     assert not history.full
     torch.testing.assert_close(history.probabilities(), torch.full((3,), 1 / 3, dtype=torch.float64))

@@ -1,7 +1,7 @@
 """Losses, and the times that they take."""
 
 from .base import LOSSES, Loss, make_loss, register_loss, weighted_error
-from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, timestep_bits
+from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, check_trains, timestep_bits
 from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
 from .step_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes
 
@@ -20,6 +20,7 @@ __all__ = [
     "TimeSampler",
     "UniformTimes",
     "VariationalLoss",
+    "check_trains",
     "make_loss",
     "register_loss",
     "timestep_bits",

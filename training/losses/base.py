@@ -64,12 +64,14 @@ class Loss(Readable, ABC):
         ValueError: If an option is unknown.
 
     Attributes:
+        name: Its name in errors.
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
-            would depend on how a batch is cut into parts.
+            would depend on how a batch is cut into micro-batches.
         drops_class: Whether it leaves out the class of some samples, as label -1, which is what trains that label.
     """
 
+    name = "a loss of your own"
     own_weighting: Weighting | None = None
     wants_more_noise = False
     drops_class = False
@@ -86,6 +88,17 @@ class Loss(Readable, ABC):
         if not 0 < data_std < float("inf"):
             raise ValueError(f"data_std must be above 0, got {data_std}; pass the standard deviation of the data")
         self.weighting, self.data_std, self.num_levels = self.own_weighting or weighting, data_std, num_levels
+
+    @property
+    def levels(self) -> int:
+        """The number of grey levels, of a loss that needs it.
+
+        Raises:
+            ValueError: If it was not given.
+        """
+        if self.num_levels is None:
+            raise ValueError(f"loss {self.name!r} needs num_levels, got None; pass the data's")
+        return self.num_levels
 
     @property
     def trains_variance(self) -> bool:

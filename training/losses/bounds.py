@@ -8,32 +8,40 @@ import torch
 from torch import Tensor
 
 from likelihood import decoder_nats, discretized_gaussian_log_prob, levels_of, prior_kl, step_kl
-from models import Cond, NetworkScoreModel, Prediction, ReverseVariance, ScoreModel, place_on_bin
+from models import (
+    Cond,
+    LevelsParameterization,
+    NetworkScoreModel,
+    Prediction,
+    ReverseVariance,
+    ScoreModel,
+    place_on_bin,
+)
 from sde_lib import SDE, LearnedVP, expand_like
 
-from .base import register_loss
+from .base import Loss, register_loss
 from .denoising import DenoisingScoreMatching, TableLoss
 from .step_sampling import TimeSampler
 
 
 def timestep_bits(
-    kind: ReverseVariance, prediction: Prediction, x0: Tensor, sde: SDE, rows: Tensor, *, num_levels: int
+    kind: ReverseVariance, prediction: Prediction, x0: Tensor, sde: SDE, steps: Tensor, *, num_levels: int
 ) -> Tensor:
-    """L_0 at row 0 of the SDE's table, L_t at the others, in bits/dim, float64 [B] (Ho et al. 2020, Eq. 5).
+    """L_0 at timestep 0 of the SDE's table, L_t at the others, in bits/dim, float64 [B] (Ho et al. 2020, Eq. 5).
 
     Args:
         kind: Reverse variance.
-        prediction: The model's answer at the rows' times, [B, ...].
+        prediction: The model's answer at the timesteps' times, [B, ...].
         x0: Data on its levels, [B, ...].
         sde: An SDE with a table.
-        rows: Rows, [B].
+        steps: Timesteps, from 0, [B].
         num_levels: Number of grey levels of the data.
     """
     assert sde.table_size is not None
     nats = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-    t = (rows.double() + 1) / sde.table_size
+    t = (steps.double() + 1) / sde.table_size
     for first in (True, False):
-        chosen = ((rows == 0) == first).nonzero().squeeze(1)
+        chosen = ((steps == 0) == first).nonzero().squeeze(1)
         if not len(chosen):
             continue
         here, answer, data = t[chosen], _select(prediction, chosen), x0[chosen]
@@ -41,7 +49,7 @@ def timestep_bits(
             following = here + 1 / sde.table_size
             values = decoder_nats(kind, answer, data, sde, here, following, num_levels=num_levels)
         else:
-            values = step_kl(kind, answer, data, sde, rows[chosen].double() / sde.table_size, here)
+            values = step_kl(kind, answer, data, sde, steps[chosen].double() / sde.table_size, here)
         nats = nats.index_put((chosen,), values)
     return nats / (x0[0].numel() * math.log(2))
 
@@ -68,24 +76,17 @@ class _TableBound(TableLoss):
     def check(self, sde: SDE) -> None:
         """Refuse an SDE without a table, and data without levels."""
         super().check(sde)
-        levels_of(torch.zeros(0), self._levels)
-
-    @property
-    def _levels(self) -> int:
-        if self.num_levels is None:
-            raise ValueError(f"loss {self.name!r} needs num_levels, got None; pass the data's")
-        return self.num_levels
+        levels_of(torch.zeros(0), self.levels)
 
     def _ask(
         self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, cond: Cond | None
     ) -> tuple[Prediction, Tensor]:
-        rows = self.timesteps(model.sde, t)
-        return model(model.sde.perturb(x0, t, eps), t, cond=cond), rows
+        return model(model.sde.perturb(x0, t, eps), t, cond=cond), self.timesteps(model.sde, t)
 
 
 @register_loss("vlb")
 class VariationalLoss(_TableBound):
-    """L_vlb: N L_t of a random row t of the table's N, L_0 at the first, in bits/dim (Nichol & Dhariwal 2021, Eq. 4).
+    """L_vlb: N L_t of a random timestep t of N, L_0 at the first, in bits/dim (Nichol & Dhariwal 2021, Eq. 4).
 
     Its mean over uniform timesteps is the bound less L_T, which no network changes. Where the network learns its
     reverse variance, that variance; else the small one. The terms differ by orders of magnitude: with step sampling
@@ -96,8 +97,8 @@ class VariationalLoss(_TableBound):
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
-        prediction, rows = self._ask(model, x0, t, eps, cond)
-        bits = timestep_bits("auto", prediction, x0, model.sde, rows, num_levels=self._levels)
+        prediction, steps = self._ask(model, x0, t, eps, cond)
+        bits = timestep_bits("auto", prediction, x0, model.sde, steps, num_levels=self.levels)
         return bits * (model.sde.table_size or 1)
 
 
@@ -121,14 +122,14 @@ class HybridLoss(_TableBound):
         Raises:
             ValueError: If the model does not learn its variance.
         """
-        prediction, rows = self._ask(model, x0, t, eps, cond)
+        prediction, steps = self._ask(model, x0, t, eps, cond)
         if prediction.variance_fraction is None:
             raise ValueError("loss 'hybrid' needs model.learned_variance; set it to True, or use loss 'ddpm'")
         simple = (prediction.eps - eps).square().flatten(1).mean(1)
         fixed_mean = Prediction(
             prediction.x0.detach(), prediction.eps.detach(), prediction.sigma, prediction.variance_fraction
         )
-        bits = timestep_bits("learned", fixed_mean, x0, model.sde, rows, num_levels=self._levels)
+        bits = timestep_bits("learned", fixed_mean, x0, model.sde, steps, num_levels=self.levels)
         return simple + self.vlb_weight * (model.sde.table_size or 1) * bits
 
 
@@ -145,13 +146,12 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
     which, since its mean does not depend on the inside, is that of its variance (Appendix I.2).
     """
 
+    name = "vlb_continuous"
     own_weighting = "likelihood"
 
     def check(self, sde: SDE) -> None:
         """Refuse data without levels."""
-        if self.num_levels is None:
-            raise ValueError("loss 'vlb_continuous' needs num_levels, got None; pass the data's")
-        levels_of(torch.zeros(0), self.num_levels)
+        levels_of(torch.zeros(0), self.levels)
 
     def important_times(self, sde: SDE) -> TimeSampler:
         """Times uniform in log-SNR; a learned schedule is itself the importance sampler.
@@ -179,11 +179,10 @@ class ContinuousBoundLoss(DenoisingScoreMatching):
 
     def _ends(self, sde: SDE, x0: Tensor, eps: Tensor) -> Tensor:
         """L_0 + L_T, bits/dim, [B]."""
-        assert self.num_levels is not None
         t_min = torch.tensor([sde.t_min], dtype=torch.float64, device=x0.device)
         log_noise_ratio = expand_like(-0.5 * sde.log_snr(t_min).expand(len(x0)), x0.double())
         mean = x0.double() + log_noise_ratio.exp() * eps.double()
-        log_prob = discretized_gaussian_log_prob(x0, mean, log_noise_ratio, num_levels=self.num_levels)
+        log_prob = discretized_gaussian_log_prob(x0, mean, log_noise_ratio, num_levels=self.levels)
         nats = prior_kl(x0, sde, sde.t_max) - log_prob.flatten(1).sum(1)
         return nats / (x0[0].numel() * math.log(2))
 
@@ -199,14 +198,13 @@ class DequantizedLoss(DenoisingScoreMatching):
     without one, u is uniform.
     """
 
+    name = "dequantized"
     own_weighting = "likelihood"
     wants_more_noise = True
 
     def check(self, sde: SDE) -> None:
         """Refuse data without levels."""
-        if self.num_levels is None:
-            raise ValueError("loss 'dequantized' needs num_levels, got None; pass the data's")
-        levels_of(torch.zeros(0), self.num_levels)
+        levels_of(torch.zeros(0), self.levels)
 
     def __call__(
         self,
@@ -219,16 +217,46 @@ class DequantizedLoss(DenoisingScoreMatching):
         more_noise: Tensor | None = None,
     ) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``. u is made of ``more_noise``, or drawn where there is none."""
-        assert self.num_levels is not None
         sde = model.sde
         dequantizer = model.dequantizer if isinstance(model, NetworkScoreModel) else None
         z = torch.randn_like(x0) if more_noise is None else more_noise
         u, log_q = dequantizer(x0, z) if dequantizer is not None else (torch.special.ndtr(z.double()), 0.0)
-        y, log_width = place_on_bin(x0, u, self.num_levels)
+        y, log_width = place_on_bin(x0, u, self.levels)
         diffusion = super().__call__(model, y.to(x0.dtype), t, eps, cond=cond)
-        ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
-        log_noise_ratio = -0.5 * float(sde.log_snr(ends[:1]))
+        log_noise_ratio = -0.5 * float(sde.log_snr(torch.tensor([sde.t_min], dtype=torch.float64)))
         decoder = 0.5 * eps.double().square().flatten(1).sum(1)
         decoder = decoder + x0[0].numel() * (log_noise_ratio + 0.5 * math.log(2 * math.pi))
         nats = prior_kl(y, sde, sde.t_max) + decoder + log_q - log_width
         return diffusion + nats / (x0[0].numel() * math.log(2))
+
+
+def check_trains(loss: Loss, model: NetworkScoreModel) -> None:
+    """Refuse a loss that cannot train all that a model learns, or a model that lacks what a loss trains.
+
+    Args:
+        loss: The loss.
+        model: The model.
+
+    Raises:
+        ValueError: In one line, with the cure.
+    """
+    if model.learned_variance and not loss.trains_variance:
+        raise ValueError(f"model.learned_variance needs a loss that trains it, got {loss.name!r}; use hybrid or vlb")
+    if isinstance(loss, HybridLoss) and not model.learned_variance:
+        raise ValueError("loss 'hybrid' needs model.learned_variance; set it to True, or use loss 'ddpm'")
+    if model.dequantizer is not None and not isinstance(loss, DequantizedLoss):
+        raise ValueError(f"model.dequantizer needs loss 'dequantized', which trains it, got {loss.name!r}; use that")
+    if isinstance(loss, DequantizedLoss) and isinstance(model.parameterization, LevelsParameterization):
+        raise ValueError(
+            "loss 'dequantized' needs a model of what lies between levels, got model.parameterization=levels; use eps, "
+            "v or edm, or loss 'vlb_continuous'"
+        )
+    if not isinstance(model.sde, LearnedVP):
+        return
+    if not isinstance(loss, ContinuousBoundLoss):
+        raise ValueError(f"a learned noise schedule needs loss 'vlb_continuous', which trains it, got {loss.name!r}")
+    if model.parameterization.time_input in ("auto", "index", "t999"):
+        raise ValueError(
+            "a learned noise schedule moves t: the network must be told the noise level, "
+            f"got model.time_input={model.parameterization.time_input}; set log_snr"
+        )

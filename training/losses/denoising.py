@@ -14,11 +14,7 @@ from .step_sampling import LogSNRTimes, LossHistory, TimeSampler, log_snr_rate
 
 
 class TableLoss(Loss):
-    """A loss at the timesteps of the SDE's table; with "importance" they are drawn by ``LossHistory``.
-
-    Attributes:
-        name: The loss's name in errors.
-    """
+    """A loss at the timesteps of the SDE's table; with "importance" they are drawn by ``LossHistory``."""
 
     name = "ddpm"
 
@@ -56,6 +52,8 @@ class DenoisingScoreMatching(Loss):
     which with L_T and L_0 bounds -log p(x0) (Song et al. 2021b, Eq. 8 and Theorem 1). Times drawn by "importance" have
     p(t) proportional to g^2 / sigma^2 = -d lambda / dt, that is, are uniform in log-SNR (their Section 5.1).
     """
+
+    name = "dsm"
 
     def check(self, sde: SDE) -> None:
         """Accept any SDE and weighting."""

@@ -109,16 +109,16 @@ class LossHistory(TimeSampler):
     """Timesteps of a table, drawn where the loss is large: p_t proportional to sqrt(E[L_t^2]).
 
     (Nichol & Dhariwal 2021, Eq. 18.) The mean is over the last ``length`` losses of a timestep; until each has as many,
-    timesteps are drawn uniformly. A small uniform share keeps weights bounded.
+    timesteps are drawn uniformly. A small fraction drawn uniformly keeps weights bounded.
 
     Args:
         num_steps: Timesteps N of the table; timestep k is at t = (k + 1) / N.
         length: Losses that are remembered of each timestep; Nichol & Dhariwal take 10.
-        uniform_share: The part drawn uniformly, in (0, 1].
+        uniform_fraction: The fraction of the timesteps that is drawn uniformly, in (0, 1].
     """
 
-    def __init__(self, num_steps: int, *, length: int = 10, uniform_share: float = 1e-3) -> None:
-        self.num_steps, self.uniform_share = num_steps, uniform_share
+    def __init__(self, num_steps: int, *, length: int = 10, uniform_fraction: float = 1e-3) -> None:
+        self.num_steps, self.uniform_fraction = num_steps, uniform_fraction
         self.values = torch.zeros(num_steps, length, dtype=torch.float64)
         self.counts = torch.zeros(num_steps, dtype=torch.int64)
 
@@ -136,7 +136,7 @@ class LossHistory(TimeSampler):
         total = float(magnitude.sum())
         if total == 0:
             return uniform
-        return (1 - self.uniform_share) * magnitude / total + self.uniform_share * uniform
+        return (1 - self.uniform_fraction) * magnitude / total + self.uniform_fraction * uniform
 
     def draw(self, u: Float[Tensor, " batch"]) -> TimeDraw:
         """Timesteps by the inverse of the cumulative probabilities, and their weights 1 / (N p)."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .classes import check_classes, look_up_classes
+from .checks import check_choice
+from .classes import look_up_classes
 from .initialization import initialize
 
 EmbeddingKind = Literal["sin_first", "cos_first", "fourier"]
@@ -38,7 +39,7 @@ def sinusoidal_embedding(t: Tensor, dim: int, *, cos_first: bool = False, dtype:
     Source: Ho et al. 2020, Appendix B (after Vaswani et al. 2017, Section 3.5); Nichol and Dhariwal 2021.
     """
     _check_even(dim, smallest=2 if cos_first else 4)
-    _check_vector(t, "t")
+    _check_vector("t", t, t.numel())
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float64, device=t.device)
     frequencies = torch.exp(steps * (-math.log(10000.0) / (half if cos_first else half - 1)))
@@ -82,12 +83,12 @@ class FourierEmbedding(nn.Module):
         Raises:
             ValueError: ``c`` is not [B].
         """
-        _check_vector(c, "c")
+        _check_vector("c", c, c.numel())
         return _sin_cos(c, self.frequencies.double() * (2.0 * math.pi), dtype=dtype or self.frequencies.dtype)
 
 
 class LabelEmbedding(nn.Module):
-    """Common parts of the embeddings of noise level and class.
+    """Base of the embeddings of noise level and class.
 
     Args:
         embedding_dim: Features of the noise embedding, even.
@@ -103,27 +104,20 @@ class LabelEmbedding(nn.Module):
 
     def __init__(self, embedding_dim: int, *, kind: EmbeddingKind, num_classes: int | None, null_class: bool) -> None:
         super().__init__()
-        if kind not in self.kinds:
-            raise ValueError(f"embedding must be one of {', '.join(self.kinds)}, got {kind!r}")
+        check_choice("embedding", kind, self.kinds)
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}; pass None for no classes")
         _check_even(embedding_dim, smallest=4 if kind == "sin_first" else 2)
         self.kind: EmbeddingKind = kind
         self.embedding_dim = embedding_dim
-        self.num_classes, self.null_class = num_classes, null_class
+        self.null_class = null_class
         self.fourier = FourierEmbedding(embedding_dim) if kind == "fourier" else None
 
     def _embed_noise(self, c_noise: Tensor, batch_size: int, dtype: torch.dtype) -> Tensor:
-        if c_noise.shape != (batch_size,):
-            raise ValueError(_vector_message("c_noise", c_noise, batch_size))
+        _check_vector("c_noise", c_noise, batch_size)
         if self.fourier is not None:
             return self.fourier(c_noise, dtype=dtype)
         return sinusoidal_embedding(c_noise, self.embedding_dim, cos_first=self.kind == "cos_first", dtype=dtype)
-
-    def _embed_classes(self, table: Tensor | None, cond: Tensor | None, batch_size: int) -> Tensor | None:
-        """The rows of a table [num_classes, F] by class, or None without classes."""
-        check_classes(cond, batch_size, num_classes=self.num_classes, null_class=self.null_class)
-        return None if table is None or cond is None else look_up_classes(table, cond, null_class=self.null_class)
 
 
 class ConditioningEmbedding(LabelEmbedding):
@@ -131,7 +125,7 @@ class ConditioningEmbedding(LabelEmbedding):
 
     ``SiLU(linear2(SiLU(linear1(embedding(c_noise)))) + class_table[cond])``. With ``null_class`` the label -1 means "no
     class" and adds zero, which is what classifier-free guidance trains and samples with; without it -1 is refused,
-    since what the network answers there was never trained. The rows of the table start as N(0, 1). The last SiLU is the
+    since what the network answers there was never trained. The table starts as N(0, 1). The last SiLU is the
     one that opens each residual block's projection in Ho et al.'s network, computed once here instead of once a block.
 
     Args:
@@ -180,7 +174,7 @@ class ConditioningEmbedding(LabelEmbedding):
         features = self._embed_noise(c_noise, batch_size, self.linear1.weight.dtype)
         embedded = self.linear2(F.silu(self.linear1(features)))
         table = None if self.class_table is None else self.class_table.weight
-        classes = self._embed_classes(table, cond, batch_size)
+        classes = look_up_classes(table, cond, batch_size, null_class=self.null_class)
         return F.silu(embedded if classes is None else embedded + classes)
 
 
@@ -243,7 +237,7 @@ class NoiseLabelEmbedding(LabelEmbedding):
         """
         features = self._embed_noise(c_noise, batch_size, self.linear1.weight.dtype)
         table = None if self.class_map is None else self.class_map.weight.t()
-        classes = self._embed_classes(table, cond, batch_size)
+        classes = look_up_classes(table, cond, batch_size, null_class=self.null_class)
         if self.class_map is not None and classes is not None:
             features = features + (classes * math.sqrt(self.class_map.in_features) + self.class_map.bias)
         augmentation = self._embed_augmentation(augment, features)
@@ -259,7 +253,7 @@ class NoiseLabelEmbedding(LabelEmbedding):
         if augment is None:  # zeros rather than nothing, so that every parameter has a gradient
             augment = features.new_zeros(expected)
         if augment.shape != expected:
-            raise ValueError(f"augment must have shape {list(expected)}, got {list(augment.shape)}; one row a sample")
+            raise ValueError(f"augment must have shape {list(expected)}, got {list(augment.shape)}; one label a sample")
         return self.augment_map(augment.to(features.dtype))
 
 
@@ -274,11 +268,7 @@ def _check_even(dim: int, *, smallest: int) -> None:
         raise ValueError(f"embedding dim must be even and at least {smallest}, got {dim}; use {max(dim + 1, smallest)}")
 
 
-def _check_vector(t: Tensor, name: str) -> None:
-    if t.ndim != 1:
-        raise ValueError(_vector_message(name, t, t.numel()))
-
-
-def _vector_message(name: str, value: Tensor, size: int) -> str:
-    fix = f"{name}.flatten()" if value.numel() == size else f"one {name} for each sample"
-    return f"{name} must have shape [{size}], got {list(value.shape)}; pass {fix}"
+def _check_vector(name: str, value: Tensor, size: int) -> None:
+    if value.shape != (size,):
+        fix = f"{name}.flatten()" if value.numel() == size else f"one {name} for each sample"
+        raise ValueError(f"{name} must have shape [{size}], got {list(value.shape)}; pass {fix}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .initialization import initialize
+from .resampling import Downsample
 
 Direction = Literal["down", "up"]
 
@@ -107,23 +108,6 @@ class FIRConvDownsample(nn.Module):
         return self.conv(F.conv2d(x, _per_channel(self.filter, x), padding=padding, groups=x.shape[1]))
 
 
-class PlainConvDownsample(nn.Module):
-    """A 3x3 convolution of stride 2 that pads below and to the right alone (Ho et al. 2020, released code).
-
-    Args:
-        in_channels: Channels in, ``C``.
-        out_channels: Channels out, ``D``.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = initialize(nn.Conv2d(in_channels, out_channels, 3, stride=2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to [B, D, H / 2, W / 2]."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
 class ConvUpsample(nn.Module):
     """Double the resolution, then a 3x3 convolution.
 
@@ -162,7 +146,7 @@ def make_conv_downsample(in_channels: int, out_channels: int, kernel: Sequence[f
         kernel: Taps of the filter; None is Ho et al.'s strided convolution.
     """
     if kernel is None:
-        return PlainConvDownsample(in_channels, out_channels)
+        return Downsample(in_channels, out_channels)
     return FIRConvDownsample(in_channels, out_channels, kernel)
 
 

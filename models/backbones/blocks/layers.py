@@ -96,7 +96,7 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels, ``x + proj(softmax(q k^T / sqrt(d)) v)`` with ``q, k, v = qkv(norm(x))``.
 
-    The rows of ``qkv.weight`` are ordered [(q, k, v), head, channel]. ``proj`` starts at zero, so that the block
+    The outputs of ``qkv`` are ordered [(q, k, v), head, channel]. ``proj`` starts at zero, so that the block
     starts as the identity.
 
     Compiled for a CPU, bfloat16 goes through two products and a softmax between them, which for such numbers of pixels

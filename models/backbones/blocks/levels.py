@@ -1,6 +1,6 @@
 """One resolution of a U-Net: its residual and attention blocks, and what leads to the next resolution."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from .layers import ResBlock
 
 
 class Level(nn.Module):
-    """Common parts of the levels.
+    """Base of the levels.
 
     Attributes:
         gradient_checkpointing: Keep only what goes in and out of a block for the backward pass, which computes the
@@ -32,7 +32,7 @@ class Level(nn.Module):
 
 
 class BlocksLevel(Level):
-    """Common parts of the levels on the way down and up.
+    """Base of the levels on the way down and up.
 
     Args:
         blocks: Residual blocks.
@@ -118,40 +118,3 @@ class UpLevel(BlocksLevel):
 def apply_joined(block: nn.Module, x: Tensor, skip: Tensor, embedding: Tensor) -> Tensor:
     """Apply a block to both, side by side, within what is computed anew: they are kept, and not their copy."""
     return block(torch.cat((x, skip), dim=1), embedding)
-
-
-def down_blocks(
-    res_block: Callable[[int, int], ResBlock], first: int, widths: Sequence[int], num_res_blocks: int
-) -> Iterator[list[ResBlock]]:
-    """Build the residual blocks of each level on the way down, a level at a time.
-
-    Args:
-        res_block: Builds a block of so many channels in and out.
-        first: Channels of the first convolution's result.
-        widths: Channels of each level.
-        num_res_blocks: Blocks a level.
-    """
-    for before, width in zip((first, *widths), widths, strict=False):
-        yield [res_block(width if j else before, width) for j in range(num_res_blocks)]
-
-
-def up_blocks(
-    res_block: Callable[[int, int], ResBlock], first: int, widths: Sequence[int], num_res_blocks: int
-) -> Iterator[list[ResBlock]]:
-    """Build the residual blocks of each level on the way up, from the lowest, a level at a time: one more than down.
-
-    Args:
-        res_block: Builds a block of so many channels in and out.
-        first: Channels of the first convolution's result.
-        widths: Channels of each level.
-        num_res_blocks: Blocks a level on the way down.
-    """
-    # the first convolution, then each level's blocks and its resampling; the last has none
-    skips = [first, *(width for width in widths for _ in range(num_res_blocks + 1))][:-1]
-    width = widths[-1]
-    for out in reversed(widths):
-        blocks = []
-        for _ in range(num_res_blocks + 1):
-            blocks.append(res_block(width + skips.pop(), out))
-            width = out
-        yield blocks

@@ -1,4 +1,4 @@
-"""One resolution of NCSN++: its blocks, what leads to the next resolution, and its part in the image pyramids."""
+"""One resolution of NCSN++: its blocks, what leads to the next resolution, and the image that is brought in and out."""
 
 import math
 from collections.abc import Sequence

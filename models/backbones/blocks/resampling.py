@@ -14,19 +14,20 @@ class Downsample(nn.Module):
     output (i, j) covers inputs 2i .. 2i + 2. PyTorch ports by OpenAI pad every side (``symmetric``): 2i - 1 .. 2i + 1.
 
     Args:
-        channels: Number of channels, ``C``.
+        in_channels: Channels in, ``C``.
+        out_channels: Channels out, ``D``; as many as in when None.
         symmetric: Pad every side instead.
 
     Source: Released code of Ho et al. 2020, and of Nichol and Dhariwal 2021.
     """
 
-    def __init__(self, channels: int, *, symmetric: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int | None = None, *, symmetric: bool = False) -> None:
         super().__init__()
         self.symmetric = symmetric
-        self.conv = initialize(nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0))
+        self.conv = initialize(nn.Conv2d(in_channels, out_channels or in_channels, 3, stride=2, padding=int(symmetric)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to [B, C, H / 2, W / 2]."""
+        """Map [B, C, H, W] to [B, D, H / 2, W / 2]."""
         return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
 
 
@@ -59,14 +60,14 @@ class Upsample(nn.Module):
         # row 2 i of the result sees rows i - 1, i, i of x, row 2 i + 1 sees i, i, i + 1; columns alike
         first, middle, last = weight.unbind(2)
         row_kernels = (torch.stack((first, middle + last), 2), torch.stack((first + middle, last), 2))
-        parts = []
+        interleaved = []
         for row, by_row in enumerate(row_kernels):
             first, middle, last = by_row.unbind(3)
             column_kernels = (torch.stack((first, middle + last), 3), torch.stack((first + middle, last), 3))
             for column, kernel in enumerate(column_kernels):
                 kernel = kernel.contiguous(memory_format=torch.channels_last)
-                part = F.conv2d(x, kernel, self.conv.bias, padding=1)
-                parts.append(part[:, :, row : row + height, column : column + width])
-        grid = torch.stack(parts).view(2, 2, batch, channels, height, width)
-        interleaved = grid.permute(2, 4, 0, 5, 1, 3).reshape(batch, 2 * height, 2 * width, channels)
-        return interleaved.permute(0, 3, 1, 2)
+                every_fourth = F.conv2d(x, kernel, self.conv.bias, padding=1)
+                interleaved.append(every_fourth[:, :, row : row + height, column : column + width])
+        grid = torch.stack(interleaved).view(2, 2, batch, channels, height, width)
+        channels_last = grid.permute(2, 4, 0, 5, 1, 3).reshape(batch, 2 * height, 2 * width, channels)
+        return channels_last.permute(0, 3, 1, 2)

@@ -32,9 +32,9 @@ def export_diffusers(model: NetworkScoreModel, folder: Path | str) -> None:
     neither linear nor the cosine one is written as a list of betas, from which it comes back to within rounding.
 
     Args:
-        model: A ``UNet``, or an ``ADM`` as far as diffusers has its options, on a DDPM table: it is told the table's
-            row, and predicts eps, x0 or v. Where the training weights and their average are apart, the latter is the
-            one to export.
+        model: A ``UNet``, or an ``ADM`` as far as diffusers has its options, on a DDPM table: it is told the
+            timestep, and predicts eps, x0 or v. Where the training weights and their average are apart, the latter is
+            the one to export.
         folder: Where to write; it is made if it is not there.
 
     Raises:
@@ -49,8 +49,8 @@ def export_diffusers(model: NetworkScoreModel, folder: Path | str) -> None:
     unet = _unet_settings(backbone)
     folder = Path(folder)
     tensors = renamed(backbone, diffusers_sources(backbone))
-    for part in ("unet", "scheduler"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name in ("unet", "scheduler"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.cpu() for name, tensor in tensors.items()},
         folder / "unet" / "diffusion_pytorch_model.safetensors",
@@ -74,7 +74,7 @@ def _scheduler_settings(model: NetworkScoreModel) -> dict[str, Any]:
         raise ValueError(f"diffusers' schedulers know eps, x0 and v, got parameterization {name}; it has no export")
     if parameterization.time_input not in ("auto", "index") or not _is_vp_table(model.sde):
         raise ValueError(
-            "diffusers' DDPMScheduler tells networks the row of a DDPM table, got a network told "
+            "diffusers' DDPMScheduler tells networks the timestep of a DDPM table, got a network told "
             f"{parameterization.time_input} of {type(model.sde).__name__}; it has no export"
         )
     assert isinstance(model.sde, Tabulated)
@@ -110,7 +110,7 @@ def _table_settings(sde: Tabulated) -> dict[str, Any]:
 
 
 def _unet_settings(network: ADM) -> dict[str, Any]:
-    options = {**UNet.fixed, **network.options}  # those of an ADM are all its own
+    options = network.settings
     _check_network(network, options)
     groups = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
     heads = [module for module in network.modules() if isinstance(module, AttentionBlock)]

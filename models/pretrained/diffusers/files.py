@@ -89,8 +89,7 @@ def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         ValueError: In one line: there are none, they cannot be read, or several variants may be meant.
     """
     path = _choose_weights(folder)
-    tensors = _read_shards(path) if path.suffix == ".json" else read_tensors(path)
-    return path, strip_prefix(tensors)
+    return path, strip_prefix(_read_shards(path)) if path.suffix == ".json" else read_tensors(path)
 
 
 def _choose_weights(folder: Path) -> Path:

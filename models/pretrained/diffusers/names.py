@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ...backbones import (
-    ADM,
-    AttentionBlock,
-    ResBlock,
-)
-from ..shared.renaming import (
-    THIRDS,
-    Layout,
-    Source,
-    attention_layouts,
-    blocks_of,
-    rename_blocks,
-    sources_of,
-)
+from ...backbones import ADM, NCSNpp
+from ..shared.renaming import Layout, Source, level_blocks, sources_of, thirds
 
-_LEAVES = {
-    ResBlock: {"project": "time_emb_proj", "skip": "conv_shortcut"},
-    AttentionBlock: {"norm": "group_norm", "qkv": "to_q,to_k,to_v", "proj": "to_out.0"},
+_INNER = {
+    "project": "time_emb_proj",
+    "skip": "conv_shortcut",
+    "norm": "group_norm",
+    "qkv": "to_q,to_k,to_v",
+    "proj": "to_out.0",
+    "frequencies": "weight",
 }
-_LAYERS = {
+_PLACES = {
     "embed.linear1": "time_embedding.linear_1",
     "embed.linear2": "time_embedding.linear_2",
     "embed.class_table": "class_embedding",
+    "embed.fourier": "time_proj",
     "conv_in": "conv_in",
+    "middle.block1": "mid_block.resnets.0",
+    "middle.attention": "mid_block.attentions.0",
+    "middle.attention.block": "mid_block.attentions.0",
+    "middle.block2": "mid_block.resnets.1",
     "norm_out": "conv_norm_out",
     "conv_out": "conv_out",
 }
@@ -38,48 +36,33 @@ _LAYERS = {
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def _swap_halves(tensor: Tensor) -> Tensor:
-    return torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
+def _halves_swapped(ours: Tensor) -> Sequence[Tensor]:
+    return [torch.cat(ours.chunk(2, dim=1)[::-1], dim=1)]
 
 
-HALVES_SWAPPED = Layout(lambda ours: [_swap_halves(ours)], lambda theirs: _swap_halves(theirs[0]))
-
-
-def diffusers_sources(network: ADM, *, halves_swapped: bool = False) -> dict[str, Source]:
+def diffusers_sources(network: ADM | NCSNpp, *, halves_swapped: bool = False) -> dict[str, Source]:
     """Map a network's tensors to the state dict of ``UNet2DModel``.
 
     Args:
-        network: Our network.
+        network: Our network; an ``NCSNpp`` is one of skip blocks.
         halves_swapped: The sines of the noise embedding come first there where the cosines do here, or the reverse.
     """
-    last = len(network.down) - 1
-    places = {
-        "middle.block1": "mid_block.resnets.0",
-        "middle.attention": "mid_block.attentions.0",
-        "middle.block2": "mid_block.resnets.1",
-    }
-    for ours, _ in blocks_of(network):
-        side, _, rest = ours.partition(".")
-        if side != "middle":
-            level, _, rest = rest.partition(".")
-            theirs = f"down_blocks.{level}" if side == "down" else f"up_blocks.{last - int(level)}"
-            rest = rest.replace("blocks", "resnets").replace("attention", "attentions")
-            places[ours] = f"{theirs}.{rest.replace('resample', f'{side}samplers.0')}"
-    names = rename_blocks(network, places, _LEAVES, _LAYERS)
-    names["embed.fourier.frequencies"] = "time_proj.weight"
-    layouts = attention_layouts(network, lambda _: {"qkv.weight": THIRDS, "qkv.bias": THIRDS})
+    places, last = dict(_PLACES), len(network.down) - 1
+    for name, side, level, kind, index in level_blocks(network):
+        resample = f"resnet_{side}" if isinstance(network, NCSNpp) else f"{side}samplers.0"
+        kinds = {"blocks": f"resnets.{index}", "attention": f"attentions.{index}", "resample": resample}
+        places[name] = f"{side}_blocks.{level if side == 'down' else last - level}.{kinds[kind]}"
+    for i in range(last + 1):
+        places[f"down.{i}.image_input.conv"] = f"down_blocks.{i}.skip_conv"
+        for layer in ("norm", "conv"):
+            places[f"up.{i}.image_output.{layer}"] = f"up_blocks.{last - i}.skip_{layer}"
+    layouts: dict[str, Layout] = {"qkv.weight": thirds(), "qkv.bias": thirds()}
     if halves_swapped:
-        layouts["embed.linear1.weight"] = HALVES_SWAPPED
-    return sources_of(network, names, layouts)
+        layouts["embed.linear1.weight"] = _halves_swapped
+    return sources_of(network, places, _INNER, lambda _: layouts)
 
 
 def with_new_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, those of attention under the names that they have since diffusers 0.15."""
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        before, _, leaf = name.rpartition(".")
-        block, _, layer = before.rpartition(".")
-        if ".attentions." in f".{block}." and layer in _OLD_ATTENTION:
-            name = f"{block}.{_OLD_ATTENTION[layer]}.{leaf}"
-        renamed[name] = tensor
-    return renamed
+    old = re.compile(rf"(?<=\.)({'|'.join(_OLD_ATTENTION)})(?=\.\w+$)")
+    return {old.sub(lambda layer: _OLD_ATTENTION[layer[0]], name): tensor for name, tensor in tensors.items()}

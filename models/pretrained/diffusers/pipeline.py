@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...backbones import ADM, NCSNpp
 from ..shared.plan import PlannedModel
-from ..shared.renaming import load_renamed
 from ..shared.settings import read_json
 from .files import WEIGHTS, find_parts, read_weights
 from .names import diffusers_sources, with_new_names
-from .ncsnpp import skip_block_sources
 from .settings import halves_are_swapped, plan_diffusers
 
 Config = Mapping[str, Any] | Path | str
@@ -64,16 +62,8 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
     if kinds - {"float32"}:
         notes += (f"{path} has weights in {', '.join(sorted(kinds))}, which are taken as float32",)
-    model = plan_diffusers(unet, scheduler).build()
-    model.notes = notes
-    backbone = model.backbone
-    if isinstance(backbone, NCSNpp):
-        sources = skip_block_sources(backbone)
-    else:
-        assert isinstance(backbone, ADM)
-        sources = diffusers_sources(backbone, halves_swapped=halves_are_swapped(unet))
-    load_renamed(backbone, with_new_names(tensors), sources, path=path)
-    return model
+    sources_of = partial(diffusers_sources, halves_swapped=halves_are_swapped(unet))
+    return plan_diffusers(unet, scheduler).load(with_new_names(tensors), sources_of, path=path, notes=notes)
 
 
 def _assumed(unet: Mapping[str, Any], folder: Path) -> dict[str, Any]:

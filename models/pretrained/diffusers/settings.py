@@ -18,7 +18,6 @@ from ...backbones import (
 )
 from ..shared.plan import ModelPlan, plan_network
 from ..shared.settings import Settings
-from .ncsnpp import has_skip_blocks, plan_skip_blocks
 
 SCHEDULERS = (
     "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler",
@@ -35,12 +34,10 @@ _DOWN: dict[str, tuple[bool, str | None]] = {
     "DownBlock2D": (False, "conv"),
     "AttnDownBlock2D": (True, None),
     "ResnetDownsampleBlock2D": (False, "resnet"),
+    "SkipDownBlock2D": (False, "skip"),
+    "AttnSkipDownBlock2D": (True, "skip"),
 }
-_UP: dict[str, tuple[bool, str | None]] = {
-    "UpBlock2D": (False, "conv"),
-    "AttnUpBlock2D": (True, None),
-    "ResnetUpsampleBlock2D": (False, "resnet"),
-}
+_UP = {name.replace("Down", "Up"): value for name, value in _DOWN.items()}
 
 
 def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any] | Path | str) -> ModelPlan:
@@ -71,9 +68,9 @@ def _plan(of_unet: Settings, settings: Settings) -> ModelPlan:
         raise ValueError(
             f"a {kind} goes with time_embedding_type={expected} of UNet2DModel, got {embedding}; one of them is wrong"
         )
+    backbone, network = _plan_unet(of_unet)
     if kind == "ScoreSdeVeScheduler":
-        return _plan_ve(of_unet, settings)
-    network = _plan_unet(of_unet)
+        return _plan_ve(backbone, network, settings)
     prediction = settings.choice("prediction_type", "epsilon", tuple(PREDICTIONS))
     if kind.startswith("DDPM"):
         _check_variance(str(settings.take("variance_type", "fixed_small")), learned=network["learned_variance"])
@@ -82,13 +79,11 @@ def _plan(of_unet: Settings, settings: Settings) -> ModelPlan:
     return ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], time_input="index")
 
 
-def _plan_ve(of_unet: Settings, scheduler: Settings) -> ModelPlan:
+def _plan_ve(backbone: str, network: dict[str, Any], scheduler: Settings) -> ModelPlan:
     """Networks of the VE-SDE, which divide by sigma, and are told ln(sigma) of data in [0, 1], twice which is ours."""
-    if has_skip_blocks(of_unet):
-        backbone, network = "ncsnpp", plan_skip_blocks(of_unet, _image_size(of_unet))
-    else:
-        backbone, network = "adm", _plan_unet(of_unet)
-        network |= {"embedding": "fourier", "embedding_dim": 2 * network["channels"]}
+    network |= {"embedding": "fourier"}
+    if backbone == "adm":
+        network |= {"embedding_dim": 2 * network["channels"]}
         if network["learned_variance"]:
             raise ValueError("a ScoreSdeVeScheduler takes one output a channel, got two; such a model is not supported")
     sde = {
@@ -114,7 +109,42 @@ def halves_are_swapped(unet: Mapping[str, Any]) -> bool:
     return bool(unet.get("flip_sin_to_cos", True)) != (unet.get("freq_shift", 0) == 0)
 
 
-def _plan_unet(settings: Settings) -> dict[str, Any]:
+def _plan_unet(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """The backbone, of which all but skip blocks are ``ADM``'s, and its options."""
+    widths = settings.integers("block_out_channels", (224, 448, 672, 896))
+    image_size = _image_size(settings)
+    resampling, down, up = _plan_levels(settings, len(widths))
+    sizes = level_resolutions(image_size, len(widths))
+    settings.refuse_unless(
+        act_fn=("silu", "swish"),
+        center_input_sample=settings.take("time_embedding_type", "positional") == "fourier",
+        class_embed_type=None,
+        mid_block_type="UNetMidBlock2D",
+        time_embedding_dim=(None, 4 * widths[0]),
+    )
+    network = {
+        "image_size": image_size,
+        "channels": widths[0],
+        "channel_mult": tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
+        "num_res_blocks": settings.integer("layers_per_block", 2),
+        "attention_resolutions": tuple(size for size, attends in zip(sizes, down, strict=True) if attends),
+        "dropout": settings.number("dropout", 0.0),
+        "norm_eps": settings.number("norm_eps", 1e-5),
+    }
+    if resampling == "skip":
+        backbone, options = "ncsnpp", _skip_options(settings, widths, down, up)
+    else:
+        up_resolutions = tuple(size for size, attends in zip(sizes, up, strict=True) if attends)
+        backbone, options = "adm", _adm_options(settings)
+        options["resampling"] = "residual" if resampling == "resnet" else "convolution"
+        options["up_attention_resolutions"] = None if up == down else up_resolutions
+    settings.flag("flip_sin_to_cos", True)
+    settings.ignore(["num_train_timesteps"])  # of learned embeddings of time alone
+    settings.finish()
+    return backbone, network | options
+
+
+def _adm_options(settings: Settings) -> dict[str, Any]:
     in_channels = settings.integer("in_channels", 3)
     out_channels = settings.integer("out_channels", 3)
     if out_channels not in (in_channels, 2 * in_channels):
@@ -122,55 +152,66 @@ def _plan_unet(settings: Settings) -> dict[str, Any]:
             f"UNet2DModel must have as many out_channels as in_channels={in_channels}, or twice as many with a learned "
             f"variance, got {out_channels}; only such models are supported"
         )
-    widths = settings.integers("block_out_channels", (224, 448, 672, 896))
-    image_size = _image_size(settings)
     scale_shift = settings.choice("resnet_time_scale_shift", "default", ("default", "scale_shift")) == "scale_shift"
     groups = settings.integer("norm_num_groups", 32)
-    head_channels = settings.take("attention_head_dim", 8)
-    num_classes = settings.take("num_class_embeds")
-    attention_groups = settings.take("attn_norm_num_groups")
-    of_ve = settings.take("time_embedding_type", "positional") == "fourier"
-    resampling, down, up = _plan_levels(settings, len(widths))
-    there = level_resolutions(image_size, len(widths))
+    head_channels, num_classes = settings.take("attention_head_dim", 8), settings.take("num_class_embeds")
     settings.refuse_unless(
-        act_fn=("silu", "swish"),
-        attn_norm_num_groups=(None, groups),
-        center_input_sample=of_ve,
-        class_embed_type=None,
-        freq_shift=(0, 1),
-        mid_block_scale_factor=1,
-        mid_block_type="UNetMidBlock2D",
-        time_embedding_dim=(None, 4 * widths[0]),
+        attn_norm_num_groups=(None, groups), downsample_padding=(0, 1), freq_shift=(0, 1), mid_block_scale_factor=1
     )
-    network = {
-        "image_size": image_size,
+    return {
         "in_channels": in_channels,
-        "channels": widths[0],
-        "channel_mult": tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
-        "num_res_blocks": settings.integer("layers_per_block", 2),
-        "attention_resolutions": tuple(size for size, attends in zip(there, down, strict=True) if attends),
-        "up_attention_resolutions": tuple(size for size, attends in zip(there, up, strict=True) if attends),
         "num_heads": 1,
         "head_channels": None if head_channels is None else settings.integer("attention_head_dim", 8),
-        "dropout": settings.number("dropout", 0.0),
         "scale_shift_norm": scale_shift,
-        "resampling": resampling,
         "symmetric_downsample": settings.integer("downsample_padding", 1) == 1,
         "middle_attention": settings.flag("add_attention", True),
-        "middle_attention_norm": attention_groups is not None or not scale_shift,
+        "middle_attention_norm": settings.take("attn_norm_num_groups") is not None or not scale_shift,
         "learned_variance": out_channels == 2 * in_channels,
         "num_classes": None if num_classes is None else settings.integer("num_class_embeds"),
-        "norm_eps": settings.number("norm_eps", 1e-5),
         "norm_groups": groups,
         "embedding": "cos_first" if settings.integer("freq_shift", 0) == 0 else "sin_first",
     }
-    if network["up_attention_resolutions"] == network["attention_resolutions"]:
-        network["up_attention_resolutions"] = None
-    settings.refuse_unless(downsample_padding=(0, 1))
-    settings.flag("flip_sin_to_cos", True)
-    settings.ignore(["num_train_timesteps"])  # of learned embeddings of time alone
-    settings.finish()
-    return network
+
+
+def _skip_options(
+    settings: Settings, widths: Sequence[int], down: Sequence[bool], up: Sequence[bool]
+) -> dict[str, Any]:
+    """The options of ``NCSNpp`` that skip blocks stand for.
+
+    diffusers builds such a network for some widths alone. A norm of C channels has min(C / 4, 32) groups; but that of
+    attention has 32, and so has, nearly always, that of what comes in from below and beside where the way up attends.
+    """
+    if up != down:
+        raise ValueError(
+            "UNet2DModel of skip blocks must attend at the same levels down and up; others are unsupported"
+        )
+    beside = [(*widths[1:], widths[-1]), widths, (widths[0], *widths[:-1])]
+    normalized = {*widths, *(sum(pair) for others in beside for pair in zip(widths, others, strict=True))}
+    uneven = [width for width in normalized if width < 4 or width % min(width // 4, 32)]
+    attending = {width for width, attends in zip(widths, down, strict=True) if attends}
+    if uneven or min(attending, default=128) < 128 or any(width % widths[0] for width in widths):
+        raise ValueError(
+            "UNet2DModel of skip blocks must have widths that are multiples of the first, from 128 on where they "
+            "attend, and that min(width / 4, 32) divides, alone and added to their neighbours, got "
+            f"{[*widths]}; others are unsupported"
+        )
+    scale = settings.number("mid_block_scale_factor", 1.0)
+    if abs(scale - 2**0.5) > 1e-6:
+        raise ValueError(f"UNet2DModel of skip blocks must have mid_block_scale_factor=sqrt(2), got {scale}")
+    attending.add(widths[-1])
+    settings.refuse_unless(
+        add_attention=True,
+        attention_head_dim=(None, *attending) if len(attending) == 1 else None,
+        attn_norm_num_groups=(None, 32) if widths[-1] >= 128 else None,
+        in_channels=3,
+        norm_num_groups=(None, 32) if min(widths[0], widths[-1]) >= 128 else None,
+        num_class_embeds=None,
+        out_channels=3,
+        resnet_time_scale_shift="default",
+        time_embedding_type="fourier",
+    )
+    settings.ignore(("downsample_padding", "freq_shift"))
+    return {"input_pyramid": "skip", "output_pyramid": "skip"}
 
 
 def _image_size(settings: Settings) -> ImageSize:
@@ -184,8 +225,7 @@ def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], 
     """By what the levels resample, and which of them attend, down and up, from the highest resolution on."""
     down = settings.words("down_block_types", ["DownBlock2D", *["AttnDownBlock2D"] * 3])
     up = settings.words("up_block_types", [*["AttnUpBlock2D"] * 3, "UpBlock2D"])[::-1]
-    attends = []
-    kinds = set()
+    attends, kinds = [], set()
     # the lowest level has nothing that leads further down, and the highest nothing that leads further up
     sides = (("downsample_type", down, _DOWN, down[:-1]), ("upsample_type", up, _UP, up[1:]))
     for name, types, table, resampling in sides:
@@ -196,13 +236,14 @@ def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], 
             if block_type not in table:
                 raise ValueError(choices_message("block type of UNet2DModel", block_type, sorted(table)))
         attends.append([table[block_type][0] for block_type in types])
-        kinds |= {table[block_type][1] or fallback for block_type in resampling}
+        skips = any("Skip" in block_type for block_type in types)
+        kinds |= {table[block_type][1] or fallback for block_type in (types if skips else resampling)}
     if len(kinds) > 1:
         raise ValueError(
-            f"UNet2DModel must resample alike at every level, by convolutions or by residual blocks, got {down} and "
-            f"{up[::-1]}; such a mixture is not supported"
+            "UNet2DModel must resample alike at every level, by convolutions or by residual blocks, or be of skip "
+            f"blocks alone, got {down} and {up[::-1]}; such a mixture is not supported"
         )
-    return "residual" if kinds == {"resnet"} else "convolution", attends[0], attends[1]
+    return kinds.pop() if kinds else "conv", attends[0], attends[1]
 
 
 def _plan_sde(settings: Settings) -> dict[str, Any]:
@@ -213,9 +254,13 @@ def _plan_sde(settings: Settings) -> dict[str, Any]:
         )
     steps = settings.integer("num_train_timesteps", 1000, least=2)
     start, end = settings.number("beta_start", 1e-4), settings.number("beta_end", 0.02)
-    trained = settings.take("trained_betas")
-    if trained is not None:
-        return {"name": "betas", "betas": _betas(trained, steps)}
+    if settings.take("trained_betas") is not None:
+        betas = settings.numbers("trained_betas")
+        if len(betas) != steps:
+            raise ValueError(
+                f"the scheduler's trained_betas must be num_train_timesteps={steps} numbers, got {len(betas)}"
+            )
+        return {"name": "betas", "betas": [float(beta) for beta in betas]}
     schedule = settings.choice("beta_schedule", "linear", ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
     if schedule == "linear":
         return {"name": "ddpm", "num_steps": steps, "beta_start": start, "beta_end": end}
@@ -228,13 +273,3 @@ def _plan_sde(settings: Settings) -> dict[str, Any]:
     else:
         betas = torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
     return {"name": "betas", "betas": betas.tolist()}
-
-
-def _betas(trained: Any, steps: int) -> list[float]:
-    if not isinstance(trained, Sequence) or len(trained) != steps:
-        length = len(trained) if isinstance(trained, Sequence) else "none"
-        raise ValueError(f"the scheduler's trained_betas must be num_train_timesteps={steps} numbers, got {length}")
-    try:
-        return [float(beta) for beta in trained]
-    except (TypeError, ValueError):
-        raise ValueError("the scheduler's trained_betas must be numbers; correct it") from None

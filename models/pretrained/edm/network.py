@@ -11,12 +11,11 @@ from torch import Tensor
 
 from runtime.registry import choices_message
 
-from ...backbones import ADM, NCSNpp
 from ..shared.plan import ModelPlan, PlannedModel
 from ..shared.settings import Settings
-from ..shared.tensors import is_pickle, read_tensors, strip_prefix
-from .adm import fill_adm, plan_edm_adm
-from .song import fill_song, plan_edm_song
+from ..shared.tensors import read_tensors
+from .names import edm_sources
+from .settings import plan_edm_adm, plan_edm_song
 
 Preconditioning = Literal["edm", "vp", "ve"]
 Config = Mapping[str, Any] | Path | str
@@ -26,6 +25,7 @@ _CLASSES: dict[Any, Preconditioning] = {"EDMPrecond": "edm", "VPPrecond": "vp", 
 _OF_PRECONDITIONING = (
     "class_name", "sigma_data", "sigma_min", "sigma_max", "beta_d", "beta_min", "M", "epsilon_t", "use_fp16",
 )  # fmt: skip
+_CONVERT = "run in a checkout of EDM: torch.save(pickle.load(open(FILE, 'rb'))['ema'].state_dict(), 'FILE.pt')"
 
 
 def _ends(settings: Settings, low: float, high: float) -> dict[str, float]:
@@ -67,8 +67,8 @@ def plan_edm(
         ValueError: In one line: a setting is missing, unknown, or contradicts the tensors.
     """
     settings = Settings(config)
-    class_name = None if settings.take("class_name") is None else settings.choice("class_name", "", tuple(_CLASSES))
-    named = _CLASSES.get(class_name)
+    class_name = settings.take("class_name")
+    named = None if class_name is None else _CLASSES[settings.choice("class_name", None, tuple(_CLASSES))]
     kind = preconditioning or named
     if kind is None:
         raise ValueError(
@@ -82,10 +82,11 @@ def plan_edm(
     settings.ignore(_OF_PRECONDITIONING)
     backbone, plan = ("adm", plan_edm_adm) if "out_conv.weight" in tensors else ("ncsnpp", plan_edm_song)
     try:
-        network = plan(tensors, settings, path=path)
+        network = plan(tensors, settings)
     except (IndexError, KeyError, ZeroDivisionError) as error:
         raise ValueError(
-            f"checkpoint {path} has tensors of shapes that none of EDM's networks has; fetch it again"
+            f"checkpoint {path} is no SongUNet or DhariwalUNet of EDM, or tensors are missing: it has "
+            f"{next(iter(tensors), 'nothing')}; check the source, or fetch it again"
         ) from error
     model = _with_preconditioning(backbone, network, settings, kind)
     settings.finish()
@@ -124,18 +125,9 @@ def from_edm(
             missing, unexpected, or of another shape or kind.
     """
     path = Path(path)
-    if is_pickle(path):
-        raise ValueError(
-            f"checkpoint {path} is a pickle, refused unread, since that could run code; where you trust it, run in a "
-            "checkout of EDM: torch.save(pickle.load(open(FILE, 'rb'))['ema'].state_dict(), 'FILE.pt')"
-        )
-    tensors = strip_prefix(read_tensors(path), "model.")
-    config = {} if config is None else config
-    model = plan_edm(tensors, config, preconditioning=preconditioning, path=path).build()
-    backbone = model.backbone
-    if isinstance(backbone, ADM):
-        fill_adm(backbone, tensors, path=path)
-    else:
-        assert isinstance(backbone, NCSNpp)
-        fill_song(backbone, tensors, path=path)
-    return model
+    tensors = read_tensors(path, "model.", convert=_CONVERT)
+    plan = plan_edm(tensors, {} if config is None else config, preconditioning=preconditioning, path=path)
+    # what maps augmentation labels is of no use to an ADM here, since it adds nothing without them
+    unused = ("resample_filter", "map_augment.weight") if plan.backbone == "adm" else ("resample_filter",)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(unused)}
+    return plan.load(weights, edm_sources, path=path)

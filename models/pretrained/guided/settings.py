@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +20,11 @@ _CHANNEL_MULT: dict[int, tuple[float, ...]] = {
     64: (1, 2, 3, 4),
     32: (1, 2, 2, 2),
 }
-# how a model was trained, is run or is sampled from: none of it changes the model
+# how a model was trained, is run, is sampled from or is laid out in its file: none of it changes the model
 _NOT_THE_MODEL = (
     "batch_size", "classifier_path", "classifier_scale", "classifier_use_fp16", "clip_denoised", "model_path",
     "num_samples", "rescale_learned_sigmas", "sigma_small", "timestep_respacing", "use_checkpoint", "use_ddim",
-    "use_fp16", "use_kl",
+    "use_fp16", "use_kl", "use_new_attention_order",
 )  # fmt: skip
 _OF_THE_CLASSIFIER = (
     "classifier_attention_resolutions", "classifier_depth", "classifier_pool", "classifier_resblock_updown",
@@ -34,23 +33,8 @@ _OF_THE_CLASSIFIER = (
 _OF_THE_NETWORK = (
     "attention_resolutions", "channel_mult", "class_cond", "dropout", "learn_sigma", "num_channels",
     "num_head_channels", "num_heads", "num_heads_upsample", "num_res_blocks", "resblock_updown",
-    "use_new_attention_order", "use_scale_shift_norm",
+    "use_scale_shift_norm",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ClassifierPlan:
-    """A classifier, described by plain values.
-
-    Attributes:
-        network: Keyword arguments of ``EncoderClassifier``.
-        sde: The SDE's name, under ``name``, and its options.
-        time_input: What the network is told of t.
-    """
-
-    network: dict[str, Any]
-    sde: dict[str, Any]
-    time_input: TimeInput
 
 
 def plan_guided(config: Config, *, project: Project = "guided", num_classes: int | None = None) -> ModelPlan:
@@ -65,27 +49,26 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
     """
     settings = Settings(config)
-    by_constructor = "model_channels" in settings
-    image_size = settings.integer("image_size", None if by_constructor else 64)
-    named = _by_constructor(settings, image_size) if by_constructor else _by_flags(settings, image_size, num_classes)
+    by_flags = "model_channels" not in settings
+    image_size = settings.integer("image_size", 64 if by_flags else None)
     head_channels = settings.integer("num_head_channels", -1)
-    num_heads = settings.integer("num_heads", 1 if by_constructor else 4)
+    num_heads = settings.integer("num_heads", 4 if by_flags else 1)
     network = {
         "image_size": image_size,
         "in_channels": settings.integer("in_channels", 3),
-        **named,
-        "num_res_blocks": settings.integer("num_res_blocks", None if by_constructor else 2),
+        **(_by_flags(settings, image_size, num_classes) if by_flags else _by_constructor(settings, image_size)),
+        "num_res_blocks": settings.integer("num_res_blocks", 2 if by_flags else None),
         "num_heads": num_heads,
         "head_channels": None if head_channels == -1 else head_channels,
         "dropout": settings.number("dropout", 0.0),
-        "scale_shift_norm": settings.flag("use_scale_shift_norm", not by_constructor),
+        "scale_shift_norm": settings.flag("use_scale_shift_norm", by_flags),
         "resampling": "residual" if settings.flag("resblock_updown", False) else "convolution",
         "symmetric_downsample": True,
         "norm_eps": 1e-5,
         "embedding": "cos_first",
     }
     settings.refuse_unless(num_heads_upsample=(-1, num_heads), conv_resample=True, dims=2)
-    settings.ignore((*_NOT_THE_MODEL, *_OF_THE_CLASSIFIER, "use_new_attention_order"))
+    settings.ignore((*_NOT_THE_MODEL, *_OF_THE_CLASSIFIER))
     parameterization = "x0" if settings.flag("predict_xstart", False) else "eps"
     sde, time_input = _plan_sde(settings, project)
     settings.finish()
@@ -93,20 +76,32 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
     return ModelPlan(backbone, network, sde, parameterization=parameterization, time_input=time_input)
 
 
-def plan_classifier(config: Config) -> ClassifierPlan:
+def plan_classifier(config: Config) -> tuple[dict[str, Any], dict[str, Any], TimeInput]:
     """Plan a classifier from the settings of guided-diffusion.
 
     Args:
         config: See ``from_guided_classifier``.
 
+    Returns:
+        The options of ``EncoderClassifier``; the SDE's name, under ``name``, and its options; and the time input.
+
     Raises:
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
     """
     settings = Settings(config)
-    by_constructor = "model_channels" in settings
-    image_size = settings.integer("image_size", None if by_constructor else 64)
-    network: dict[str, Any]
-    if by_constructor:
+    by_flags = "model_channels" not in settings
+    image_size = settings.integer("image_size", 64 if by_flags else None)
+    if by_flags:
+        prefix = "classifier_"
+        network = {
+            "channels": settings.integer("classifier_width", 128),
+            "num_res_blocks": settings.integer("classifier_depth", 2),
+            **_by_resolutions(
+                settings, "classifier_attention_resolutions", (32, 16, 8), image_size, _published_mult(image_size)
+            ),
+        }
+        settings.ignore(_OF_THE_NETWORK)
+    else:
         prefix = ""
         network = {
             "in_channels": settings.integer("in_channels", 3),
@@ -115,28 +110,21 @@ def plan_classifier(config: Config) -> ClassifierPlan:
             "num_res_blocks": settings.integer("num_res_blocks"),
             "head_channels": settings.integer("num_head_channels"),
             "dropout": settings.number("dropout", 0.0),
-            **_levels(settings, image_size, settings.numbers("channel_mult", (1, 2, 4, 8))),
+            **_by_factors(settings, image_size),
         }
         settings.refuse_unless(conv_resample=True, dims=2)
-        settings.ignore(("use_new_attention_order", *_NOT_THE_MODEL, "learn_sigma"))
-    else:
-        prefix = "classifier_"
-        network = {
-            "channels": settings.integer("classifier_width", 128),
-            "num_res_blocks": settings.integer("classifier_depth", 2),
-            "head_channels": 64,
-            **_levels(settings, image_size, _published_mult(image_size), "classifier_attention_resolutions"),
-        }
-        settings.ignore((*_NOT_THE_MODEL, *_OF_THE_NETWORK))
+        settings.ignore(["learn_sigma"])
     settings.refuse_unless(**{f"{prefix}pool": "attention"})
-    settings.ignore(["predict_xstart"])
-    network["image_size"] = image_size
-    network["scale_shift_norm"] = settings.flag(f"{prefix}use_scale_shift_norm", not by_constructor)
-    residual = settings.flag(f"{prefix}resblock_updown", not by_constructor)
-    network["resampling"] = "residual" if residual else "convolution"
+    settings.ignore((*_NOT_THE_MODEL, "predict_xstart"))
+    residual = settings.flag(f"{prefix}resblock_updown", by_flags)
+    network |= {
+        "image_size": image_size,
+        "scale_shift_norm": settings.flag(f"{prefix}use_scale_shift_norm", by_flags),
+        "resampling": "residual" if residual else "convolution",
+    }
     sde, time_input = _plan_sde(settings, "guided")
     settings.finish()
-    return ClassifierPlan(network, sde, time_input)
+    return network, sde, time_input
 
 
 def _plan_sde(settings: Settings, project: Project) -> tuple[dict[str, Any], TimeInput]:
@@ -151,8 +139,7 @@ def _plan_sde(settings: Settings, project: Project) -> tuple[dict[str, Any], Tim
 
 
 def _by_constructor(settings: Settings, image_size: int) -> dict[str, Any]:
-    in_channels = settings.integer("in_channels", 3)
-    out_channels = settings.integer("out_channels")
+    in_channels, out_channels = settings.integer("in_channels", 3), settings.integer("out_channels")
     if out_channels not in (in_channels, 2 * in_channels):
         raise ValueError(
             f"config's out_channels must be {in_channels}, or {2 * in_channels} with a learned variance, "
@@ -165,7 +152,7 @@ def _by_constructor(settings: Settings, image_size: int) -> dict[str, Any]:
         "channels": settings.integer("model_channels"),
         "learned_variance": learned,
         "num_classes": None if settings.take("num_classes") is None else settings.integer("num_classes"),
-        **_levels(settings, image_size, settings.numbers("channel_mult", (1, 2, 4, 8))),
+        **_by_factors(settings, image_size),
     }
 
 
@@ -175,7 +162,7 @@ def _by_flags(settings: Settings, image_size: int, num_classes: int | None) -> d
         "channels": settings.integer("num_channels", 128),
         "learned_variance": settings.flag("learn_sigma", False),
         "num_classes": (num_classes or 1000) if settings.flag("class_cond", False) else None,
-        **_levels(settings, image_size, mult, "attention_resolutions"),
+        **_by_resolutions(settings, "attention_resolutions", (16, 8), image_size, mult),
     }
 
 
@@ -188,15 +175,17 @@ def _published_mult(image_size: int) -> tuple[float, ...]:
     return _CHANNEL_MULT[image_size]
 
 
-def _levels(
-    settings: Settings, image_size: int, mult: Sequence[float], resolutions_flag: str | None = None
+def _by_resolutions(
+    settings: Settings, name: str, default: tuple[int, ...], image_size: int, mult: tuple[float, ...]
 ) -> dict[str, Any]:
-    """Multiples and attention: by resolutions under a flag's name, else by the factors that classes take."""
+    """Options of the levels, where a flag names the resolutions that attend, of which not all need be there."""
     there = [image_size // 2**i for i in range(len(mult))]
-    if resolutions_flag is None:
-        factors = settings.integers("attention_resolutions", None)
-        wanted = [there[i] for i in range(len(mult)) if 2**i in factors]
-    else:
-        default = (16, 8) if resolutions_flag == "attention_resolutions" else (32, 16, 8)
-        wanted = [resolution for resolution in settings.integers(resolutions_flag, default) if resolution in there]
-    return {"channel_mult": tuple(mult), "attention_resolutions": tuple(wanted)}
+    wanted = tuple(size for size in settings.integers(name, default) if size in there)
+    return {"channel_mult": mult, "attention_resolutions": wanted}
+
+
+def _by_factors(settings: Settings, image_size: int) -> dict[str, Any]:
+    """Options of the levels, where an argument gives the factors by which the levels that attend are smaller."""
+    mult, factors = settings.numbers("channel_mult", (1, 2, 4, 8)), settings.integers("attention_resolutions")
+    wanted = tuple(image_size // 2**i for i in range(len(mult)) if 2**i in factors)
+    return {"channel_mult": mult, "attention_resolutions": wanted}

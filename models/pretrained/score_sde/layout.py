@@ -3,63 +3,58 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...backbones import AttentionBlock, NCSNpp
-from ...backbones.blocks.fir import FIRConvDownsample
-from ...backbones.blocks.layers import ResBlock
-from ...backbones.blocks.ncsnpp_levels import InputResidual, InputSkip, OutputSkip
-from ..shared.renaming import (
-    SAME,
-    THIRDS,
-    TRANSPOSED,
-    Layout,
-    Source,
-    thirds_of,
-)
+from ...backbones import NCSNpp
+from ..shared.renaming import Source, sources_of, thirds, transposed
 
-Kind = Literal["fourier", "linear", "conv", "norm", "block", "attention", "resample", "pyramid_conv", "pyramid_skip"]
-
-_BLOCK = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "project": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
-# score_sde_pytorch's own 1x1 layer in "ddpm" blocks has its weight as [in, out]
-_NIN = Layout(lambda ours: [ours[:, :, 0, 0].t()], lambda theirs: theirs[0].t()[:, :, None, None])
-
-
-def _modules_of(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The tensors of each entry of ``all_modules``; none where a number is left out, since it has no parameters."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"all_modules\.(\d{1,4})\.(.+)", name)
-        if match:
-            found.setdefault(int(match[1]), {})[match[2]] = tensor
-    return [found.get(i, {}) for i in range(max(found, default=-1) + 1)]
+_INNER = {
+    "norm1": "GroupNorm_0",
+    "conv1": "Conv_0",
+    "project": "Dense_0",
+    "norm2": "GroupNorm_1",
+    "conv2": "Conv_1",
+    "norm": "GroupNorm_0",
+    "qkv.weight": "NIN_0.W,NIN_1.W,NIN_2.W",
+    "qkv.bias": "NIN_0.b,NIN_1.b,NIN_2.b",
+    "proj.weight": "NIN_3.W",
+    "proj.bias": "NIN_3.b",
+    "conv": "Conv_0",
+    "frequencies": "W",
+}
+_LAYOUTS = {"qkv.weight": thirds(transposed), "qkv.bias": thirds(), "proj.weight": transposed}
 
 
-def _kind_of(leaves: Mapping[str, Tensor], *, biggan: bool) -> Kind | None:
-    simple: dict[int, Kind] = {1: "norm", 2: "linear", 4: "conv"}
-    if "weight" in leaves:
-        return simple.get(leaves["weight"].ndim)
-    if "W" in leaves:
-        return "fourier"
-    if "NIN_3.W" in leaves:
-        return "attention"
-    if "Conv2d_0.weight" in leaves:
-        return "pyramid_conv"
+def _pointwise_transposed(ours: Tensor) -> Sequence[Tensor]:
+    """The layout of score_sde_pytorch's own 1x1 layer in "ddpm" blocks, whose weight is [in, out]."""
+    return [ours[:, :, 0, 0].t()]
+
+
+def _kind_of(leaves: Mapping[str, Tensor], *, biggan: bool) -> str:
+    """The kind of an entry of ``all_modules`` as a letter.
+
+    It is f for frequencies, l for a linear layer, c for a convolution, n for a norm, b for a residual block, a for
+    attention, r for resampling, p or s for the image brought in by convolutions or skips, and ? for none of these.
+    """
     if not leaves:
-        return "resample"
-    conv = leaves.get("Conv_0.weight")
-    if conv is None or conv.ndim != 4:
-        return None
+        return "r"
+    for leaf, kind in (("W", "f"), ("NIN_3.W", "a"), ("Conv2d_0.weight", "p")):
+        if leaf in leaves:
+            return kind
+    if "weight" in leaves:
+        return {1: "n", 2: "l", 4: "c"}.get(leaves["weight"].ndim, "?")
+    if "Conv_0.weight" not in leaves or leaves["Conv_0.weight"].ndim != 4:
+        return "?"
+    channels_out, channels_in, kernel, _ = leaves["Conv_0.weight"].shape
     if "Dense_0.weight" in leaves:
         # on the way up every other block takes in more channels than it gives out
-        return "resample" if "Conv_2.weight" in leaves and conv.shape[0] == conv.shape[1] else "block"
-    if conv.shape[-1] == 1:
-        return "pyramid_skip"
-    return "pyramid_conv" if biggan else "resample"
+        return "r" if "Conv_2.weight" in leaves and channels_out == channels_in else "b"
+    return "s" if kernel == 1 else "p" if biggan else "r"
 
 
 def find_options(tensors: Mapping[str, Tensor], *, path: Path) -> tuple[dict[str, Any], list[bool]]:
@@ -75,146 +70,69 @@ def find_options(tensors: Mapping[str, Tensor], *, path: Path) -> tuple[dict[str
     Raises:
         ValueError: In one line, if they are of no such network.
     """
-    modules = _modules_of(tensors)
+    numbered: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"all_modules\.(\d{1,4})\.(.+)", name)
+        if match:
+            numbered[int(match[1])][match[2]] = tensor
+    # a number is left out where there are no parameters
+    modules = [numbered[i] for i in range(max(numbered, default=-1) + 1)]
     biggan = any("Conv_2.weight" in leaves for leaves in modules)
-    kinds: list[Kind | None] = [_kind_of(leaves, biggan=biggan) for leaves in modules]
-    wrong = f"checkpoint {path} is no ncsnpp or ddpm network of score_sde_pytorch"
-    fourier = kinds[:1] == ["fourier"]
-    first = 3 if fourier else 2
-    if kinds[: first + 1] != ["fourier"] * fourier + ["linear", "linear", "conv"] or kinds[-1] != "conv":
-        some = next(iter(tensors), "nothing")
-        raise ValueError(f"{wrong}: it begins with {some}; check the source, or whether parts of it are missing")
-    levels = kinds.count("resample") // 2 + 1
-    per_level, rest = divmod(kinds.count("block") - 2, levels)
-    if rest or per_level < 3 or per_level % 2 == 0 or kinds.count("resample") % 2:
+    kinds = "".join(_kind_of(leaves, biggan=biggan) for leaves in modules)
+    levels = kinds.count("r") // 2 + 1
+    # a level has one block more on the way up than on the way down, and the middle has two
+    num_res_blocks = max(1, (kinds.count("b") - 2) // levels // 2)
+    level = f"(b{{{num_res_blocks}}}|(?:ba){{{num_res_blocks}}})"
+    found = re.match("f?llc" + f"{level}r[ps]?" * (levels - 1) + f"{level}bab", kinds)
+    if found is None:
         raise ValueError(
-            f"{wrong}: {kinds.count('block')} residual blocks and {kinds.count('resample')} resamplings make no U-Net; "
-            "fetch it again"
+            f"checkpoint {path} is no ncsnpp or ddpm network of score_sde_pytorch: it begins with "
+            f"{next(iter(tensors), 'nothing')} and its layers are not in the order of such a network; check the "
+            "source, or whether some are missing"
         )
-    num_res_blocks = (per_level - 1) // 2
-    widths, attends, at = [], [], first + 1
-    for level in range(levels):
-        blocks = []
-        for _ in range(num_res_blocks):
-            blocks.append(at)
-            at += 2 if _is(kinds, at + 1, "attention") else 1
-        if any(not _is(kinds, i, "block") for i in blocks):
-            raise ValueError(f"{wrong}: its layers are not in the order of such a network; check the source")
-        widths.append(modules[blocks[-1]]["Conv_0.weight"].shape[0])
-        attends.append(_is(kinds, blocks[0] + 1, "attention"))
-        at += level < levels - 1  # the resampling
-        at += _is(kinds, at, "pyramid_conv") or _is(kinds, at, "pyramid_skip")
-    pyramid = "residual" if "pyramid_conv" in kinds else "skip" if "pyramid_skip" in kinds else "none"
-    conv_in = modules[first]["weight"]
+    first = kinds.index("c")
+    channels, in_channels = modules[first]["weight"].shape[:2]
+    starts = [found.start(i + 1) for i in range(levels)]
     options = {
-        "in_channels": conv_in.shape[1],
-        "channels": conv_in.shape[0],
-        "channel_mult": tuple(width // conv_in.shape[0] for width in widths),
+        "in_channels": in_channels,
+        "channels": channels,
+        "channel_mult": tuple(modules[start]["Conv_0.weight"].shape[0] // channels for start in starts),
         "num_res_blocks": num_res_blocks,
         "block": "biggan" if biggan else "ddpm",
-        "resample_conv": all(leaves for leaves in modules),
-        "input_pyramid": pyramid,
-        "output_pyramid": "skip" if kinds.count("norm") > 1 else "none",
-        "embedding": "fourier" if fourier else "sin_first",
+        "resample_conv": all(modules),
+        "input_pyramid": "residual" if "p" in kinds else "skip" if "s" in kinds else "none",
+        "output_pyramid": "skip" if kinds.count("n") > 1 else "none",
+        "embedding": "fourier" if kinds[0] == "f" else "sin_first",
         "noise_features": modules[first - 2]["weight"].shape[1],
     }
-    return options, attends
-
-
-def _is(kinds: Sequence[Kind | None], i: int, kind: Kind) -> bool:
-    return i < len(kinds) and kinds[i] == kind
-
-
-class _Namer:
-    """Gives each part of our network the next numbers of their list, and finds the tensors within."""
-
-    def __init__(self) -> None:
-        self.sources: dict[str, Source] = {}
-        self._next = 0
-
-    def skip(self) -> None:
-        """A part without parameters has a number too."""
-        self._next += 1
-
-    def plain(self, ours: str, inner: str = "") -> None:
-        """A linear layer, convolution or norm."""
-        for leaf in ("weight", "bias"):
-            self._add(f"{ours}.{leaf}", f"{inner}{leaf}")
-        self._next += 1
-
-    def fourier(self, ours: str) -> None:
-        """Frequencies."""
-        self._add(f"{ours}.frequencies", "W")
-        self._next += 1
-
-    def block(self, ours: str, block: ResBlock, *, biggan: bool) -> None:
-        """A residual block, resampling or not."""
-        for mine, theirs in _BLOCK.items():
-            for leaf in ("weight", "bias"):
-                self._add(f"{ours}.{mine}.{leaf}", f"{theirs}.{leaf}")
-        if isinstance(block.skip, nn.Conv2d) and biggan:
-            for leaf in ("weight", "bias"):
-                self._add(f"{ours}.skip.{leaf}", f"Conv_2.{leaf}")
-        elif isinstance(block.skip, nn.Conv2d):
-            self._add(f"{ours}.skip.weight", "NIN_0.W", _NIN)
-            self._add(f"{ours}.skip.bias", "NIN_0.b")
-        self._next += 1
-
-    def attention(self, ours: str) -> None:
-        """An attention block: its 1x1 layers are q, k, v and the projection."""
-        for leaf in ("weight", "bias"):
-            self._add(f"{ours}.norm.{leaf}", f"GroupNorm_0.{leaf}")
-        self._add(f"{ours}.qkv.weight", "NIN_0.W,NIN_1.W,NIN_2.W", thirds_of(TRANSPOSED))
-        self._add(f"{ours}.qkv.bias", "NIN_0.b,NIN_1.b,NIN_2.b", THIRDS)
-        self._add(f"{ours}.proj.weight", "NIN_3.W", TRANSPOSED)
-        self._add(f"{ours}.proj.bias", "NIN_3.b")
-        self._next += 1
-
-    def _add(self, ours: str, leaves: str, layout: Layout = SAME) -> None:
-        names = tuple(f"all_modules.{self._next}.{leaf}" for leaf in leaves.split(","))
-        self.sources[ours] = Source(names, layout)
+    return options, ["a" in group for group in found.groups()]
 
 
 def score_sde_sources(network: NCSNpp) -> dict[str, Source]:
-    """Map a network's tensors to a state dict of score_sde_pytorch."""
-    namer = _Namer()
-    if network.embed.fourier is not None:
-        namer.fourier("embed.fourier")
-    for name in ("embed.linear1", "embed.linear2", "conv_in"):
-        namer.plain(name)
-    biggan = network.options["block"] == "biggan"
-    for name, part in _in_order(network):
-        if isinstance(part, ResBlock):
-            namer.block(name, part, biggan=biggan)
-        elif isinstance(part, AttentionBlock):
-            namer.attention(name)
-        elif isinstance(part, InputSkip):
-            namer.plain(f"{name}.conv", "Conv_0.")
-        elif isinstance(part, InputResidual):
-            namer.plain(f"{name}.down.conv", "Conv2d_0." if isinstance(part.down, FIRConvDownsample) else "Conv_0.")
-        elif isinstance(part, OutputSkip):
-            namer.plain(f"{name}.norm")
-            namer.plain(f"{name}.conv")
-        elif any(True for _ in part.parameters()):
-            namer.plain(f"{name}.conv", "Conv2d_0." if isinstance(part, FIRConvDownsample) else "Conv_0.")
-        else:
-            namer.skip()
-    namer.plain("norm_out")
-    namer.plain("conv_out")
-    return namer.sources
-
-
-def _in_order(network: NCSNpp) -> list[tuple[str, nn.Module]]:
-    """The parts of the levels, with our names, in the order in which they are applied."""
+    """Map a network's tensors to a state dict of score_sde_pytorch, whose layers are numbered in the order of use."""
     levels, blocks = range(len(network.down)), range(network.num_res_blocks)
-    names: list[str] = []
+    names = ["embed.fourier", "embed.linear1", "embed.linear2", "conv_in"]
     for i in levels:
         for j in blocks:
             names += [f"down.{i}.blocks.{j}", f"down.{i}.attention.{j}.block"]
         names += [f"down.{i}.resample", f"down.{i}.image_input"]
     names += ["middle.block1", "middle.attention.block", "middle.block2"]
     for i in reversed(levels):
-        names += [f"up.{i}.blocks.{j}" for j in (*blocks, len(blocks))]
-        names += [f"up.{i}.attention.block", f"up.{i}.image_output", f"up.{i}.resample"]
-    parts = dict(network.named_modules())
-    return [(name, parts[name]) for name in names if name in parts]
+        names += [f"up.{i}.blocks.{j}" for j in (*blocks, len(blocks))] + [f"up.{i}.attention.block"]
+        names += [f"up.{i}.image_output.norm", f"up.{i}.image_output.conv", f"up.{i}.resample"]
+    names += ["norm_out", "conv_out"]
+    there = {name for name, _ in network.named_modules()}
+    places = {ours: f"all_modules.{i}" for i, ours in enumerate(name for name in names if name in there)}
+    inner, layouts = dict(_INNER), dict(_LAYOUTS)
+    if network.options["block"] == "biggan":
+        inner["skip"] = "Conv_2"
+    else:
+        inner |= {"skip.weight": "NIN_0.W", "skip.bias": "NIN_0.b"}
+        layouts["skip.weight"] = _pointwise_transposed
+    filtered = network.options["fir_kernel"] is not None
+    # a convolution that also filters has another name
+    inner["down.conv"] = "Conv2d_0" if filtered else "Conv_0"
+    if filtered:
+        downs = [f"down.{i}.resample" for i in levels]
+        places |= {f"{name}.conv": f"{places[name]}.Conv2d_0" for name in downs if name in places}
+    return sources_of(network, places, inner, lambda _: layouts)

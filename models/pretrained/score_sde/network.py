@@ -12,11 +12,9 @@ from torch import Tensor
 
 from runtime.registry import choices_message
 
-from ...backbones import NCSNpp
 from ...parameterization import TimeInput
 from ..shared.plan import ModelPlan, PlannedModel
-from ..shared.renaming import load_renamed
-from ..shared.settings import Settings, read_json
+from ..shared.settings import Settings
 from ..shared.tensors import as_tensors, read_checkpoint, strip_prefix
 from .configs import CONFIGS
 from .layout import find_options, score_sde_sources
@@ -25,12 +23,13 @@ Weights = Literal["ema", "raw"]
 Config = Mapping[str, Any] | Path | str
 
 _FREQUENCIES = re.compile(r"all_modules\.\d+\.W")
-_SECTIONS = ("data", "model", "training", "optim", "sampling", "eval")
+# what is read of the sections besides model
+_READ = ("data.centered", "data.image_size", "data.num_channels", "training.continuous", "training.sde")
 # Settings of the project's configs that neither the tensors nor the network's output depend on: some are of training,
 # some of SDEs that the config does not choose, and model.interpolation is of its NCSN
 _IDLE = (
-    "model.ema_rate", "model.fourier_scale", "model.init_scale", "model.interpolation", "model.num_scales",
-    "model.sigma_begin", "model.sigma_min", "model.sigma_max", "model.beta_min", "model.beta_max",
+    "model.ema_rate", "model.fourier_scale", "model.init_scale", "model.interpolation", "model.resamp_with_conv",
+    "model.sigma_begin",
 )  # fmt: skip
 # what only an ncsnpp looks at, though a ddpm's config may say it too
 _OF_NCSNPP = (
@@ -41,122 +40,92 @@ _OF_NCSNPP = (
 
 def _read_config(config: Config) -> Settings:
     """Settings under dotted names, such as ``model.fir``."""
-    if isinstance(config, str) and not Path(config).exists():
+    if isinstance(config, str) and not config.strip().startswith("--") and not Path(config).exists():
         # as the project's own command line has it
-        config = config.removeprefix("configs/").removesuffix(".py")
-    if isinstance(config, str) and config in CONFIGS:
-        return Settings(CONFIGS[config])
-    if isinstance(config, str) and not config.strip().startswith("--"):
-        path = Path(config)
-        if not path.suffix and not path.exists():
-            raise ValueError(choices_message("config of score_sde_pytorch", config, sorted(CONFIGS)))
-        config = path
-    if isinstance(config, Path):
-        config = read_json(config, "config")
-    if isinstance(config, str):
-        return Settings(config)
+        name = config.removeprefix("configs/").removesuffix(".py")
+        if name not in CONFIGS and not Path(name).suffix:
+            raise ValueError(choices_message("config of score_sde_pytorch", name, sorted(CONFIGS)))
+        config = CONFIGS.get(name, config)
     flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if name in _SECTIONS and isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            flat[name] = value
-    # the other sections, and what stands beside them, say nothing of the model
-    return Settings({name: value for name, value in flat.items() if name.startswith(("data.", "model.", "training."))})
+    for name, value in Settings(config).values.items():
+        flat |= (
+            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return Settings({name: value for name, value in flat.items() if name.startswith("model.") or name in _READ})
 
 
-def _required(settings: Settings, name: str) -> None:
-    if name not in settings:
-        raise ValueError(f"config must say {name}, which the tensors do not; add it, as in {sorted(CONFIGS)[0]}")
-
-
-def _plan_network(settings: Settings, found: dict[str, Any], attends: list[bool], *, path: Path) -> dict[str, Any]:
-    for name in ("data.image_size", "model.name", "training.sde", "training.continuous"):
-        _required(settings, name)
-    network = settings.choice("model.name", "ncsnpp", ("ncsnpp", "ddpm"))
+def _plan_network(settings: Settings, found: dict[str, Any], attends: list[bool]) -> dict[str, Any]:
+    network = settings.choice("model.name", None, ("ncsnpp", "ddpm"))
     image_size = settings.integer("data.image_size")
-    levels = len(attends)
-    if image_size % 2 ** (levels - 1):
+    if image_size % 2 ** (len(attends) - 1):
         raise ValueError(
-            f"config's data.image_size {image_size} cannot be halved {levels - 1} times, as checkpoint {path} does"
+            f"config's data.image_size {image_size} cannot be halved {len(attends) - 1} times, as the checkpoint does; "
+            "correct it"
         )
-    resolutions = [image_size // 2**i for i in range(levels)]
-    attention = tuple(size for size, attend in zip(resolutions, attends, strict=True) if attend)
-    said = settings.integers("model.attn_resolutions", attention)
-    if {size for size in said if size in resolutions} != set(attention):
-        raise ValueError(
-            f"config's model.attn_resolutions is {said}, but checkpoint {path} has attention at {attention} with "
-            f"data.image_size {image_size}; correct one of them"
-        )
-    settings.agree("data.num_channels", found["in_channels"], path=path)
-    settings.agree("model.nf", found["channels"], path=path)
-    settings.agree("model.ch_mult", found["channel_mult"], path=path)
-    settings.agree("model.num_res_blocks", found["num_res_blocks"], path=path)
+    by_size = {image_size // 2**i: attend for i, attend in enumerate(attends)}
+    settings.agree("data.num_channels", found["in_channels"])
+    settings.agree("model.nf", found["channels"])
+    settings.agree("model.ch_mult", found["channel_mult"])
+    settings.agree("model.num_res_blocks", found["num_res_blocks"])
     settings.refuse_unless(**{"model.conditional": True, "model.nonlinearity": "swish"})
     settings.refuse_unless(**{"model.normalization": "GroupNorm", "model.attention_type": "ddpm"})
     if found["block"] == "ddpm":
-        settings.agree("model.resamp_with_conv", found["resample_conv"], path=path)
-    else:
-        settings.ignore(["model.resamp_with_conv"])
-    dropout = settings.number("model.dropout", 0.0)
-    plan = {**found, "image_size": image_size, "attention_resolutions": attention, "dropout": dropout}
+        settings.agree("model.resamp_with_conv", found["resample_conv"])
+    plan = {
+        **found,
+        "image_size": image_size,
+        "attention_resolutions": settings.attention("model.attn_resolutions", by_size),
+        "dropout": settings.number("model.dropout", 0.0),
+    }
     if network == "ddpm":
         settings.ignore(_OF_NCSNPP)
         plain = {"fir_kernel": None, "input_pyramid": "none", "output_pyramid": "none"}
         return plan | plain | {"rescale": False, "min_group_channels": 1}
-    for name in ("model.fir", "model.skip_rescale"):
-        _required(settings, name)
     skip = {"none": "none", "residual": "residual", "skip": "input_skip"}[found["input_pyramid"]]
-    settings.agree("model.progressive_input", skip, path=path)
-    settings.agree("model.progressive", "output_skip" if found["output_pyramid"] == "skip" else "none", path=path)
-    settings.agree("model.resblock_type", found["block"], path=path)
-    settings.agree("model.embedding_type", "fourier" if found["embedding"] == "fourier" else "positional", path=path)
+    settings.agree("model.progressive_input", skip)
+    settings.agree("model.progressive", "output_skip" if found["output_pyramid"] == "skip" else "none")
+    settings.agree("model.resblock_type", found["block"])
+    settings.agree("model.embedding_type", "fourier" if found["embedding"] == "fourier" else "positional")
     settings.refuse_unless(**{"model.progressive_combine": "sum", "model.conv_size": 3})
     kernel = settings.numbers("model.fir_kernel", (1, 3, 3, 1))
-    fir, rescale = settings.flag("model.fir", True), settings.flag("model.skip_rescale", True)
-    return plan | {"fir_kernel": kernel if fir else None, "rescale": rescale}
+    return plan | {
+        "fir_kernel": kernel if settings.flag("model.fir") else None,
+        "rescale": settings.flag("model.skip_rescale"),
+    }
 
 
-def _noise_levels(settings: Settings, sigmas: Tensor | None, *, path: Path) -> tuple[int, float, float]:
+def _noise_levels(settings: Settings, sigmas: Tensor | None) -> tuple[int, float, float]:
     """Number of noise levels, sigma_min and sigma_max: as the config says, and as the buffer ``sigmas`` does."""
-    num, low, high = 1000, 0.01, 50.0
-    if sigmas is not None:
-        if sigmas.ndim != 1 or len(sigmas) < 2:
-            raise ValueError(f"checkpoint {path} has sigmas of shape {list(sigmas.shape)}, expected a vector")
-        num, low, high = len(sigmas), float(sigmas[-1]), float(sigmas[0])
-    said = settings.integer("model.num_scales", num, least=2)
-    ends = settings.number("model.sigma_min", low), settings.number("model.sigma_max", high)
-    fits = all(math.isclose(one, other, rel_tol=1e-6) for one, other in zip(ends, (low, high), strict=True))
-    if sigmas is not None and (said != num or not fits):
+    found = (1000, 0.01, 50.0) if sigmas is None else (len(sigmas), float(sigmas[-1]), float(sigmas[0]))
+    number = settings.integer("model.num_scales", found[0], least=2)
+    low, high = settings.number("model.sigma_min", found[1]), settings.number("model.sigma_max", found[2])
+    pairs = zip((number, low, high), found, strict=True)
+    if sigmas is not None and not all(math.isclose(*pair, rel_tol=1e-6) for pair in pairs):
         raise ValueError(
-            f"config says {said} noise levels from {ends[0]:g} to {ends[1]:g}, but checkpoint {path} has {num} from "
-            f"{low:g} to {high:g}; correct model.num_scales, sigma_min and sigma_max"
+            f"config says {number} noise levels from {low:g} to {high:g}, but the checkpoint has {found[0]} from "
+            f"{found[1]:g} to {found[2]:g}; correct model.num_scales, sigma_min and sigma_max"
         )
-    return said, *ends
+    return number, low, high
 
 
-def _plan_time(
-    settings: Settings, embedding: str, sigmas: Tensor | None, *, path: Path
-) -> tuple[dict[str, Any], str, TimeInput]:
+def _plan_time(settings: Settings, embedding: str, sigmas: Tensor | None) -> tuple[dict[str, Any], str, TimeInput]:
     """The SDE, the parameterization and the time input."""
-    sde = settings.choice("training.sde", "", ("vpsde", "subvpsde", "vesde"))
+    sde = settings.choice("training.sde", None, ("vpsde", "subvpsde", "vesde"))
     # sub-VP has no discrete form: the project's own score function takes it as continuous whatever is said
-    continuous = settings.flag("training.continuous", True) or sde == "subvpsde"
+    continuous = settings.flag("training.continuous") or sde == "subvpsde"
     exploding = sde == "vesde"
-    num_scales, *ends = _noise_levels(settings, sigmas, path=path)
+    num_scales, *ends = _noise_levels(settings, sigmas)
     centered = settings.flag("data.centered", not exploding)
     if settings.flag("model.scale_by_sigma", exploding) != exploding:
         raise ValueError(f"config's model.scale_by_sigma must be {exploding} with {sde}; correct one of them")
     if not centered and not exploding:
         raise ValueError(f"config's data.centered must be True with {sde}, whose data are in [-1, 1]; correct it")
     takes_sigma = exploding and continuous
-    name = settings.choice("model.name", "ncsnpp", ("ncsnpp", "ddpm"))
-    if (embedding == "fourier") != takes_sigma and not (name == "ddpm" and not takes_sigma):
-        expected = "Fourier" if takes_sigma else "positional"
+    if (embedding == "fourier") != takes_sigma and (takes_sigma or settings.take("model.name") != "ddpm"):
+        kinds = {True: "Fourier", False: "positional"}
         raise ValueError(
-            f"{'continuous' if continuous else 'discrete'} {sde} needs a {expected} embedding of the noise, but "
-            f"checkpoint {path} has a {'Fourier' if embedding == 'fourier' else 'positional'} one; correct "
-            "training.sde or training.continuous"
+            f"{'continuous' if continuous else 'discrete'} {sde} needs a {kinds[takes_sigma]} embedding of the noise, "
+            f"but the checkpoint has a {kinds[embedding == 'fourier']} one; correct training.sde or training.continuous"
         )
     beta_min, beta_max = settings.number("model.beta_min", 0.1), settings.number("model.beta_max", 20.0)
     if not exploding and not continuous:
@@ -186,16 +155,14 @@ def plan_score_sde(tensors: Mapping[str, Tensor], config: Config, *, path: Path)
     settings = _read_config(config)
     try:
         found, attends = find_options(tensors, path=path)
-        network = _plan_network(settings, found, attends, path=path)
+        network = _plan_network(settings, found, attends)
     except (IndexError, KeyError, ZeroDivisionError) as error:
         raise ValueError(
             f"checkpoint {path} has tensors of shapes that no ncsnpp or ddpm has; fetch it again"
         ) from error
-    sde, parameterization, time_input = _plan_time(settings, found["embedding"], tensors.get("sigmas"), path=path)
+    sde, parameterization, time_input = _plan_time(settings, found["embedding"], tensors.get("sigmas"))
     settings.ignore(_IDLE)
-    unknown = [name for name in settings.unknown() if name.startswith("model.")]
-    if unknown:
-        raise ValueError(choices_message("setting of the config", unknown[0], settings.known()))
+    settings.finish()
     return ModelPlan("ncsnpp", network, sde, parameterization, time_input)
 
 
@@ -248,9 +215,5 @@ def from_score_sde(path: Path | str, config: Config, *, weights: Weights = "ema"
     """
     path = Path(path)
     tensors = _pick_weights(read_checkpoint(path), weights, path=path)
-    model = plan_score_sde(tensors, config, path=path).build()
-    backbone = model.backbone
-    assert isinstance(backbone, NCSNpp)
-    left = {name: tensor for name, tensor in tensors.items() if name != "sigmas"}
-    load_renamed(backbone, left, score_sde_sources(backbone), path=path)
-    return model
+    trained = {name: tensor for name, tensor in tensors.items() if name != "sigmas"}
+    return plan_score_sde(tensors, config, path=path).load(trained, score_sde_sources, path=path)

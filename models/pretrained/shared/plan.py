@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from runtime.registry import choices_message
 from sde_lib import SDE, make_sde
@@ -12,6 +16,7 @@ from sde_lib import SDE, make_sde
 from ...backbones import ADM, MLP, Backbone, NCSNpp, UNet
 from ...parameterization import TimeInput, make_parameterization
 from ...score_model import NetworkScoreModel
+from .renaming import Source, load_renamed
 
 BACKBONES: dict[str, type[Backbone]] = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "mlp": MLP}
 
@@ -74,6 +79,30 @@ class ModelPlan:
             ValueError: In one line, if there can be no such model.
         """
         return PlannedModel(self).eval()
+
+    def load(
+        self,
+        tensors: Mapping[str, Tensor],
+        sources_of: Callable[[Any], Mapping[str, Source]],
+        *,
+        path: Path,
+        notes: tuple[str, ...] = (),
+    ) -> PlannedModel:
+        """The model with the weights of a checkpoint, in evaluation mode.
+
+        Args:
+            tensors: Those of the checkpoint.
+            sources_of: Finds the tensors of a network in the checkpoint; see ``load_renamed``.
+            path: The file they are from, for the message.
+            notes: What its importer chose where the checkpoint left a choice.
+
+        Raises:
+            ValueError: In one line, if there can be no such model, or the tensors are of another.
+        """
+        model = self.build()
+        load_renamed(model.backbone, tensors, sources_of(model.backbone), path=path)
+        model.notes = notes
+        return model
 
 
 class PlannedModel(NetworkScoreModel):

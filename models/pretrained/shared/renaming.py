@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,133 +10,116 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...backbones import (
-    AttentionBlock,
-    Downsample,
-    ResBlock,
-    Upsample,
-)
-from .tensors import list_problems, load_strictly
+from .tensors import check_tensors
 
-Leaves = Mapping[type[nn.Module], Mapping[str, str]]
-
-
-class Layout(NamedTuple):
-    """The layout of one of our tensors in another project's file: split into theirs, and made of them again."""
-
-    to_theirs: Callable[[Tensor], list[Tensor]]
-    to_ours: Callable[[list[Tensor]], Tensor]
+Layout = Callable[[Tensor], Sequence[Tensor]]
+"""Another project's tensors made of one of ours, by moving its numbers about and in no other way."""
 
 
 class Source(NamedTuple):
-    """The place of one of our tensors: its names and its layout."""
+    """The place of one of our tensors in another project's file: its names there and its layout."""
 
     names: tuple[str, ...]
     layout: Layout
 
 
-SAME = Layout(lambda ours: [ours], lambda theirs: theirs[0])
-TRANSPOSED = Layout(lambda ours: [ours.t()], lambda theirs: theirs[0].t())
-THIRDS = Layout(lambda ours: list(ours.chunk(3)), torch.cat)
+class LevelBlock(NamedTuple):
+    """A block of a U-Net's levels.
+
+    Attributes:
+        name: Our name of it.
+        side: "down" or "up".
+        level: The level, 0 at the highest resolution.
+        kind: "blocks", "attention" or "resample".
+        number: Its number among those of its kind in the level.
+    """
+
+    name: str
+    side: str
+    level: int
+    kind: str
+    number: int
+
+
+def same(ours: Tensor) -> Sequence[Tensor]:
+    """The layout of a tensor that is the same in both projects."""
+    return [ours]
+
+
+def transposed(ours: Tensor) -> Sequence[Tensor]:
+    """The layout of a matrix that is transposed there."""
+    return [ours.t()]
 
 
 def pointwise(num_dims: int) -> Layout:
     """A linear layer's weight [O, I] as that of a convolution of kernel 1 in ``num_dims`` dimensions."""
-    return Layout(lambda ours: [ours[(..., *[None] * num_dims)]], lambda theirs: theirs[0].flatten(1))
+    return lambda ours: [ours[(..., *[None] * num_dims)]]
 
 
-def thirds_of(layout: Layout) -> Layout:
+def thirds(layout: Layout = same) -> Layout:
     """Queries, keys and values in three tensors, each in a layout of one tensor."""
-    return Layout(
-        lambda ours: [layout.to_theirs(third)[0] for third in ours.chunk(3)],
-        lambda theirs: torch.cat([layout.to_ours([third]) for third in theirs]),
-    )
+    return lambda ours: [layout(third)[0] for third in ours.chunk(3)]
 
 
-def rows_by_head(num_heads: int, order: Sequence[int], layout: Layout = SAME) -> Layout:
-    """Rows of queries, keys and values in another order than our [(q, k, v), head, channel].
+def reordered_heads(num_heads: int, order: Sequence[int], layout: Layout = same) -> Layout:
+    """Queries, keys and values in another order along the first axis than our [(q, k, v), head, channel].
 
     Args:
         num_heads: Number of heads, ``H``.
         order: Their order, as axes of ours: (1, 0, 2) is [head, (q, k, v), channel].
-        layout: What is done besides, to a tensor with rows in their order.
+        layout: The layout of what is in their order.
     """
-    inverse = sorted(range(3), key=lambda axis: order[axis])
 
-    def to_theirs(ours: Tensor) -> list[Tensor]:
+    def to_theirs(ours: Tensor) -> Sequence[Tensor]:
         split = ours.unflatten(0, (3, num_heads, -1))
-        return layout.to_theirs(split.permute(*order, *range(3, split.ndim)).flatten(0, 2))
+        return layout(split.permute(*order, *range(3, split.ndim)).flatten(0, 2))
 
-    def to_ours(theirs: list[Tensor]) -> Tensor:
-        rows = layout.to_ours(theirs)
-        sizes = 3, num_heads, len(rows) // (3 * num_heads)
-        split = rows.unflatten(0, [sizes[axis] for axis in order])
-        return split.permute(*inverse, *range(3, split.ndim)).flatten(0, 2)
-
-    return Layout(to_theirs, to_ours)
+    return to_theirs
 
 
 def fused_attention(num_heads: int, order: Sequence[int], num_dims: int) -> dict[str, Layout]:
-    """An attention block of convolutions of kernel 1, with queries, keys and values in one; see ``rows_by_head``."""
+    """Layouts of attention by convolutions of kernel 1, one for queries, keys and values; see ``reordered_heads``."""
     return {
-        "qkv.weight": rows_by_head(num_heads, order, pointwise(num_dims)),
-        "qkv.bias": rows_by_head(num_heads, order),
+        "qkv.weight": reordered_heads(num_heads, order, pointwise(num_dims)),
+        "qkv.bias": reordered_heads(num_heads, order),
         "proj.weight": pointwise(num_dims),
     }
 
 
-def blocks_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Residual, attention and resampling blocks of a U-Net, with our names."""
-    for name, block in module.named_modules():
-        if isinstance(block, ResBlock | AttentionBlock | Downsample | Upsample):
-            yield name, block
+def level_blocks(network: nn.Module) -> Iterator[LevelBlock]:
+    """The blocks of a U-Net's levels."""
+    for name, _ in network.named_modules():
+        found = re.fullmatch(r"(down|up)\.(\d+)\.(blocks|attention|resample)(?:\.(\d+))?(?:\.block)?", name)
+        if found:
+            yield LevelBlock(name, found[1], int(found[2]), found[3], int(found[4] or 0))
 
 
-def rename_blocks(
-    module: nn.Module, places: Mapping[str, str], leaves: Leaves, layers: Mapping[str, str]
-) -> dict[str, str]:
-    """Their name for each parameter of a U-Net; for several, names separated by commas.
-
-    Args:
-        module: The network.
-        places: Their name of each block, by ours.
-        leaves: Their names of what is in a block, by the kind of block and our name; left out, the names are alike.
-        layers: Their name of each layer outside of blocks, by ours.
-    """
-    names = {f"{ours}.{leaf}": f"{theirs}.{leaf}" for ours, theirs in layers.items() for leaf in ("weight", "bias")}
-    for ours, block in blocks_of(module):
-        table = leaves.get(type(block), {})
-        for parameter in block.state_dict():
-            leaf, _, rest = parameter.partition(".")
-            theirs = table.get(leaf, leaf).split(",")
-            names[f"{ours}.{parameter}"] = ",".join(f"{places[ours]}.{one}.{rest}" for one in theirs)
-    return names
-
-
-def attention_layouts(module: nn.Module, layouts_of: Callable[[int], Mapping[str, Layout]]) -> dict[str, Layout]:
-    """The layouts of what is in the attention blocks of a U-Net.
+def sources_of(
+    network: nn.Module,
+    places: Mapping[str, str],
+    inner: Mapping[str, str],
+    layouts: Callable[[int], Mapping[str, Layout]],
+) -> dict[str, Source]:
+    """Find the tensors of a network in another project's file.
 
     Args:
-        module: The network.
-        layouts_of: Those of a block's parameters that lie otherwise, for its number of heads.
+        network: The network.
+        places: Their name of each of our blocks and layers, by ours; the longest one that fits is taken.
+        inner: Their name of each layer or tensor within a block, by ours; of several, separated by commas. Those left
+            out have our names.
+        layouts: The layouts of the tensors that are not the same there, by our name within a block, or in the network,
+            for a block's number of heads.
     """
-    return {
-        f"{ours}.{parameter}": layout
-        for ours, block in blocks_of(module)
-        if isinstance(block, AttentionBlock)
-        for parameter, layout in layouts_of(block.num_heads).items()
-    }
-
-
-def sources_of(module: nn.Module, names: Mapping[str, str], layouts: Mapping[str, Layout]) -> dict[str, Source]:
-    """Put names and layouts together.
-
-    Args:
-        module: The network.
-        names: Their name of each of our tensors, several separated by commas.
-        layouts: The layouts of those that lie otherwise.
-    """
-    return {ours: Source(tuple(names[ours].split(",")), layouts.get(ours, SAME)) for ours in module.state_dict()}
+    modules, sources = dict(network.named_modules()), {}
+    for ours in network.state_dict():
+        place = max((one for one in places if ours.startswith(f"{one}.")), key=len)
+        tensor = ours.removeprefix(f"{place}.")
+        layer, dot, leaf = tensor.rpartition(".")
+        within = inner.get(tensor) or ",".join(f"{one}{dot}{leaf}" for one in inner.get(layer, layer).split(","))
+        known = layouts(getattr(modules[place], "num_heads", 1))
+        names = tuple(f"{places[place]}.{one}" for one in within.split(","))
+        sources[ours] = Source(names, known.get(tensor) or known.get(ours, same))
+    return sources
 
 
 def load_renamed(
@@ -146,7 +130,7 @@ def load_renamed(
     Args:
         module: The network, changed in place; unchanged where this raises.
         tensors: Under their names.
-        sources: Where each of our tensors is among them.
+        sources: The place of each of our tensors among them.
         path: The file they are from, for the message.
 
     Raises:
@@ -155,21 +139,31 @@ def load_renamed(
     """
     expected: dict[str, Tensor] = {}
     for ours, tensor in module.state_dict().items():
-        source = sources[ours]
         like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        expected.update(zip(source.names, source.layout.to_theirs(like), strict=True))
-    problems = list_problems(expected, tensors)
-    if problems:
-        raise ValueError(f"checkpoint {path} does not fit the network: {problems}; check the source and the settings")
-    ours = {name: source.layout.to_ours([tensors[n] for n in source.names]) for name, source in sources.items()}
-    load_strictly(module, ours, path=path)
+        expected.update(zip(sources[ours].names, sources[ours].layout(like), strict=True))
+    check_tensors(expected, tensors, path=path)
+    module.load_state_dict(
+        {
+            ours: _undo(sources[ours].layout, [tensors[name] for name in sources[ours].names], tensor.shape)
+            for ours, tensor in module.state_dict().items()
+        }
+    )
+
+
+def _undo(layout: Layout, theirs: Sequence[Tensor], shape: torch.Size) -> Tensor:
+    """The tensor of ours that a layout makes theirs of, found from where it moves the numbers 0, 1, 2, ..."""
+    if layout is same:
+        return theirs[0]
+    origin = layout(torch.arange(shape.numel()).view(shape))
+    ours = torch.empty(shape.numel(), dtype=theirs[0].dtype)
+    ours[torch.cat([one.flatten() for one in origin])] = torch.cat([one.flatten() for one in theirs])
+    return ours.view(shape)
 
 
 def renamed(module: nn.Module, sources: Mapping[str, Source]) -> dict[str, Tensor]:
     """The tensors of a network of ours, under their names and in their layout: the way back of ``load_renamed``."""
     theirs: dict[str, Tensor] = {}
     for ours, tensor in module.state_dict().items():
-        source = sources[ours]
-        parts = [part.detach().contiguous().clone() for part in source.layout.to_theirs(tensor)]
-        theirs.update(zip(source.names, parts, strict=True))
+        made = [one.detach().contiguous().clone() for one in sources[ours].layout(tensor)]
+        theirs.update(zip(sources[ours].names, made, strict=True))
     return theirs

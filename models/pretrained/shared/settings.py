@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,14 @@ def parse_flags(text: str) -> dict[str, str]:
         words = shlex.split(text)
     except ValueError as error:
         raise ValueError(f"config {text!r} cannot be split into flags ({error}); write --name value") from error
+    words = [piece for word in words for piece in (word.split("=", 1) if word.startswith("--") else [word])]
     flags: dict[str, str] = {}
-    i = 0
-    while i < len(words):
-        name, equals, value = words[i].partition("=")
+    for name, value in zip_longest(words[::2], words[1::2], fillvalue="--"):
         if not name.startswith("--"):
-            raise ValueError(f"config must be flags such as '--image_size 64', got {words[i]!r}; or pass a JSON file")
-        if not equals:
-            i += 1
-            if i == len(words) or words[i].startswith("--"):
-                raise ValueError(f"flag {name} of the config has no value; write {name} VALUE")
-            value = words[i]
+            raise ValueError(f"config must be flags such as '--image_size 64', got {name!r}; or pass a JSON file")
+        if value.startswith("--"):
+            raise ValueError(f"flag {name} of the config has no value; write {name} VALUE")
         flags[name.removeprefix("--")] = value
-        i += 1
     return flags
 
 
@@ -77,16 +73,22 @@ class Settings:
             config = Path(config)
         if isinstance(config, Path):
             config = read_json(config, "config")
-        self._values: dict[str, Any] = parse_flags(config) if isinstance(config, str) else dict(config)
+        self.values: dict[str, Any] = parse_flags(config) if isinstance(config, str) else dict(config)
         self._known: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._values
+        return name in self.values
 
     def take(self, name: str, default: Any = None) -> Any:
         """The value as it is, or the default."""
         self._known.add(name)
-        return self._values.get(name, default)
+        return self.values.get(name, default)
+
+    def _needed(self, name: str, default: Any) -> Any:
+        value = self.take(name, default)
+        if value is None:
+            raise ValueError(f"config must say {name}, which the checkpoint does not; add it")
+        return value
 
     def _wrong(self, name: str, value: Any, expected: str) -> ValueError:
         return ValueError(f"config's {name} must be {expected}, got {value!r}; correct it")
@@ -97,18 +99,13 @@ class Settings:
         Raises:
             ValueError: If it is none, or missing without a default.
         """
-        value = self.take(name, default)
-        if value is None:
-            raise ValueError(f"config must say {name}, which the checkpoint does not; add it")
+        value = self._needed(name, default)
         try:
-            if isinstance(value, bool) or int(value) != float(value):
-                raise ValueError
-            if least is not None and int(value) < least:
-                raise ValueError
-            return int(value)
+            if not isinstance(value, bool) and int(value) == float(value) and (least is None or int(value) >= least):
+                return int(value)
         except (TypeError, ValueError, OverflowError):
-            at_least = "" if least is None else f" of at least {least}"
-            raise self._wrong(name, value, f"a whole number{at_least}") from None
+            pass
+        raise self._wrong(name, value, "a whole number" + ("" if least is None else f" of at least {least}"))
 
     def number(self, name: str, default: float) -> float:
         """A number.
@@ -122,48 +119,44 @@ class Settings:
         except (TypeError, ValueError):
             raise self._wrong(name, value, "a number") from None
 
-    def flag(self, name: str, default: bool) -> bool:
+    def flag(self, name: str, default: bool | None = None) -> bool:
         """True or False, also as text.
 
         Raises:
-            ValueError: If it is neither.
+            ValueError: If it is neither, or missing without a default.
         """
-        value = self.take(name, default)
+        value = self._needed(name, default)
         text = str(value).lower()
         if text not in _TRUE + _FALSE:
             raise self._wrong(name, value, "True or False")
         return text in _TRUE
 
-    def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
+    def choice(self, name: str, default: str | None, choices: Sequence[str]) -> str:
         """One of some words.
 
         Raises:
-            ValueError: If it is another; the choices are listed.
+            ValueError: If it is another, and then the choices are listed; or missing without a default.
         """
-        value = str(self.take(name, default))
+        value = str(self._needed(name, default))
         if value not in choices:
             raise ValueError(choices_message(f"{name} of the config", value, sorted(choices)))
         return value
 
-    def numbers(self, name: str, default: Sequence[float] | None) -> tuple[float, ...]:
+    def numbers(self, name: str, default: Sequence[float] | None = None) -> tuple[float, ...]:
         """Numbers, in a list or as text with commas; whole ones as integers.
 
         Raises:
             ValueError: If it is something else, or missing without a default.
         """
-        value = self.take(name, default)
-        if value is None:
-            raise ValueError(f"config must say {name}, which the checkpoint does not; add it")
-        parts: Any = value
-        if isinstance(value, str):
-            parts = [part for part in value.split(",") if part.strip()]
+        value = self._needed(name, default)
         try:
-            found = [float(part) for part in parts]
+            given = value.split(",") if isinstance(value, str) else value
+            found = [float(one) for one in given if str(one).strip()]
             return tuple(int(number) if number == int(number) else number for number in found)
         except (TypeError, ValueError, OverflowError):
             raise self._wrong(name, value, "numbers separated by commas") from None
 
-    def integers(self, name: str, default: Sequence[int] | None) -> tuple[int, ...]:
+    def integers(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
         """Whole numbers, in a list or as text with commas.
 
         Raises:
@@ -197,36 +190,45 @@ class Settings:
             if value not in allowed and str(value) not in [str(one) for one in allowed]:
                 raise ValueError(f"config's {name}={value!r} is not supported; only {name}={allowed[0]!r} is")
 
-    def agree(self, name: str, found: Any, *, path: Path) -> None:
+    def agree(self, name: str, found: Any) -> Any:
         """Refuse a setting that contradicts what a checkpoint says by itself.
 
         Args:
             name: The setting, which need not be there.
             found: A number, word, truth value, or tuple of numbers, found in the checkpoint.
-            path: The checkpoint, for the message.
+
+        Returns:
+            ``found``.
 
         Raises:
             ValueError: If they differ.
         """
         said = self.take(name)
         if said is None:
-            return
-        if (self.numbers(name, None) if isinstance(found, tuple) else str(said)) != (
-            found if isinstance(found, tuple) else str(found)
-        ):
-            raise ValueError(f"config's {name} is {said!r}, but checkpoint {path} has {found!r}; correct one of them")
+            return found
+        if (self.numbers(name) != found) if isinstance(found, tuple) else (str(said) != str(found)):
+            raise ValueError(f"config's {name} is {said!r}, but the checkpoint has {found!r}; correct one of them")
+        return found
+
+    def attention(self, name: str, attends: Mapping[int, bool]) -> tuple[int, ...]:
+        """The resolutions with attention, which a checkpoint says by itself.
+
+        Args:
+            name: The setting, which need not be there, and may name resolutions that no level has.
+            attends: Whether a level attends, by its resolution.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        found = tuple(size for size, attend in attends.items() if attend)
+        said = self.integers(name, found)
+        if {size for size in said if size in attends} != set(found):
+            raise ValueError(f"config's {name} is {said}, but the checkpoint has {found}; correct one of them")
+        return found
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Settings that say nothing of the model."""
+        """Take settings that say nothing of the model."""
         self._known.update(names)
-
-    def known(self) -> list[str]:
-        """Names that were asked for."""
-        return sorted(self._known)
-
-    def unknown(self) -> list[str]:
-        """Names that nobody took."""
-        return [name for name in self._values if name not in self._known]
 
     def finish(self) -> None:
         """Refuse what nobody took.
@@ -234,5 +236,6 @@ class Settings:
         Raises:
             ValueError: If there is such a setting; the known ones are listed.
         """
-        for name in self.unknown():
-            raise ValueError(choices_message("setting of the config", name, self.known()))
+        for name in self.values:
+            if name not in self._known:
+                raise ValueError(choices_message("setting of the config", name, sorted(self._known)))

@@ -1,4 +1,4 @@
-"""Reading checkpoints of other projects as data alone, and loading their tensors with none left over."""
+"""Checkpoints of other projects read as data alone, and what is wrong with their tensors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from runtime.files import one_line
 
@@ -28,15 +27,12 @@ _ALLOWED = [
     type(np.dtype(np.int64)),
 ]
 _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")
-_CONVERT = (
-    ", refused unread, since that could run code; "
-    "where you trust the file, load it with its own project and torch.save the network's state_dict()"
-)
+_CONVERT = "load it with its own project and torch.save the network's state_dict()"
 _MOST_NAMES = 6
 _COMPILED, _PARALLEL = "_orig_mod.", "module."
 
 
-def read_checkpoint(path: Path) -> Any:
+def read_checkpoint(path: Path, *, convert: str = _CONVERT) -> Any:
     """Read what a checkpoint holds, on the CPU, without running code from it.
 
     Files named ``.safetensors`` are read as that; all others by ``torch.load(weights_only=True)``, with the function
@@ -45,6 +41,7 @@ def read_checkpoint(path: Path) -> Any:
 
     Args:
         path: The file: ``.pt``, ``.pth``, ``.ckpt``, ``.bin``, or ``.safetensors``.
+        convert: The way to make a file without code of one that has it, for the message.
 
     Returns:
         What was saved: usually tensors by name, perhaps with more around them.
@@ -55,60 +52,33 @@ def read_checkpoint(path: Path) -> Any:
     """
     if not path.is_file():
         raise ValueError(f"checkpoint {path} is no file; pass the path of the project's checkpoint")
+    refused = f", refused unread, since that could run code; where you trust the file, {convert}"
+    is_safe = path.suffix == ".safetensors"
     try:
         with path.open("rb") as file:
             head = file.read(2)
-    except OSError as error:
-        raise ValueError(f"checkpoint {path} cannot be read ({error.strerror or one_line(error, 200)})") from error
-    try:
-        if path.suffix == ".safetensors":
+        if is_safe:
             return load_file(path, device="cpu")
-        _check_kind(path, head)
-        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is raised, in one line
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (MemoryError, _RefusedError):
+        # torch.save writes zip archives, and once wrote pickles of protocol 2
+        if head in (b"PK", b"\x80\x02") and path.suffix not in (".pkl", ".pickle"):
+            with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is wrong is raised, in one line
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
         raise
-    except SafetensorError as error:
-        raise ValueError(
-            f"checkpoint {path} is truncated or no safetensors file ({one_line(error, 200)}); fetch it again"
-        ) from error
     except Exception as error:  # a damaged file can raise nearly anything
-        raise ValueError(_why_refused(path, error)) from error
-
-
-def is_pickle(path: Path) -> bool:
-    """Tell a bare pickle of Python objects by its name or its first bytes."""
-    if path.suffix in (".pkl", ".pickle") or not path.is_file():
-        return path.is_file()
-    with path.open("rb") as file:
-        head = file.read(2)
-    return head[:1] == b"\x80" and head[1:] > b"\x02"  # torch.save writes zip archives, and once wrote protocol 2
-
-
-class _RefusedError(ValueError):
-    """Already one line."""
-
-
-def _check_kind(path: Path, head: bytes) -> None:
-    if is_pickle(path):
-        raise _RefusedError(f"checkpoint {path} is a pickle of Python objects{_CONVERT}")
-    if head not in (b"PK", b"\x80\x02"):
-        raise _RefusedError(f"checkpoint {path} is no file of torch.save; fetch it again, or check its name")
-
-
-def _why_refused(path: Path, error: Exception) -> str:
-    found = _FORBIDDEN.search(str(error))
-    if found:
-        return f"checkpoint {path} is a pickle that asks for {found[1]}{_CONVERT}"
-    if "TorchScript" in str(error):
-        return (
-            f"checkpoint {path} is a TorchScript archive, which is code; torch.save the module's state_dict() instead"
-        )
-    return (
-        f"checkpoint {path} is truncated or no file of torch.save ({type(error).__name__}: {one_line(error, 120)}); "
-        "fetch it again"
-    )
+        found = _FORBIDDEN.search(str(error))
+        if found:
+            reason = f"is a pickle that asks for {found[1]}{refused}"
+        elif "TorchScript" in str(error):
+            reason = "is a TorchScript archive, which is code; torch.save the module's state_dict() instead"
+        else:
+            kind = "safetensors file" if is_safe else "file of torch.save"
+            reason = f"is truncated or no {kind} ({type(error).__name__}: {one_line(error, 200)}); fetch it again"
+        raise ValueError(f"checkpoint {path} {reason}") from error
+    if head[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
+        raise ValueError(f"checkpoint {path} is a pickle of Python objects{refused}")
+    raise ValueError(f"checkpoint {path} is no file of torch.save; fetch it again, or check its name")
 
 
 def as_tensors(value: Any, *, path: Path, what: str = "checkpoint") -> dict[str, Tensor]:
@@ -117,7 +87,7 @@ def as_tensors(value: Any, *, path: Path, what: str = "checkpoint") -> dict[str,
     Args:
         value: What should be a state dict.
         path: The file, for the message.
-        what: What part of it this is, for the message.
+        what: What this is, for the message.
 
     Raises:
         ValueError: If it is something else, or empty.
@@ -134,19 +104,40 @@ def as_tensors(value: Any, *, path: Path, what: str = "checkpoint") -> dict[str,
             f"{what} {path} must be a state dict of tensors alone, got others under {_some(wrong)}; "
             "is it of another project? check the source"
         )
-    sparse = [name for name, tensor in value.items() if tensor.layout is not torch.strided or tensor.is_quantized]
-    if sparse:
-        raise ValueError(f"{what} {path} has sparse or quantized tensors ({_some(sparse)}); save them dense, in floats")
     return dict(value)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a plain state dict: ``read_checkpoint`` for files that hold tensors by name and nothing else.
+def read_tensors(path: Path, *own: str, convert: str = _CONVERT) -> dict[str, Tensor]:
+    """Read a plain state dict: tensors by name and nothing else, without the prefixes of wrappers.
+
+    Args:
+        path: The file; see ``read_checkpoint``.
+        own: Prefixes of the project; see ``strip_prefix``.
+        convert: See ``read_checkpoint``.
 
     Raises:
         ValueError: In one line: see ``read_checkpoint`` and ``as_tensors``.
     """
-    return as_tensors(read_checkpoint(path), path=path)
+    return strip_prefix(as_tensors(read_checkpoint(path, convert=convert), path=path), *own)
+
+
+def check_project(tensors: Mapping[str, Tensor], name: str, project: str, *, path: Path) -> None:
+    """Refuse the tensors of another project.
+
+    Args:
+        tensors: Those of a checkpoint.
+        name: A tensor that all networks of the project have.
+        project: The project, for the message.
+        path: The file, for the message.
+
+    Raises:
+        ValueError: If the tensor is not there.
+    """
+    if name not in tensors:
+        raise ValueError(
+            f"checkpoint {path} is of another project than {project}: it has no {name}, but "
+            f"{next(iter(tensors))}; check the source"
+        )
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], *own: str) -> dict[str, Tensor]:
@@ -163,55 +154,41 @@ def strip_prefix(tensors: Mapping[str, Tensor], *own: str) -> dict[str, Tensor]:
         The tensors; a prefix that one of the names lacks is left.
     """
     stripped = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
-    if len(stripped) < len(tensors):
-        # two of one name: neither is known to be the network's
-        return dict(tensors)
     prefixes = (_PARALLEL, *own)
     while prefix := next((p for p in prefixes if stripped and all(name.startswith(p) for name in stripped)), None):
         stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
     return stripped
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, path: Path) -> None:
-    """Load tensors into a module that has exactly these, in these shapes; they take the module's dtypes.
+def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, path: Path) -> None:
+    """Refuse tensors of other names, shapes or kinds than those that a network needs.
 
     Args:
-        module: The module, changed in place; unchanged where this raises.
-        tensors: Under the module's own names.
+        expected: Tensors of the right names, shapes and kinds.
+        tensors: Those of a checkpoint.
         path: The file they are from, for the message.
 
     Raises:
-        ValueError: In one line that lists tensors that are missing, unexpected, or of another shape or kind.
+        ValueError: In one line that lists what is missing, unexpected, or of another shape or kind.
     """
-    expected = module.state_dict()
-    problems = list_problems(expected, tensors)
+    pairs = {name: (tensors[name], expected[name]) for name in expected if name in tensors}
+    lists = {
+        "missing": [name for name in expected if name not in tensors],
+        "unexpected": [name for name in tensors if name not in expected],
+        "misshapen": [
+            f"{name} is {list(found.shape)}, expected {list(like.shape)}"
+            for name, (found, like) in pairs.items()
+            if found.shape != like.shape
+        ],
+        "of a wrong type": [
+            f"{name} is {found.dtype}, expected {like.dtype}"
+            for name, (found, like) in pairs.items()
+            if found.is_floating_point() != like.is_floating_point()
+        ],
+    }
+    problems = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in lists.items() if names)
     if problems:
         raise ValueError(f"checkpoint {path} does not fit the network: {problems}; check the source and the settings")
-    module.load_state_dict(dict(tensors))
-
-
-def list_problems(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """List the differences of tensors from the names, shapes and kinds of ``expected``; "" if there are none."""
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected]
-    shared = [name for name in expected if name in tensors]
-    misshapen = [
-        f"{name} is {list(tensors[name].shape)}, expected {list(expected[name].shape)}"
-        for name in shared
-        if tensors[name].shape != expected[name].shape
-    ]
-    not_floats = [
-        f"{name} is {tensors[name].dtype}, expected {expected[name].dtype}"
-        for name in shared
-        if tensors[name].is_floating_point() != expected[name].is_floating_point()
-    ]
-    lists = [
-        ("missing", missing),
-        ("unexpected", unexpected),
-        ("misshapen", misshapen),
-        ("of a wrong type", not_floats),
-    ]
-    return "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in lists if names)
 
 
 def _some(names: Iterable[str]) -> str:

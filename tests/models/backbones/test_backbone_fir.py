@@ -10,8 +10,8 @@ from models.backbones.blocks.fir import (
     FIRConvDownsample,
     FIRDownsample,
     FIRUpsample,
-    PlainConvDownsample,
     fir_filter,
+    make_conv_downsample,
 )
 
 KERNELS = [(1, 1), (1, 3, 3, 1), (1, 5, 10, 10, 5, 1)]
@@ -74,7 +74,7 @@ def test_a_convolution_of_stride_2_is_on_the_filtered_image_and_a_pixel_more(ker
 
 
 def test_plain_stride_2_pads_below_and_to_the_right():
-    layer = PlainConvDownsample(1, 1).double()
+    layer = make_conv_downsample(1, 1, None).double()
     x = images()[:1, :1]
     padded = np.pad(x[0, 0].numpy(), ((0, 1), (0, 1)))
     expected = correlate2d(padded, layer.conv.weight[0, 0].detach().numpy(), mode="valid")[::2, ::2]

@@ -106,8 +106,8 @@ def test_exported_files_hold_the_model_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: digits_model(VP()), "tells networks the row of a DDPM table, got a network told auto of VP"),
-        (lambda: digits_model(Tabulated.ncsn()), "the row of a DDPM table, got a network told auto of Tabulated"),
+        (lambda: digits_model(VP()), "tells networks the timestep of a DDPM table, got a network told auto of VP"),
+        (lambda: digits_model(Tabulated.ncsn()), "the timestep of a DDPM table, got a network told auto of Tabulated"),
         (lambda: digits_model(VE(), parameterization="edm"), "know eps, x0 and v, got parameterization edm"),
         (lambda: digits_model(input_frequencies=(2,)), "has no Fourier features of its input"),
         (lambda: digits_model(embedding="fourier"), "divides by sigma after a Fourier embedding"),

@@ -16,7 +16,7 @@ from models.pretrained.guided.network import (
     guided_sources,
 )
 from models.pretrained.guided.settings import plan_classifier, plan_guided
-from models.pretrained.shared.renaming import SAME, renamed, rows_by_head
+from models.pretrained.shared.renaming import Source, load_renamed, renamed, reordered_heads, same
 from sde_lib import Tabulated
 
 NETWORKS = {
@@ -139,8 +139,8 @@ def test_published_flags_of_improved_diffusion():
 
 def test_published_classifiers_have_the_published_size():
     for size, depth, millions in ((64, 4, 65), (128, 2, 43), (256, 2, 54), (512, 2, 54)):
-        plan = plan_classifier(f"--image_size {size} --classifier_depth {depth} --classifier_scale 1.0")
-        assert round(count(lambda plan=plan: EncoderClassifier(**plan.network)) / 1e6) == millions
+        network, *_ = plan_classifier(f"--image_size {size} --classifier_depth {depth} --classifier_scale 1.0")
+        assert round(count(lambda network=network: EncoderClassifier(**network)) / 1e6) == millions
 
 
 def test_a_linear_table_of_other_lengths_is_scaled():
@@ -187,13 +187,16 @@ def test_both_attention_orders_and_every_form_of_config_give_the_same_network(tm
 def test_rows_of_heads_stand_where_the_projects_have_them():
     # row numbers of [(q, k, v), head, channel] with 2 heads of 3 channels
     rows = torch.arange(18)
-    legacy, edm = rows_by_head(2, (1, 0, 2)), rows_by_head(2, (1, 2, 0))
+    legacy, edm = reordered_heads(2, (1, 0, 2)), reordered_heads(2, (1, 2, 0))
     by_head = [[part * 6 + head * 3 + c for part in range(3) for c in range(3)] for head in range(2)]
     interleaved = [part * 6 + head * 3 + c for head in range(2) for c in range(3) for part in range(3)]
-    assert legacy.to_theirs(rows)[0].tolist() == by_head[0] + by_head[1]
-    assert edm.to_theirs(rows)[0].tolist() == interleaved
-    for layout in (legacy, edm, SAME):
-        assert torch.equal(layout.to_ours(layout.to_theirs(rows)), rows)
+    assert legacy(rows)[0].tolist() == by_head[0] + by_head[1]
+    assert edm(rows)[0].tolist() == interleaved
+    for layout in (legacy, edm, same):
+        module = torch.nn.Linear(1, 18, bias=False)
+        theirs = {"theirs": layout(rows[:, None].float())[0]}
+        load_renamed(module, theirs, {"weight": Source(("theirs",), layout)}, path="a.pt")
+        assert module.weight.flatten().tolist() == rows.tolist()
 
 
 def test_no_class_is_refused_since_these_networks_never_saw_it():
@@ -295,7 +298,7 @@ def test_classifier_files_and_models_are_not_taken_for_each_other(tmp_path):
         from_guided_classifier(path, config)
     with pytest.raises(ValueError, match="pool='spatial' is not supported; only pool='attention' is"):
         from_guided_classifier(path, {**config, "pool": "spatial"})
-    network = randomize(EncoderClassifier(**plan_classifier(config).network))
+    network = randomize(EncoderClassifier(**plan_classifier(config)[0]))
     torch.save(renamed(network, guided_sources(network)), tmp_path / "classifier.pt")
     classifier = from_guided_classifier(tmp_path / "classifier.pt", config)
     x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)

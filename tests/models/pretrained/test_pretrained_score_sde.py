@@ -357,10 +357,10 @@ def test_averaged_and_raw_weights_of_a_wrapped_network(tmp_path, prefix):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__nf": 16}, r"config's model.nf is 16, but checkpoint .* has 8; correct one of them"),
+        ({"model__nf": 16}, r"config's model.nf is 16, but the checkpoint has 8; correct one of them"),
         ({"model__ch_mult": [1, 2, 2]}, r"config's model.ch_mult is \[1, 2, 2\], but .* has \(1, 2, 1\)"),
         ({"model__num_res_blocks": 4}, "config's model.num_res_blocks is 4, but"),
-        ({"model__attn_resolutions": [16]}, r"config's model.attn_resolutions is \(16,\), but .* at \(8,\)"),
+        ({"model__attn_resolutions": [16]}, r"config's model.attn_resolutions is \(16,\), but .* has \(8,\)"),
         ({"model__resblock_type": "ddpm"}, "config's model.resblock_type is 'ddpm', but .* has 'biggan'"),
         ({"model__progressive": "output_skip"}, "config's model.progressive is 'output_skip', but .* 'none'"),
         ({"model__progressive_input": "none"}, "config's model.progressive_input is 'none', but .* has 'residual'"),
@@ -392,7 +392,7 @@ def test_what_the_tensors_do_not_say_the_config_must(tmp_path, name):
     config = with_changes()
     section, key = name.split(".")
     del config[section][key]
-    with pytest.raises(ValueError, match=f"config must say {name}, which the tensors do not; add it"):
+    with pytest.raises(ValueError, match=f"config must say {name}, which the checkpoint does not; add it"):
         from_score_sde(path, config)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from models.backbones import NCSNpp
 from models.pretrained.diffusers.settings import plan_diffusers
+from models.pretrained.edm.names import edm_sources
 from models.pretrained.edm.network import from_edm, plan_edm
-from models.pretrained.edm.song import song_sources
 from models.pretrained.guided.settings import plan_guided
 from models.pretrained.score_sde.layout import score_sde_sources
 from models.pretrained.score_sde.network import plan_score_sde
@@ -63,7 +63,7 @@ def test_settings_of_guided_diffusion_of_any_kind_are_one_line(changes, message)
 
 def test_settings_of_edm_and_score_sde_of_any_kind_are_one_line():
     path, network = Path("a.pt"), NCSNpp(**SIZE, fir_kernel=None, input_pyramid="none")
-    tensors = renamed(network, song_sources(network))
+    tensors = renamed(network, edm_sources(network))
     config = {"class_name": ["EDMPrecond"]}
     one_line("unknown class_name", lambda: plan_edm(tensors, config, preconditioning=None, path=path))
     tensors = renamed(network, score_sde_sources(network))
@@ -75,7 +75,7 @@ def test_settings_of_edm_and_score_sde_of_any_kind_are_one_line():
 @pytest.mark.parametrize("shape", [(), (0,), (0, 0, 0, 0)])
 def test_tensors_of_edm_of_any_shape_are_one_line(tmp_path, name, shape):
     network = NCSNpp(**SIZE, fir_kernel=None, input_pyramid="none")
-    tensors = renamed(network, song_sources(network)) | {name: torch.zeros(shape)}
+    tensors = renamed(network, edm_sources(network)) | {name: torch.zeros(shape)}
     torch.save(tensors, tmp_path / "a.pt")
     one_line("a.pt|channel_mult must give each level", lambda: from_edm(tmp_path / "a.pt", preconditioning="edm"))
     del tensors[name]
@@ -88,15 +88,6 @@ def test_tensors_of_score_sde_of_any_shape_are_one_line(shape):
     network = NCSNpp(**SIZE)
     tensors = renamed(network, score_sde_sources(network)) | {"all_modules.2.weight": torch.zeros(shape)}
     one_line("a.pt", lambda: plan_score_sde(tensors, SCORE_SDE, path=Path("a.pt")))
-
-
-def test_sparse_tensors_are_one_line(tmp_path):
-    network = NCSNpp(**SIZE, fir_kernel=None, input_pyramid="none")
-    tensors = renamed(network, song_sources(network))
-    tensors["map_layer0.weight"] = tensors["map_layer0.weight"].to_sparse()
-    torch.save(tensors, tmp_path / "a.pt")
-    message = "a.pt has sparse or quantized tensors \\(map_layer0.weight\\)"
-    one_line(message, lambda: from_edm(tmp_path / "a.pt", preconditioning="edm"))
 
 
 def test_files_of_settings_that_are_none_are_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""The equation of the probability flow, dy / dr = eps, and the way along it; for samplers and for likelihoods."""
+"""The probability-flow ODE, dy / dr = eps, and its solution; for samplers and for likelihoods."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class FlowEquation:
         self.t = torch.tensor([start.t], dtype=torch.float64)
 
     def slope(
-        self, noise_ratio: Tensor, y: Float[Tensor, "batch *shape"], rows: Tensor | None = None
+        self, noise_ratio: Tensor, y: Float[Tensor, "batch *shape"], samples: Tensor | None = None
     ) -> Float[Tensor, "batch *shape"]:
-        """eps at r, [] or [B], in the dtype of y; of the samples ``rows`` alone, if not of all.
+        """eps at r, [] or [B], in the dtype of y; of ``samples`` alone, if not of all.
 
         Raises:
             RuntimeError: If ``max_nfe`` is spent.
@@ -62,7 +62,7 @@ class FlowEquation:
         """
         self.move_to(noise_ratio, y)
         x = expand_like(self.model.sde.alpha(self.t), y) * y
-        return self.ask(x.to(self.dtype), rows).to(y.dtype)
+        return self.ask(x.to(self.dtype), samples).to(y.dtype)
 
     def move_to(self, noise_ratio: Tensor, y: Tensor) -> None:
         """Set ``t``, [B], to that of r, and refuse to go on if the calls are spent."""
@@ -73,9 +73,9 @@ class FlowEquation:
             )
         self.t = self._time_of(noise_ratio).to(y.device).expand(len(y))
 
-    def ask(self, x: Float[Tensor, "batch *shape"], rows: Tensor | None = None) -> Float[Tensor, "batch *shape"]:
-        """The model's eps at ``t``, checked; of the samples ``rows`` of the condition's batch, if not of all."""
-        cond = self.cond if self.cond is None or rows is None else self.cond[rows]
+    def ask(self, x: Float[Tensor, "batch *shape"], samples: Tensor | None = None) -> Float[Tensor, "batch *shape"]:
+        """The model's eps at ``t``, checked; of ``samples`` of the condition's batch, if not of all."""
+        cond = self.cond if self.cond is None or samples is None else self.cond[samples]
         eps = self.model(x, self.t, cond=cond).eps
         if not bool(torch.isfinite(eps.sum())):
             wrong = ~torch.isfinite(eps).unsqueeze(1).flatten(1).all(1)
@@ -107,8 +107,8 @@ def follow_flow(
 
     Args:
         equation: Says from where to where.
-        slope: d state / dr as a function of r, [] or [B], the state and, of ``Adams``, the rows of the batch that are
-            left; ``equation.slope``, or one that adds to it.
+        slope: d state / dr as a function of r, [] or [B], the state and, of ``Adams``, the samples that are left;
+            ``equation.slope``, or one that adds to it.
         y: The state at the start, [B, ...].
         solver: The solver; one of a grid makes one step.
 
@@ -120,11 +120,11 @@ def follow_flow(
         return solver.step(slope, y, start, end)
     u_start, u_end = (math.asinh(noise_ratio / _KNEE) for noise_ratio in (start, end))
 
-    def in_u(u: Tensor, y: Tensor, *rows: Tensor) -> Tensor:
+    def in_u(u: Tensor, y: Tensor, *samples: Tensor) -> Tensor:
         # a solver that looks for its first step may try one past the end
         u = u.clamp(min(u_start, u_end), max(u_start, u_end))
         rate = _KNEE * u.cosh()
-        return (expand_like(rate, y) if u.ndim else rate.to(y.device)) * slope(_KNEE * u.sinh(), y, *rows)
+        return (expand_like(rate, y) if u.ndim else rate.to(y.device)) * slope(_KNEE * u.sinh(), y, *samples)
 
     try:
         return solver.solve(in_u, y, u_start, u_end)

@@ -8,8 +8,8 @@ from typing import Any
 _DECAY, _WARM_UP = 0.99, 50  # of the mean loss, and the steps before it is trusted
 
 
-class StepGuard:
-    """Decides for each step if it may change the weights.
+class BadSteps:
+    """Tells for each step if it may change the weights.
 
     A step is skipped if its loss or gradient norm is not finite, or its loss exceeds ``explosion_factor`` times the
     running mean of |loss| over the steps that were not skipped (exponential, decay 0.99, once there are 50).
@@ -92,12 +92,12 @@ class StepGuard:
         self._count, self._mean = int(state["count"]), float(state["mean"])
 
 
-def guard_mismatch(state: Any) -> str | None:
-    """The reason why ``StepGuard.restore`` cannot read a checkpoint's entry, or None; old checkpoints have none."""
+def bad_steps_mismatch(state: Any) -> str | None:
+    """The reason why ``BadSteps.restore`` cannot read a checkpoint's entry, or None; old checkpoints have none."""
     if state is None:
         return None
     counts = [state.get(name) for name in ("skipped", "in_a_row", "count")] if isinstance(state, dict) else [None]
     whole = all(isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**53 for count in counts)
     if whole and isinstance(state.get("mean"), float) and 0 <= state["mean"] < math.inf:
         return None
-    return "its guard does not hold the counts of skipped steps"
+    return "its entry guard does not hold the counts of skipped steps"

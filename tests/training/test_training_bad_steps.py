@@ -13,7 +13,7 @@ from torch import Tensor
 
 import main
 from models import NetworkScoreModel
-from training.guard import StepGuard, guard_mismatch
+from training.bad_steps import BadSteps, bad_steps_mismatch
 from training.losses import DDPMLoss
 
 NAN, INF = math.nan, math.inf
@@ -22,64 +22,64 @@ BAD = "training.losses.base.weighted_error"
 
 
 def test_what_is_not_finite_is_left_out_and_counted():
-    guard = StepGuard(max_bad_steps=3)
-    said = [guard.accepts(*pair, step=1) for pair in [(1.0, 2.0), (NAN, 1.0), (1.0, NAN), (INF, INF), (1.0, 1.0)]]
-    assert said == [True, False, False, False, True] and guard.skipped == 3
+    bad_steps = BadSteps(max_bad_steps=3)
+    said = [bad_steps.accepts(*pair, step=1) for pair in [(1.0, 2.0), (NAN, 1.0), (1.0, NAN), (INF, INF), (1.0, 1.0)]]
+    assert said == [True, False, False, False, True] and bad_steps.skipped == 3
     # the count of those in a row began again
-    assert [guard.accepts(NAN, 1.0, step=1) for _ in range(3)] == [False] * 3
+    assert [bad_steps.accepts(NAN, 1.0, step=1) for _ in range(3)] == [False] * 3
     with pytest.raises(FloatingPointError, match="the loss is nan at step 9, as in the 3 steps before it, which were"):
-        guard.accepts(NAN, 1.0, step=9)
+        bad_steps.accepts(NAN, 1.0, step=9)
 
 
 def test_a_loss_below_0_explodes_by_its_size():
     """Bounds in bits/dim of a density can be; their running mean is of what they are beyond their sign."""
-    guard = StepGuard(explosion_factor=10.0)
-    assert all(guard.accepts((-1.0) ** step, 1.0, step=step) for step in range(300))
-    assert guard.accepts(-9.0, 1.0, step=300) and not guard.accepts(-20.0, 1.0, step=301)
+    bad_steps = BadSteps(explosion_factor=10.0)
+    assert all(bad_steps.accepts((-1.0) ** step, 1.0, step=step) for step in range(300))
+    assert bad_steps.accepts(-9.0, 1.0, step=300) and not bad_steps.accepts(-20.0, 1.0, step=301)
 
 
 def test_none_is_left_out_where_none_may_be():
     with pytest.raises(FloatingPointError, match="the gradient norm is inf at step 1, as in the 0 steps before it"):
-        StepGuard(max_bad_steps=0).accepts(1.0, INF, step=1)
+        BadSteps(max_bad_steps=0).accepts(1.0, INF, step=1)
 
 
 def test_a_loss_explodes_beyond_a_factor_of_its_running_mean():
     """The mean of n equal losses is that loss, however early."""
-    guard = StepGuard(explosion_factor=100.0)
-    assert guard.accepts(1e9, 1.0, 1)  # there is no mean yet
-    guard = StepGuard(explosion_factor=100.0)
-    assert all(guard.accepts(2.0, 1.0, step) for step in range(50))
-    assert not guard.accepts(200.1, 1.0, 51) and not guard.accepts(-200.1, 1.0, 52)
-    assert guard.accepts(199.9, 1.0, 53)
+    bad_steps = BadSteps(explosion_factor=100.0)
+    assert bad_steps.accepts(1e9, 1.0, 1)  # there is no mean yet
+    bad_steps = BadSteps(explosion_factor=100.0)
+    assert all(bad_steps.accepts(2.0, 1.0, step) for step in range(50))
+    assert not bad_steps.accepts(200.1, 1.0, 51) and not bad_steps.accepts(-200.1, 1.0, 52)
+    assert bad_steps.accepts(199.9, 1.0, 53)
     # what was left out does not count: 50 losses of 2 and one of 199.9, by hand
     weights = [0.99**k for k in range(50, -1, -1)]
     mean = (2.0 * sum(weights[:-1]) + 199.9 * weights[-1]) / sum(weights)
-    assert guard.accepts(mean * 99.99, 1.0, 54)
-    assert StepGuard(explosion_factor=0.0).accepts(1e30, 1.0, 1)
+    assert bad_steps.accepts(mean * 99.99, 1.0, 54)
+    assert BadSteps(explosion_factor=0.0).accepts(1e30, 1.0, 1)
 
 
-def test_a_guard_goes_on_where_it_was():
-    one, two = StepGuard(explosion_factor=10.0), StepGuard(explosion_factor=10.0)
+def test_counts_go_on_where_they_were():
+    one, two = BadSteps(explosion_factor=10.0), BadSteps(explosion_factor=10.0)
     for step in range(60):
         one.accepts(NAN if step % 20 == 19 else 1.0 + step, 1.0, step)
     state = json.loads(json.dumps(one.state()))
-    assert guard_mismatch(state) is None
+    assert bad_steps_mismatch(state) is None
     two.restore(state)
     for loss in (300.0, 1e3, 200.0, NAN, 400.0):
         assert one.accepts(loss, 1.0, 61) == two.accepts(loss, 1.0, 61)
     assert one.state() == two.state()
     # so that a run which is stopped after each bad step ends, too
     assert not one.accepts(NAN, 1.0, 62) and one.state()["in_a_row"] == 1
-    last = StepGuard(explosion_factor=10.0, max_bad_steps=1)
+    last = BadSteps(explosion_factor=10.0, max_bad_steps=1)
     last.restore(one.state())
     with pytest.raises(FloatingPointError, match="as in the 1 steps before it"):
         last.accepts(NAN, 1.0, 63)
 
 
 @pytest.mark.parametrize("state", [[], {"skipped": 1}, {"skipped": 1, "in_a_row": 0, "count": 2, "mean": NAN}])
-def test_what_no_guard_wrote_is_named(state: object):
-    assert guard_mismatch(state) == "its guard does not hold the counts of skipped steps"
-    assert guard_mismatch(None) is None
+def test_counts_that_cannot_be_are_named(state: object):
+    assert bad_steps_mismatch(state) == "its entry guard does not hold the counts of skipped steps"
+    assert bad_steps_mismatch(None) is None
 
 
 def _sometimes_bad(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sde_lib import SDE, check_per_sample
 
-from ..parameterization import TimeInput, time_input
+from .parameterization import TimeInput, time_input
 
 
 class NoisyClassifier(nn.Module):

@@ -27,9 +27,9 @@ class _PosteriorMean(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, x: Tensor, c: Tensor, level: Tensor) -> Tensor:
         probs = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         # a sample at a time stays in the processor's cache
-        for out, row, place, factor in zip(probs, logits, x.unsqueeze(-1), c, strict=True):
+        for out, logit, place, factor in zip(probs, logits, x.unsqueeze(-1), c, strict=True):
             away = place - level
-            torch.addcmul(row, away, away * factor, value=-1, out=away)
+            torch.addcmul(logit, away, away * factor, value=-1, out=away)
             torch.softmax(away, -1, out=out)
         mean = probs @ level
         ctx.save_for_backward(probs, x, c, level, mean)

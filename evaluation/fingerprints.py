@@ -1,0 +1,108 @@
+"""Fingerprints of measurements and of samples: all that they depend on, to the bit, as JSON gives it back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from data import AnyKind, Space
+from experiment.config import Config, flatten
+from experiment.plugins import plugin_digests
+from likelihood import available_likelihoods
+from models import ScoreModel
+from runtime.version import VERSION
+
+from .measurement import EvalSplit
+
+_FORMAT = 2  # to be raised with a change of the code that changes values, between two versions
+_OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.")
+# These change no value, or are in the fingerprint under another name.
+_FREE = (
+    *("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images", "eval.precision", "eval.compile"),
+    *("sampling.num_samples", "sampling.classes", "sampling.png_folder", "sampling.precision", "sampling.compile"),
+)
+
+
+def digest_of(*arrays: torch.Tensor) -> str:
+    """Digest of the values, shapes and types of arrays."""
+    total = hashlib.sha256()
+    for array in arrays:
+        array = array.detach().cpu().contiguous()
+        total.update(f"{array.dtype} {list(array.shape)};".encode())
+        total.update(array.flatten().view(torch.uint8).numpy().data if array.numel() else b"")
+    return total.hexdigest()
+
+
+def _common(
+    config: Config, section: str, model: ScoreModel, step: int, space: Space, network: dict[str, Any], device: str
+) -> dict[str, Any]:
+    """All that a value depends on, of whatever kind: settings, weights and code."""
+    state, fixed = model.state_dict(), (*_OF_MODEL, f"{section}.")
+    found = {"step": step, "weights": digest_of(*(state[key] for key in sorted(state))), "seed": config.seed}
+    found |= {"space": asdict(space), "network": network, "device": device}
+    found |= {"torch": torch.__version__, "version": VERSION, "format": _FORMAT}
+    found["plugins"] = plugin_digests(config.plugins)
+    return found | {key: value for key, value in flatten(config) if key.startswith(fixed) and key not in _FREE}
+
+
+def measurement_fingerprints(
+    config: Config,
+    model: ScoreModel,
+    step: int,
+    split: EvalSplit,
+    step_weights: dict[str, list[float]],
+    network: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """All that the values of a batch depend on, for each of ``config.eval.likelihoods``.
+
+    A setting of ``eval`` whose name begins with another likelihood's ("ode_rtol" for "vlb") is not in it.
+
+    Args:
+        config: The config.
+        model: The model that is measured.
+        step: The training step of its weights.
+        split: The images.
+        step_weights: What steps are drawn by, of the likelihoods that draw them so.
+        network: How the network computes.
+    """
+    dataset, count = split.dataset, split.num_images
+    common = _common(config, "eval", model, step, dataset.space, network, split.device.type)
+    common |= {"images": digest_of(dataset.stored[:count], dataset.labels[:count]), "num_images": count}
+    prefixes = {name.split("_")[0] for name in available_likelihoods()}
+    result = {}
+    for name in config.eval.likelihoods:
+        foreign = tuple(f"eval.{prefix}_" for prefix in prefixes - {name.split("_")[0]})
+        ours = {key: value for key, value in common.items() if not key.startswith(foreign)}
+        if name in step_weights:
+            ours["step_weights"] = digest_of(torch.tensor(step_weights[name], dtype=torch.float64))
+        result[name] = json.loads(json.dumps(ours))
+    return result
+
+
+def samples_fingerprint(
+    config: Config,
+    model: ScoreModel,
+    step: int,
+    kind: AnyKind,
+    classes: Sequence[int] | None,
+    network: dict[str, Any],
+    device: torch.device,
+) -> dict[str, Any]:
+    """All that sample k depends on.
+
+    Args:
+        config: The config.
+        model: The model that samples.
+        step: The training step of its weights.
+        kind: The images that it is for.
+        classes: The classes that are drawn in turn.
+        network: How the network computes.
+        device: Where it does.
+    """
+    found = _common(config, "sampling", model, step, kind.space, network, device.type)
+    return json.loads(json.dumps(found | {"image_shape": kind.image_shape, "classes": classes}))

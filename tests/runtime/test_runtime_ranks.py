@@ -1,0 +1,112 @@
+"""The end of a job of several processes: which of them speaks, and that all of them end."""
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from eval_runs import finish, start
+from killing import Killer, run_together
+from tiny import tiny_command
+
+PLUGIN = """
+import os
+import signal
+import time
+
+import commands.run_mode
+from runtime.processes import ranks as module
+
+
+def work(config, workdir, *, init_from, ranks):
+    module._GRACE = {grace}
+    ranks._silence = 3
+{work}
+
+
+commands.run_mode.train = work
+"""
+
+
+def _command(folder: Path, work: str, grace: float = 1) -> list[str]:
+    lines = "\n".join(f"    {line}" for line in work.strip().splitlines())
+    (folder / "plugin.py").write_text(PLUGIN.format(work=lines, grace=grace))
+    return tiny_command("train", folder / "run", f"--config.plugins={folder / 'plugin.py'}")
+
+
+def _lines(said: str) -> list[str]:
+    """The lines that the processes printed, without those of torchrun."""
+    assert "Traceback" not in said
+    return [line for line in said.replace("\r", "\n").splitlines() if line.startswith(("error: ", "stopped"))]
+
+
+ONE_OF_TWO = """
+if ranks.rank in (1, 2):
+    raise ValueError("no")
+time.sleep(100)
+"""
+
+
+def test_of_two_ranks_that_fail_one_speaks_and_all_end(killer: Killer, tmp_path: Path):
+    assert run_together(killer, _command(tmp_path, ONE_OF_TWO), 4, limit=60) == [2] * 4
+    (line,) = _lines(killer.said())
+    assert line in ("error: rank 1: no", "error: rank 2: no")
+
+
+def test_rank_0_speaks_of_what_fails_alike_everywhere(killer: Killer, tmp_path: Path):
+    work = "time.sleep(0.5 if ranks.first else 0)\nraise ValueError('no')"
+    assert run_together(killer, _command(tmp_path, work, grace=4), 3, limit=60) == [2] * 3
+    assert _lines(killer.said()) == ["error: no"]
+
+
+def test_the_rank_that_knows_the_reason_speaks(killer: Killer, tmp_path: Path):
+    work = "raise ValueError('no') if ranks.rank == 1 else module.LostRankError('gone')"
+    assert run_together(killer, _command(tmp_path, work, grace=2), 2, limit=60) == [2] * 2
+    assert _lines(killer.said()) == ["error: rank 1: no"]
+
+
+def test_ctrl_c_in_one_process_stops_all(killer: Killer, tmp_path: Path):
+    work = "if ranks.rank == 1:\n    signal.raise_signal(signal.SIGINT)\ntime.sleep(100)"
+    assert run_together(killer, _command(tmp_path, work), 3, limit=60) == [128 + signal.SIGINT] * 3
+    assert _lines(killer.said()) == ["stopped"]
+
+
+def test_a_silent_rank_is_named(killer: Killer, tmp_path: Path):
+    work = "if ranks.rank == 1:\n    os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(100)"
+    assert run_together(killer, _command(tmp_path, work), 2, limit=20) == [2, -signal.SIGKILL]
+    (line,) = _lines(killer.said())
+    assert line.startswith("error: rank 0: rank 1 has not been heard of for 3 s; look for what ended that")
+
+
+def test_a_rank_at_a_long_batch_is_not_taken_for_lost(killer: Killer, tmp_path: Path):
+    work = """
+if ranks.rank == 1:
+    time.sleep(8)
+    ranks.post("result", b"done")
+else:
+    while ranks.take("result") != b"done":
+        time.sleep(0.1)
+"""
+    assert run_together(killer, _command(tmp_path, work), 2, limit=60) == [0, 0]
+    assert _lines(killer.said()) == []
+
+
+def test_the_others_end_when_the_store_is_gone(killer: Killer, tmp_path: Path):
+    work = "if ranks.first:\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(100)"
+    assert run_together(killer, _command(tmp_path, work), 2, limit=60) == [-signal.SIGKILL, 2]
+    (line,) = _lines(killer.said())
+    assert line.startswith("error: rank 1: the other processes are gone (")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_under_torchrun_one_line_says_why(tmp_path: Path, rank: int):
+    work = f"if ranks.rank == {rank}:\n    raise ValueError('no')\ntime.sleep(100)"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master-port", port, "main.py")
+    code, _, err = finish(start(*launcher, *_command(tmp_path, work)))
+    assert code != 0
+    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert said == ["error: no" if rank == 0 else "error: rank 1: no"]
