@@ -27,25 +27,25 @@ from experiment.build import build_model
 from experiment.config import load_config
 
 ROOT = Path(__file__).parent.parent
+CONFIG, BATCH_SIZE = "configs/vp/digits.py", 64
 _WAYS = {"loop": {"GOMP_SPINCOUNT": "300000"}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "chosen": {}}
 _OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
-def calls_per_second(args: argparse.Namespace) -> float:
+def calls_per_second(seconds: int) -> float:
     """Calls of a config's network a second, in this process."""
-    config = load_config(args.config, [])
+    config = load_config(CONFIG, [])
     dataset = load_images(config, "train")
     model = build_model(config, dataset.kind).eval()
-    x, t = torch.randn(args.batch_size, *dataset.image_shape), torch.rand(args.batch_size)
+    x, t = torch.randn(BATCH_SIZE, *dataset.image_shape), torch.rand(BATCH_SIZE)
     timer = Timer("model(x, t)", globals={"model": model, "x": x, "t": t}, num_threads=torch.get_num_threads())
     with torch.no_grad():
-        return 1 / timer.blocked_autorange(min_run_time=args.seconds).mean
+        return 1 / timer.blocked_autorange(min_run_time=seconds).mean
 
 
-def _timed(way: str, busy_cores: int, args: argparse.Namespace) -> float:
+def _timed(way: str, busy_cores: int, seconds: int) -> float:
     environment = {key: value for key, value in os.environ.items() if key not in _OWN} | _WAYS[way]
-    command = [sys.executable, "-m", "benchmarks.busy", "--child", "--config", args.config]
-    command += ["--batch-size", str(args.batch_size), "--seconds", str(args.seconds)]
+    command = [sys.executable, "-m", "benchmarks.busy", "--child", f"--seconds={seconds}"]
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy_cores)]
     try:
         time.sleep(0.5)
@@ -60,23 +60,20 @@ def _timed(way: str, busy_cores: int, args: argparse.Namespace) -> float:
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description="Calls a second beside a busy core, by how threads wait.")
-    parser.add_argument("--config", default="configs/vp/digits.py")
-    parser.add_argument("--batch-size", type=whole(1), default=64)
     parser.add_argument("--seconds", type=whole(1), default=5, help="a measurement")
     parser.add_argument("--rounds", type=whole(1), default=3)
-    parser.add_argument("--busy-cores", type=whole(1), default=1)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.child:
-        print(calls_per_second(args))
+        print(calls_per_second(args.seconds))
         return
-    loads = {"idle": 0, f"{args.busy_cores} core busy": args.busy_cores}
-    measures = {f"{way}, {load}": partial(_timed, way, cores, args) for way in _WAYS for load, cores in loads.items()}
-    medians = {name: statistics.median(values) for name, values in in_turn(measures, args.rounds).items()}
-    best = medians["loop, idle"]
-    print(f"{args.config}, batch {args.batch_size}; calls/s (times that an idle machine whose threads loop is faster)")
-    shown = {name: f"{rate:.2f} ({best / rate:.2f}x)" for name, rate in medians.items()}
-    print(table([{"waiting threads": way} | {load: shown[f"{way}, {load}"] for load in loads} for way in _WAYS]))
+    loads = {"idle": 0, "one core busy": 1}
+    measures = {(way, load): partial(_timed, way, loads[load], args.seconds) for way in _WAYS for load in loads}
+    medians = {cell: statistics.median(values) for cell, values in in_turn(measures, args.rounds).items()}
+    best = medians["loop", "idle"]
+    print(f"{CONFIG}, batch {BATCH_SIZE}; calls/s (times that an idle machine whose threads loop is faster)")
+    shown = {cell: f"{rate:.2f} ({best / rate:.2f}x)" for cell, rate in medians.items()}
+    print(table([{"waiting threads": way} | {load: shown[way, load] for load in loads} for way in _WAYS]))
 
 
 if __name__ == "__main__":

@@ -43,11 +43,6 @@ class ScaledEpsParameterization(EpsParameterization):
         return (1 + sde.sigma(t).square()).rsqrt()
 
 
-def ddpm_as_ve() -> Tabulated:
-    """DDPM's table in the scale of the data."""
-    return Tabulated(Tabulated.ddpm().log_snr_table, family="ve")
-
-
 class Instant(nn.Module):
     """A network that returns at once."""
 
@@ -60,20 +55,21 @@ class Instant(nn.Module):
         return self.out
 
 
-def theirs(scheduler: Any, network: nn.Module, x_T: Tensor, num_steps: int) -> Work:
+def theirs(scheduler: Any, network: Callable[..., Tensor], x_T: Tensor, num_steps: int) -> Work:
     """A loop as diffusers' documentation writes it."""
 
-    def loop() -> None:
+    def loop() -> Tensor:
         x = x_T * scheduler.init_noise_sigma
         scheduler.set_timesteps(num_steps)
         for t in scheduler.timesteps:
             out = network(scheduler.scale_model_input(x, t), t)
             x = scheduler.step(out, t, x).prev_sample
+        return x
 
     return loop
 
 
-def theirs_in_two(scheduler: Any, network: nn.Module, x_T: Tensor, num_steps: int) -> Work:
+def theirs_in_two(scheduler: Any, network: Callable[..., Tensor], x_T: Tensor, num_steps: int) -> Work:
     """Predictor and corrector, each with a network call of its own; no correction before the first prediction."""
 
     def loop() -> None:
@@ -101,8 +97,7 @@ class Pair:
         grid: The time grid of ours, and the timestep spacing of theirs unless its options say otherwise.
         sde: What ours runs on, for so many steps.
         parameterization: What the network's output is taken for.
-        loop: Their loop.
-        timesteps: How many timesteps theirs is asked for, for so many steps.
+        loop: Their loop of so many steps.
     """
 
     label: str
@@ -113,58 +108,52 @@ class Pair:
     grid: str = "trailing"
     sde: Callable[[int], SDE] = lambda _: Tabulated.ddpm()
     parameterization: type[Parameterization] = EpsParameterization
-    loop: Callable[[Any, nn.Module, Tensor, int], Work] = theirs
-    timesteps: Callable[[int], int] = lambda num_steps: num_steps
+    loop: Callable[[Any, Callable[..., Tensor], Tensor, int], Work] = theirs
 
 
 PAIRS = [
-    Pair("DDPM", "ancestral", "DDPMScheduler", scheduler_options={"clip_sample": False}, grid="leading"),
-    Pair("DDIM", "ddim", "DDIMScheduler", scheduler_options={"clip_sample": False}, grid="leading"),
+    Pair("DDPM", "ancestral", "DDPMScheduler", {}, {"clip_sample": False}, grid="leading"),
+    Pair("DDIM", "ddim", "DDIMScheduler", {}, {"clip_sample": False}, grid="leading"),
     Pair("Euler", "ddim", "EulerDiscreteScheduler"),
     Pair(
         "ancestral Euler, VE",
         "ancestral",
         "EulerAncestralDiscreteScheduler",
-        sde=lambda _: ddpm_as_ve(),
+        # DDPM's table in the scale of the data
+        sde=lambda _: Tabulated(Tabulated.ddpm().log_snr_table, family="ve"),
         parameterization=ScaledEpsParameterization,
     ),
     Pair(
         "VE predictor-corrector",
         "predictor_corrector",
         "ScoreSdeVeScheduler",
-        options={"predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16},
-        scheduler_options={"snr": 0.16, "sigma_min": 0.01, "sigma_max": 50.0},
+        {"predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16},
+        {"snr": 0.16, "sigma_min": 0.01, "sigma_max": 50.0},
         grid="uniform",
         sde=lambda num_steps: Tabulated.ncsn(num_steps=num_steps, sigma_min=0.01, sigma_max=50.0),
         loop=theirs_in_two,
     ),
     Pair("Heun", "heun", "HeunDiscreteScheduler"),
     Pair("DPM-Solver++ 2M", "dpm_solver_pp", "DPMSolverMultistepScheduler"),
-    Pair(
-        "DPM-Solver++ 3M",
-        "dpm_solver_pp",
-        "DPMSolverMultistepScheduler",
-        options={"variant": "3M"},
-        scheduler_options={"solver_order": 3},
-    ),
+    Pair("DPM-Solver++ 3M", "dpm_solver_pp", "DPMSolverMultistepScheduler", {"variant": "3M"}, {"solver_order": 3}),
     Pair(
         "DPM-Solver++ 2S",
         "dpm_solver_pp",
         "DPMSolverSinglestepScheduler",
-        options={"variant": "2S"},
-        scheduler_options={"lower_order_final": True},
+        {"variant": "2S"},
+        {"lower_order_final": True},
         # theirs counts network calls, and spaces them itself
-        timesteps=lambda num_steps: 2 * num_steps - 1,
+        loop=lambda scheduler, network, x_T, num_steps: theirs(scheduler, network, x_T, 2 * num_steps - 1),
     ),
     Pair(
         "SDE-DPM-Solver++ 2M",
         "dpm_solver_pp",
         "DPMSolverMultistepScheduler",
-        options={"stochastic": True},
-        scheduler_options={"algorithm_type": "sde-dpmsolver++"},
+        {"stochastic": True},
+        {"algorithm_type": "sde-dpmsolver++"},
     ),
-    Pair("UniPC 2", "unipc", "UniPCMultistepScheduler", options={"order": 2}),
-    Pair("UniPC 3", "unipc", "UniPCMultistepScheduler", options={"order": 3}, scheduler_options={"solver_order": 3}),
+    Pair("UniPC 2", "unipc", "UniPCMultistepScheduler", {"order": 2}),
+    Pair("UniPC 3", "unipc", "UniPCMultistepScheduler", {"order": 3}, {"solver_order": 3}),
 ]
 
 
@@ -172,8 +161,8 @@ def ours(pair: Pair, network: nn.Module, unit: Tensor, num_steps: int) -> Work:
     """A call of ``sample``, from the noise of every sample's own stream."""
     model = NetworkScoreModel(network, pair.sde(num_steps), pair.parameterization())
     sampler = make_sampler(pair.sampler, num_steps=num_steps, grid=pair.grid, **pair.options)
-    noise = NoiseStreams(0, range(len(unit)))
-    return lambda: sampler.sample(model, model.sde.prior_std * unit, noise=noise)
+    x_T, noise = model.sde.prior_std * unit, NoiseStreams(0, range(len(unit)))
+    return lambda: sampler.sample(model, x_T, noise=noise)
 
 
 def keep_freed_memory() -> None:
@@ -200,7 +189,7 @@ def measure_steps(pairs: Sequence[Pair], num_steps: int, repeats: int) -> list[d
         scheduler = cls(**{**spacing, **pair.scheduler_options})
         sides = {
             "ours": ours(pair, network, unit, num_steps),
-            "theirs": pair.loop(scheduler, network, unit, pair.timesteps(num_steps)),
+            "theirs": pair.loop(scheduler, network, unit, num_steps),
         }
         timed = partial(seconds, processor=torch.get_num_threads() == 1)
         with torch.no_grad():

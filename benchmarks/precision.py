@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import options
 from data.sources.digits import load_digits
-from experiment.precision import NetworkMode
+from experiment.precision import PrecisionBackbone
 from experiment.workdir import write_json
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
-from sde_lib import Tabulated
+from sde_lib import Tabulated, derive_seed
+from training.batches import TrainBatches
 from training.ema import ExponentialMovingAverage
 from training.losses import DDPMLoss
-from training.state import TrainingState
-from training.trainer import Trainer, TrainingOptions
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
 NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -37,17 +36,26 @@ def train(seed: int, precision: torch.dtype, *, num_steps: int, channels: int, b
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
     net = UNet(image_size=8, in_channels=1, channels=channels, norm_groups=8, dropout=0.1, **settings)
-    model, loss = NetworkScoreModel(net, Tabulated.ddpm(beta_start=2e-3), EpsParameterization()), DDPMLoss()
-    state = TrainingState(
-        model,
-        ExponentialMovingAverage(model, 0.99),
-        torch.optim.AdamW(net.parameters()),
-        loss,
-        loss.time_sampler(model.sde),
-    )
-    options = TrainingOptions(num_steps, batch_size=batch_size, seed=seed, learning_rate=1e-3, warmup_steps=50)
-    Trainer(state, load_digits(split="train"), options, mode=NetworkMode(precision, compiled=False)).run()
-    return state.ema.model
+    sde = Tabulated.ddpm(beta_start=2e-3)
+    model = NetworkScoreModel(net, sde, EpsParameterization())
+    wrapped = NetworkScoreModel(PrecisionBackbone(net, precision, compiled=False), sde, EpsParameterization())
+    ema = ExponentialMovingAverage(model, 0.99)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    loss_of, dataset = DDPMLoss(), load_digits(split="train")
+    batches = TrainBatches(dataset, batch_size=batch_size, seed=seed, random_flip=False)
+    for step in range(num_steps):
+        torch.manual_seed(derive_seed(seed, step))
+        x0 = dataset.space.encode(batches.batch(step)[0])
+        t = loss_of.times(sde, torch.rand(batch_size, dtype=torch.float64))
+        loss = loss_of(wrapped, x0, t, torch.randn_like(x0)).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50)
+        optimizer.step()
+        ema.update(model)
+    return ema.model
 
 
 @torch.no_grad()

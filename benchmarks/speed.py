@@ -17,7 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,6 @@ TITLES = {
     "likelihood": "likelihood, {likelihood_steps} steps of Heun",
 }
 PLAIN = "ours fp32, not prepared"
-# of the report only
-HIDDEN = ("seconds", "profile", "peak_gflops")
 BASES = (*(side.label for side in THEIRS), PLAIN)
 
 
@@ -134,17 +132,11 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def peak_memory(task: str, label: str, arguments: argparse.Namespace) -> float | None:
-    """GiB that a process of its own takes at most for the work of one side, done twice."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", task, label]
-    for option in ("batch_size", "device", "threads", "sampling_steps", "likelihood_steps"):
-        command += [f"--{option.replace('_', '-')}={getattr(arguments, option)}"]
-    command += ["--quick"] if arguments.quick else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no word", file=sys.stderr)
-        return None
-    return float(done.stdout.strip().splitlines()[-1])
+def peak_memory(task: str, label: str, given: list[str]) -> float | None:
+    """GiB that a process of its own takes at most for the work of one side, done twice; None if it fails."""
+    command = [sys.executable, "-m", "benchmarks.speed", *given, "--memory-of", task, label]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    return None if done.returncode else float(done.stdout.split()[-1])
 
 
 def own_peak_memory(device: torch.device) -> float:
@@ -158,39 +150,33 @@ def own_peak_memory(device: torch.device) -> float:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The facts that the figures depend on, without any name of the machine itself."""
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else []
-        processor = f"{(models or [platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+    on_cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "threads": torch.get_num_threads(),
         "bf16_units": bf16_units(device),
-        "processor": processor,
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu,
     }
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     """Print a task's table."""
-    print(
-        f"\n{title}",
-        table([{key: _shown(of) for key, of in row.items() if key not in HIDDEN} for row in rows]),
-        sep="\n",
-    )
+    columns = ("images_per_second", *(f"over {base}" for base in BASES), "share_of_peak", "peak_memory_gib")
+    there = [column for column in columns if any(column in row for row in rows)]
+    shown = [{"side": row["side"]} | {column: _cell(row.get(column, "")) for column in there} for row in rows]
+    print(f"\n{title}", table(shown), sep="\n")
     for row in rows:
         if "profile" in row:
             listed = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in row["profile"].items())
             print(f"time of {row['side']}: {listed}", flush=True)
 
 
-def _shown(of: Any) -> Any:
+def _cell(of: Any) -> Any:
     return f"{of['median']:.2f} ({of['least']:.2f}-{of['most']:.2f})" if isinstance(of, dict) else of
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description="The CIFAR-10 U-Net beside diffusers'.", allow_abbrev=False)
     parser.add_argument("--batch-size", type=whole(1), default=16)
@@ -214,7 +200,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     """Check, measure, print, write."""
-    args = parse(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    args = parse(given)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     network = "tiny" if args.quick else "cifar10"
@@ -253,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = measure(bench, task, sides, rounds, peaks)
         if not args.no_memory:
             for row in rows:
-                row["peak_memory_gib"] = peak_memory(task, row["side"], args)
+                row["peak_memory_gib"] = peak_memory(task, row["side"], given)
         report["tasks"][task] = rows
         show(f"{TITLES[task].format(**vars(args))}, batch {args.batch_size}", rows)
     if args.output is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.overhead import theirs
 from benchmarks.timing import Work
 from data import TensorDataset
 from experiment.precision import NetworkMode, fast_inference
@@ -51,7 +53,7 @@ def our_network(name: str) -> UNet:
 
 
 def their_network(ours: NetworkScoreModel) -> nn.Module:
-    """Theirs, with our weights, from the pipeline that ``--mode export`` writes."""
+    """Theirs, with our weights and in evaluation mode, from the pipeline that ``--mode export`` writes."""
     with tempfile.TemporaryDirectory() as folder:
         export_diffusers(ours, folder)
         return theirs_library.UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False)
@@ -105,8 +107,16 @@ class Workbench:
         self.ours = our_network(name).to(device)
         self._prepared: dict[Side, NetworkScoreModel] = {}
 
-    def _theirs(self) -> nn.Module:
-        return their_network(self._model()).to(self.device)
+    def _theirs(self, side: Side) -> Callable[[Tensor, Tensor], Tensor]:
+        """Their network as sampling and evaluation use it."""
+        network = their_network(self._model()).to(self.device)
+
+        @torch.no_grad()
+        def call(x: Tensor, t: Tensor) -> Tensor:
+            with side.autocast(self.device):
+                return network(x, t).sample.float()
+
+        return call
 
     def _model(self) -> NetworkScoreModel:
         return NetworkScoreModel(self.ours, Tabulated.ddpm(), EpsParameterization())
@@ -122,14 +132,8 @@ class Workbench:
         if side.ours:
             backbone = self._fast(side).backbone
             return torch.no_grad()(lambda: backbone(self.x, self.t))
-        network = self._theirs().eval()
-
-        @torch.no_grad()
-        def theirs() -> Tensor:
-            with side.autocast(self.device):
-                return network(self.x, self.t).sample.float()
-
-        return theirs
+        network = self._theirs(side)
+        return lambda: network(self.x, self.t)
 
     def training_step(self, side: Side) -> Work:
         """Noise, forward, backward, clipping, AdamW and the average of the weights; returns the loss."""
@@ -148,7 +152,7 @@ class Workbench:
 
     def _their_training_step(self, side: Side) -> Work:
         # the loop of examples/unconditional_image_generation, with the options of its documented commands
-        network = self._theirs().train()
+        network = their_network(self._model()).to(self.device).train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
         ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         scheduler = theirs_library.DDPMScheduler(num_train_timesteps=1000)
@@ -176,20 +180,8 @@ class Workbench:
             sampler = make_sampler("ddim", num_steps=self.sampling_steps, grid="leading")
             noise = NoiseStreams(0, range(self.batch_size))
             return torch.no_grad()(lambda: sampler.sample(model, self.x, noise=noise).x0)
-        network = self._theirs().eval()
         scheduler = theirs_library.DDIMScheduler(num_train_timesteps=1000, clip_sample=False)
-
-        @torch.no_grad()
-        def theirs() -> Tensor:
-            scheduler.set_timesteps(self.sampling_steps)
-            x = self.x
-            for t in scheduler.timesteps:
-                with side.autocast(self.device):
-                    eps = network(x, t).sample
-                x = scheduler.step(eps.float(), t, x).prev_sample
-            return x
-
-        return theirs
+        return theirs(scheduler, self._theirs(side), self.x, self.sampling_steps)
 
     def likelihood(self, side: Side | None) -> Work:
         """The probability flow's likelihood; None is the network as it was built, for there is no other's."""

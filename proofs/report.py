@@ -18,7 +18,7 @@ from .orders import FROM_NOISE, MIDDLE, TOLERANCE
 from .orders import STEPS as ORDER_STEPS
 from .weak import STEPS as WEAK_STEPS
 
-# the kind of proof, the SDE, and the sampler where a task is one sampler's
+# the kind of proof, the sampler where a task is one sampler's, and the SDE
 Task = tuple[str, str, str]
 # the page, with places for what is measured
 _PAGE = Path(__file__).with_name("page.md")
@@ -40,7 +40,7 @@ def numbers(found: Mapping[Task, Any], *, num_points: int, seed: int) -> dict[st
     """
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("gaussian", "mixture", "orders", "weak_orders")}
     passed: list[tuple[str, bool]] = []
-    for (kind, sde, label), result in sorted(found.items(), key=lambda item: (item[0][2], item[0][1])):
+    for (kind, label, sde), result in sorted(found.items(), key=lambda item: item[0]):
         if kind == "gaussian":
             for name, cell in result.items():
                 of = {"sampler": label, "sde": sde, "parameterization": name, "nfe": cell.nfe}

@@ -27,17 +27,17 @@ from .weak import weak_convergences
 
 def tasks(only: str = "") -> list[Task]:
     """All tasks, the longest first; ``only`` keeps the samplers whose label has it, and leaves the orders out."""
-    listed: list[Task] = [] if only else [(kind, sde, "") for kind in ("weak_orders", "orders") for sde in SDES]
+    listed: list[Task] = [] if only else [(kind, "", sde) for kind in ("weak_orders", "orders") for sde in SDES]
     labels = sorted(
         (entry.label for entry in entries() if only in entry.label), key=lambda label: "none +" not in label
     )
-    return listed + [(kind, sde, label) for label in labels for kind in ("gaussian", "mixture") for sde in SDES]
+    return listed + [(kind, label, sde) for label in labels for kind in ("gaussian", "mixture") for sde in SDES]
 
 
 def prove(task: Task, num_points: int, seed: int) -> Any:
     """Do one task, in a process of its own."""
     torch.set_num_threads(1)
-    kind, sde_name, label = task
+    kind, label, sde_name = task
     sde = SDES[sde_name]
     if kind == "orders":
         return list(convergences(sde))

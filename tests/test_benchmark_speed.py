@@ -126,12 +126,12 @@ def test_the_profile_tells_kinds_of_work_apart():
 
 @pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own():
-    arguments = speed.parse(["--quick", "--batch-size=2", "--device=cpu", "--threads=1", "--no-compile"])
+    given = ["--quick", "--batch-size=2", "--device=cpu", "--threads=1", "--no-compile"]
     filled = torch.ones(200 * 2**18)  # 200 MiB of this process
-    memory = speed.peak_memory("forward", "ours fp32", arguments)
+    memory = speed.peak_memory("forward", "ours fp32", given)
     assert memory is not None and 0.1 < memory < speed.own_peak_memory(torch.device("cpu")) + 1
     assert filled.sum() > 0
-    assert speed.peak_memory("forward", "no such side", arguments) is None
+    assert speed.peak_memory("forward", "no such side", given) is None
 
 
 @pytest.mark.parametrize(
