@@ -63,7 +63,9 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     if kinds - {"float32"}:
         notes += (f"{path} has weights in {', '.join(sorted(kinds))}, which are taken as float32",)
     sources_of = partial(diffusers_sources, halves_swapped=halves_are_swapped(unet))
-    return plan_diffusers(unet, scheduler).load(with_new_names(tensors), sources_of, path=path, notes=notes)
+    model = plan_diffusers(unet, scheduler).load(with_new_names(tensors), sources_of, path=path)
+    model.notes = notes
+    return model
 
 
 def _assumed(unet: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -26,10 +26,6 @@ _NOT_THE_MODEL = (
     "num_samples", "rescale_learned_sigmas", "sigma_small", "timestep_respacing", "use_checkpoint", "use_ddim",
     "use_fp16", "use_kl", "use_new_attention_order",
 )  # fmt: skip
-_OF_THE_CLASSIFIER = (
-    "classifier_attention_resolutions", "classifier_depth", "classifier_pool", "classifier_resblock_updown",
-    "classifier_use_scale_shift_norm", "classifier_width",
-)  # fmt: skip
 _OF_THE_NETWORK = (
     "attention_resolutions", "channel_mult", "class_cond", "dropout", "learn_sigma", "num_channels",
     "num_head_channels", "num_heads", "num_heads_upsample", "num_res_blocks", "resblock_updown",
@@ -68,7 +64,7 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
         "embedding": "cos_first",
     }
     settings.refuse_unless(num_heads_upsample=(-1, num_heads), conv_resample=True, dims=2)
-    settings.ignore((*_NOT_THE_MODEL, *_OF_THE_CLASSIFIER))
+    settings.ignore((*_NOT_THE_MODEL, *(name for name in settings.values if name.startswith("classifier_"))))
     parameterization = "x0" if settings.flag("predict_xstart", False) else "eps"
     sde, time_input = _plan_sde(settings, project)
     settings.finish()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from runtime.files import read_regular
+from runtime.files import parse_json, read_regular
 from runtime.registry import choices_message
 
 _MOST_BYTES = 2**24
@@ -27,14 +26,11 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ValueError: In one line: there is no such file, or it holds something else.
     """
     try:
-        value = json.loads(read_regular(path, most=_MOST_BYTES).decode())
+        return parse_json(read_regular(path, most=_MOST_BYTES))
     except OSError as error:
         raise ValueError(f"{what} {path} cannot be read ({error.strerror or error}); check the path") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{what} {path} is no JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{what} {path} must hold an object, got {type(value).__name__}; fetch it again")
-    return value
 
 
 def parse_flags(text: str) -> dict[str, str]:
