@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ...backbones import (
     one_or_pair,
 )
 from ..shared.plan import ModelPlan, plan_network
-from ..shared.settings import Settings
+from ..shared.settings import Config, Settings
 
 SCHEDULERS = (
     "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler",
@@ -41,7 +40,7 @@ _DOWN: dict[str, tuple[bool, str | None]] = {
 _UP = {name.replace("Down", "Up"): value for name, value in _DOWN.items()}
 
 
-def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any] | Path | str) -> ModelPlan:
+def plan_diffusers(unet: Mapping[str, Any], scheduler: Config) -> ModelPlan:
     """Plan a model from the settings of a pipeline.
 
     Args:

@@ -20,9 +20,9 @@ from ..shared.renaming import (
     sources_of,
     transposed,
 )
-from ..shared.settings import Settings
+from ..shared.settings import Config, Settings
 from ..shared.tensors import check_project, read_tensors
-from .settings import Config, Project, plan_classifier, plan_guided
+from .settings import Project, plan_classifier, plan_guided
 
 _INNER = {
     "norm1": "in_layers.0",

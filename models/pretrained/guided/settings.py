@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from ...parameterization import TimeInput
 from ..shared.plan import ModelPlan, plan_network
-from ..shared.settings import Settings
+from ..shared.settings import Config, Settings
 
 Project = Literal["guided", "improved"]
-Config = Mapping[str, Any] | Path | str
 
 _CHANNEL_MULT: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -45,7 +42,7 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
     """
     settings = Settings(config)
-    by_flags = "model_channels" not in settings
+    by_flags = "model_channels" not in settings.values
     image_size = settings.integer("image_size", 64 if by_flags else None)
     head_channels = settings.integer("num_head_channels", -1)
     num_heads = settings.integer("num_heads", 4 if by_flags else 1)
@@ -85,7 +82,7 @@ def plan_classifier(config: Config) -> tuple[dict[str, Any], dict[str, Any], Tim
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
     """
     settings = Settings(config)
-    by_flags = "model_channels" not in settings
+    by_flags = "model_channels" not in settings.values
     image_size = settings.integer("image_size", 64 if by_flags else None)
     if by_flags:
         prefix = "classifier_"
