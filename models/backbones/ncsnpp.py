@@ -13,13 +13,7 @@ from .blocks.fir import ConvUpsample, Direction, make_conv_downsample, make_resa
 from .blocks.initialization import initialize
 from .blocks.layers import AttentionBlock, ResBlock
 from .blocks.levels import DownLevel, Level
-from .blocks.ncsnpp_levels import (
-    InputResidual,
-    InputSkip,
-    OutputSkip,
-    PyramidUpLevel,
-    RescaledAttention,
-)
+from .blocks.ncsnpp_levels import InputResidual, InputSkip, OutputSkip, PyramidUpLevel, RescaledAttention
 from .blocks.normalization import group_norm
 from .blocks.resolutions import ImageSize
 

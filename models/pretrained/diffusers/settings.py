@@ -10,12 +10,7 @@ import torch
 
 from runtime.registry import choices_message
 
-from ...backbones import (
-    ImageSize,
-    height_and_width,
-    level_resolutions,
-    one_or_pair,
-)
+from ...backbones import ImageSize, height_and_width, level_resolutions, one_or_pair
 from ..shared.plan import ModelPlan, plan_network
 from ..shared.settings import Config, Settings
 

@@ -47,9 +47,10 @@ def _read_config(config: Config) -> Settings:
         config = CONFIGS.get(name, config)
     flat: dict[str, Any] = {}
     for name, value in Settings(config).values.items():
-        flat |= (
-            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
-        )
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
     return Settings({name: value for name, value in flat.items() if name.startswith("model.") or name in _READ})
 
 
