@@ -1,6 +1,6 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
-from .condition import Cond, Condition, label_of
+from .condition import Cond, Condition
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .grey_levels import LevelsParameterization, level_posterior_mean
@@ -46,7 +46,6 @@ __all__ = [
     "count_network_calls",
     "follow_flow",
     "interpolate_log_var",
-    "label_of",
     "level_posterior_mean",
     "make_parameterization",
     "pick_variance",

@@ -63,15 +63,10 @@ class Dequantizer(nn.Module):
         return torch.special.ndtr(place), log_q.flatten(1).sum(1)
 
 
-def bin_width(num_levels: int) -> float:
-    """Distance of two grey levels, 2 / (num_levels - 1)."""
-    return 2 / (num_levels - 1)
-
-
 def place_on_bin(
     x0: Float[Tensor, "batch *shape"], u: Float[Tensor, "batch *shape"], num_levels: int
 ) -> tuple[Float[Tensor, "batch *shape"], float]:
-    """y = x0 + width (u - 1/2), and log(dy / du) = D log width.
+    """y = x0 + width (u - 1/2), and log(dy / du) = D log width, with the distance of two grey levels as width.
 
     Args:
         x0: Data on the lattice, [B, ...].
@@ -81,5 +76,5 @@ def place_on_bin(
     Returns:
         y in float64, and D log width.
     """
-    width = bin_width(num_levels)
+    width = 2 / (num_levels - 1)
     return x0.double() + width * (u.double() - 0.5), math.log(width) * x0[0].numel()

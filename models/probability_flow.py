@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from .score_model import CallCounter, ScoreModel
 _KNEE = 0.3
 
 
+@dataclass
 class FlowEquation:
     """dy / dr = eps(alpha y, t(r)) between two points, y = x / alpha and r = sigma / alpha.
 
@@ -33,23 +35,22 @@ class FlowEquation:
         dtype: What the model is asked in.
         counter: Counts the model's calls.
         max_nfe: How many calls ``counter`` may come to; None is no limit.
+
+    Attributes:
+        t: The times that were asked for last, [B].
     """
 
-    def __init__(
-        self,
-        model: ScoreModel,
-        cond: Cond | None,
-        start: Point,
-        end: Point,
-        *,
-        dtype: torch.dtype,
-        counter: CallCounter,
-        max_nfe: int | None,
-    ) -> None:
-        self.model, self.cond = model, cond
-        self.start, self.end = start, end
-        self.dtype, self.counter, self.max_nfe = dtype, counter, max_nfe
-        self.t = torch.tensor([start.t], dtype=torch.float64)
+    model: ScoreModel
+    cond: Cond | None
+    start: Point
+    end: Point
+    _: KW_ONLY
+    dtype: torch.dtype
+    counter: CallCounter
+    max_nfe: int | None
+
+    def __post_init__(self) -> None:
+        self.t = torch.tensor([self.start.t], dtype=torch.float64)
 
     def slope(
         self, noise_ratio: Tensor, y: Float[Tensor, "batch *shape"], samples: Tensor | None = None

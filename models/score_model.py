@@ -74,8 +74,7 @@ class ScoreModel(nn.Module, ABC):
             ValueError: If sigma is not of shape [B], or lies outside the SDE's range.
         """
         check_per_sample("sigma", sigma, x.shape[0])
-        ends = self.sde.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        low, high = ends.tolist()
+        low, high = self.sde.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         inside = (sigma >= low * (1 - 1e-6)) & (sigma <= high * (1 + 1e-6)) & (sigma > 0)
         if not bool(inside.all()):
             raise ValueError(

@@ -2,23 +2,12 @@
 
 from .adm import ADM
 from .base import Backbone
-from .blocks.embedding import (
-    ConditioningEmbedding,
-    EmbeddingKind,
-    FourierEmbedding,
-    NoiseLabelEmbedding,
-    sinusoidal_embedding,
-)
+from .blocks.embedding import ConditioningEmbedding, FourierEmbedding, NoiseLabelEmbedding, sinusoidal_embedding
 from .blocks.input_features import InputFourierFeatures
 from .blocks.layers import AttentionBlock, ResBlock
-from .blocks.normalization import GroupNorm, group_norm
+from .blocks.normalization import group_norm
 from .blocks.resampling import Downsample, Upsample
-from .blocks.resolutions import (
-    ImageSize,
-    height_and_width,
-    level_resolutions,
-    one_or_pair,
-)
+from .blocks.resolutions import ImageSize, height_and_width, level_resolutions, one_or_pair
 from .classifier import EncoderClassifier
 from .mlp import MLP
 from .ncsnpp import NCSNpp
@@ -31,10 +20,8 @@ __all__ = [
     "Backbone",
     "ConditioningEmbedding",
     "Downsample",
-    "EmbeddingKind",
     "EncoderClassifier",
     "FourierEmbedding",
-    "GroupNorm",
     "ImageSize",
     "InputFourierFeatures",
     "NCSNpp",

@@ -60,8 +60,8 @@ class ADMBackbone(ImageBackbone):
         num_heads, head_channels = self.settings["num_heads"], self.settings["head_channels"]
         if self.settings["floor_heads"] and head_channels is not None:
             num_heads, head_channels = channels // head_channels, None
-        if num_heads == 0:
-            return None
+            if num_heads == 0:
+                return None
         return AttentionBlock(channels, num_heads=num_heads, head_channels=head_channels, norm=norm or self._norm)
 
     def _resample(self, side: Direction, channels: int) -> nn.Module:

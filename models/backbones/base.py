@@ -12,7 +12,7 @@ from .blocks.checks import check_input, check_positive
 from .blocks.fir import Direction
 from .blocks.layers import ResBlock
 from .blocks.levels import Level, MiddleLevel
-from .blocks.resolutions import check_attention_resolutions, height_and_width, level_sizes, level_widths, one_or_pair
+from .blocks.resolutions import height_and_width, level_sizes, level_widths, one_or_pair
 
 
 class Backbone(nn.Module):
@@ -85,7 +85,12 @@ class ImageBackbone(Backbone):
     def _attends(self, attention_resolutions: Sequence[int]) -> list[bool]:
         """Tell for each level whether it attends; a level's resolution is its shorter side."""
         resolutions = [min(size) for size in self.sizes]
-        check_attention_resolutions(attention_resolutions, resolutions)
+        unknown = [str(resolution) for resolution in attention_resolutions if resolution not in resolutions]
+        if unknown:
+            raise ValueError(
+                f"attention_resolutions must be among {', '.join(map(str, resolutions))}, got {', '.join(unknown)}; "
+                "pass () for attention in the middle only"
+            )
         return [resolution in attention_resolutions for resolution in resolutions]
 
     @abstractmethod

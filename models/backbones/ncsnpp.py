@@ -12,15 +12,8 @@ from .blocks.embedding import NoiseEmbedding, NoiseLabelEmbedding
 from .blocks.fir import ConvUpsample, Direction, make_conv_downsample, make_resampler
 from .blocks.initialization import initialize
 from .blocks.layers import AttentionBlock, ResBlock
-from .blocks.levels import Level
-from .blocks.ncsnpp_levels import (
-    InputResidual,
-    InputSkip,
-    OutputSkip,
-    PyramidDownLevel,
-    PyramidUpLevel,
-    RescaledAttention,
-)
+from .blocks.levels import DownLevel, Level
+from .blocks.ncsnpp_levels import InputResidual, InputSkip, OutputSkip, PyramidUpLevel, RescaledAttention
 from .blocks.normalization import group_norm
 from .blocks.resolutions import ImageSize
 
@@ -175,7 +168,7 @@ class NCSNpp(ImageBackbone):
         if side == "down":
             resample = None if i == last else self._resample(side, width)
             image_input = None if i == last else self._image_input(i)
-            return PyramidDownLevel(blocks, [self._attention(width) for _ in blocks if attend], resample, image_input)
+            return DownLevel(blocks, [self._attention(width) for _ in blocks if attend], resample, image_input)
         image_output = None
         if self.options["output_pyramid"] == "skip" and i:
             image_output = OutputSkip(self._norm(width), width, self.out_channels, self._plain_resampler("up"))
@@ -202,8 +195,10 @@ class NCSNpp(ImageBackbone):
         embedding = self.embed(c_noise, cond, augment, x.shape[0])
         pyramid, skips = x, [self.conv_in(x)]
         for level in self.down:
-            results, pyramid = level(skips[-1], embedding, pyramid)
-            skips += results
+            assert isinstance(level, DownLevel)
+            skips += level(skips[-1], embedding)
+            if level.image_input is not None:
+                pyramid, skips[-1] = level.image_input(pyramid, skips[-1])
         hidden, image = self.middle(skips[-1], embedding), None
         for level in reversed(self.up):
             hidden, image = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)], image)

@@ -1,4 +1,4 @@
-"""Checkpoints of published projects as score models, one file a source; reading them runs no code."""
+"""Checkpoints of published projects as score models, a folder or file a project; reading them runs no code."""
 
 from .ddpm import from_ddpm
 from .diffusers.export import export_diffusers

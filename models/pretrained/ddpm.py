@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..backbones import UNet
 from .shared.plan import ModelPlan, PlannedModel
 from .shared.renaming import Source, level_blocks, pointwise, sources_of, thirds
-from .shared.settings import Settings
+from .shared.settings import Config, Settings
 from .shared.tensors import check_project, read_tensors
 
 _INNER = {"project": "temb_proj", "skip": "nin_shortcut", "qkv": "q,k,v", "proj": "proj_out"}
@@ -28,7 +27,7 @@ _LSUN: dict[str, Any] = {"resolution": 256, "ch_mult": (1, 1, 2, 2, 4, 4), "drop
 _PUBLISHED = {"cifar10": _CIFAR10, "lsun_bedroom": _LSUN, "lsun_cat": _LSUN, "lsun_church": _LSUN}
 
 
-def plan_ddpm(config: Mapping[str, Any] | Path | str = "cifar10") -> ModelPlan:
+def plan_ddpm(config: Config = "cifar10") -> ModelPlan:
     """Plan a model from the settings of pytorch_diffusion.
 
     Args:
@@ -65,18 +64,14 @@ def plan_ddpm(config: Mapping[str, Any] | Path | str = "cifar10") -> ModelPlan:
 def ddpm_sources(network: UNet) -> dict[str, Source]:
     """Map a network's tensors to those of a file of pytorch_diffusion."""
     places = dict(_PLACES)
-    for block in level_blocks(network):
-        kinds = {
-            "blocks": f"block.{block.number}",
-            "attention": f"attn.{block.number}",
-            "resample": f"{block.side}sample",
-        }
-        places[block.name] = f"{block.side}.{block.level}.{kinds[block.kind]}"
+    for name, side, level, kind, number in level_blocks(network):
+        kinds = {"blocks": f"block.{number}", "attention": f"attn.{number}", "resample": f"{side}sample"}
+        places[name] = f"{side}.{level}.{kinds[kind]}"
     layouts = {"qkv.weight": thirds(pointwise(2)), "qkv.bias": thirds(), "proj.weight": pointwise(2)}
     return sources_of(network, places, _INNER, lambda _: layouts)
 
 
-def from_ddpm(path: Path | str, config: Mapping[str, Any] | Path | str = "cifar10") -> PlannedModel:
+def from_ddpm(path: Path | str, config: Config = "cifar10") -> PlannedModel:
     """Read a network of Ho et al. 2020, as pesser/pytorch_diffusion converted the released TensorFlow weights.
 
     Args:

@@ -19,7 +19,7 @@ from ..score_model import ScoreModel
 class _BoundedScoreModel(ScoreModel):
     """A model whose predicted x0 is brought into [low, high], and eps made to agree with it."""
 
-    def __init__(self, model: ScoreModel, *, low: float, high: float) -> None:
+    def __init__(self, model: ScoreModel, *, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(model.sde)
         if not low < high:
             raise ValueError(f"low must be below high, got {low} and {high}; swap them")
@@ -53,9 +53,6 @@ class ClippedScoreModel(_BoundedScoreModel):
     Raises:
         ValueError: If low is not below high.
     """
-
-    def __init__(self, model: ScoreModel, *, low: float = -1.0, high: float = 1.0) -> None:
-        super().__init__(model, low=low, high=high)
 
     def bound(self, x0: Tensor) -> Tensor:
         """x0 clipped to [low, high]."""

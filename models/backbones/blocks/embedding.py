@@ -240,21 +240,18 @@ class NoiseLabelEmbedding(LabelEmbedding):
         classes = look_up_classes(table, cond, batch_size, null_class=self.null_class)
         if self.class_map is not None and classes is not None:
             features = features + (classes * math.sqrt(self.class_map.in_features) + self.class_map.bias)
-        augmentation = self._embed_augmentation(augment, features)
-        features = features if augmentation is None else features + augmentation
+        if self.augment_map is None and augment is not None:
+            raise ValueError("augment must be None: the network has no such labels; build it with augment_dim=...")
+        if self.augment_map is not None:
+            expected = (batch_size, self.augment_dim)
+            if augment is None:  # zeros rather than nothing, so that every parameter has a gradient
+                augment = features.new_zeros(expected)
+            if augment.shape != expected:
+                raise ValueError(
+                    f"augment must have shape {list(expected)}, got {list(augment.shape)}; one label a sample"
+                )
+            features = features + self.augment_map(augment.to(features.dtype))
         return F.silu(self.linear2(F.silu(self.linear1(features))))
-
-    def _embed_augmentation(self, augment: Tensor | None, features: Tensor) -> Tensor | None:
-        if self.augment_map is None:
-            if augment is not None:
-                raise ValueError("augment must be None: the network has no such labels; build it with augment_dim=...")
-            return None
-        expected = (features.shape[0], self.augment_dim)
-        if augment is None:  # zeros rather than nothing, so that every parameter has a gradient
-            augment = features.new_zeros(expected)
-        if augment.shape != expected:
-            raise ValueError(f"augment must have shape {list(expected)}, got {list(augment.shape)}; one label a sample")
-        return self.augment_map(augment.to(features.dtype))
 
 
 def _sin_cos(t: Tensor, frequencies: Tensor, *, cos_first: bool = False, dtype: torch.dtype) -> Tensor:

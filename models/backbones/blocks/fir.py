@@ -37,7 +37,17 @@ def fir_filter(kernel: Sequence[float]) -> Tensor:
     return torch.outer(normalized, normalized)
 
 
-class FIRDownsample(nn.Module):
+class _Filtering(nn.Module):
+    """A layer with a filter, which is no weight and is not saved."""
+
+    filter: Tensor
+
+    def __init__(self, kernel: Sequence[float], gain: float = 1) -> None:
+        super().__init__()
+        self.register_buffer("filter", gain * fir_filter(kernel), persistent=False)
+
+
+class FIRDownsample(_Filtering):
     """Filter, then keep every second pixel of every second row; zeros outside.
 
     ``y[i] = sum_j f[j] x[2 i + j - (K / 2 - 1)]`` along each axis. With the kernel (1, 1) it is the 2x2 average.
@@ -45,12 +55,6 @@ class FIRDownsample(nn.Module):
     Args:
         kernel: Taps of the filter; see ``fir_filter``.
     """
-
-    filter: Tensor
-
-    def __init__(self, kernel: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("filter", fir_filter(kernel), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C, H / 2, W / 2]."""
@@ -60,7 +64,7 @@ class FIRDownsample(nn.Module):
         return F.conv2d(x, _per_channel(self.filter, x), stride=2, padding=size // 2 - 1, groups=x.shape[1])
 
 
-class FIRUpsample(nn.Module):
+class FIRUpsample(_Filtering):
     """Put a zero after every pixel and a row of zeros after every row, then filter by 4 f; zeros outside.
 
     ``y[o] = sum_i 2 f[o + K / 2 - 1 - 2 i] x[i]`` along each axis. With the kernel (1, 1) it repeats every pixel 2x2.
@@ -69,11 +73,8 @@ class FIRUpsample(nn.Module):
         kernel: Taps of the filter; see ``fir_filter``.
     """
 
-    filter: Tensor
-
     def __init__(self, kernel: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("filter", 4 * fir_filter(kernel), persistent=False)
+        super().__init__(kernel, gain=4)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C, 2 H, 2 W]."""
@@ -84,7 +85,7 @@ class FIRUpsample(nn.Module):
         return F.conv_transpose2d(x, weight, stride=2, padding=size // 2 - 1, groups=x.shape[1])
 
 
-class FIRConvDownsample(nn.Module):
+class FIRConvDownsample(_Filtering):
     """Filter, then a 3x3 convolution of stride 2 on the filtered image, which reaches one pixel over its border.
 
     The filtered image is computed there too, rather than taken as zero, as Song et al.'s and EDM's networks do.
@@ -95,11 +96,8 @@ class FIRConvDownsample(nn.Module):
         kernel: Taps of the filter; see ``fir_filter``.
     """
 
-    filter: Tensor
-
     def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("filter", fir_filter(kernel), persistent=False)
+        super().__init__(kernel)
         self.conv = initialize(nn.Conv2d(in_channels, out_channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,7 +48,24 @@ class BlocksLevel(Level):
 
 
 class DownLevel(BlocksLevel):
-    """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any."""
+    """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any.
+
+    Args:
+        blocks: Residual blocks.
+        attention: As many attention blocks, or none.
+        resample: What leads to the next level, if any; see ``BlocksLevel``.
+        image_input: Brings the image into the next level, if anything does; its network applies it.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[ResBlock],
+        attention: Sequence[nn.Module],
+        resample: nn.Module | None,
+        image_input: nn.Module | None = None,
+    ) -> None:
+        super().__init__(blocks, attention, resample)
+        self.image_input = image_input
 
     def forward(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """Apply the level.

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .initialization import initialize
 from .layers import AttentionBlock, ResBlock
-from .levels import DownLevel, Level, apply_joined
+from .levels import Level, apply_joined
 
 
 class RescaledAttention(nn.Module):
@@ -98,45 +98,6 @@ class OutputSkip(nn.Module):
         """Map features [B, D, H, W] and the image of the level below, [B, C, H / 2, W / 2], to one of [B, C, H, W]."""
         image = self.conv(F.silu(self.norm(x)))
         return image if below is None else image + self.up(below)
-
-
-class PyramidDownLevel(DownLevel):
-    """A ``DownLevel`` that also brings the image, or what became of it, into the next level.
-
-    Args:
-        blocks: Residual blocks.
-        attention: As many attention blocks, or none.
-        resample: What leads to the next level.
-        image_input: What brings the image, if any, where there is a next level.
-    """
-
-    def __init__(
-        self,
-        blocks: Sequence[ResBlock],
-        attention: Sequence[RescaledAttention],
-        resample: nn.Module | None,
-        image_input: InputSkip | InputResidual | None,
-    ) -> None:
-        super().__init__(blocks, attention, resample)
-        self.image_input = image_input
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Tensor, embedding: Tensor, pyramid: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """Apply the level.
-
-        Args:
-            x: Features, [B, C, H, W].
-            embedding: Activated embedding, [B, E].
-            pyramid: The image at this resolution, or what became of it, [B, ..., H, W].
-
-        Returns:
-            Every result, for the way up, of which the last goes on, and the pyramid at the next resolution.
-        """
-        results = super().forward(x, embedding)
-        if self.image_input is not None:
-            pyramid, results[-1] = self.image_input(pyramid, results[-1])
-        return results, pyramid
 
 
 class PyramidUpLevel(Level):

@@ -83,17 +83,3 @@ def level_resolutions(image_size: int | Sequence[int], num_levels: int) -> list[
         ValueError: A side cannot be halved so often.
     """
     return [min(size) for size in level_sizes(image_size, num_levels)]
-
-
-def check_attention_resolutions(wanted: Sequence[int], resolutions: Sequence[int]) -> None:
-    """Refuse attention at a resolution that no level has.
-
-    Raises:
-        ValueError: There is such a resolution.
-    """
-    unknown = [str(resolution) for resolution in wanted if resolution not in resolutions]
-    if unknown:
-        raise ValueError(
-            f"attention_resolutions must be among {', '.join(map(str, resolutions))}, got {', '.join(unknown)}; "
-            "pass () for attention in the middle only"
-        )

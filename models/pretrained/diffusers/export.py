@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sde_lib import SDE, Tabulated
+from sde_lib import Tabulated
 
 from ...backbones import ADM, AttentionBlock, UNet
 from ...backbones.blocks.levels import DownLevel, UpLevel
@@ -72,25 +72,22 @@ def _scheduler_settings(model: NetworkScoreModel) -> dict[str, Any]:
     name = type(parameterization).__name__.removesuffix("Parameterization").lower()
     if name not in predictions:
         raise ValueError(f"diffusers' schedulers know eps, x0 and v, got parameterization {name}; it has no export")
-    if parameterization.time_input not in ("auto", "index") or not _is_vp_table(model.sde):
+    sde = model.sde
+    told = parameterization.time_input
+    if told not in ("auto", "index") or not isinstance(sde, Tabulated) or sde.family != "vp":
         raise ValueError(
             "diffusers' DDPMScheduler tells networks the timestep of a DDPM table, got a network told "
-            f"{parameterization.time_input} of {type(model.sde).__name__}; it has no export"
+            f"{told} of {type(sde).__name__}; it has no export"
         )
-    assert isinstance(model.sde, Tabulated)
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": _VERSION,
-        "num_train_timesteps": len(model.sde.log_snr_table),
-        **_table_settings(model.sde),
+        "num_train_timesteps": len(sde.log_snr_table),
+        **_table_settings(sde),
         "prediction_type": predictions[name],
         "variance_type": "learned_range" if model.learned_variance else "fixed_small",
         "clip_sample": True,
     }
-
-
-def _is_vp_table(sde: SDE) -> bool:
-    return isinstance(sde, Tabulated) and sde.family == "vp"
 
 
 def _table_settings(sde: Tabulated) -> dict[str, Any]:
@@ -159,24 +156,21 @@ def _unet_settings(network: ADM) -> dict[str, Any]:
 def _check_network(network: ADM, options: Mapping[str, Any]) -> None:
     width = network.widths[0]
     ends = network.embed.embedding_dim, network.conv_in.out_channels
-    if ends != (width, width):
-        raise ValueError(
-            f"UNet2DModel has as many noise features, and channels after the first convolution, as in its first level, "
-            f"{width}, got {ends[0]} and {ends[1]}; such a network has no export"
-        )
-    if options["channels"] != width:
-        raise ValueError(
-            f"UNet2DModel has an embedding of {4 * width} features, four times its first level, got "
-            f"{4 * options['channels']}; such a network has no export"
-        )
-    if options["embedding"] == "fourier":
-        raise ValueError("UNet2DModel divides by sigma after a Fourier embedding; such a network has no export")
-    if options["input_frequencies"]:
-        raise ValueError("UNet2DModel has no Fourier features of its input; such a network has no export")
-    if options["outputs_per_channel"] > 1:
-        raise ValueError(
-            f"diffusers' schedulers take one or two outputs a channel, got {network.out_channels} outputs for "
-            f"{network.in_channels} channels; such a network has no export"
-        )
-    if not options["middle_attention_norm"] and not options["scale_shift_norm"]:
-        raise ValueError("UNet2DModel normalizes before the middle's attention; such a network has no export")
+    wrong = {
+        "has as many noise features, and channels after the first convolution, as in its first level, "
+        f"{width}, got {ends[0]} and {ends[1]}": ends != (width, width),
+        f"has an embedding of {4 * width} features, four times its first level, got {4 * options['channels']}": options[
+            "channels"
+        ]
+        != width,
+        "divides by sigma after a Fourier embedding": options["embedding"] == "fourier",
+        "has no Fourier features of its input": len(options["input_frequencies"]) > 0,
+        f"goes with schedulers of one or two outputs a channel, got {network.out_channels} outputs for "
+        f"{network.in_channels} channels": options["outputs_per_channel"] > 1,
+        "normalizes before the middle's attention": not (
+            options["middle_attention_norm"] or options["scale_shift_norm"]
+        ),
+    }
+    for reason, applies in wrong.items():
+        if applies:
+            raise ValueError(f"UNet2DModel {reason}; such a network has no export")

@@ -1,15 +1,14 @@
-"""Parts of a model in folders of Hugging Face's diffusers: the network, its weights, the scheduler."""
+"""Files of a model in folders of Hugging Face's diffusers: the network, its weights, the scheduler."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
 from ..shared.settings import read_json
-from ..shared.tensors import read_tensors, strip_prefix
+from ..shared.tensors import read_tensors
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _INDEX, _SCHEDULER = "model_index.json", "scheduler_config.json"
@@ -18,30 +17,20 @@ _WHOLE = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?\.(?:safeten
 _SHARDED = re.compile(r"diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
 
 
-class Parts(NamedTuple):
-    """The files of a model.
-
-    Attributes:
-        unet: The folder of the network.
-        scheduler: The scheduler's settings, or None if no file says them.
-        notes: What was chosen, a line each.
-    """
-
-    unet: Path
-    scheduler: Path | None
-    notes: tuple[str, ...] = ()
-
-
-def find_parts(folder: Path) -> Parts:
-    """The parts of a pipeline, of a training script's ``checkpoint-N``, or of a bare ``unet`` folder.
+def find_files(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
+    """Find the files of a pipeline, of a training script's ``checkpoint-N``, or of a bare ``unet`` folder.
 
     Args:
         folder: A pipeline has ``model_index.json``; a ``checkpoint-N`` has the folders ``unet`` and, where the script
             averages weights, ``unet_ema``, which is preferred. Of these, and of a bare network, the scheduler is what
             stands beside them.
 
+    Returns:
+        The folder of the network; the scheduler's settings, or None if no file says them; and what was chosen, a line
+        each.
+
     Raises:
-        ValueError: In one line: it is none of these, or a pipeline of other parts.
+        ValueError: In one line: it is none of these, or a pipeline of other models.
     """
     if not (folder / _INDEX).exists():
         if (folder / "config.json").is_file():
@@ -57,25 +46,26 @@ def find_parts(folder: Path) -> Parts:
             )
     _check_index(folder)
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    return Parts(unet, (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / _SCHEDULER)
+    scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    return unet, scheduler / _SCHEDULER, ()
 
 
-def _apart(unet: Path, *notes: str) -> Parts:
-    """A network that is no part of a pipeline, with the scheduler in its folder or of the pipeline around it."""
+def _apart(unet: Path, *notes: str) -> tuple[Path, Path | None, tuple[str, ...]]:
+    """A network outside of a pipeline, with the scheduler in its folder or of the pipeline around it."""
     parent = unet.resolve().parent
     pipelines = [parent, parent.parent] if parent.name.startswith("checkpoint-") else [parent]
     places = [unet / _SCHEDULER, *(pipeline / "scheduler" / _SCHEDULER for pipeline in pipelines)]
     file = next((place for place in places if place.is_file()), None)
-    return Parts(unet, file, notes if file is None else (*notes, f"the scheduler is that of {file}"))
+    return unet, file, notes if file is None else (*notes, f"the scheduler is that of {file}")
 
 
 def _check_index(folder: Path) -> None:
     index = read_json(folder / _INDEX, "pipeline's")
-    parts = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
-    if parts != {"unet", "scheduler"}:
+    models = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
+    if models != {"unet", "scheduler"}:
         raise ValueError(
             f"the pipeline of {folder} must consist of a unet and a scheduler, got {index.get('_class_name')} of "
-            f"{', '.join(sorted(parts)) or 'nothing'}; it is not supported"
+            f"{', '.join(sorted(models)) or 'nothing'}; it is not supported"
         )
 
 
@@ -89,7 +79,7 @@ def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         ValueError: In one line: there are none, they cannot be read, or several variants may be meant.
     """
     path = _choose_weights(folder)
-    return path, strip_prefix(_read_shards(path)) if path.suffix == ".json" else read_tensors(path)
+    return path, _read_shards(path) if path.suffix == ".json" else read_tensors(path)
 
 
 def _choose_weights(folder: Path) -> Path:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..shared.plan import PlannedModel
-from ..shared.settings import read_json
-from .files import WEIGHTS, find_parts, read_weights
+from ..shared.settings import Config, read_json
+from .files import WEIGHTS, find_files, read_weights
 from .names import diffusers_sources, with_new_names
 from .settings import halves_are_swapped, plan_diffusers
-
-Config = Mapping[str, Any] | Path | str
 
 # each is asked for in turn, so that no more is fetched than is read
 _ON_THE_HUB = (*WEIGHTS, "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.bin")
@@ -44,7 +40,7 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
             another kind.
     """
     folder = _find(name)
-    unet_folder, file, notes = find_parts(folder)
+    unet_folder, file, notes = find_files(folder)
     unet = read_json(unet_folder / "config.json", "UNet2DModel's config")
     kind = unet.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
@@ -54,7 +50,13 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     scheduler: Config | None = config if file is None else read_json(file, "scheduler's config")
     path, tensors = read_weights(unet_folder)
     if scheduler is None:
-        scheduler = _assumed(unet, folder)
+        if unet.get("time_embedding_type", "positional") != "positional":
+            raise ValueError(
+                f"no file says the scheduler of {folder}, whose network is of the VE-SDE; set "
+                "config.source.config='--_class_name ScoreSdeVeScheduler --sigma_min ... --sigma_max ...'"
+            )
+        # that of diffusers' training scripts; DDIM's class has the same table, and no say in the variance
+        scheduler = {"_class_name": "DDIMScheduler"}
         notes += (
             f"no file says the scheduler of {folder}: DDPM's is assumed, 1000 linear betas from 0.0001 to 0.02, "
             "predicting eps; config.source.config='--beta_schedule ... --prediction_type ...' says otherwise",
@@ -63,17 +65,9 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     if kinds - {"float32"}:
         notes += (f"{path} has weights in {', '.join(sorted(kinds))}, which are taken as float32",)
     sources_of = partial(diffusers_sources, halves_swapped=halves_are_swapped(unet))
-    return plan_diffusers(unet, scheduler).load(with_new_names(tensors), sources_of, path=path, notes=notes)
-
-
-def _assumed(unet: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The scheduler of diffusers' training scripts; DDIM's class has the same table, and no say in the variance."""
-    if unet.get("time_embedding_type", "positional") != "positional":
-        raise ValueError(
-            f"no file says the scheduler of {folder}, whose network is of the VE-SDE; set "
-            "config.source.config='--_class_name ScoreSdeVeScheduler --sigma_min ... --sigma_max ...'"
-        )
-    return {"_class_name": "DDIMScheduler"}
+    model = plan_diffusers(unet, scheduler).load(with_new_names(tensors), sources_of, path=path)
+    model.notes = notes
+    return model
 
 
 def _find(name: Path | str) -> Path:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from itertools import compress
 from typing import Any
 
 import torch
 
 from runtime.registry import choices_message
 
-from ...backbones import (
-    ImageSize,
-    height_and_width,
-    level_resolutions,
-    one_or_pair,
-)
+from ...backbones import ImageSize, height_and_width, level_resolutions, one_or_pair
 from ..shared.plan import ModelPlan, plan_network
-from ..shared.settings import Settings
+from ..shared.settings import Config, Settings
 
 SCHEDULERS = (
     "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler",
@@ -40,7 +35,7 @@ _DOWN: dict[str, tuple[bool, str | None]] = {
 _UP = {name.replace("Down", "Up"): value for name, value in _DOWN.items()}
 
 
-def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any] | Path | str) -> ModelPlan:
+def plan_diffusers(unet: Mapping[str, Any], scheduler: Config) -> ModelPlan:
     """Plan a model from the settings of a pipeline.
 
     Args:
@@ -54,13 +49,6 @@ def plan_diffusers(unet: Mapping[str, Any], scheduler: Mapping[str, Any] | Path 
     of_unet = Settings({name: value for name, value in unet.items() if not name.startswith("_")})
     of_unet.ignore(_OF_AVERAGES)
     settings = Settings(scheduler)
-    plan = _plan(of_unet, settings)
-    if isinstance(scheduler, str) and scheduler.strip().startswith("--"):
-        settings.finish()
-    return plan
-
-
-def _plan(of_unet: Settings, settings: Settings) -> ModelPlan:
     kind = settings.choice("_class_name", "DDPMScheduler", SCHEDULERS)
     embedding = of_unet.choice("time_embedding_type", "positional", ("positional", "fourier"))
     expected = "fourier" if kind == "ScoreSdeVeScheduler" else "positional"
@@ -68,38 +56,28 @@ def _plan(of_unet: Settings, settings: Settings) -> ModelPlan:
         raise ValueError(
             f"a {kind} goes with time_embedding_type={expected} of UNet2DModel, got {embedding}; one of them is wrong"
         )
-    backbone, network = _plan_unet(of_unet)
+    backbone, network = _plan_unet(of_unet, fourier=embedding == "fourier")
+    learned = network.get("learned_variance", False)
     if kind == "ScoreSdeVeScheduler":
-        return _plan_ve(backbone, network, settings)
-    prediction = settings.choice("prediction_type", "epsilon", tuple(PREDICTIONS))
-    if kind.startswith("DDPM"):
-        _check_variance(str(settings.take("variance_type", "fixed_small")), learned=network["learned_variance"])
-    sde = _plan_sde(settings)
-    backbone, network = plan_network(network)
-    return ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], time_input="index")
-
-
-def _plan_ve(backbone: str, network: dict[str, Any], scheduler: Settings) -> ModelPlan:
-    """Networks of the VE-SDE, which divide by sigma, and are told ln(sigma) of data in [0, 1], twice which is ours."""
-    network |= {"embedding": "fourier"}
-    if backbone == "adm":
-        network |= {"embedding_dim": 2 * network["channels"]}
-        if network["learned_variance"]:
+        if learned:
             raise ValueError("a ScoreSdeVeScheduler takes one output a channel, got two; such a model is not supported")
-    sde = {
-        "name": "ve",
-        "sigma_min": 2 * scheduler.number("sigma_min", 0.01),
-        "sigma_max": 2 * scheduler.number("sigma_max", 1348.0),
-    }
-    return ModelPlan(backbone, network, sde, parameterization="score", time_input="log_half_sigma")
-
-
-def _check_variance(variance_type: str, *, learned: bool) -> None:
-    if variance_type == "learned" or (variance_type == "learned_range") != learned:
-        raise ValueError(
-            f"the scheduler's variance_type={variance_type!r} contradicts {1 + learned} outputs a channel; "
-            f"it must be {'learned_range' if learned else 'a fixed one, such as fixed_small'}"
-        )
+        # networks of the VE-SDE divide by sigma, and are told ln(sigma) of data in [0, 1], twice which is ours
+        low, high = settings.number("sigma_min", 0.01), settings.number("sigma_max", 1348.0)
+        sde = {"name": "ve", "sigma_min": 2 * low, "sigma_max": 2 * high}
+        plan = ModelPlan(backbone, network, sde, parameterization="score", time_input="log_half_sigma")
+    else:
+        prediction = settings.choice("prediction_type", "epsilon", tuple(PREDICTIONS))
+        variance = settings.take("variance_type", "fixed_small")
+        if kind.startswith("DDPM") and (variance == "learned" or (variance == "learned_range") != learned):
+            raise ValueError(
+                f"the scheduler's variance_type={variance!r} contradicts {1 + learned} outputs a channel; "
+                f"it must be {'learned_range' if learned else 'a fixed one, such as fixed_small'}"
+            )
+        sde = _plan_sde(settings)
+        plan = ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], time_input="index")
+    if isinstance(scheduler, str) and scheduler.strip().startswith("--"):
+        settings.finish()
+    return plan
 
 
 def halves_are_swapped(unet: Mapping[str, Any]) -> bool:
@@ -109,15 +87,15 @@ def halves_are_swapped(unet: Mapping[str, Any]) -> bool:
     return bool(unet.get("flip_sin_to_cos", True)) != (unet.get("freq_shift", 0) == 0)
 
 
-def _plan_unet(settings: Settings) -> tuple[str, dict[str, Any]]:
-    """The backbone, of which all but skip blocks are ``ADM``'s, and its options."""
+def _plan_unet(settings: Settings, *, fourier: bool) -> tuple[str, dict[str, Any]]:
+    """The backbone and its options."""
     widths = settings.integers("block_out_channels", (224, 448, 672, 896))
     image_size = _image_size(settings)
     resampling, down, up = _plan_levels(settings, len(widths))
     sizes = level_resolutions(image_size, len(widths))
     settings.refuse_unless(
         act_fn=("silu", "swish"),
-        center_input_sample=settings.take("time_embedding_type", "positional") == "fourier",
+        center_input_sample=fourier,
         class_embed_type=None,
         mid_block_type="UNetMidBlock2D",
         time_embedding_dim=(None, 4 * widths[0]),
@@ -127,21 +105,24 @@ def _plan_unet(settings: Settings) -> tuple[str, dict[str, Any]]:
         "channels": widths[0],
         "channel_mult": tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
         "num_res_blocks": settings.integer("layers_per_block", 2),
-        "attention_resolutions": tuple(size for size, attends in zip(sizes, down, strict=True) if attends),
+        "attention_resolutions": tuple(compress(sizes, down)),
         "dropout": settings.number("dropout", 0.0),
         "norm_eps": settings.number("norm_eps", 1e-5),
     }
     if resampling == "skip":
-        backbone, options = "ncsnpp", _skip_options(settings, widths, down, up)
+        backbone, network = "ncsnpp", network | _skip_options(settings, widths, down, up, fourier=fourier)
     else:
-        up_resolutions = tuple(size for size, attends in zip(sizes, up, strict=True) if attends)
-        backbone, options = "adm", _adm_options(settings)
-        options["resampling"] = "residual" if resampling == "resnet" else "convolution"
-        options["up_attention_resolutions"] = None if up == down else up_resolutions
+        network |= _adm_options(settings)
+        network["resampling"] = "residual" if resampling == "resnet" else "convolution"
+        if up != down:
+            network["up_attention_resolutions"] = tuple(compress(sizes, up))
+        if fourier:
+            network |= {"embedding": "fourier", "embedding_dim": 2 * widths[0]}
+        backbone, network = plan_network(network)
     settings.flag("flip_sin_to_cos", True)
     settings.ignore(["num_train_timesteps"])  # of learned embeddings of time alone
     settings.finish()
-    return backbone, network | options
+    return backbone, network
 
 
 def _adm_options(settings: Settings) -> dict[str, Any]:
@@ -174,21 +155,22 @@ def _adm_options(settings: Settings) -> dict[str, Any]:
 
 
 def _skip_options(
-    settings: Settings, widths: Sequence[int], down: Sequence[bool], up: Sequence[bool]
+    settings: Settings, widths: Sequence[int], down: Sequence[bool], up: Sequence[bool], *, fourier: bool
 ) -> dict[str, Any]:
     """The options of ``NCSNpp`` that skip blocks stand for.
 
     diffusers builds such a network for some widths alone. A norm of C channels has min(C / 4, 32) groups; but that of
     attention has 32, and so has, nearly always, that of what comes in from below and beside where the way up attends.
     """
-    if up != down:
+    if up != down or not fourier:
         raise ValueError(
-            "UNet2DModel of skip blocks must attend at the same levels down and up; others are unsupported"
+            "UNet2DModel of skip blocks must attend at the same levels down and up, and go with a ScoreSdeVeScheduler; "
+            "others are unsupported"
         )
     beside = [(*widths[1:], widths[-1]), widths, (widths[0], *widths[:-1])]
     normalized = {*widths, *(sum(pair) for others in beside for pair in zip(widths, others, strict=True))}
     uneven = [width for width in normalized if width < 4 or width % min(width // 4, 32)]
-    attending = {width for width, attends in zip(widths, down, strict=True) if attends}
+    attending = set(compress(widths, down))
     if uneven or min(attending, default=128) < 128 or any(width % widths[0] for width in widths):
         raise ValueError(
             "UNet2DModel of skip blocks must have widths that are multiples of the first, from 128 on where they "
@@ -208,10 +190,9 @@ def _skip_options(
         num_class_embeds=None,
         out_channels=3,
         resnet_time_scale_shift="default",
-        time_embedding_type="fourier",
     )
     settings.ignore(("downsample_padding", "freq_shift"))
-    return {"input_pyramid": "skip", "output_pyramid": "skip"}
+    return {"input_pyramid": "skip", "output_pyramid": "skip", "embedding": "fourier"}
 
 
 def _image_size(settings: Settings) -> ImageSize:

@@ -24,7 +24,7 @@ def edm_sources(network: ADM | NCSNpp) -> dict[str, Source]:
     """
     resolution, _ = height_and_width(network.image_size)  # EDM's images are square
     sizes = [f"{resolution // 2**i}x{resolution // 2**i}" for i in range(len(network.down))]
-    first, lowest = f"dec.{sizes[-1]}_in0", f"dec.{sizes[-1]}_in1"
+    first, second = f"dec.{sizes[-1]}_in0", f"dec.{sizes[-1]}_in1"
     out = "out" if isinstance(network, ADM) else f"dec.{sizes[0]}_aux"
     places = {
         "embed.linear1": "map_layer0",
@@ -37,7 +37,7 @@ def edm_sources(network: ADM | NCSNpp) -> dict[str, Source]:
         "middle.block1": first,
         "middle.attention": first,
         "middle.attention.block": first,
-        "middle.block2": lowest,
+        "middle.block2": second,
         "norm_out": f"{out}_norm",
         "conv_out": f"{out}_conv",
     }

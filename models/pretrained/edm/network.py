@@ -12,13 +12,12 @@ from torch import Tensor
 from runtime.registry import choices_message
 
 from ..shared.plan import ModelPlan, PlannedModel
-from ..shared.settings import Settings
+from ..shared.settings import Config, Settings
 from ..shared.tensors import read_tensors
 from .names import edm_sources
 from .settings import plan_edm_adm, plan_edm_song
 
 Preconditioning = Literal["edm", "vp", "ve"]
-Config = Mapping[str, Any] | Path | str
 
 _CLASSES: dict[Any, Preconditioning] = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
 # arguments of the preconditioners
@@ -26,15 +25,6 @@ _OF_PRECONDITIONING = (
     "class_name", "sigma_data", "sigma_min", "sigma_max", "beta_d", "beta_min", "M", "epsilon_t", "use_fp16",
 )  # fmt: skip
 _CONVERT = "run in a checkout of EDM: torch.save(pickle.load(open(FILE, 'rb'))['ema'].state_dict(), 'FILE.pt')"
-
-
-def _ends(settings: Settings, low: float, high: float) -> dict[str, float]:
-    """sigma_min and sigma_max; EDM's own 0 and infinity say nothing."""
-    said_low, said_high = settings.number("sigma_min", low), settings.number("sigma_max", high)
-    return {
-        "sigma_min": said_low if said_low > 0 else low,
-        "sigma_max": said_high if math.isfinite(said_high) else high,
-    }
 
 
 def _with_preconditioning(
@@ -47,9 +37,12 @@ def _with_preconditioning(
         beta_min = settings.number("beta_min", 0.1)
         sde = {"name": "vp", "beta_min": beta_min, "beta_max": beta_min + settings.number("beta_d", 19.9)}
         return ModelPlan(backbone, network, sde, "eps", "t999")
-    if kind == "ve":
-        return ModelPlan(backbone, network, {"name": "ve", **_ends(settings, 0.02, 100.0)}, "score", "log_half_sigma")
-    return ModelPlan(backbone, network, {"name": "ve", **_ends(settings, 0.002, 80.0)}, "edm", "edm")
+    low, high = (0.02, 100.0) if kind == "ve" else (0.002, 80.0)
+    said_low, said_high = settings.number("sigma_min", low), settings.number("sigma_max", high)
+    # EDM's own 0 and infinity say nothing
+    ends = {"sigma_min": said_low or low, "sigma_max": said_high if math.isfinite(said_high) else high}
+    read = ("score", "log_half_sigma") if kind == "ve" else ("edm", "edm")
+    return ModelPlan(backbone, network, {"name": "ve", **ends}, *read)
 
 
 def plan_edm(

@@ -11,18 +11,10 @@ from sde_lib import make_sde
 from ...backbones import ADM, EncoderClassifier
 from ...noisy_classifier import NoisyClassifier
 from ..shared.plan import PlannedModel
-from ..shared.renaming import (
-    Source,
-    fused_attention,
-    level_blocks,
-    load_renamed,
-    pointwise,
-    sources_of,
-    transposed,
-)
-from ..shared.settings import Settings
+from ..shared.renaming import Source, fused_attention, level_blocks, load_renamed, pointwise, sources_of, transposed
+from ..shared.settings import Config, Settings
 from ..shared.tensors import check_project, read_tensors
-from .settings import Config, Project, plan_classifier, plan_guided
+from .settings import Project, plan_classifier, plan_guided
 
 _INNER = {
     "norm1": "in_layers.0",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from ...parameterization import TimeInput
 from ..shared.plan import ModelPlan, plan_network
-from ..shared.settings import Settings
+from ..shared.settings import Config, Settings
 
 Project = Literal["guided", "improved"]
-Config = Mapping[str, Any] | Path | str
 
 _CHANNEL_MULT: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -25,10 +22,6 @@ _NOT_THE_MODEL = (
     "batch_size", "classifier_path", "classifier_scale", "classifier_use_fp16", "clip_denoised", "model_path",
     "num_samples", "rescale_learned_sigmas", "sigma_small", "timestep_respacing", "use_checkpoint", "use_ddim",
     "use_fp16", "use_kl", "use_new_attention_order",
-)  # fmt: skip
-_OF_THE_CLASSIFIER = (
-    "classifier_attention_resolutions", "classifier_depth", "classifier_pool", "classifier_resblock_updown",
-    "classifier_use_scale_shift_norm", "classifier_width",
 )  # fmt: skip
 _OF_THE_NETWORK = (
     "attention_resolutions", "channel_mult", "class_cond", "dropout", "learn_sigma", "num_channels",
@@ -49,7 +42,7 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
     """
     settings = Settings(config)
-    by_flags = "model_channels" not in settings
+    by_flags = "model_channels" not in settings.values
     image_size = settings.integer("image_size", 64 if by_flags else None)
     head_channels = settings.integer("num_head_channels", -1)
     num_heads = settings.integer("num_heads", 4 if by_flags else 1)
@@ -68,7 +61,7 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
         "embedding": "cos_first",
     }
     settings.refuse_unless(num_heads_upsample=(-1, num_heads), conv_resample=True, dims=2)
-    settings.ignore((*_NOT_THE_MODEL, *_OF_THE_CLASSIFIER))
+    settings.ignore((*_NOT_THE_MODEL, *(name for name in settings.values if name.startswith("classifier_"))))
     parameterization = "x0" if settings.flag("predict_xstart", False) else "eps"
     sde, time_input = _plan_sde(settings, project)
     settings.finish()
@@ -89,7 +82,7 @@ def plan_classifier(config: Config) -> tuple[dict[str, Any], dict[str, Any], Tim
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
     """
     settings = Settings(config)
-    by_flags = "model_channels" not in settings
+    by_flags = "model_channels" not in settings.values
     image_size = settings.integer("image_size", 64 if by_flags else None)
     if by_flags:
         prefix = "classifier_"

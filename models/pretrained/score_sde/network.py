@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +14,12 @@ from runtime.registry import choices_message
 
 from ...parameterization import TimeInput
 from ..shared.plan import ModelPlan, PlannedModel
-from ..shared.settings import Settings
+from ..shared.settings import Config, Settings
 from ..shared.tensors import as_tensors, read_checkpoint, strip_prefix
 from .configs import CONFIGS
 from .layout import find_options, score_sde_sources
 
 Weights = Literal["ema", "raw"]
-Config = Mapping[str, Any] | Path | str
 
 _FREQUENCIES = re.compile(r"all_modules\.\d+\.W")
 # what is read of the sections besides model
@@ -48,9 +47,10 @@ def _read_config(config: Config) -> Settings:
         config = CONFIGS.get(name, config)
     flat: dict[str, Any] = {}
     for name, value in Settings(config).values.items():
-        flat |= (
-            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
-        )
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
     return Settings({name: value for name, value in flat.items() if name.startswith("model.") or name in _READ})
 
 
@@ -171,15 +171,14 @@ def _pick_weights(checkpoint: Any, weights: Weights, *, path: Path) -> dict[str,
         raise ValueError(choices_message("weights", weights, ["ema", "raw"]))
     if not isinstance(checkpoint, Mapping) or "model" not in checkpoint:
         return strip_prefix(as_tensors(checkpoint, path=path))
-    raw = strip_prefix(as_tensors(checkpoint["model"], path=path, what="part 'model' of checkpoint"))
+    raw = strip_prefix(as_tensors(checkpoint["model"], path=path, what="entry 'model' of checkpoint"))
     if weights == "raw":
         return raw
-    ema = checkpoint.get("ema")
-    shadow = ema.get("shadow_params") if isinstance(ema, Mapping) else None
+    if not isinstance(checkpoint.get("ema"), Mapping) or "shadow_params" not in checkpoint["ema"]:
+        raise ValueError(f"checkpoint {path} has no averaged weights under ema.shadow_params; import weights='raw'")
+    shadow = checkpoint["ema"]["shadow_params"]
     # a bare list in the order of the trained parameters: no buffers, no frequencies
     trained = [name for name in raw if name != "sigmas" and not _FREQUENCIES.fullmatch(name)]
-    if not isinstance(shadow, Sequence) or not all(isinstance(tensor, Tensor) for tensor in shadow):
-        raise ValueError(f"checkpoint {path} has no averaged weights under ema.shadow_params; import weights='raw'")
     if len(shadow) != len(trained):
         raise ValueError(
             f"checkpoint {path} has {len(shadow)} averaged tensors for {len(trained)} trained ones; take weights='raw'"

@@ -1,1 +1,1 @@
-"""Parts of every importer: plans, renaming, settings, tensors."""
+"""Common to all importers: plans, renaming, settings and tensors."""

@@ -81,12 +81,7 @@ class ModelPlan:
         return PlannedModel(self).eval()
 
     def load(
-        self,
-        tensors: Mapping[str, Tensor],
-        sources_of: Callable[[Any], Mapping[str, Source]],
-        *,
-        path: Path,
-        notes: tuple[str, ...] = (),
+        self, tensors: Mapping[str, Tensor], sources_of: Callable[[Any], Mapping[str, Source]], *, path: Path
     ) -> PlannedModel:
         """The model with the weights of a checkpoint, in evaluation mode.
 
@@ -94,14 +89,12 @@ class ModelPlan:
             tensors: Those of the checkpoint.
             sources_of: Finds the tensors of a network in the checkpoint; see ``load_renamed``.
             path: The file they are from, for the message.
-            notes: What its importer chose where the checkpoint left a choice.
 
         Raises:
             ValueError: In one line, if there can be no such model, or the tensors are of another.
         """
         model = self.build()
         load_renamed(model.backbone, tensors, sources_of(model.backbone), path=path)
-        model.notes = notes
         return model
 
 

@@ -23,24 +23,6 @@ class Source(NamedTuple):
     layout: Layout
 
 
-class LevelBlock(NamedTuple):
-    """A block of a U-Net's levels.
-
-    Attributes:
-        name: Our name of it.
-        side: "down" or "up".
-        level: The level, 0 at the highest resolution.
-        kind: "blocks", "attention" or "resample".
-        number: Its number among those of its kind in the level.
-    """
-
-    name: str
-    side: str
-    level: int
-    kind: str
-    number: int
-
-
 def same(ours: Tensor) -> Sequence[Tensor]:
     """The layout of a tensor that is the same in both projects."""
     return [ours]
@@ -86,12 +68,17 @@ def fused_attention(num_heads: int, order: Sequence[int], num_dims: int) -> dict
     }
 
 
-def level_blocks(network: nn.Module) -> Iterator[LevelBlock]:
-    """The blocks of a U-Net's levels."""
+def level_blocks(network: nn.Module) -> Iterator[tuple[str, str, int, str, int]]:
+    """Find the blocks of a U-Net's levels.
+
+    Yields:
+        Our name of the block; "down" or "up"; the level, 0 at the highest resolution; "blocks", "attention" or
+        "resample"; and the block's number among those of its kind in the level.
+    """
     for name, _ in network.named_modules():
         found = re.fullmatch(r"(down|up)\.(\d+)\.(blocks|attention|resample)(?:\.(\d+))?(?:\.block)?", name)
         if found:
-            yield LevelBlock(name, found[1], int(found[2]), found[3], int(found[4] or 0))
+            yield name, found[1], int(found[2]), found[3], int(found[4] or 0)
 
 
 def sources_of(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from runtime.files import read_regular
+from runtime.files import parse_json, read_regular
 from runtime.registry import choices_message
+
+Config = Mapping[str, Any] | Path | str
+"""Another project's settings by name, the path of a JSON file that holds them, or flags as on a command line."""
 
 _MOST_BYTES = 2**24
 _TRUE, _FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
@@ -27,14 +29,11 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ValueError: In one line: there is no such file, or it holds something else.
     """
     try:
-        value = json.loads(read_regular(path, most=_MOST_BYTES).decode())
+        return parse_json(read_regular(path, most=_MOST_BYTES))
     except OSError as error:
         raise ValueError(f"{what} {path} cannot be read ({error.strerror or error}); check the path") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{what} {path} is no JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{what} {path} must hold an object, got {type(value).__name__}; fetch it again")
-    return value
 
 
 def parse_flags(text: str) -> dict[str, str]:
@@ -62,22 +61,19 @@ class Settings:
     """Another project's settings, taken one by one: what nobody took is unknown, and refused.
 
     Args:
-        config: The settings by name, the path of a JSON file that holds them, or flags as on a command line.
+        config: The settings.
 
     Raises:
         ValueError: In one line, if it cannot be read.
     """
 
-    def __init__(self, config: Mapping[str, Any] | Path | str) -> None:
+    def __init__(self, config: Config) -> None:
         if isinstance(config, str) and config.strip() and not config.strip().startswith("--"):
             config = Path(config)
         if isinstance(config, Path):
             config = read_json(config, "config")
         self.values: dict[str, Any] = parse_flags(config) if isinstance(config, str) else dict(config)
         self._known: set[str] = set()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.values
 
     def take(self, name: str, default: Any = None) -> Any:
         """The value as it is, or the default."""

@@ -19,17 +19,12 @@ from runtime.files import one_line
 # training loops that compute a learning rate with NumPy leave one in the optimizer's state.
 _SCALAR = np.float64(0.0).__reduce__()[0]
 _ALLOWED = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    type(np.dtype(np.float64)),
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.int64)),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))),
 ]
 _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")
 _CONVERT = "load it with its own project and torch.save the network's state_dict()"
 _MOST_NAMES = 6
-_COMPILED, _PARALLEL = "_orig_mod.", "module."
 
 
 def read_checkpoint(path: Path, *, convert: str = _CONVERT) -> Any:
@@ -153,8 +148,8 @@ def strip_prefix(tensors: Mapping[str, Tensor], *own: str) -> dict[str, Tensor]:
     Returns:
         The tensors; a prefix that one of the names lacks is left.
     """
-    stripped = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
-    prefixes = (_PARALLEL, *own)
+    stripped = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    prefixes = ("module.", *own)
     while prefix := next((p for p in prefixes if stripped and all(name.startswith(p) for name in stripped)), None):
         stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
     return stripped

@@ -328,7 +328,7 @@ def test_damaged_pipelines_are_refused_in_one_line(tmp_path):
         (weights, whole[: len(whole) // 2], "truncated"),
         (weights, None, "has no weights; diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin must be"),
         (config, config.read_bytes()[:50], "UNet2DModel's config .* is no JSON"),
-        (config, b"[]", "must hold an object, got list"),
+        (config, b"[]", "it holds a list, not an object"),
         (config, None, "config.json cannot be read"),
         (tmp_path / "model_index.json", None, "model_index.json cannot be read"),
     ]

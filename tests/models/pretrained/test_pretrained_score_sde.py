@@ -436,5 +436,5 @@ def test_damaged_averages_are_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"weights .*best.*ema, raw"):
         from_score_sde(path, VPSDE, weights="best")
     torch.save(checkpoint | {"model": [1]}, path)
-    with pytest.raises(ValueError, match=r"part 'model' of checkpoint .* must be a state dict of tensors"):
+    with pytest.raises(ValueError, match=r"entry 'model' of checkpoint .* must be a state dict of tensors"):
         from_score_sde(path, VPSDE)
