@@ -1,4 +1,6 @@
-"""The cost of the flow's likelihood beside the textbook's way, on the same network, images, dequantization and probes.
+"""The cost of the likelihood of the probability-flow ODE beside the textbook's way.
+
+Both take the same network, images, dequantization and probes.
 
 Run ``python -m benchmarks.likelihood``. The textbook's way (Song et al. 2021, Appendix D.2, as commonly written) is
 SciPy's RK45 over t, through NumPy, the whole batch as one vector, drift and divergence in a network call each. Both
@@ -169,7 +171,7 @@ def compare(ours: list[Measured], theirs: list[Measured], truth: Tensor) -> dict
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description="The flow's likelihood beside the textbook's way.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="The ODE's likelihood beside the textbook's way.", allow_abbrev=False)
     add_run(parser)
     parser.add_argument("--num-images", type=whole(1), default=20)
     parser.add_argument("--tolerances", type=listed(float), default=[1e-4, 1e-5])

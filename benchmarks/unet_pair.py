@@ -184,7 +184,7 @@ class Workbench:
         return theirs(scheduler, self._theirs(side), self.x, self.sampling_steps)
 
     def likelihood(self, side: Side | None) -> Work:
-        """The probability flow's likelihood; None is the network as it was built, for there is no other's."""
+        """The likelihood of the probability-flow ODE; None is the network as it was built, for there is no other's."""
         plain = copy.deepcopy(self._model()).eval().requires_grad_(requires_grad=False)
         model = plain if side is None else self._fast(side)
         flow = FlowLikelihood(num_levels=256, dequantization="uniform", solver="heun", num_steps=self.likelihood_steps)

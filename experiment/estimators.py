@@ -141,7 +141,7 @@ def _check_density(config: Config) -> None:
 def model_for(estimator: LikelihoodEstimator, model: ScoreModel, *, clip_x0: bool) -> ScoreModel:
     """The model as an estimator is to see it.
 
-    The flow of a clipped x0 has kinks, and is not the one that is sampled without clipping.
+    The ODE of a clipped x0 has kinks, and is not the one that is sampled without clipping.
     """
     return ClippedScoreModel(model) if clip_x0 and not isinstance(estimator, FlowLikelihood) else model
 

@@ -112,7 +112,7 @@ def decoder_log_prob(
     """log p(x0 | y) of a Gaussian of standard deviation r around the predicted x0; of its mass on x0's bin if there
     are levels.
 
-    For r small beside the data's own scale this is the posterior that the flow's y has, so that
+    For r small beside the data's own scale this is the posterior that the ODE's y has, so that
     log p(x0) >= E[log p(y) + log p(x0 | y) - log q(y | x0)] is tight to order r^4.
 
     Args:

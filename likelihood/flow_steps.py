@@ -20,7 +20,7 @@ class DivergenceSlope:
     solver counts an error in nats a dimension as much as one in y.
 
     Args:
-        equation: The flow.
+        equation: The ODE.
         shape: Shape of a sample.
         probes: [P, B, ...], or None for the exact divergence, of D backward passes.
     """
@@ -65,7 +65,7 @@ class DivergenceSlope:
 
 
 class LogDensityFlow:
-    """The flow in x = y / g over u = log r, g = sqrt(1 + r^2), and what an error in x does to the log-likelihood:
+    """The ODE in x = y / g over u = log r, g = sqrt(1 + r^2), and what an error in x does to the log-likelihood:
 
         dx/du = (r / g) (eps - (r / g) x),   dl/du = r (div eps / D - r / g^2),   l = -log p(x) / D + const,
 

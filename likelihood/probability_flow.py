@@ -37,16 +37,16 @@ class FlowLikelihood(LikelihoodEstimator):
 
         log p(y) = log prior(x_T) + D log alpha_T + integral over r from r_0 to r_T of div eps    (dy / dr = eps)
 
-    (Chen et al. 2018, Eq. 8; Song et al. 2021, Eq. 39, in the scale of the data). The flow stops where noise r_0 is
+    (Chen et al. 2018, Eq. 8; Song et al. 2021, Eq. 39, in the scale of the data). The ODE stops where noise r_0 is
     left, since no network knows less. How data gets there, and what that is worth, is ``dequantization``:
 
     - "decoder": y = x0 + r_0 z, and log p(x0) >= E[log p(y) + log p(x0 | y) - log q(y | x0)] with a Gaussian of r_0
       around the model's x0, discretized if the data has levels. It accounts for all that lies below r_0, and is tight
       where r_0 is small beside the data's detail.
-    - "uniform": y = x0 + u, u uniform on the bin; log P(x0) >= E log p(y) + D log(bin). It measures the flow's own
+    - "uniform": y = x0 + u, u uniform on the bin; log P(x0) >= E log p(y) + D log(bin). It measures the ODE's own
       output y at r_0, noise and all: for VE with a large sigma_min that costs bits.
     - "variational": the same with u by the model's own q(u | x0), a ``Dequantizer`` that was trained beside it.
-    - "none": the density of the flow's output at y = x0, for data without levels.
+    - "none": the density of the ODE's output at y = x0, for data without levels.
 
     The terms: ``prior`` is -log prior(x_T), ``diffusion`` the change of volume, ``reconstruction`` the dequantization.
 
@@ -96,14 +96,14 @@ class FlowLikelihood(LikelihoodEstimator):
         self.solver = make_ode_solver(solver, **options) if isinstance(solver, str) else solver
 
     def noisy_times(self, sde: SDE) -> Float[Tensor, " points"]:
-        """Rising times from where the flow begins to where the prior is; of adaptive solvers, these two.
+        """Rising times from where the ODE begins to where the prior is; of adaptive solvers, these two.
 
         Raises:
             ValueError: If the ends do not fit the SDE.
         """
         times = noisy_part(self.solver.times(sde), sde).flip(0)
         if len(times) < 2:
-            raise ValueError("the flow needs 2 times with noise, the grid has 1; take more steps")
+            raise ValueError("the ODE needs 2 times with noise, the grid has 1; take more steps")
         return times
 
     def __call__(
@@ -180,7 +180,7 @@ class FlowLikelihood(LikelihoodEstimator):
     def _place(
         self, model: ScoreModel, x0: Tensor, point: Point, cond: Cond | None, noise: NoiseStreams
     ) -> tuple[Tensor, Tensor]:
-        """y at the flow's beginning, float64, and what to add to log p(y), [B]."""
+        """y at the ODE's beginning, float64, and what to add to log p(y), [B]."""
         if self.dequantization == "none":
             return x0.double(), torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         if self.dequantization in ("uniform", "variational"):

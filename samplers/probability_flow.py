@@ -58,7 +58,7 @@ class ProbabilityFlowSampler(GridSampler):
 
         dy / dr = eps(alpha y, t(r))
 
-    (Song et al. 2020, Eq. 14; Karras et al. 2022, Eq. 1). It is the flow of Song et al. 2021, Eq. 13, in a form that is
+    (Song et al. 2020, Eq. 14; Karras et al. 2022, Eq. 1). It is the ODE of Song et al. 2021, Eq. 13, in a form that is
     smooth down to r = 0. It has no noise, so that x_T decides the sample.
 
     Adaptive solvers choose their own steps from ``sde.t_max`` to ``t_end``, in float64, and need no num_steps; with a
@@ -139,7 +139,7 @@ class ProbabilityFlowSampler(GridSampler):
         *,
         cond: Cond | None = None,
     ) -> FlowResult:
-        """Follow the flow from data up to latents; ``decode`` undoes it.
+        """Follow the ODE from data up to latents; ``decode`` undoes it.
 
         Args:
             model: Any ScoreModel.
@@ -163,7 +163,7 @@ class ProbabilityFlowSampler(GridSampler):
         *,
         cond: Cond | None = None,
     ) -> FlowResult:
-        """Follow the flow from latents down to data, without the last denoising of ``sample``; ``encode`` undoes it.
+        """Follow the ODE from latents down to data, without the last denoising of ``sample``; ``encode`` undoes it.
 
         Args:
             model: Any ScoreModel.
@@ -190,7 +190,7 @@ class ProbabilityFlowSampler(GridSampler):
         if points[-1].sigma == 0:
             points.pop()
         if len(points) < 2:
-            raise ValueError("the flow needs 2 times with noise, the grid has 1; add a time before its last")
+            raise ValueError("the ODE needs 2 times with noise, the grid has 1; add a time before its last")
         if upwards:
             points.reverse()
         denoise = Denoiser(model, cond)

@@ -1,4 +1,4 @@
-"""The benchmark of the flow's likelihood: both of its sides, and its reference, are right on a Gaussian."""
+"""The benchmark of the ODE's likelihood: both of its sides, and its reference, are right on a Gaussian."""
 
 import math
 from types import SimpleNamespace

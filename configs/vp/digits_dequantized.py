@@ -1,4 +1,4 @@
-"""Digits by the continuous VP-SDE, for the flow's exact likelihood: likelihood weighting, learned dequantization."""
+"""Digits by the continuous VP-SDE: likelihood weighting and learned dequantization, for the exact likelihood."""
 
 from ml_collections import ConfigDict
 

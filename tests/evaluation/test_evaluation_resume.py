@@ -49,7 +49,7 @@ def _stopped_evaluation(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def interrupted(_stopped_evaluation: Path, tmp_path: Path) -> Path:
-    """A work directory whose evaluation was stopped after two batches of the bound and one of the flow."""
+    """A work directory whose evaluation was stopped after two batches of the bound and one of the ODE."""
     return Path(shutil.copytree(_stopped_evaluation, tmp_path / "run"))
 
 

@@ -18,7 +18,7 @@ MEAN, WIDTH, LEVELS, HALF = 0.2, 0.3, 5, 0.25
 
 
 def law(sde, t_end):
-    """Mean and standard deviation of the flow's y at t_end, for data N(MEAN, WIDTH^2)."""
+    """Mean and standard deviation of the ODE's y at t_end, for data N(MEAN, WIDTH^2)."""
     first, last = noise_ratio(sde, t_end), noise_ratio(sde, sde.t_max)
     gain = math.sqrt((WIDTH**2 + first**2) / (WIDTH**2 + last**2))
     return MEAN - gain * MEAN, gain * sde.prior_std / float(sde.alpha(one(sde.t_max)))

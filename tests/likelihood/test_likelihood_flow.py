@@ -51,7 +51,7 @@ def points(num=40, seed=0):
 
 
 def law_of_the_gaussian_flow(sde, t_end):
-    """The law of the prior after the flow: y_0 = m + S_0^(1/2) S_T^(-1/2) (y_T - m), S_r = C + r^2."""
+    """The law of the prior after the ODE: y_0 = m + S_0^(1/2) S_T^(-1/2) (y_T - m), S_r = C + r^2."""
     t_max = sde.t_max
     alpha, first, last = float(sde.alpha(one(t_max))), noise_ratio(sde, t_end), noise_ratio(sde, t_max)
     widths, axes = torch.linalg.eigh(COV)
@@ -155,7 +155,7 @@ def test_discrete_data_lies_at_its_entropy(name, num_levels):
     # so much noise that the prior is the data's own p_T to 1 %
     sde = VE(sigma_max=300.0) if name == "ve" else SDES[name]
     model, x = discrete(sde, num_levels)
-    # where the flow begins, its noise is a third of half a bin, so that the decoder finds the level
+    # where the ODE begins, its noise is a third of half a bin, so that the decoder finds the level
     t_end = float(sde.time_from_log_snr(one(-2 * math.log(1 / (num_levels - 1) / 3))))
     flow = FlowLikelihood(num_levels=num_levels, divergence="exact", t_end=t_end, **TIGHT)
     repeats = 60

@@ -76,7 +76,7 @@ def test_the_scaled_flow_has_the_score_and_the_slopes_of_the_density_it_carries(
         values = log_p(x, u)
         (score,) = torch.autograd.grad(values.sum(), x, retain_graph=True)
         assert torch.allclose(flow.score, score, rtol=1e-6, atol=1e-8)
-        # along the flow, d log p / du = -div dx/du: what l adds up
+        # along the ODE, d log p / du = -div dx/du: what l adds up
         passing = torch.stack([torch.autograd.grad(value, u, retain_graph=True)[0] for value in values])
         along = passing + (score * rates[:, :2]).sum(1)
         assert torch.allclose(along, -2 * rates[:, 2], rtol=1e-5, atol=1e-7)

@@ -143,7 +143,7 @@ def test_every_sampler_takes_it_as_it_takes_alpha_and_sigma(name):
     [pytest.param(LearnedVP, id="new"), pytest.param(lambda: perturbed(LearnedVP()), id="perturbed")],
 )
 def test_exact_likelihood_of_a_gaussian(build):
-    """The flow of a Gaussian is affine: log p(y_0) is that of the prior at the place where y_0 comes from."""
+    """The ODE of a Gaussian is affine: log p(y_0) is that of the prior at the place where y_0 comes from."""
     sde = build()
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     with torch.no_grad():

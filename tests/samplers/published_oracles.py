@@ -139,7 +139,7 @@ class Line:
         return alpha, alpha * self.model.mean, alpha**2 * self.model.var + sigma**2
 
     def at(self, grid):
-        """The end of the flow from the first time of a grid to the last."""
+        """The end of the ODE from the first time of a grid to the last."""
         (_, mean_t, var_t), (_, mean_s, var_s) = self.moments(grid[0]), self.moments(grid[-1])
         return mean_s + math.sqrt(var_s / var_t) * (self.x - mean_t)
 

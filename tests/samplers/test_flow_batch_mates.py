@@ -1,4 +1,4 @@
-"""The adaptive flow's steps are each sample's own: no sample depends on its batch mates, and none waits for them."""
+"""Steps of the adaptive ODE sampler are each sample's own: none depends on its batch mates, or waits for them."""
 
 import pytest
 import torch

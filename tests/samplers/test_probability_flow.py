@@ -161,7 +161,7 @@ def test_libraries_agree_on_the_mixture(sde):
 
 
 def far_apart(sde):
-    """Two narrow modes in three dimensions, where the flow up leaves a saddle, and data of it."""
+    """Two narrow modes in three dimensions, where the ODE up leaves a saddle, and data of it."""
     means = torch.tensor([[-1.0, 0.5, 0.0], [1.0, 0.0, 0.3]])
     model = GaussianMixtureScoreModel(sde, means=means, covs=0.02 * torch.eye(3)[None].repeat(2, 1, 1))
     return model, model.sample_data(24, torch.Generator().manual_seed(1)).double()

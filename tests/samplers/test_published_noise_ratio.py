@@ -83,7 +83,7 @@ def test_ddim_is_their_euler(name, num_steps, dtype):
     scheduler, sde, grid = prepared(EulerDiscreteScheduler, name, num_steps, dtype)
     states = our_states(DDIMSampler(grid=grid, record_trajectory=True), sde, dtype=dtype)
     assert_states_agree(states, published_states(scheduler, states, sde, grid))
-    # Euler's method on the flow in sigma / alpha is that very step
+    # Euler's method on the ODE in sigma / alpha is that very step
     flow = ProbabilityFlowSampler(solver="euler", grid=grid, record_trajectory=True)
     assert_states_agree(our_states(flow, sde, dtype=dtype), states)
 
