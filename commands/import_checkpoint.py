@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data import AnyKind, ImageKind, VectorKind, height_and_width, image_kind, one_or_pair
+from data import ImageKind, VectorKind, height_and_width, image_kind, one_or_pair
 from experiment.build import build_dataset, build_sampler
 from experiment.checks import check_config, check_eval_names
 from experiment.config import Config
@@ -33,33 +33,16 @@ from runtime.registry import choices_message
 from training.build import state_of_weights
 from training.init_from import save_beginning
 
-
-def _ddpm(checkpoint: str, config: str, _: Any) -> PlannedModel:
-    return from_ddpm(checkpoint, config or "cifar10")
-
-
-def _diffusers(checkpoint: str, config: str, _: Any) -> PlannedModel:
-    return from_diffusers(checkpoint, config or None)
-
-
-def _edm(checkpoint: str, config: str, settings: Any) -> PlannedModel:
-    # whoever says neither has a checkpoint of EDM's own
-    kind = settings.preconditioning or (None if "class_name" in config or config.endswith(".json") else "edm")
-    return from_edm(checkpoint, config or None, preconditioning=kind)
-
-
-def _score_sde(checkpoint: str, config: str, settings: Any) -> PlannedModel:
-    return from_score_sde(checkpoint, config, weights=settings.weights)
-
-
-_SOURCES: dict[str, Callable[[str, str, Any], PlannedModel]] = {
-    "ddpm": _ddpm,
-    "diffusers": _diffusers,
-    "edm": _edm,
-    "guided_diffusion": lambda checkpoint, config, _: from_guided_diffusion(checkpoint, config),
-    "improved_diffusion": lambda checkpoint, config, _: from_improved_diffusion(checkpoint, config),
-    "score_sde": _score_sde,
+_SOURCES: dict[str, Callable[..., PlannedModel]] = {
+    "ddpm": from_ddpm,
+    "diffusers": from_diffusers,
+    "edm": from_edm,
+    "guided_diffusion": from_guided_diffusion,
+    "improved_diffusion": from_improved_diffusion,
+    "score_sde": from_score_sde,
 }
+# those that may be asked without settings, which they then know or read
+_NEED_NONE = ("ddpm", "diffusers", "edm")
 
 
 def _one_of(flag: str, given: str, key: str, said: str) -> str:
@@ -97,17 +80,24 @@ def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> Pl
     for key, default, owner in (("weights", "ema", "score_sde"), ("preconditioning", "", "edm")):
         if source != owner and settings[key] != default:
             raise ValueError(f"config.source.{key}={settings[key]} is for {owner} alone, got {source}; leave it out")
-    return _SOURCES[source](checkpoint, _settings_of(settings.config, checkpoint), settings)
+    said = _settings_of(settings.config, checkpoint)
+    options: dict[str, Any] = {} if not said and source in _NEED_NONE else {"config": said}
+    if source == "edm":
+        # whoever says neither has a checkpoint of EDM's own
+        foreign = "class_name" in said or said.endswith(".json")
+        options["preconditioning"] = settings.preconditioning or (None if foreign else "edm")
+    elif source == "score_sde":
+        options["weights"] = settings.weights
+    return _SOURCES[source](checkpoint, **options)
 
 
 def _settings_of(text: str, checkpoint: str) -> str:
     """``config.source.config``; a path that is not there, but beside the checkpoint, is that one."""
-    if not text.lstrip().startswith("--"):
-        text = os.path.expanduser(text)
-    beside = Path(checkpoint).parent / text
-    if text and not text.lstrip().startswith("--") and not Path(text).exists() and beside.is_file():
-        return str(beside)
-    return text
+    if not text or text.lstrip().startswith("--"):
+        return text
+    path = Path(text).expanduser()
+    beside = Path(checkpoint).parent / path
+    return str(beside if beside.is_file() and not path.exists() else path)
 
 
 def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
@@ -131,12 +121,11 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
         asked = height_and_width(data.image_size or size)
         kind = ImageKind((data.channels or channels, *asked), 256, classes or 1)
     else:
-        known: AnyKind = image_kind(data.dataset) or build_dataset(config, "train").kind
-        if isinstance(known, VectorKind):
+        kind = image_kind(data.dataset) or build_dataset(config, "train").kind
+        if isinstance(kind, VectorKind):
             raise ValueError(
                 f"checkpoint {checkpoint} is of images, but {data.dataset} holds vectors; set data.dataset"
             )
-        kind = known
     ours = {
         "channels": kind.image_shape[0],
         "image_size": one_or_pair(*kind.image_shape[1:]),
@@ -144,7 +133,7 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
     }
     theirs = {"channels": channels, "image_size": size, "classes": classes}
     for name, value in ours.items():
-        if theirs[name] is not None and value != theirs[name]:
+        if theirs[name] not in (None, value):
             raise ValueError(
                 f"checkpoint {checkpoint} is of images with {name} {theirs[name]}, got {value} by "
                 f"config.data.dataset={data.dataset}; set data.dataset, and of a folder data.image_size and channels"
