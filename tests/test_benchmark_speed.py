@@ -168,8 +168,9 @@ def test_a_trial_does_not_replace_the_figures(tmp_path: Path):
 
 
 def test_a_spread_takes_two_seeds(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         precision.parse(["--seeds=1"])
+    assert ended.value.code == 2
     assert "must be a whole number from 2" in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -71,7 +71,10 @@ def test_what_a_page_tells_to_do_can_be_done(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_of_a_page_name_flags_and_keys_that_exist(page: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    for arguments in _commands(page.read_text()):
+    text = page.read_text()
+    commands = _commands(text)
+    assert len(commands) == len(re.findall(r"^[^`\"\n]*main\.py --(?!config FILE)", text, flags=re.MULTILINE))
+    for arguments in commands:
         if "--list" in arguments:
             continue
         options, overrides = parse_flags(arguments)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 from tiny import error, tiny_command
 
 from configs.default import get_default_config
@@ -33,13 +34,14 @@ MAY_BE_0 = {
 }  # fmt: skip
 
 
-def _build(*overrides: str) -> None:
-    """All that a training builds before it writes anything."""
+def _build(*overrides: str) -> ConfigDict:
+    """All that a training builds before it writes anything, of the config that is returned."""
     config = load_config(str(ROOT / "configs/vp/digits.py"), (*SMALL, *overrides), defaults=get_default_config())
     check_config(config)
     model = build_model(config, KIND)
     build_optimizer(config, model)
     build_loss(config, model.sde, KIND)
+    return config
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -60,7 +62,8 @@ def test_every_number_has_a_range(key: str):
 
 @pytest.mark.parametrize("key", sorted(MAY_BE_0))
 def test_what_may_be_0_may(key: str):
-    _build(f"--config.{key}=0")
+    value = dict(flatten(_build(f"--config.{key}=0")))[key]
+    assert value == 0 and type(value) is type(NUMBERS[key])
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,7 @@ class _Here:
 def test_bad_arguments_are_refused(capsys):
     with pytest.raises(SystemExit, match="no sampler's label has 'nothing'"):
         table.main(["--only", "nothing"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         table.main(["--num-points", "10"])
+    assert ended.value.code == 2
     assert "expected at least 1000 points and 1 worker, got 10" in capsys.readouterr().err

@@ -133,4 +133,7 @@ def test_a_terminal_has_a_bar_that_moves(monkeypatch: pytest.MonkeyPatch):
     with ProgressBar(total=3, desc="train", mininterval=0) as bar:
         for _ in range(3):
             bar.update()
-    assert screen.getvalue().count("\r") >= 3
+    drawn = [line.split("|") for line in screen.getvalue().split("\r") if line.strip()]
+    # the last one stays
+    counts = [f"{k}/3" for k in (0, 1, 2, 3, 3)]
+    assert [(bar.split()[0], count.split()[0]) for bar, _, count in drawn] == [("train:", k) for k in counts]

@@ -285,8 +285,10 @@ def test_a_grid_is_the_samplers_own():
 
 def test_the_langevin_corrector_takes_samples_of_one_number():
     sampler = make_sampler("predictor_corrector", num_steps=4)
-    found = sampler.sample(ScalarModel(VP()), torch.ones(3), noise=NoiseStreams(0, range(3)))
-    assert found.x0.shape == (3,)
+    x_T = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+    found = sampler.sample(ScalarModel(VP()), x_T, noise=NoiseStreams(0, range(3))).x0
+    row = sampler.sample(ScalarModel(VP()), x_T[:, None], noise=NoiseStreams(0, range(3))).x0
+    assert torch.equal(found, row[:, 0])
 
 
 class ScalarModel(ScoreModel):

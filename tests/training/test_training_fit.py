@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import last_tensors, tiny_command
-from torch import Tensor
+from torch import Tensor, nn
 
 import main
 from data import DataError, TensorDataset, load_dataset
@@ -182,7 +182,17 @@ def test_a_network_of_one_s_own_need_not_take_classes():
         def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
             return super().forward(x)
 
-    fit(NetworkScoreModel(Own(2, 2), VP(), EpsParameterization()), torch.randn(8, 2), steps=2, device="cpu")
+    class Told(Own):
+        def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return super().forward(x, c_noise)
+
+    vectors, weights = torch.randn(8, 2), []
+    for network in (Own(2, 2), Told(2, 2)):
+        nn.init.eye_(network.weight)
+        nn.init.zeros_(network.bias)
+        fit(NetworkScoreModel(network, VP(), EpsParameterization()), vectors, steps=2, device="cpu")
+        weights.append(network.weight.detach())
+    assert torch.equal(*weights) and bool((weights[0] != torch.eye(2)).all())
 
 
 def test_labels_beside_a_data_set_are_refused():
