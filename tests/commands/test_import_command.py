@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,15 +139,21 @@ def test_no_data_set_is_needed_to_sample(tmp_path: Path):
     assert main.run(imported.foreign.command("eval", work, *data)) == 2
 
 
-# the others are such models too, once they are imported
-@pytest.mark.parametrize("name", only(("edm",), WRITERS))
-def test_every_sampler_runs_on_it(name: str, tmp_path: Path):
+# the others are such models too, once they are imported, and each sampler takes any model
+@pytest.mark.parametrize(
+    ("name", "samplers"),
+    [
+        ("edm", ("ancestral", "ddim", "probability_flow")),
+        *(pytest.param(name, SAMPLERS, marks=pytest.mark.slow) for name in WRITERS),
+    ],
+)
+def test_every_sampler_runs_on_it(name: str, samplers: Sequence[str], tmp_path: Path):
     imported = begin(name, tmp_path)
     images = {}
     extra = ["--config.sampling.options=", "--config.sampling.clip_x0=true", "--config.sampling.grid=uniform"]
     extra += ["--config.sampling.num_samples=2", "--config.sampling.num_steps=2"]
     options = {"probability_flow": "rtol=0.1,atol=0.1", "annealed_langevin": "steps_per_level=2"}
-    for name in SAMPLERS:
+    for name in samplers:
         extra[0] = f"--config.sampling.options={options.get(name, '')}"
         assert imported.run("sample", *extra, f"--config.sampling.sampler={name}") == 0
         images[name] = np.load(imported.workdir / "samples" / "samples.npz")["arr_0"]

@@ -218,7 +218,7 @@ def test_one_network_call_gives_drift_and_divergence():
 
 def test_the_same_images_in_other_batches_agree_to_rounding():
     model, x = mixture(VP()), points(3)
-    flow = FlowLikelihood(dequantization="decoder", rtol=1e-4, atol=1e-4)
+    flow = FlowLikelihood(dequantization="decoder", rtol=1e-2, atol=1e-2)
     whole = flow(model, x, noise=NoiseStreams(3, range(3))).total
     parts = torch.cat([flow(model, x[i : i + 1], noise=NoiseStreams(3, [i])).total for i in range(3)])
     # each image has steps of its own
