@@ -104,11 +104,11 @@ def test_each_sample_has_steps_of_its_own_and_leaves_when_it_is_done():
             inner(u, y, among)
             return speed[rows][among] * torch.cos(speed[rows][among] * u[:, None]) * y
 
-        return solve_adams(of_these, y[rows], 0.0, 3.0, step_error=within(1e-6)), slope
+        return solve_adams(of_these, y[rows], 0.0, 3.0, step_error=within(1e-5)), slope
 
     together, slope = solve([0, 1, 2])
     truth = torch.exp(torch.sin(3 * speed)).expand(3, 2)
-    assert torch.allclose(together, truth, rtol=0, atol=2e-5)
+    assert torch.allclose(together, truth, rtol=0, atol=2e-4)
     counts = [len(slope.of(row)) for row in range(3)]
     assert counts[2] < counts[0] / 2 < counts[1] / 4
     assert len(slope.asked) == counts[1]
