@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,11 +57,8 @@ class PartialResults:
         head, payload = data[:65], data[65:]
         if head != self._checksum(k, payload):
             raise ValueError(f"batch {k} does not match its checksum; measure it again")
-        try:
-            with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"batch {k} cannot be read ({error}); measure it again") from error
+        with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
     def keep(self, k: int, data: bytes) -> None:
         """Write an encoded batch, unless it is there."""
