@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiment.workdir import write_json
-from runtime.files import write_atomically
+from runtime.files import parse_json, write_atomically
 
 from .measurement import Values
 
@@ -139,9 +139,7 @@ class PartialResults:
         """The difference between the folder's fingerprint and ours, or None."""
         path = self.folder / _FINGERPRINT
         try:
-            found = json.loads(path.read_bytes())
-            if not isinstance(found, dict):
-                raise ValueError("it holds no settings")
+            found = parse_json(path.read_bytes())
         except (OSError, ValueError):
             # it is there to name the difference; each batch answers for itself
             path.unlink(missing_ok=True)
