@@ -77,9 +77,15 @@ def decode_all(
         return "", pixels.shape[1:], oddities
 
     done = in_threads(decode_into_place, range(len(every)), "decoding")
-    broken = [f"{path} ({reason})" for path, (reason, _, _) in zip(every, done, strict=True) if reason]
+    _check_decoded(every, done)
+    counts = Counter(oddity for _, _, oddities in done[: len(paths)] for oddity in oddities)
+    return images, tuple(f"{text}: {counts[name]:,}" for name, text in _ODDITIES.items() if counts[name])
+
+
+def _check_decoded(paths: Sequence[Path], done: Sequence[tuple[str, tuple[int, int], list[str]]]) -> None:
+    broken = [f"{path} ({reason})" for path, (reason, _, _) in zip(paths, done, strict=True) if reason]
     if broken:
-        count = f"{len(broken):,} of {len(every):,} images cannot be read"
+        count = f"{len(broken):,} of {len(paths):,} images cannot be read"
         raise DataError(f"{count}: {', '.join(broken)}; replace or remove what is named")
     sizes = Counter(found for _, found, _ in done)
     if len(sizes) > 1:
@@ -88,8 +94,6 @@ def decode_all(
             f"images as they are must all be of one size, got {len(sizes)} sizes: {shown}; "
             "set image_size, to which they are resized and cropped"
         )
-    counts = Counter(oddity for _, _, oddities in done[: len(paths)] for oddity in oddities)
-    return images, tuple(f"{text}: {counts[name]:,}" for name, text in _ODDITIES.items() if counts[name])
 
 
 def in_threads(work: Callable[[T], Result], items: Sequence[T], description: str) -> list[Result]:
