@@ -234,8 +234,5 @@ def _name(about: dict[str, Any], of: dict[str, Any]) -> str:
     if not about:
         return "earlier"
     digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
-    said = [
-        *(f"{about.get(key)}" for key in ("sampler", "num_steps")),
-        *(f"{k}{about.get(k)}" for k in ("seed", "step")),
-    ]
-    return re.sub(r"[^\w.-]", "_", "-".join([*said, digest]))
+    sampler, num_steps, seed, step = (about.get(key) for key in ("sampler", "num_steps", "seed", "step"))
+    return re.sub(r"[^\w.-]", "_", f"{sampler}-{num_steps}-seed{seed}-step{step}-{digest}")

@@ -76,7 +76,7 @@ def literal(text: str) -> Any:
     """A Python number, tuple, True, None and the like; else the text itself."""
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         word = text.strip()
         if word.lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return float(word)
