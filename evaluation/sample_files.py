@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data import LevelSpace
-from experiment.images import image_grid
+from experiment.pictures import image_grid
 
 _BYTES = np.dtype(np.uint8)
 _FRAME = 80  # milliseconds of a GIF's frame; the last one stays for a while

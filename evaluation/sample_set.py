@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from data import AnyKind, ImageKind
-from experiment.images import save_png
-from experiment.pictures import array_shape, has_picture, picture_of
+from experiment.pictures import array_shape, has_picture, picture_of, save_png
 from experiment.workdir import save_npz, write_json
 from runtime.files import make_folder, parse_json, read_regular, sync_folder, sync_tree
 
