@@ -13,14 +13,14 @@ import numpy as np
 
 from data import VectorDataset
 from evaluation.batch_schedule import Schedule
-from evaluation.dealing import says_what_is_kept
 from evaluation.density_picture import draw_density
 from evaluation.fingerprints import measurement_fingerprints
 from evaluation.measurement import EvalSplit, Measurement
-from evaluation.pilot import fit_step_weights
+from evaluation.over_ranks import says_what_is_kept
 from evaluation.quote import quote
 from evaluation.report import describe
 from evaluation.report_warnings import warnings_of
+from evaluation.step_weights import fit_step_weights
 from evaluation.table import (
     gap_of,
     gap_sentence,
@@ -32,7 +32,7 @@ from experiment.checks import check_config
 from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import trained_channels
-from experiment.images import save_bound_curve
+from experiment.pictures import save_bound_curve
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
 from experiment.rank0_first import (

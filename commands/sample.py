@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.dealing import deal, says_what_is_kept
-from evaluation.drawing import draw_batch, labels_of
 from evaluation.fingerprints import samples_fingerprint
+from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.provenance import about_of, variance_of
+from evaluation.sample_batch import draw_batch, labels_of
 from evaluation.sample_set import SampleSet
 from evaluation.trajectory import MOST_SAMPLES
 from experiment.build import bound_x0, build_sampler, pick_device

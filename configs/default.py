@@ -99,7 +99,7 @@ def _training() -> ConfigDict:
             "weighting": "auto",
             "step_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
             "precision": "auto",  # fp32 or bf16; auto: bf16 for large networks where the hardware is fast at it
-            "compile": "auto",  # torch.compile: on or off; auto: on for long runs
+            "compile": "auto",  # torch.compile: on or off; auto: on for long runs of large networks
             "accumulation_steps": 1,  # micro-batches a process, one after the other, for less memory
             "gradient_checkpointing": False,  # compute activations again in the backward pass, for less memory
             "sharding": "none",  # fsdp: split weights and the optimizer's state over the processes of torchrun

@@ -13,9 +13,9 @@ from runtime.messages import say
 from runtime.processes.ranks import Ranks
 from runtime.terminal import ProgressBar
 
-from .dealing import deal
 from .kept_batches import PartialResults
 from .measurement import EvalSplit, Measurement, Values, bits_per_dim_of
+from .over_ranks import deal
 
 Measured = dict[str, tuple[LikelihoodEstimator, ScoreModel]]
 

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiment.workdir import write_json
-from runtime.files import write_atomically
+from runtime.files import parse_json, write_atomically
 
 from .measurement import Values
 
@@ -58,11 +57,8 @@ class PartialResults:
         head, payload = data[:65], data[65:]
         if head != self._checksum(k, payload):
             raise ValueError(f"batch {k} does not match its checksum; measure it again")
-        try:
-            with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"batch {k} cannot be read ({error}); measure it again") from error
+        with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
     def keep(self, k: int, data: bytes) -> None:
         """Write an encoded batch, unless it is there."""
@@ -143,9 +139,7 @@ class PartialResults:
         """The difference between the folder's fingerprint and ours, or None."""
         path = self.folder / _FINGERPRINT
         try:
-            found = json.loads(path.read_bytes())
-            if not isinstance(found, dict):
-                raise ValueError("it holds no settings")
+            found = parse_json(path.read_bytes())
         except (OSError, ValueError):
             # it is there to name the difference; each batch answers for itself
             path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -235,7 +235,7 @@ def train_feature_classifier(
             schedule.step()
     classifier.eval().requires_grad_(False)
     predicted = classifier(LevelSpace(held_out.num_levels).encode(held_out.images)).argmax(1)
-    return classifier, _accuracy(predicted, held_out.labels)
+    return classifier, float((predicted == held_out.labels).double().mean())
 
 
 def _initial_classifier(dataset: ImageDataset, generator: torch.Generator) -> DigitClassifier:
@@ -247,10 +247,6 @@ def _initial_classifier(dataset: ImageDataset, generator: torch.Generator) -> Di
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
     return classifier
-
-
-def _accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
-    return float((predicted == labels).double().mean())
 
 
 def _checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

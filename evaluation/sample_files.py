@@ -6,14 +6,13 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
 from PIL import Image
 
 from data import LevelSpace
-from experiment.images import image_grid
+from experiment.pictures import image_grid
 
 _BYTES = np.dtype(np.uint8)
 _FRAME = 80  # milliseconds of a GIF's frame; the last one stays for a while
@@ -23,7 +22,7 @@ _LAST_FRAME = 1500
 @contextmanager
 def open_npz(
     path: Path, shape: tuple[int, ...], labels: np.ndarray | None = None, *, dtype: np.dtype = _BYTES
-) -> Iterator[Callable[[np.ndarray], None]]:
+) -> Iterator[Callable[[np.ndarray], object]]:
     """Write ``np.savez(path, samples, labels)``, the samples a batch at a time.
 
     Args:
@@ -39,14 +38,10 @@ def open_npz(
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
-            yield lambda images: _write(member, images)
+            yield lambda images: member.write(np.ascontiguousarray(images).data)
         if labels is not None:
             with archive.open("arr_1.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, labels)
-
-
-def _write(member: IO[bytes], images: np.ndarray) -> None:
-    member.write(np.ascontiguousarray(images).data)
 
 
 def read_npz(path: Path, batch_size: int) -> Iterator[np.ndarray]:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from data import AnyKind, ImageKind
-from experiment.images import save_png
-from experiment.pictures import array_shape, has_picture, picture_of
+from experiment.pictures import array_shape, has_picture, picture_of, save_png
 from experiment.workdir import save_npz, write_json
 from runtime.files import make_folder, parse_json, read_regular, sync_folder, sync_tree
 
@@ -234,8 +233,5 @@ def _name(about: dict[str, Any], of: dict[str, Any]) -> str:
     if not about:
         return "earlier"
     digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
-    said = [
-        *(f"{about.get(key)}" for key in ("sampler", "num_steps")),
-        *(f"{k}{about.get(k)}" for k in ("seed", "step")),
-    ]
-    return re.sub(r"[^\w.-]", "_", "-".join([*said, digest]))
+    sampler, num_steps, seed, step = (about.get(key) for key in ("sampler", "num_steps", "seed", "step"))
+    return re.sub(r"[^\w.-]", "_", f"{sampler}-{num_steps}-seed{seed}-step{step}-{digest}")

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from data import LevelSpace
-from experiment.images import image_grid
+from experiment.pictures import image_grid
 from models import ClippedScoreModel, EpsParameterization, NetworkScoreModel
 from models.backbones import UNet
 from samplers import make_sampler

@@ -16,7 +16,7 @@ from models import (
     make_parameterization,
 )
 from runtime.messages import say
-from runtime.processes.launch import place
+from runtime.processes.rendezvous import place
 from samplers import Sampler, make_sampler
 from sde_lib import SDE, check_sde, make_sde
 

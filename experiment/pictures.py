@@ -1,18 +1,21 @@
-"""Samples as files have them, and a picture of them: a grid of images, or points in the plane."""
+"""Samples as files have them, and pictures of samples, of the learning curve and of L_t."""
 
 from __future__ import annotations
 
+import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from data import AnyKind, VectorKind
-
-from .images import image_grid, save_figure
+from runtime.files import write_atomically
 
 
 def as_array(x0: Tensor, kind: AnyKind) -> np.ndarray:
@@ -77,4 +80,88 @@ def save_density(path: Path, points: np.ndarray, x: np.ndarray, y: np.ndarray, d
     right.set(title="density by the probability flow")
     right.set_aspect("equal")
     figure.colorbar(shown, ax=right, shrink=0.8)
+    save_figure(path, figure)
+
+
+def image_grid(images: np.ndarray, *, columns: int | None = None, smallest: int = 48) -> np.ndarray:
+    """Tile images, as square as can be, each enlarged by a whole number to at least ``smallest`` pixels.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        columns: Images a row; None for about as many as make the picture square.
+        smallest: Least size of a tile.
+
+    Returns:
+        uint8 [rows, columns, 3].
+    """
+    num_images, height, width, channels = images.shape
+    num_columns = min(num_images, columns or math.ceil(math.sqrt(num_images * height / width)))
+    zoom = max(1, math.ceil(smallest / min(height, width)))
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    gap, rows = 2, math.ceil(num_images / num_columns)
+    tile_height, tile_width = height * zoom + gap, width * zoom + gap
+    canvas = np.full((rows * tile_height + gap, num_columns * tile_width + gap, 3), 127, dtype=np.uint8)
+    for k, image in enumerate(images):
+        top, left = k // num_columns * tile_height + gap, k % num_columns * tile_width + gap
+        shown = image[..., :3] if channels >= 3 else image[..., :1]
+        canvas[top : top + height * zoom, left : left + width * zoom] = shown
+    return canvas
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] as PNG, atomically."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+    write_atomically(path, buffer.getvalue())
+
+
+def save_learning_curve(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
+    """Plot the training loss over the steps, logarithmic, with a running mean.
+
+    Args:
+        path: PNG to write.
+        steps: Step of each logged value.
+        losses: Mean loss since the value before.
+    """
+    figure = Figure(figsize=(7, 4))
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="loss")
+    width = max(1, len(losses) // 50)
+    if len(losses) >= 2 * width > 2:
+        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+        axes.plot(np.asarray(steps)[width - 1 :], smooth, color="tab:blue", label=f"mean of {width}")
+    axes.set(xlabel="step", ylabel="loss per dimension", yscale="log", title="Training loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(path, figure)
+
+
+def save_bound_curve(
+    path: Path, times: Sequence[float], bits_per_dim: Sequence[float], stderr: Sequence[float]
+) -> None:
+    """Plot L_t over t, with two standard errors either side.
+
+    Args:
+        path: PNG to write.
+        times: Time t of each term.
+        bits_per_dim: Mean of L_t in bits/dim.
+        stderr: Its standard error; NaN where a term was seen once.
+    """
+    figure = Figure(figsize=(7, 4))
+    axes = figure.add_subplot()
+    mean, error = np.asarray(bits_per_dim), np.nan_to_num(np.asarray(stderr))
+    axes.fill_between(times, np.maximum(mean - 2 * error, 1e-12), mean + 2 * error, alpha=0.3, lw=0)
+    axes.plot(times, mean, lw=1.2)
+    axes.set(xlabel="t", ylabel="L_t, bits/dim", yscale="log", title="Terms of the variational bound")
+    positive = mean[mean > 0]
+    if len(positive):
+        axes.set_ylim(positive.min() / 2, mean.max() * 2)
+    axes.grid(alpha=0.3)
     save_figure(path, figure)

@@ -34,11 +34,10 @@ def plugin_digests(plugins: Sequence[str]) -> dict[str, str]:
 
 def _kept(workdir: Path) -> dict[str, str]:
     try:
-        kept = parse_json(read_regular(workdir / _FILE))
+        return parse_json(read_regular(workdir / _FILE))
     except (FileNotFoundError, ValueError):
         # of an earlier version, or damaged: nothing can be said
         return {}
-    return kept if isinstance(kept, dict) else {}
 
 
 def say_changed_plugins(workdir: Path, plugins: Sequence[str]) -> None:

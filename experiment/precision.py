@@ -62,8 +62,8 @@ def pick_mode(
     Args:
         precision: "fp32"; "bf16"; or "auto": bf16 where the processor multiplies it faster than float32, for networks
             of 5 million weights or more.
-        compile: "on", if there is a compiler; "off"; or "auto": if there is one, and the run calls the network 100,000
-            times or more on a CPU, 10,000 times on a GPU.
+        compile: "on", if there is a compiler; "off"; or "auto": if there is one, for such networks in runs that call
+            them 100,000 times or more, 10,000 times on a GPU.
         device: Where the network runs.
         backbone: The network.
         num_calls: Calls of the network in all the run, each with a batch.
@@ -89,7 +89,7 @@ def pick_mode(
     if compile == "auto" and isinstance(began.get("compile"), bool):
         compiled, why_compiled = began["compile"], "as the run began"
     elif compile == "auto":
-        compiled, why_compiled = _auto_compile(device, num_calls)
+        compiled, why_compiled = _auto_compile(device, backbone, num_calls)
     missing = missing_compiler(device.type) if compiled else None
     if missing is not None:
         compiled, why_compiled = False, missing
@@ -101,19 +101,22 @@ def _auto_precision(device: torch.device, backbone: nn.Module) -> tuple[str, str
     units = bf16_units(device)
     if units is None:
         return "fp32", f"{_name(device)} has no bf16 units"
-    if sum(weights.numel() for weights in backbone.parameters()) < _MANY_WEIGHTS:
-        return (
-            "fp32",
-            f"a network of less than {_MANY_WEIGHTS:,} weights gains nothing by {units} of {_name(device)}",
-        )
+    if _is_small(backbone):
+        return "fp32", f"a network of less than {_MANY_WEIGHTS:,} weights gains nothing by {units} of {_name(device)}"
     return "bf16", f"{_name(device)} has {units}; weights stay in float32"
 
 
-def _auto_compile(device: torch.device, num_calls: int) -> tuple[bool, str]:
+def _auto_compile(device: torch.device, backbone: nn.Module, num_calls: int) -> tuple[bool, str]:
+    if _is_small(backbone):
+        return False, f"a network of less than {_MANY_WEIGHTS:,} weights gains little by it"
     many, count = _MANY_CALLS.get(device.type, math.inf), f"a run of {num_calls:,} calls of the network"
     if num_calls < many:
         return False, f"{count} is over before it pays, from {many:,} on it does"
     return True, f"{count} is worth it"
+
+
+def _is_small(backbone: nn.Module) -> bool:
+    return sum(weights.numel() for weights in backbone.parameters()) < _MANY_WEIGHTS
 
 
 def bf16_units(device: torch.device) -> str | None:

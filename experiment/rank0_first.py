@@ -14,7 +14,12 @@ from models import NetworkScoreModel
 from runtime.processes.ranks import Ranks
 
 from .config import Config
-from .from_checkpoints import check_data, load_trained, say_other_files, trained_space
+from .from_checkpoints import (
+    check_data,
+    load_trained,
+    say_other_files,
+    trained_space,
+)
 from .precision import NetworkMode
 
 T = TypeVar("T")

@@ -216,9 +216,10 @@ def _saved_config(workdir: Path) -> Config:
     saved = read_whole_config(workdir)
     if saved is None:
         raise ValueError(f"{workdir} holds no trained run; pass the --workdir of one")
-    if not all(isinstance(saved.get(section), dict) for section in ("data", "model", "sde")):
-        raise ValueError(f"{workdir / 'config.json'} is damaged (it says no model); restore it")
-    whole = {name: defaults | saved.get(name, {}) for name, defaults in DEFAULTS.items()}
+    saved = {name: {} for name in DEFAULTS} | saved
+    if not all(isinstance(saved.get(section), dict) for section in ("data", "model", "sde", *DEFAULTS)):
+        raise ValueError(f"{workdir / 'config.json'} is damaged (it lacks a section); restore it")
+    whole = {name: defaults | saved[name] for name, defaults in DEFAULTS.items()}
     config = ConfigDict(_with_tuples({**saved, **whole, "model": model_in_full(saved["model"])}))
     config.lock()
     return config

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .messages import say
-from .processes.launch import place
+from .processes.rendezvous import place
 
 
 def missing_compiler(device_type: str) -> str | None:

@@ -14,7 +14,7 @@ from models.backbones import NCSNpp, UNet
 from models.pretrained import export_diffusers
 from models.pretrained.ddpm import ddpm_sources, plan_ddpm
 from models.pretrained.edm.names import edm_sources
-from models.pretrained.guided.network import guided_sources
+from models.pretrained.guided.importer import guided_sources
 from models.pretrained.guided.settings import plan_guided
 from models.pretrained.score_sde.layout import score_sde_sources
 from models.pretrained.shared.renaming import renamed

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from data import AnyDataset
-from evaluation.drawing import draw_batch, labels_of
 from evaluation.measurement import EvalSplit, Measurement
+from evaluation.sample_batch import draw_batch, labels_of
 from likelihood import LikelihoodEstimator
 from models import ScoreModel
 from samplers import Sampler

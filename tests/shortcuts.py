@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-import experiment.images
+import experiment.pictures
 from runtime.files import write_atomically
 
-draw_figure = experiment.images.save_figure
+draw_figure = experiment.pictures.save_figure
 
 
 def _sketch(path: Path, figure: Figure) -> None:
@@ -20,4 +20,4 @@ def _sketch(path: Path, figure: Figure) -> None:
 
 def take_shortcuts(patch: pytest.MonkeyPatch) -> None:
     """Take them until the patch is undone."""
-    patch.setattr(experiment.images, "save_figure", _sketch)
+    patch.setattr(experiment.pictures, "save_figure", _sketch)

@@ -18,13 +18,14 @@ from commands import sample as sample_command
 from configs.default import get_default_config
 from data import ImageDataset, ImageKind
 from evaluation import pilot
-from evaluation.drawing import draw_batch
+from evaluation.sample_batch import draw_batch
 from experiment.config import load_config
 from experiment.pictures import as_array
 from experiment.trained_run import TrainedRun
 from likelihood import LikelihoodEstimator, available_likelihoods, make_likelihood
 from models import Dequantizer, NetworkScoreModel, make_parameterization
-from runtime.processes.collectives import Communication, RankSlice
+from runtime.processes.collectives import Communication
+from runtime.processes.rank_slice import RankSlice
 from samplers import available_samplers, make_sampler
 from sde_lib import SDE, NoiseStreams, make_sde
 from training.build import build_state

@@ -18,12 +18,12 @@ from models.backbones import NCSNpp
 from models.pretrained import ModelPlan
 from models.pretrained.ddpm import plan_ddpm
 from models.pretrained.diffusers.settings import plan_diffusers
+from models.pretrained.edm.importer import plan_edm
 from models.pretrained.edm.names import edm_sources
-from models.pretrained.edm.network import plan_edm
 from models.pretrained.guided.settings import plan_guided
 from models.pretrained.score_sde.configs import PUBLISHED
+from models.pretrained.score_sde.importer import plan_score_sde
 from models.pretrained.score_sde.layout import score_sde_sources
-from models.pretrained.score_sde.network import plan_score_sde
 from models.pretrained.shared.renaming import renamed
 from samplers import GridSampler
 from sde_lib import make_grid, make_sde

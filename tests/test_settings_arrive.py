@@ -14,7 +14,7 @@ from training_runs import ROOT, digits_like
 
 import main
 from configs.default import get_default_config
-from evaluation.pilot import _PILOT
+from evaluation.step_weights import _PILOT
 from experiment.build import bound_x0, build_model
 from experiment.config import Config, flatten, load_config
 from models import Parameterization

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from data import DataError, Dataset
-from runtime.processes.collectives import RankSlice
+from runtime.processes.rank_slice import RankSlice
 from sde_lib import derive_seed
 
 _ORDER_STREAM, _FLIP_STREAM = 0, 1  # of numpy

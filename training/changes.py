@@ -79,24 +79,15 @@ def note_changes(history: SettingsHistory, config: Config, workdir: Path, step: 
 
 def history_mismatch(state: Mapping[str, Any]) -> str | None:
     """The reason why ``SettingsHistory.restore`` cannot read a checkpoint's state, or None."""
-    settings, changes = state.get("settings", {}), state.get("changes", [])
-    if not isinstance(settings, dict) or not all(map(_plain, settings.values())):
+    settings, changes, plain = state.get("settings", {}), state.get("changes", []), (str, bool, int, float)
+    kinds = {"step": int, "key": str, "from": plain, "to": plain}
+
+    def is_change(change: Any) -> bool:
+        known = isinstance(change, dict) and change.keys() == kinds.keys()
+        return known and all(isinstance(change[key], kind) for key, kind in kinds.items())
+
+    if not isinstance(settings, dict) or not all(isinstance(value, plain) for value in settings.values()):
         return "its settings are not keys and values"
-    if not isinstance(changes, list) or not all(map(_is_change, changes)):
+    if not isinstance(changes, list) or not all(map(is_change, changes)):
         return "its changes are not steps, keys and values"
     return None
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, (str, bool, int, float))
-
-
-def _is_change(change: Any) -> bool:
-    if not isinstance(change, dict) or change.keys() != {"step", "key", "from", "to"}:
-        return False
-    return (
-        type(change["step"]) is int
-        and isinstance(change["key"], str)
-        and _plain(change["from"])
-        and _plain(change["to"])
-    )

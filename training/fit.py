@@ -57,19 +57,8 @@ def fit(
         >>> trained = fit(model, images, steps=10_000)
     """
     conditional = bool(getattr(model.backbone, "num_classes", None))
-    if labels is not None and isinstance(data, Dataset):
-        raise ValueError("labels are for tensors, got a data set, which has its own; leave them out")
-    if isinstance(data, Tensor) and conditional and labels is None:
-        raise ValueError(f"a network of {model.backbone.num_classes} classes needs labels, got None; pass int64 [N]")
-    if labels is not None and not conditional:
-        raise ValueError("labels need a network that is told them; build it with num_classes, or leave them out")
-    dataset = _dataset(data, labels)
-    if isinstance(loss, str):
-        kind = "edm" if isinstance(model.parameterization, EDMParameterization) else "eps"
-        levels = dataset.space.num_levels
-        loss = make_loss(loss, sde=model.sde, parameterization=kind, weighting="auto", num_levels=levels)
-    _check_loss(model, loss, dataset)
-    check_trains(loss, model)
+    dataset = _dataset(data, labels, model)
+    loss = _checked_loss(model, loss, dataset)
     model.to(named_device(device)).requires_grad_(True)
     # before the optimizer, whose moments are laid out as the weights are
     model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -88,17 +77,29 @@ def fit(
     return state.ema.model
 
 
-def _check_loss(model: NetworkScoreModel, loss: Loss, dataset: Dataset) -> None:
-    """Refuse a loss that is of another SDE or other data."""
+def _checked_loss(model: NetworkScoreModel, loss: str | Loss, dataset: Dataset) -> Loss:
+    """The loss, if it is of this SDE and data, and trains what the model learns."""
+    levels = dataset.space.num_levels
+    if isinstance(loss, str):
+        kind = "edm" if isinstance(model.parameterization, EDMParameterization) else "eps"
+        loss = make_loss(loss, sde=model.sde, parameterization=kind, weighting="auto", num_levels=levels)
     if not isinstance(loss, Loss):
         raise ValueError(f"loss must be a name or a Loss, got {loss!r}; pass make_loss(...)")
     loss.check(model.sde)
-    levels = dataset.space.num_levels
     if loss.num_levels not in (None, levels):
         raise ValueError(f"the loss is of {loss.num_levels} grey levels, the data of {levels}; give both the same")
+    check_trains(loss, model)
+    return loss
 
 
-def _dataset(data: Tensor | Dataset, labels: Tensor | None) -> Dataset:
+def _dataset(data: Tensor | Dataset, labels: Tensor | None, model: NetworkScoreModel) -> Dataset:
+    conditional = bool(getattr(model.backbone, "num_classes", None))
+    if labels is not None and isinstance(data, Dataset):
+        raise ValueError("labels are for tensors, got a data set, which has its own; leave them out")
+    if isinstance(data, Tensor) and conditional and labels is None:
+        raise ValueError(f"a network of {model.backbone.num_classes} classes needs labels, got None; pass int64 [N]")
+    if labels is not None and not conditional:
+        raise ValueError("labels need a network that is told them; build it with num_classes, or leave them out")
     if isinstance(data, Dataset):
         return data
     labels = torch.zeros(len(data), dtype=torch.int64) if labels is None else labels

@@ -22,7 +22,8 @@ from experiment.rank0_first import as_trained, load_on_rank0_first, pick_togethe
 from experiment.workdir import check_for_training, claim_for_training
 from runtime.locks import locked
 from runtime.messages import say
-from runtime.processes.collectives import Communication, RankSlice
+from runtime.processes.collectives import Communication
+from runtime.processes.rank_slice import RankSlice
 from runtime.processes.ranks import Ranks
 from runtime.signals import stop_on_signals
 

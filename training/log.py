@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import image, scalar
 
-from experiment.images import save_learning_curve, save_png
+from experiment.pictures import save_learning_curve, save_png
 from runtime.files import append_whole, make_folder, one_line, read_regular, write_atomically
 from runtime.messages import say
 from runtime.terminal import ProgressBar

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data import AnyDataset
 from runtime.files import one_line
-from runtime.processes.collectives import RankSlice
+from runtime.processes.rank_slice import RankSlice
 
 _MOST_CLASSES = 5  # that are named
 

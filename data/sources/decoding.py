@@ -1,5 +1,6 @@
 """Image files as uint8 pixels, all files of a folder by one rule."""
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -76,7 +77,16 @@ def decode_all(
         return "", pixels.shape[1:], oddities
 
     done = in_threads(decode_into_place, range(len(every)), "decoding")
-    _refuse_broken(every, [reason for reason, _, _ in done])
+    _check_decoded(every, done)
+    counts = Counter(oddity for _, _, oddities in done[: len(paths)] for oddity in oddities)
+    return images, tuple(f"{text}: {counts[name]:,}" for name, text in _ODDITIES.items() if counts[name])
+
+
+def _check_decoded(paths: Sequence[Path], done: Sequence[tuple[str, tuple[int, int], list[str]]]) -> None:
+    broken = [f"{path} ({reason})" for path, (reason, _, _) in zip(paths, done, strict=True) if reason]
+    if broken:
+        count = f"{len(broken):,} of {len(paths):,} images cannot be read"
+        raise DataError(f"{count}: {', '.join(broken)}; replace or remove what is named")
     sizes = Counter(found for _, found, _ in done)
     if len(sizes) > 1:
         shown = ", ".join(f"{h}x{w} ({count:,} images)" for (h, w), count in sizes.most_common(10))
@@ -84,8 +94,6 @@ def decode_all(
             f"images as they are must all be of one size, got {len(sizes)} sizes: {shown}; "
             "set image_size, to which they are resized and cropped"
         )
-    counts = Counter(oddity for _, _, oddities in done[: len(paths)] for oddity in oddities)
-    return images, tuple(f"{text}: {counts[name]:,}" for name, text in _ODDITIES.items() if counts[name])
 
 
 def in_threads(work: Callable[[T], Result], items: Sequence[T], description: str) -> list[Result]:
@@ -98,21 +106,11 @@ def in_threads(work: Callable[[T], Result], items: Sequence[T], description: str
 
 def _first_size(paths: Sequence[Path]) -> tuple[int, int]:
     for path in paths:
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                width, height = ImageOps.exif_transpose(opened).size
-        except Exception:  # named with the other broken ones
-            continue
-        return height, width
+        with contextlib.suppress(Exception), Image.open(path) as opened:  # named with the other broken ones
+            opened.load()
+            width, height = ImageOps.exif_transpose(opened).size
+            return height, width
     return 1, 1
-
-
-def _refuse_broken(paths: Sequence[Path], reasons: Sequence[str]) -> None:
-    broken = [f"{path} ({reason})" for path, reason in zip(paths, reasons, strict=True) if reason]
-    if broken:
-        count = f"{len(broken):,} of {len(paths):,} images cannot be read: "
-        raise DataError(f"{count}{', '.join(broken)}; replace or remove what is named")
 
 
 def _decode(path: Path, mode: str, grey: GreyRule, size: tuple[int, int] | None) -> tuple[np.ndarray, list[str]]:

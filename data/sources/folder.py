@@ -53,14 +53,11 @@ def load_folder(
     size = None if image_size is None else height_and_width(image_size)
     if channels not in (None, 1, 3):
         raise DataError(f"channels must be 1 (grey) or 3 (RGB), got {channels}; choose one of them")
-    layout = read_layout(Path(root), split)
+    layout = read_layout(root, split)
     looks = in_threads(look_for_grey, layout.all_paths, "reading headers")
-    if channels is None:
-        channels = 1 if all(is_grey for is_grey, _ in looks) else 3
     grey = choose_grey_rule([highest for _, highest in looks])
-    # what is broken in the test split is to be known before training, not after
     checked = sorted(set(layout.all_paths) - set(layout.paths)) if split == "train" else []
-    mode = "L" if channels == 1 else "RGB"
+    mode = "L" if channels == 1 or (channels is None and all(is_grey for is_grey, _ in looks)) else "RGB"
     images, notes = decode_all(layout.paths, mode=mode, grey=grey, size=size, checked=checked)
     return ImageDataset(
         images=torch.from_numpy(images),

@@ -20,7 +20,7 @@ _IMAGES, _VECTORS = ("images", "arr_0"), ("vectors", "data")
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Split:
     """The arrays of a split; ``samples`` is None where their number alone was read."""
 
     of_vectors: bool
@@ -31,7 +31,7 @@ class _Part:
     num_levels: int
     num_classes: int
 
-    def rows(self, chosen: np.ndarray) -> "_Part":
+    def select(self, chosen: np.ndarray) -> "_Split":
         samples = None if self.samples is None else self.samples[chosen]
         return replace(self, size=len(chosen), samples=samples, labels=self.labels[chosen])
 
@@ -66,8 +66,8 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
         whole = _read(root, "")
         chosen = {one: fixed_split(whole.size, one) for one in SPLITS}
         # of images the other split's labels are enough
-        rest = (whole if whole.of_vectors else replace(whole, samples=None)).rows(chosen[other])
-        return _build(root, split, whole.rows(chosen[split]), rest, ONE_IN_TEN)
+        rest = (whole if whole.of_vectors else replace(whole, samples=None)).select(chosen[other])
+        return _build(root, split, whole.select(chosen[split]), rest, ONE_IN_TEN)
     if root.is_dir():
         places = {one: (root / f"{one}.npz", "") for one in SPLITS}
         titles = {one: f"{one}.npz" for one in SPLITS if places[one][0].is_file()}
@@ -80,9 +80,9 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
     return _build(places[split][0], split, own, rest, source)
 
 
-def _build(path: Path, split: str, own: _Part, rest: _Part | None, source: str) -> ImageDataset | VectorDataset:
+def _build(path: Path, split: str, own: _Split, rest: _Split | None, source: str) -> ImageDataset | VectorDataset:
     # both splits count, so that a conditional model trained on one fits the other
-    highest = max(int(part.labels.max(initial=0)) for part in (own, rest) if part is not None)
+    highest = max(int(one.labels.max(initial=0)) for one in (own, rest) if one is not None)
     shared: dict[str, Any] = {
         "num_classes": own.num_classes or len(own.class_names) or highest + 1,
         "name": "npz",
@@ -108,7 +108,7 @@ def _arrays_of_splits(path: Path) -> dict[str, str]:
         return {one: name for one, name in names if name in arrays}
 
 
-def _read(path: Path, prefix: str, *, counted: bool = False) -> _Part:
+def _read(path: Path, prefix: str, *, counted: bool = False) -> _Split:
     """Read a split, or of its samples no more than their number."""
     with _opened(path) as arrays:
         images, vectors = (
@@ -126,17 +126,13 @@ def _read(path: Path, prefix: str, *, counted: bool = False) -> _Part:
             raise DataError(f"{path} has no array {' or '.join(keys)}, got {found}; save the samples as {keys[0]}")
         samples = None if counted else _vectors(arrays[key], path) if vectors else _images(arrays[key], path)
         size = _count(arrays, key) if samples is None else len(samples)
-        labels = _read_checked(
-            arrays,
-            path,
-            [f"{prefix}labels", *["arr_1"] * (not prefix)],
-            "iu",
-            "integers [N]; save class numbers from 0 on",
-        )
+        # as ``numpy.savez`` names what is given no name
+        label_keys = [f"{prefix}labels"] if prefix else ["labels", "arr_1"]
+        labels = _read_checked(arrays, path, label_keys, "iu", "integers [N]; save class numbers from 0 on")
         if labels is not None and len(labels) != size:
             raise DataError(f"{path} has {len(labels)} labels, expected {size}; save one label a sample")
         names = _read_checked(arrays, path, ["class_names"], "U", "text [num_classes]; save np.array of strings")
-        return _Part(
+        return _Split(
             bool(vectors),
             size,
             samples,

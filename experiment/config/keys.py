@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from runtime.messages import say
-from runtime.processes.launch import place
+from runtime.processes.rendezvous import place
 from runtime.registry import choices_message
 from sde_lib import available_sdes, sde_defaults
 

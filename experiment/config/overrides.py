@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from runtime.messages import say
-from runtime.processes.launch import place
+from runtime.processes.rendezvous import place
 from sde_lib import available_sdes, sde_defaults
 
 from .keys import IMAGE_SIZE, OPEN_SECTIONS, RENAMED, fitting, say_renamed, unknown_key
@@ -76,7 +76,7 @@ def literal(text: str) -> Any:
     """A Python number, tuple, True, None and the like; else the text itself."""
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         word = text.strip()
         if word.lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return float(word)

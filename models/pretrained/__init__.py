@@ -2,10 +2,10 @@
 
 from .ddpm import from_ddpm
 from .diffusers.export import export_diffusers
-from .diffusers.pipeline import from_diffusers
-from .edm.network import from_edm
-from .guided.network import from_guided_classifier, from_guided_diffusion, from_improved_diffusion
-from .score_sde.network import from_score_sde
+from .diffusers.importer import from_diffusers
+from .edm.importer import from_edm
+from .guided.importer import from_guided_classifier, from_guided_diffusion, from_improved_diffusion
+from .score_sde.importer import from_score_sde
 from .shared.plan import BACKBONES, ModelPlan, PlannedModel, default_options
 
 __all__ = [

@@ -26,7 +26,7 @@ from experiment.config import Config, load_config
 from experiment.estimators import build_estimators, model_for
 from experiment.imported_config import complete_config
 from models.pretrained import PlannedModel, from_diffusers
-from models.pretrained.guided.network import guided_sources
+from models.pretrained.guided.importer import guided_sources
 from models.pretrained.guided.settings import plan_guided
 from models.pretrained.shared.renaming import renamed
 from samplers import available_samplers, registry

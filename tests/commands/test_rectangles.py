@@ -14,7 +14,7 @@ from tiny import error, last_tensors, tiny_command
 import main
 from data import load_dataset
 from experiment.config import load_config
-from experiment.images import image_grid
+from experiment.pictures import image_grid
 
 SIZE = (8, 12)
 ROOT = Path(__file__).resolve().parent.parent.parent

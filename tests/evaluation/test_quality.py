@@ -283,8 +283,8 @@ def test_distances_rank_damage_and_put_held_out_digits_lowest(
         (torch.zeros(5, 2), torch.zeros(1, 2), r"second set must have shape .* at least 2, got \[1, 2\]"),
         (torch.zeros(5, 2), torch.zeros(5, 3), "one width, got 2 and 3; use the same features"),
         (torch.zeros(5, 0), torch.zeros(5, 0), r"got \[5, 0\]"),
-        (torch.zeros(5, 2), torch.full((5, 2), math.nan), "second set must be finite, got 5 of 5 rows"),
-        (torch.tensor([[0.0], [math.inf]]), torch.zeros(5, 1), "first set must be finite, got 1 of 2 rows"),
+        (torch.zeros(5, 2), torch.full((5, 2), math.nan), "second set must be finite, got 5 of 5 samples"),
+        (torch.tensor([[0.0], [math.inf]]), torch.zeros(5, 1), "first set must be finite, got 1 of 2 samples"),
     ],
 )
 def test_bad_sets_are_refused_in_one_line(distance, a: Tensor, b: Tensor, message: str):

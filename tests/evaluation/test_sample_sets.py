@@ -18,7 +18,6 @@ from commands import sample as sampling
 from data import ImageKind
 from evaluation import (
     drawing,
-    sample_files,
     sample_set,
 )
 from evaluation import (
@@ -207,7 +206,7 @@ def test_a_full_disk_keeps_the_batches_before(
     assert "No space left on device: stopped with 2 of 4 batches kept; the same command goes on" in said
     # while the files are made of them
     with monkeypatch.context() as patched:
-        patched.setattr(sample_files, "_write", _after(1, sample_files._write, _fill_disk))
+        patched.setattr(sample_set, "save_png", _after(0, sample_set.save_png, _fill_disk))
         assert "4 of 4 batches kept" in error(capsys, sample_command(run_copy))
     assert not contents(run_copy / "samples")
     assert drawn == [0, 3, 6, 6, 9]

@@ -66,6 +66,8 @@ def test_auto_leaves_short_runs_and_small_networks_as_they_are(large: UNet):
     assert short.reasons[1] == (
         "not compiled: a run of 99,999 calls of the network is over before it pays, from 100,000 on it does"
     )
+    small = pick_mode("auto", "auto", CPU, backbone=_of_weights(4_999_999), num_calls=10**9)
+    assert small.reasons[1] == "not compiled: a network of less than 5,000,000 weights gains little by it"
     on_gpu = [pick_mode("fp32", "auto", torch.device("cuda"), backbone=large, num_calls=n) for n in (9_999, 10_000)]
     assert [mode.compiled for mode in on_gpu] == [False, True]
     ends = [pick_mode("auto", "off", CPU, backbone=_of_weights(n), num_calls=1) for n in (4_999_999, 5_000_000)]

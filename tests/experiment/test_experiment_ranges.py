@@ -11,7 +11,7 @@ from data import ImageKind
 from experiment.build import build_model
 from experiment.checks import check_config
 from experiment.config import flatten, load_config
-from runtime.processes.collectives import RankSlice
+from runtime.processes.rank_slice import RankSlice
 from training.build import build_loss, build_optimizer
 from training.start_lines import slice_line
 

@@ -15,7 +15,7 @@ from experiment.build import build_model
 from models import EpsParameterization, NetworkScoreModel
 from models.backbones import MLP, UNet
 from models.parameterization import TimeInput
-from runtime.processes.collectives import RankSlice
+from runtime.processes.rank_slice import RankSlice
 from samplers import DDIMSampler
 from sde_lib import SDE, VP, LearnedVP, Tabulated
 from training import fit

@@ -7,7 +7,8 @@ from torch import Tensor
 from training_runs import CPU, ROOT, digits_like
 
 from experiment.config import load_config
-from runtime.processes.collectives import Communication, RankSlice
+from runtime.processes.collectives import Communication
+from runtime.processes.rank_slice import RankSlice
 from sde_lib import derive_seed
 from training.batches import Batch, Batches
 from training.build import build_state

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from models.backbones import ADM, EncoderClassifier, ResBlock, UNet
 from models.backbones.blocks.fir import make_resampler
 from models.backbones.classifier import AttentionPool
+from models.pretrained.edm.importer import from_edm
 from models.pretrained.edm.names import edm_sources
-from models.pretrained.edm.network import from_edm
 from models.pretrained.edm.settings import plan_edm_adm
 from models.pretrained.shared.renaming import renamed
 from models.pretrained.shared.settings import Settings

@@ -13,7 +13,7 @@ from thinning import one_each, only
 
 from models.backbones import ADM, NCSNpp, UNet
 from models.pretrained.diffusers.export import export_diffusers
-from models.pretrained.diffusers.pipeline import from_diffusers
+from models.pretrained.diffusers.importer import from_diffusers
 from models.pretrained.diffusers.settings import plan_diffusers
 
 HO = {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6, "attention_head_dim": None}

@@ -10,7 +10,7 @@ from importer_references import per_sample_error, randomize
 from models import Dequantizer, NetworkScoreModel, make_parameterization, reverse_log_var
 from models.backbones import ADM, MLP, UNet
 from models.pretrained.diffusers.export import export_diffusers
-from models.pretrained.diffusers.pipeline import from_diffusers
+from models.pretrained.diffusers.importer import from_diffusers
 from samplers import DDIMSampler
 from sde_lib import VE, VP, NoiseStreams, Tabulated, ddpm_betas
 

@@ -8,7 +8,7 @@ from diffusers_pipelines import diffusers
 from importer_references import per_sample_error, randomize
 from safetensors.torch import load_file, save_file
 
-from models.pretrained.diffusers.pipeline import from_diffusers
+from models.pretrained.diffusers.importer import from_diffusers
 from sde_lib import Tabulated
 
 UNET = {

@@ -9,10 +9,10 @@ import torch
 from importer_references import Reference, edm_denoised, randomize, take_no_class
 
 from models.backbones import NCSNpp
+from models.pretrained.edm.importer import from_edm
 from models.pretrained.edm.names import edm_sources
-from models.pretrained.edm.network import from_edm
 from models.pretrained.edm.settings import plan_edm_adm
-from models.pretrained.score_sde.network import from_score_sde
+from models.pretrained.score_sde.importer import from_score_sde
 from models.pretrained.shared.renaming import renamed
 from models.pretrained.shared.settings import Settings
 from models.pretrained.shared.tensors import read_tensors

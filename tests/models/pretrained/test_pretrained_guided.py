@@ -9,7 +9,7 @@ from importer_references import Reference, count, per_sample_error, randomize, w
 
 from models import reverse_log_var
 from models.backbones import EncoderClassifier
-from models.pretrained.guided.network import (
+from models.pretrained.guided.importer import (
     from_guided_classifier,
     from_guided_diffusion,
     from_improved_diffusion,

@@ -12,8 +12,8 @@ from thinning import only
 
 from models.backbones import NCSNpp
 from models.pretrained.score_sde.configs import CONFIGS
+from models.pretrained.score_sde.importer import from_score_sde, plan_score_sde
 from models.pretrained.score_sde.layout import score_sde_sources
-from models.pretrained.score_sde.network import from_score_sde, plan_score_sde
 from models.pretrained.shared.renaming import renamed
 from models.pretrained.shared.tensors import read_tensors
 from sde_lib import VE, VP, SubVP, Tabulated

@@ -9,11 +9,11 @@ import torch
 
 from models.backbones import NCSNpp
 from models.pretrained.diffusers.settings import plan_diffusers
+from models.pretrained.edm.importer import from_edm, plan_edm
 from models.pretrained.edm.names import edm_sources
-from models.pretrained.edm.network import from_edm, plan_edm
 from models.pretrained.guided.settings import plan_guided
+from models.pretrained.score_sde.importer import plan_score_sde
 from models.pretrained.score_sde.layout import score_sde_sources
-from models.pretrained.score_sde.network import plan_score_sde
 from models.pretrained.shared.renaming import renamed
 from models.pretrained.shared.settings import Settings, read_json
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from data import LevelSpace
-from experiment.images import (
+from experiment.pictures import (
     image_grid,
     save_bound_curve,
     save_learning_curve,

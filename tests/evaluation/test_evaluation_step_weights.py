@@ -10,7 +10,7 @@ from eval_runs import eval_command
 
 import main
 from data import LevelSpace, load_dataset
-from evaluation.pilot import NUM_PILOT_IMAGES, fit_step_weights
+from evaluation.step_weights import NUM_PILOT_IMAGES, fit_step_weights
 from experiment.config import load_config
 from likelihood import ContinuousBound, VariationalBound
 from models import DiscreteScoreModel
