@@ -148,7 +148,7 @@ def _wait_for_step(process: subprocess.Popen[str], workdir: Path) -> None:
 def test_ctrl_c_saves_and_the_same_command_goes_on(killer: Killer, tmp_path: Path):
     workdir = tmp_path / "run"
     many = tiny_command(
-        "train", workdir, "--config.training.num_steps=99999", "--config.training.checkpoint_every=90000"
+        "train", workdir, "--config.training.num_steps=100000", "--config.training.checkpoint_every=90000"
     )
     process = killer.start(many)
     assert killer.began(process)

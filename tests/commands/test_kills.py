@@ -25,8 +25,7 @@ SETTINGS = [
     "--config.training.step_sampling=importance",
     "--config.training.log_every=3",
 ]
-# one step more, and the network would be compiled
-FAR = "--config.training.num_steps=99999"
+FAR = "--config.training.num_steps=1000000"
 
 
 def _losses(workdir: Path) -> list[tuple[int, float]]:

@@ -56,7 +56,7 @@ def test_a_second_command_is_refused_and_writes_nothing(
 
 def test_a_killed_trainer_holds_nothing(killer: Killer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     workdir = tmp_path / "run"
-    endless = ("--config.training.num_steps=99999", "--config.training.checkpoint_every=2")
+    endless = ("--config.training.num_steps=1000000", "--config.training.checkpoint_every=2")
     trainer = killer.start(tiny_command("train", workdir, *endless, "--config.training.keep_checkpoints=1"))
     try:
         assert killer.began(trainer)

@@ -129,7 +129,7 @@ def test_the_first_process_may_die_while_it_writes(killer: Killer, tmp_path: Pat
 
 @pytest.mark.parametrize("number", only((signal.SIGTERM,), [signal.SIGTERM, signal.SIGINT]))
 def test_a_signal_to_one_process_stops_all_after_the_same_step(killer: Killer, tmp_path: Path, number: signal.Signals):
-    many = ("--config.training.num_steps=99999", "--config.training.checkpoint_every=90000")
+    many = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=90000")
     before = len(killer.said())
     pids = start_together(killer, tiny_command("train", tmp_path, *many), 2)
     assert killer.began(pids[0])
