@@ -17,7 +17,7 @@ from training_runs import CPU, ROOT
 from commands import sample as sample_command
 from configs.default import get_default_config
 from data import ImageDataset, ImageKind
-from evaluation import pilot
+from evaluation import step_weights
 from evaluation.sample_batch import draw_batch
 from experiment.config import load_config
 from experiment.pictures import as_array
@@ -26,6 +26,7 @@ from likelihood import LikelihoodEstimator, available_likelihoods, make_likeliho
 from models import Dequantizer, NetworkScoreModel, make_parameterization
 from runtime.processes.collectives import Communication
 from runtime.processes.rank_slice import RankSlice
+from runtime.processes.ranks import ALONE
 from samplers import available_samplers, make_sampler
 from sde_lib import SDE, NoiseStreams, make_sde
 from training.build import build_state
@@ -116,9 +117,9 @@ def test_the_fit_of_step_weights_tells_each_image_its_class(name: str, monkeypat
     model = told()
     options = {"steps_per_image": 3, "step_sampling": "importance"}
     estimator: Any = make_likelihood(name, num_levels=LEVELS, **options)
-    monkeypatch.setattr(pilot, "_other_split", lambda config, measured: measured)
+    monkeypatch.setattr(step_weights, "_other_split", lambda config, measured: measured)
     config = load_config(str(ROOT / "configs/vp/digits.py"), ["--config.model.class_conditional=True"])
-    pilot._fit(config, [(estimator, model)], dataset(), CPU)
+    step_weights.fit_step_weights(config, {name: (estimator, model)}, dataset(), CPU, ALONE)
     seen: Any = model.backbone.seen
     assert len(seen) > 2 and all(torch.equal(cond, LABELS) for cond in seen)
 

@@ -167,7 +167,8 @@ def preview(key: str) -> Read:
 
 
 def source(bench: Bench, config: Config) -> tuple[Any, ...]:
-    return bench.imported(config, config.source.name).args
+    call = bench.imported(config, config.source.name)
+    return call.args, call.kwargs
 
 
 def plugins(bench: Bench, config: Config) -> Any:
@@ -228,10 +229,10 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
         plugins,
     ),
     "source.name": _one(
-        "ddpm", ("other.pt", "cifar10"), source, needs=("source.name=edm", "source.checkpoint=other.pt")
+        "ddpm", (("other.pt",), {}), source, needs=("source.name=edm", "source.checkpoint=other.pt")
     ),
     "source.checkpoint": _one("other.pt", "other.pt", lambda *of: of[0].imported(of[1], "edm").args[0], needs=IMPORT),
-    "source.config": _one("mine", "mine", lambda *of: of[0].imported(of[1], "edm").args[1], needs=IMPORT),
+    "source.config": _one("mine", "mine", lambda *of: of[0].imported(of[1], "edm").kwargs.get("config"), needs=IMPORT),
     "source.weights": _one(
         "raw",
         "raw",
