@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import Cond, ScoreModel, count_network_calls
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 from sde_lib import SDE, NoiseStreams, expand_like, last_noisy_time
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood

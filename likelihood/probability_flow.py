@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import CallCounter, Cond, FlowEquation, ScoreModel, count_network_calls, follow_flow
+from runtime.options import whole_number
 from runtime.registry import choices_message
-from runtime.whole_numbers import whole_number
 from sde_lib import ADAMS, SDE, Adams, NoiseStreams, ODESolver, Point, make_ode_solver, points_of
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from runtime.options import whole_number
 from runtime.registry import choices_message
-from runtime.whole_numbers import whole_number
 from sde_lib import NoiseStreams, derive_seed
 
 StepSampling = Literal["stratified", "uniform", "low_discrepancy", "importance"]

@@ -18,7 +18,7 @@ from models import (
     interpolate_log_var,
     reverse_log_var,
 )
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 from sde_lib import SDE, NoiseStreams, check_grid_choice, expand_like, make_grid
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood

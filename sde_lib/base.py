@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runtime.readable import Readable
+from runtime.options import ShowsOptions
 
 from .inverse import invert_falling
 from .noise import NoiseStreams
@@ -36,7 +36,7 @@ def _invert(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     return invert_falling(lambda t: _value_and_rate(function, t), value, torch.full_like(value, 0.5))
 
 
-class SDE(Readable, ABC):
+class SDE(ShowsOptions, ABC):
     """dx = f(t) x dt + g(t) dw on t in [0, 1]; t = 0 is data, and x_t = alpha(t) x0 + sigma(t) eps.
 
     A subclass gives ``log_alpha``, ``log_sigma`` and ``prior_std``. What is derived from them here is right for every

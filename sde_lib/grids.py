@@ -8,18 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.options import whole_number
 from runtime.registry import Registry, choices_message
-from runtime.whole_numbers import whole_number
 
 from .base import SDE
 
 GRIDS: Registry[Tensor] = Registry("grid")
-register_grid = GRIDS.register
-
-
-def available_grids() -> list[str]:
-    """Names that ``make_grid`` takes."""
-    return GRIDS.names()
+register_grid, available_grids = GRIDS.register, GRIDS.names
 
 
 def make_grid(name: str, sde: SDE, num_steps: int) -> Tensor:

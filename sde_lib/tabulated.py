@@ -12,7 +12,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 from torch.nn import functional as F
 
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 
 from .base import SDE, PerSample
 from .inverse import invert_falling

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from runtime.options import whole_number
 from runtime.registry import choices_message
-from runtime.whole_numbers import whole_number
 
 from ..base import SDE
 from ..grids import check_grid, check_grid_choice, last_noisy_time, make_grid
