@@ -11,7 +11,7 @@ from runtime.options import whole_number
 from sde_lib import SDE, NoiseStreams, expand_like, last_noisy_time
 
 from .base import LikelihoodTerms, register_likelihood
-from .checks import check_batch, check_finite, noisy_part
+from .batch_checks import check_batch, check_finite, noisy_part
 from .decoder import levels_of
 from .dequantization import decoder_log_prob
 from .term_sampling import SampledBound, StepSampling, check_step_weights

@@ -16,7 +16,7 @@ from runtime.registry import choices_message
 from sde_lib import ADAMS, SDE, Adams, NoiseStreams, ODESolver, make_ode_solver, points_of
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
-from .checks import check_batch, noisy_part
+from .batch_checks import check_batch, noisy_part
 from .decoder import levels_of
 from .dequantization import Dequantization, check_dequantization, dequantize
 from .flow_steps import DivergenceSlope, follow_log_density
@@ -122,10 +122,8 @@ class FlowLikelihood(LikelihoodEstimator):
                 f"x0 must be finite, got {int((~torch.isfinite(x0)).sum())} numbers that are not; leave them out"
             )
         times = self.noisy_times(model.sde)
-        draws = []
         with torch.no_grad(), count_network_calls(model) as counter:
-            for _ in range(self.num_importance_samples):
-                draws.append(self._draw(model, x0, times, cond, noise, counter))
+            draws = [self._draw(model, x0, times, cond, noise, counter) for _ in range(self.num_importance_samples)]
         prior, volumes, reconstruction = (torch.stack(column) for column in zip(*draws, strict=True))
         totals = prior + volumes.mean(2) + reconstruction
         total = math.log(len(draws)) - torch.logsumexp(-totals, 0)

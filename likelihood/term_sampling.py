@@ -17,7 +17,7 @@ from runtime.registry import choices_message
 from sde_lib import NoiseStreams, derive_seed
 
 from .base import LikelihoodEstimator
-from .checks import check_batch
+from .batch_checks import check_batch
 from .decoder import levels_of
 
 StepSampling = Literal["stratified", "uniform", "low_discrepancy", "importance"]

@@ -22,7 +22,7 @@ from runtime.options import whole_number
 from sde_lib import SDE, NoiseStreams, check_grid_choice, expand_like, make_grid
 
 from .base import LikelihoodTerms, register_likelihood
-from .checks import check_batch, check_finite, noisy_part
+from .batch_checks import check_batch, check_finite, noisy_part
 from .decoder import discretized_gaussian_log_prob, levels_of
 from .term_sampling import SampledBound, StepDraws, StepSampling, interpolate_step_weights, pilot_steps
 
@@ -161,11 +161,7 @@ class VariationalBound(SampledBound):
 
     def noisy_times(self, sde: SDE) -> Float[Tensor, " points"]:
         """Rising times t_1 < ... < t_n at which noise is left: decode from the first, prior at the last."""
-        if isinstance(self.grid, Tensor):
-            times = self.grid
-        else:
-            times = make_grid(self.grid, sde, self.num_steps or sde.table_size or 1000)
-        return noisy_part(times, sde).flip(0)
+        return noisy_part(make_grid(self.grid, sde, self.num_steps or sde.table_size or 1000), sde).flip(0)
 
     def __call__(
         self, model: ScoreModel, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None

@@ -17,13 +17,13 @@ GRIDS: Registry[Tensor] = Registry("grid")
 register_grid, available_grids = GRIDS.register, GRIDS.names
 
 
-def make_grid(name: str, sde: SDE, num_steps: int) -> Tensor:
-    """Times t_0 > t_1 > ... > t_n for ``num_steps`` steps, from ``sde.t_max`` to 0.
+def make_grid(grid: str | Tensor, sde: SDE, num_steps: int | None) -> Tensor:
+    """Times t_0 > t_1 > ... > t_n for ``num_steps`` steps, from ``sde.t_max`` to 0; a tensor is taken as it is.
 
     Args:
-        name: One of ``available_grids()``.
+        grid: One of ``available_grids()``, or the times themselves, which ``check_grid_choice`` let pass.
         sde: The SDE, for grids that are placed by noise level or by table row.
-        num_steps: Number of steps n, at least 1.
+        num_steps: Number of steps n, at least 1; unused with a tensor.
 
     Returns:
         float64 [num_steps + 1].
@@ -31,8 +31,10 @@ def make_grid(name: str, sde: SDE, num_steps: int) -> Tensor:
     Raises:
         ValueError: If the name is unknown, or num_steps does not fit.
     """
+    if isinstance(grid, Tensor):
+        return grid
     num_steps = whole_number("num_steps", num_steps, fix="pass 1 or more")
-    return check_grid(GRIDS.make(name, sde=sde, num_steps=num_steps))
+    return check_grid(GRIDS.make(grid, sde=sde, num_steps=num_steps))
 
 
 def check_grid(grid: Tensor) -> Tensor:
