@@ -13,24 +13,3 @@ from .probability_flow import FlowLikelihood
 from .term_sampling import draw_steps
 from .units import RunningMean, mean_and_stderr, nats_to_bits_per_dim
 from .variational import VariationalBound, decoder_nats, prior_kl, step_kl
-
-__all__ = [
-    "ContinuousBound",
-    "FlowLikelihood",
-    "LikelihoodEstimator",
-    "LikelihoodTerms",
-    "RunningMean",
-    "VariationalBound",
-    "available_likelihoods",
-    "decoder_nats",
-    "discretized_gaussian_log_prob",
-    "draw_steps",
-    "level_entropy",
-    "levels_of",
-    "make_likelihood",
-    "mean_and_stderr",
-    "nats_to_bits_per_dim",
-    "prior_kl",
-    "register_likelihood",
-    "step_kl",
-]

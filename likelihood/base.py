@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from models import Cond, ScoreModel
-from runtime.readable import Readable
+from runtime.options import ShowsOptions
 from runtime.registry import Registry
 from sde_lib import NoiseStreams
 
@@ -60,7 +60,7 @@ class LikelihoodTerms:
         return nats_to_bits_per_dim(self.total, self.num_dims)
 
 
-class LikelihoodEstimator(Readable, ABC):
+class LikelihoodEstimator(ShowsOptions, ABC):
     """Measures data under a model. Holds numbers, never a model.
 
     Attributes:
@@ -98,22 +98,4 @@ class LikelihoodEstimator(Readable, ABC):
 
 
 LIKELIHOODS: Registry[LikelihoodEstimator] = Registry("likelihood")
-register_likelihood = LIKELIHOODS.register
-
-
-def available_likelihoods() -> list[str]:
-    """Names that ``make_likelihood`` takes."""
-    return LIKELIHOODS.names()
-
-
-def make_likelihood(name: str, **kwargs: Any) -> LikelihoodEstimator:
-    """Build a likelihood estimator by name.
-
-    Args:
-        name: One of ``available_likelihoods()``.
-        **kwargs: Its options, such as ``num_levels``.
-
-    Raises:
-        ValueError: If the name, or an option, is unknown or out of range.
-    """
-    return LIKELIHOODS.make(name, **kwargs)
+register_likelihood, available_likelihoods, make_likelihood = LIKELIHOODS.register, LIKELIHOODS.names, LIKELIHOODS.make

@@ -7,26 +7,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import Cond, ScoreModel, count_network_calls
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 from sde_lib import SDE, NoiseStreams, expand_like, last_noisy_time
 
-from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
-from .checks import check_batch, check_finite, noisy_part
+from .base import LikelihoodTerms, register_likelihood
+from .batch_checks import check_batch, check_finite, noisy_part
 from .decoder import levels_of
 from .dequantization import decoder_log_prob
-from .term_sampling import (
-    StepSampling,
-    check_num_knots,
-    check_step_sampling,
-    check_step_weights,
-    draw_steps,
-    sampling_variance,
-)
+from .term_sampling import SampledBound, StepSampling, check_step_weights
 from .variational import prior_kl
 
 
 @register_likelihood("vlb_continuous")
-class ContinuousBound(LikelihoodEstimator):
+class ContinuousBound(SampledBound):
     """-log p(x0) <= L_T + 1/2 integral over lambda of exp(lambda) E |x0 - x0(x_t, t)|^2 + L_0
 
     (Kingma et al. 2021, Eq. 11 and 17, by log-SNR), from lambda at ``sde.t_max`` to lambda at ``t_end``: what the bound
@@ -61,13 +54,11 @@ class ContinuousBound(LikelihoodEstimator):
         step_sampling: StepSampling = "low_discrepancy",
         step_weights: Tensor | None = None,
     ) -> None:
-        levels_of(torch.zeros(0), num_levels)
         steps_per_image = whole_number("steps_per_image", steps_per_image, fix="try 10")
+        super().__init__(num_levels, steps_per_image, step_sampling, step_weights)
         if t_end is not None and not 0 <= t_end < 1:
             raise ValueError(f"t_end must lie in [0, 1), got {t_end}; leave it out for the SDE's own")
-        self.num_levels, self.steps_per_image, self.t_end = num_levels, steps_per_image, t_end
-        self.step_sampling: StepSampling = check_step_sampling(step_sampling, step_weights)
-        self.step_weights = None if step_weights is None else check_step_weights(step_weights)
+        self.t_end = t_end
 
     def ends(self, sde: SDE) -> Float[Tensor, "2"]:
         """The decoder's time and the prior's.
@@ -93,13 +84,7 @@ class ContinuousBound(LikelihoodEstimator):
             reconstruction = check_finite(-decoder_log_prob(x0, prediction, noise_ratio, self.num_levels), t)
             # without weights one cell is the whole range, and a draw's place in it is all there is
             num_cells = 1 if self.step_weights is None else len(self.step_weights)
-            draws = draw_steps(
-                self.step_sampling,
-                noise,
-                num_steps=num_cells,
-                num_draws=self.steps_per_image,
-                step_weights=self.step_weights,
-            )
+            draws = self._draw(noise, num_cells)
             width = (high - low) / num_cells
             log_snr = (low + width * (draws.index + draws.place)).to(x0.device)
             values = [self._integrand(model, x0, column, cond, noise) for column in log_snr.unbind(1)]
@@ -111,47 +96,18 @@ class ContinuousBound(LikelihoodEstimator):
             reconstruction=reconstruction,
             nfe=counter.calls,
             num_dims=x0[0].numel(),
-            sampling_variance=sampling_variance(shares, independent=self.step_sampling == "uniform"),
+            sampling_variance=self._variance_of_sum(shares),
         )
 
-    def fit_steps(
-        self,
-        model: ScoreModel,
-        x0: Float[Tensor, "batch *shape"],
-        *,
-        cond: Cond | None = None,
-        noise: NoiseStreams | None = None,
-        num_knots: int = 24,
-    ) -> Float[Tensor, " cells"]:
-        """Set ``step_weights`` to the root mean square of the integrand, taken in the middle of cells of log-SNR.
-
-        See ``VariationalBound.fit_steps``: a few pilot images that are not measured.
-
-        Args:
-            model: The model.
-            x0: Pilot images, [P, ...].
-            cond: Their condition.
-            noise: One random stream a pilot image.
-            num_knots: Number of cells, and of network calls.
-
-        Returns:
-            The weights, float64 [num_knots].
-
-        Raises:
-            ValueError: If ``step_sampling`` is another than "importance".
-        """
-        if self.step_sampling != "importance":
-            raise ValueError(f"fit_steps is for step_sampling = 'importance', got {self.step_sampling!r}; leave it out")
-        check_num_knots(num_knots)
-        noise = check_batch(x0, cond, noise)
+    def _magnitudes(
+        self, model: ScoreModel, x0: Tensor, cond: Cond | None, noise: NoiseStreams, num_knots: int
+    ) -> Tensor:
+        """The root mean square of the integrand in the middle of each of ``num_knots`` cells."""
         high, low = model.sde.log_snr(self.ends(model.sde)).tolist()
         middles = low + (high - low) * (torch.arange(num_knots, dtype=torch.float64) + 0.5) / num_knots
-        with torch.no_grad():
-            values = [
-                self._integrand(model, x0, middle.expand(len(x0)).to(x0.device), cond, noise) for middle in middles
-            ]
-        self.step_weights = check_step_weights(torch.stack(values).square().mean(1).sqrt())
-        return self.step_weights
+        columns = middles[:, None].expand(-1, len(x0)).to(x0.device)
+        values = [self._integrand(model, x0, column, cond, noise) for column in columns]
+        return check_step_weights(torch.stack(values).square().mean(1).sqrt())
 
     def _integrand(
         self, model: ScoreModel, x0: Tensor, log_snr: Tensor, cond: Cond | None, noise: NoiseStreams

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 
 
 def levels_of(x: Float[Tensor, "*shape"], num_levels: int) -> Float[Tensor, "*shape"]:

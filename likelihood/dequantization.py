@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import Dequantizer, Prediction, ScoreModel, place_on_bin
+from models import Cond, Dequantizer, Prediction, ScoreModel, place_on_bin
 from runtime.registry import choices_message
-from sde_lib import NoiseStreams
+from sde_lib import NoiseStreams, Point
 
 from .decoder import discretized_gaussian_log_prob
 
@@ -34,21 +34,48 @@ def check_dequantization(kind: str, num_levels: int | None) -> None:
         )
 
 
-def place_uniform(
-    x0: Float[Tensor, "batch *shape"], num_levels: int, noise: NoiseStreams
+def dequantize(
+    kind: Dequantization,
+    model: ScoreModel,
+    x0: Float[Tensor, "batch *shape"],
+    start: Point,
+    *,
+    num_levels: int | None,
+    cond: Cond | None,
+    noise: NoiseStreams,
 ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, " batch"]]:
-    """y = x0 + u with u uniform on the bin, so that log P(x0) >= E log p(y) + D log(width of a bin).
+    """y where the flow begins, and what to add to log p(y) for a bound on log p(x0):
 
-    (Theis et al. 2016, Section 3.1; Uria et al. 2013.)
+    - "none": y = x0, and nothing;
+    - "uniform": y = x0 + u with u uniform on the bin, and D log(width of a bin) (Theis et al. 2016, Section 3.1; Uria
+      et al. 2013);
+    - "variational": see ``place_variational``;
+    - "decoder": y = x0 + r z, and log p(x0 | y) - log q(y | x0), where -log q is |z|^2 / 2 + D log(r sqrt(2 pi)).
 
     Args:
-        x0: Data on the lattice, [B, ...].
-        num_levels: Number of grey levels.
+        kind: One that ``check_dequantization`` lets pass.
+        model: The model, asked once by "decoder".
+        x0: Data, [B, ...].
+        start: Where the flow begins; r is its ``noise_ratio``.
+        num_levels: Number of grey levels, or None for a density.
+        cond: Condition, handed to the model.
         noise: One random stream a sample.
 
     Returns:
-        y in float64, and D log(width), [B].
+        y and the addition, [B], both float64.
     """
+    if kind == "none":
+        return x0.double(), torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    if kind == "decoder":
+        r, z = start.noise_ratio, noise.normal_like(x0).double()
+        y = x0.double() + r * z
+        constant = math.log(r) + 0.5 * math.log(2 * math.pi)
+        minus_log_q = 0.5 * z.square().flatten(1).sum(1) + x0[0].numel() * constant
+        prediction = model((start.alpha * y).to(x0.dtype), start.times_for(x0), cond=cond)
+        return y, minus_log_q + decoder_log_prob(x0, prediction, r, num_levels)
+    assert num_levels is not None
+    if kind == "variational":
+        return place_variational(x0, model, num_levels, noise)
     y, log_width = place_on_bin(x0, noise.uniform(x0.shape[1:]).to(x0.device), num_levels)
     return y, torch.full((len(x0),), log_width, dtype=torch.float64, device=x0.device)
 
@@ -86,24 +113,6 @@ def place_variational(
     u, log_q = dequantizer(x0, noise.normal_like(x0))
     y, log_width = place_on_bin(x0, u, num_levels)
     return y, log_width - log_q
-
-
-def place_noisy(
-    x0: Float[Tensor, "batch *shape"], noise_ratio: float, noise: NoiseStreams
-) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, " batch"]]:
-    """y = x0 + r z, and -log q(y | x0) = |z|^2 / 2 + D log(r sqrt(2 pi)).
-
-    Args:
-        x0: Data, [B, ...].
-        noise_ratio: r, above 0.
-        noise: One random stream a sample.
-
-    Returns:
-        y in float64, and -log q, [B].
-    """
-    z = noise.normal_like(x0).double()
-    constant = math.log(noise_ratio) + 0.5 * math.log(2 * math.pi)
-    return x0.double() + noise_ratio * z, 0.5 * z.square().flatten(1).sum(1) + x0[0].numel() * constant
 
 
 def decoder_log_prob(

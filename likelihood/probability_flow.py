@@ -11,21 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import CallCounter, Cond, FlowEquation, ScoreModel, count_network_calls, follow_flow
+from runtime.options import whole_number
 from runtime.registry import choices_message
-from runtime.whole_numbers import whole_number
-from sde_lib import ADAMS, SDE, Adams, NoiseStreams, ODESolver, Point, make_ode_solver, points_of
+from sde_lib import ADAMS, SDE, Adams, NoiseStreams, ODESolver, make_ode_solver, points_of
 
 from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
-from .checks import check_batch, noisy_part
+from .batch_checks import check_batch, noisy_part
 from .decoder import levels_of
-from .dequantization import (
-    Dequantization,
-    check_dequantization,
-    decoder_log_prob,
-    place_noisy,
-    place_uniform,
-    place_variational,
-)
+from .dequantization import Dequantization, check_dequantization, dequantize
 from .flow_steps import DivergenceSlope, follow_log_density
 
 Divergence = Literal["rademacher", "gaussian", "exact"]
@@ -79,7 +72,7 @@ class FlowLikelihood(LikelihoodEstimator):
     ) -> None:
         if num_levels is not None:
             levels_of(torch.zeros(0), num_levels)
-        self.dequantization = "decoder" if dequantization is None else dequantization
+        self.dequantization: Dequantization = "decoder" if dequantization is None else dequantization
         check_dequantization(self.dequantization, num_levels)
         self.kind = "exact" if self.dequantization == "none" else "bound"
         if divergence not in get_args(Divergence):
@@ -129,10 +122,8 @@ class FlowLikelihood(LikelihoodEstimator):
                 f"x0 must be finite, got {int((~torch.isfinite(x0)).sum())} numbers that are not; leave them out"
             )
         times = self.noisy_times(model.sde)
-        draws = []
         with torch.no_grad(), count_network_calls(model) as counter:
-            for _ in range(self.num_importance_samples):
-                draws.append(self._draw(model, x0, times, cond, noise, counter))
+            draws = [self._draw(model, x0, times, cond, noise, counter) for _ in range(self.num_importance_samples)]
         prior, volumes, reconstruction = (torch.stack(column) for column in zip(*draws, strict=True))
         totals = prior + volumes.mean(2) + reconstruction
         total = math.log(len(draws)) - torch.logsumexp(-totals, 0)
@@ -158,7 +149,8 @@ class FlowLikelihood(LikelihoodEstimator):
         """-log prior(x_T) [B], the change of volume by each probe [B, P], and dequantization's part [B], in nats."""
         sde = model.sde
         points = points_of(sde, times)
-        y, bonus = self._place(model, x0, points[0], cond, noise)
+        kind, levels = self.dequantization, self.num_levels
+        y, bonus = dequantize(kind, model, x0, points[0], num_levels=levels, cond=cond, noise=noise)
         probes = self._probes(x0, noise)
         num_dims = x0[0].numel()
         num_traces = 1 if probes is None else len(probes)
@@ -176,21 +168,6 @@ class FlowLikelihood(LikelihoodEstimator):
         x_T = alpha * state[:, :num_dims].reshape(x0.shape)
         volumes = -math.sqrt(num_dims) * state[:, num_dims:] - num_dims * math.log(alpha)
         return -sde.prior_log_prob(x_T), volumes, -bonus
-
-    def _place(
-        self, model: ScoreModel, x0: Tensor, point: Point, cond: Cond | None, noise: NoiseStreams
-    ) -> tuple[Tensor, Tensor]:
-        """y at the ODE's beginning, float64, and what to add to log p(y), [B]."""
-        if self.dequantization == "none":
-            return x0.double(), torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-        if self.dequantization in ("uniform", "variational"):
-            assert self.num_levels is not None
-            if self.dequantization == "uniform":
-                return place_uniform(x0, self.num_levels, noise)
-            return place_variational(x0, model, self.num_levels, noise)
-        y, minus_log_q = place_noisy(x0, point.noise_ratio, noise)
-        prediction = model((point.alpha * y).to(x0.dtype), point.times_for(x0), cond=cond)
-        return y, minus_log_q + decoder_log_prob(x0, prediction, point.noise_ratio, self.num_levels)
 
     def _probes(self, x0: Tensor, noise: NoiseStreams) -> Tensor | None:
         """[P, B, ...], float64."""

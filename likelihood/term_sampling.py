@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,31 +11,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from models import Cond, ScoreModel
+from runtime.options import whole_number
 from runtime.registry import choices_message
-from runtime.whole_numbers import whole_number
 from sde_lib import NoiseStreams, derive_seed
+
+from .base import LikelihoodEstimator
+from .batch_checks import check_batch
+from .decoder import levels_of
 
 StepSampling = Literal["stratified", "uniform", "low_discrepancy", "importance"]
 
 UNIFORM_SHARE = 0.1
 _GOLDEN = 0.6180339887498949
-
-
-def check_step_sampling(name: str, step_weights: Tensor | None) -> StepSampling:
-    """The name of a scheme, checked, and that weights are given to importance sampling alone.
-
-    Args:
-        name: "stratified", "uniform", "low_discrepancy" or "importance".
-        step_weights: Magnitudes of the terms, or None.
-
-    Raises:
-        ValueError: If the name is unknown, or weights are given to another scheme.
-    """
-    if name not in get_args(StepSampling):
-        raise ValueError(choices_message("step sampling", name, sorted(get_args(StepSampling))))
-    if step_weights is not None and name != "importance":
-        raise ValueError(f"step_weights are for step_sampling = 'importance', got {name!r}; leave one of them out")
-    return name  # pyright: ignore[reportReturnType]
 
 
 def check_step_weights(step_weights: Tensor) -> Float[Tensor, " steps"]:
@@ -136,21 +125,11 @@ def draw_steps(
     return StepDraws(index=index, place=place, scale=1 / (num_draws * probs[index]))
 
 
-def check_num_knots(num_knots: int) -> None:
-    """Refuse too few places to fit weights at.
-
-    Raises:
-        ValueError: Below 2, or if not a whole number.
-    """
-    whole_number("num_knots", num_knots, least=2, fix="24 is usual")
-
-
 def pilot_steps(num_steps: int, num_knots: int) -> Int[Tensor, " knots"]:
     """At most ``num_knots`` of n steps to fit weights on, both ends among them.
 
     Half are evenly spaced, half geometrically, since the terms change fastest near the data.
     """
-    check_num_knots(num_knots)
     half = max(num_knots // 2, 2)
     even = torch.linspace(0, num_steps - 1, half, dtype=torch.float64)
     geometric = torch.logspace(0, 1, num_knots - half, base=float(num_steps), dtype=torch.float64) - 1
@@ -204,3 +183,81 @@ def sampling_variance(shares: Float[Tensor, "batch draws"], *, independent: bool
     pairs = shares[:, :paired].unflatten(1, (paired // 2, 2))
     variance = (pairs[..., 0] - pairs[..., 1]).square().sum(1)
     return variance if paired == num_draws else variance + 3 * shares[:, paired:].var(1)
+
+
+class SampledBound(LikelihoodEstimator):
+    """A bound of which each image has ``steps_per_image`` terms evaluated, drawn by ``draw_steps``.
+
+    Args:
+        num_levels: Number of grey levels of the data.
+        steps_per_image: K, at least 1; None evaluates every term.
+        step_sampling: "stratified", "uniform", "low_discrepancy" or "importance".
+        step_weights: For "importance"; None has them fitted by ``fit_steps`` before the first use.
+
+    Raises:
+        ValueError: If a number is out of range, the name unknown, or weights are given to another scheme.
+    """
+
+    def __init__(
+        self, num_levels: int, steps_per_image: int | None, step_sampling: StepSampling, step_weights: Tensor | None
+    ) -> None:
+        levels_of(torch.zeros(0), num_levels)
+        if step_sampling not in get_args(StepSampling):
+            raise ValueError(choices_message("step sampling", step_sampling, sorted(get_args(StepSampling))))
+        if step_weights is not None and step_sampling != "importance":
+            raise ValueError(
+                f"step_weights are for step_sampling = 'importance', got {step_sampling!r}; leave one of them out"
+            )
+        self.num_levels, self.steps_per_image = num_levels, steps_per_image
+        self.step_sampling: StepSampling = step_sampling
+        self.step_weights = None if step_weights is None else check_step_weights(step_weights)
+
+    def fit_steps(
+        self,
+        model: ScoreModel,
+        x0: Float[Tensor, "batch *shape"],
+        *,
+        cond: Cond | None = None,
+        noise: NoiseStreams | None = None,
+        num_knots: int = 24,
+    ) -> Float[Tensor, " steps"]:
+        """Set ``step_weights`` to the root mean square of the terms, as a few pilot images have it.
+
+        Each is evaluated at ``num_knots`` terms; 16 images are enough. They must be others than those to be measured,
+        such as the training split's: whatever the weights, the estimate is unbiased so long as they do not depend on
+        the images that it is made of.
+
+        Args:
+            model: The model.
+            x0: Pilot images, [P, ...].
+            cond: Their condition.
+            noise: One random stream a pilot image.
+            num_knots: Terms to evaluate, so many network calls; at least 2.
+
+        Returns:
+            The weights, float64 [n], one a step or cell.
+
+        Raises:
+            ValueError: If ``step_sampling`` is another than "importance".
+        """
+        if self.step_sampling != "importance":
+            raise ValueError(f"fit_steps is for step_sampling = 'importance', got {self.step_sampling!r}; leave it out")
+        whole_number("num_knots", num_knots, least=2, fix="24 is usual")
+        noise = check_batch(x0, cond, noise)
+        with torch.no_grad():
+            self.step_weights = self._magnitudes(model, x0, cond, noise, num_knots)
+        return self.step_weights
+
+    @abstractmethod
+    def _magnitudes(
+        self, model: ScoreModel, x0: Tensor, cond: Cond | None, noise: NoiseStreams, num_knots: int
+    ) -> Tensor:
+        """The root mean square of each term over pilot images, [n]."""
+
+    def _draw(self, noise: NoiseStreams, num_steps: int) -> StepDraws:
+        draws = self.steps_per_image or num_steps
+        weights = self.step_weights
+        return draw_steps(self.step_sampling, noise, num_steps=num_steps, num_draws=draws, step_weights=weights)
+
+    def _variance_of_sum(self, shares: Tensor) -> Tensor | None:
+        return sampling_variance(shares, independent=self.step_sampling == "uniform")

@@ -18,22 +18,13 @@ from models import (
     interpolate_log_var,
     reverse_log_var,
 )
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 from sde_lib import SDE, NoiseStreams, check_grid_choice, expand_like, make_grid
 
-from .base import LikelihoodEstimator, LikelihoodTerms, register_likelihood
-from .checks import check_batch, check_finite, noisy_part
+from .base import LikelihoodTerms, register_likelihood
+from .batch_checks import check_batch, check_finite, noisy_part
 from .decoder import discretized_gaussian_log_prob, levels_of
-from .term_sampling import (
-    StepDraws,
-    StepSampling,
-    check_step_sampling,
-    check_step_weights,
-    draw_steps,
-    interpolate_step_weights,
-    pilot_steps,
-    sampling_variance,
-)
+from .term_sampling import SampledBound, StepDraws, StepSampling, interpolate_step_weights, pilot_steps
 
 
 def prior_kl(x0: Float[Tensor, "batch *shape"], sde: SDE, t: float = 1.0) -> Float[Tensor, " batch"]:
@@ -118,7 +109,7 @@ def decoder_nats(
 
 
 @register_likelihood("vlb")
-class VariationalBound(LikelihoodEstimator):
+class VariationalBound(SampledBound):
     """-log p(x0) <= L_T + sum_t L_t + L_0, for the reverse chain on a time grid t_n > ... > t_1 (> 0).
 
     The chain steps from t_n down to the last time with noise, t_1, and is decoded from there: L_0 is the mass that a
@@ -160,25 +151,17 @@ class VariationalBound(LikelihoodEstimator):
         step_sampling: StepSampling = "stratified",
         step_weights: Tensor | None = None,
     ) -> None:
-        levels_of(torch.zeros(0), num_levels)
+        super().__init__(num_levels, steps_per_image, step_sampling, step_weights)
         for name, value in (("num_steps", num_steps), ("steps_per_image", steps_per_image)):
             if value is not None:
                 whole_number(name, value, fix="leave it out for all steps")
-        self.num_levels = num_levels
         self.num_steps = num_steps
         self.variance: ReverseVariance = check_variance(variance)
         self.grid = check_grid_choice(grid, num_steps)[0] if isinstance(grid, Tensor) else grid
-        self.steps_per_image = steps_per_image
-        self.step_sampling: StepSampling = check_step_sampling(step_sampling, step_weights)
-        self.step_weights = None if step_weights is None else check_step_weights(step_weights)
 
     def noisy_times(self, sde: SDE) -> Float[Tensor, " points"]:
         """Rising times t_1 < ... < t_n at which noise is left: decode from the first, prior at the last."""
-        if isinstance(self.grid, Tensor):
-            times = self.grid
-        else:
-            times = make_grid(self.grid, sde, self.num_steps or sde.table_size or 1000)
-        return noisy_part(times, sde).flip(0)
+        return noisy_part(make_grid(self.grid, sde, self.num_steps or sde.table_size or 1000), sde).flip(0)
 
     def __call__(
         self, model: ScoreModel, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None
@@ -205,51 +188,20 @@ class VariationalBound(LikelihoodEstimator):
             step_index=index,
             step_nats=nats,
             step_scale=scale,
-            sampling_variance=sampling_variance(scale * nats, independent=self.step_sampling == "uniform")
-            if drawn
-            else None,
+            sampling_variance=self._variance_of_sum(scale * nats) if drawn else None,
         )
 
-    def fit_steps(
-        self,
-        model: ScoreModel,
-        x0: Float[Tensor, "batch *shape"],
-        *,
-        cond: Cond | None = None,
-        noise: NoiseStreams | None = None,
-        num_knots: int = 24,
-    ) -> Float[Tensor, " steps"]:
-        """Set ``step_weights`` to sqrt(E[L_t^2]) as a few pilot images have it.
-
-        Each is evaluated at ``num_knots`` steps, between which the logarithm is interpolated; 16 images are enough.
-        They must be others than those to be measured, such as the training split's: whatever the weights, the estimate
-        is unbiased so long as they do not depend on the images that it is made of.
-
-        Args:
-            model: The model.
-            x0: Pilot images, [P, ...].
-            cond: Their condition.
-            noise: One random stream a pilot image.
-            num_knots: Steps to evaluate, so many network calls.
-
-        Returns:
-            The weights, float64, one a step.
-
-        Raises:
-            ValueError: If ``step_sampling`` is another than "importance".
-        """
-        if self.step_sampling != "importance":
-            raise ValueError(f"fit_steps is for step_sampling = 'importance', got {self.step_sampling!r}; leave it out")
-        noise = check_batch(x0, cond, noise)
+    def _magnitudes(
+        self, model: ScoreModel, x0: Tensor, cond: Cond | None, noise: NoiseStreams, num_knots: int
+    ) -> Tensor:
+        """sqrt(E[L_t^2]) at ``num_knots`` steps, between which its logarithm is interpolated."""
         times = self.noisy_times(model.sde).to(x0.device)
-        if len(times) < 3:
-            self.step_weights = torch.ones(len(times) - 1, dtype=torch.float64)
-            return self.step_weights
-        knots = pilot_steps(len(times) - 1, num_knots).to(x0.device)
-        with torch.no_grad():
-            nats = self._step_nats(model, x0, times, knots.expand(len(x0), -1), cond, noise)
-        self.step_weights = interpolate_step_weights(knots, nats, len(times) - 1)
-        return self.step_weights
+        num_steps = len(times) - 1
+        if num_steps < 2:
+            return torch.ones(num_steps, dtype=torch.float64)
+        knots = pilot_steps(num_steps, num_knots).to(x0.device)
+        nats = self._step_nats(model, x0, times, knots.expand(len(x0), -1), cond, noise)
+        return interpolate_step_weights(knots, nats, num_steps)
 
     def _choose_steps(self, num_steps: int, noise: NoiseStreams) -> StepDraws:
         """The steps to evaluate, [B, K]."""
@@ -257,13 +209,7 @@ class VariationalBound(LikelihoodEstimator):
             index = torch.arange(num_steps).expand(len(noise), -1)
             ones = torch.ones(index.shape, dtype=torch.float64)
             return StepDraws(index=index, place=0 * ones, scale=ones)
-        return draw_steps(
-            self.step_sampling,
-            noise,
-            num_steps=num_steps,
-            num_draws=self.steps_per_image,
-            step_weights=self.step_weights,
-        )
+        return self._draw(noise, num_steps)
 
     def _step_nats(
         self, model: ScoreModel, x0: Tensor, times: Tensor, index: Tensor, cond: Cond | None, noise: NoiseStreams

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 from sde_lib import SDE, expand_like
 
 from .parameterization import Parameterization, Reading, TimeInput, register_parameterization

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runtime.readable import Readable
+from runtime.options import ShowsOptions
 from runtime.registry import Registry, choices_message
 from sde_lib import SDE, expand_like
 
@@ -70,7 +70,7 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
     return -0.125 * sde.log_snr(t)
 
 
-class Parameterization(Readable, ABC):
+class Parameterization(ShowsOptions, ABC):
     """c_in scales the network's input, c_noise is its time, ``read`` gives the output its meaning.
 
     Args:

@@ -57,9 +57,9 @@ def make_folder(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
+def write_synced(place: Path | int, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file, given by its path or its descriptor, and wait until the disk has it."""
+    with open(place, "wb") as file:
         for chunk in chunks:
             file.write(chunk)
         file.flush()
@@ -76,10 +76,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     make_folder(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(handle, [data])
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

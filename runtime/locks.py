@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from .files import make_folder, one_line
 from .messages import say
@@ -19,26 +18,6 @@ _CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 class LockedError(RuntimeError):
     """Another process writes in the folder."""
-
-
-def _acquire(path: Path) -> BaseFileLock:
-    # a lock that is a file would outlive a killed process; filelock before version 4 knows no such choice
-    known = inspect.signature(FileLock.__init__).parameters
-    options: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in known else {}
-    lock = FileLock(path, **options)
-    lock.acquire(blocking=False)
-    if isinstance(lock, SoftFileLock):
-        lock.release(force=True)
-        raise NotImplementedError("it has no flock")
-    return lock
-
-
-def _ask_kernel(path: Path) -> None:
-    """Raise what it answers: filelock before version 4 takes any refusal for another process's lock."""
-    with contextlib.suppress(ImportError), path.open("rb") as file:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager
@@ -57,27 +36,21 @@ def locked(folder: Path, what: str, *, flag: str = "--workdir") -> Iterator[None
         LockedError: If another process does it already.
         OSError: If nothing can be written there.
     """
-    lock = None
+    held: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     try:
         make_folder(folder)
-        try:
-            lock = _acquire(folder / f".{what}.lock")
-        except Timeout:
-            with contextlib.suppress(BlockingIOError, PermissionError):
-                _ask_kernel(folder / f".{what}.lock")
-            raise LockedError(
-                f"another process is at --mode {what} in {folder}; wait for it to end or stop it, "
-                f"or choose another {flag}"
-            ) from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _CANNOT_LOCK:
-            reason = one_line(error.strerror or error)
+        # a lock that is a file would outlive a killed process
+        held = FileLock(folder / f".{what}.lock", fallback_to_soft=False).acquire(blocking=False)
+    except Timeout:
+        raise LockedError(
+            f"another process is at --mode {what} in {folder}; wait for it to end or stop it, or choose another {flag}"
+        ) from None
+    except OSError as error:
+        reason = one_line(error.strerror or error)
+        if error.errno not in _CANNOT_LOCK:
             raise OSError(
                 f"{folder} cannot be written in ({reason}); make it writable, or choose another {flag}"
             ) from error
-        say(f"{folder} cannot be locked ({one_line(error)}): see to it that no other process does --mode {what} there")
-    try:
+        say(f"{folder} cannot be locked ({reason}): see to it that no other process does --mode {what} there")
+    with held:
         yield
-    finally:
-        if lock is not None:
-            lock.release()

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from .options import option_names
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -101,14 +103,12 @@ class Registry(Generic[T]):
             ValueError: If the name is unknown or an option is; the message lists what exists.
         """
         factory = self.get(name)
-        signature = inspect.signature(factory)
-        parameters = signature.parameters.values()
-        accepted = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            for option in kwargs:
-                if option not in accepted:
-                    raise ValueError(choices_message(f"option of {self.kind} {name!r}:", option, accepted))
-        missing = [p.name for p in parameters if p.default is p.empty and p.name in accepted and p.name not in kwargs]
+        accepted, are_all = option_names(factory)
+        for option in kwargs:
+            if are_all and option not in accepted:
+                raise ValueError(choices_message(f"option of {self.kind} {name!r}:", option, accepted))
+        needed = [p.name for p in inspect.signature(factory).parameters.values() if p.default is p.empty]
+        missing = [option for option in needed if option in accepted and option not in kwargs]
         if missing:
             raise ValueError(f"{self.kind} {name!r} needs {', '.join(missing)}; pass {missing[0]}=...")
         try:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import Cond, ScoreModel
-from runtime.readable import Readable
+from runtime.options import ShowsOptions
 from sde_lib import SDE, NoiseStreams
 
 
@@ -64,7 +64,7 @@ Hook = Callable[[StepState], Tensor | None]
 States = Generator[Tensor, Tensor, None]
 
 
-class Sampler(Readable, ABC):
+class Sampler(ShowsOptions, ABC):
     """Turns x_T into x_0 with the help of a model."""
 
     def prior_sample(

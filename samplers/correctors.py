@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,21 +48,7 @@ class Corrector(ABC):
 
 
 CORRECTORS: Registry[Corrector] = Registry("corrector")
-register_corrector = CORRECTORS.register
-
-
-def available_correctors() -> list[str]:
-    """Names that ``make_corrector`` takes."""
-    return CORRECTORS.names()
-
-
-def make_corrector(name: str, **kwargs: Any) -> Corrector:
-    """Build a corrector by name.
-
-    Raises:
-        ValueError: If the name or an option is unknown; the message lists what exists.
-    """
-    return CORRECTORS.make(name, **kwargs)
+register_corrector, available_correctors, make_corrector = CORRECTORS.register, CORRECTORS.names, CORRECTORS.make
 
 
 def _alpha_of_table_step(t: Point) -> float:

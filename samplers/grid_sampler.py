@@ -93,9 +93,6 @@ class GridSampler(Sampler):
 
     def times(self, sde: SDE) -> Float[Tensor, " points"]:
         """The grid this sampler walks on an SDE, falling, float64."""
-        if isinstance(self.grid, Tensor):
-            return self.grid
-        assert self.num_steps is not None
         return make_grid(self.grid, sde, self.num_steps)
 
     def prior_sample(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 from sde_lib import NoiseStreams, Point
 
 from .correctors import Corrector, NoCorrector, make_corrector

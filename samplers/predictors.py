@@ -29,21 +29,7 @@ class Predictor(ABC):
 
 
 PREDICTORS: Registry[Predictor] = Registry("predictor")
-register_predictor = PREDICTORS.register
-
-
-def available_predictors() -> list[str]:
-    """Names that ``make_predictor`` takes."""
-    return PREDICTORS.names()
-
-
-def make_predictor(name: str, **kwargs: Any) -> Predictor:
-    """Build a predictor by name.
-
-    Raises:
-        ValueError: If the name or an option is unknown; the message lists what exists.
-    """
-    return PREDICTORS.make(name, **kwargs)
+register_predictor, available_predictors, make_predictor = PREDICTORS.register, PREDICTORS.names, PREDICTORS.make
 
 
 @register_predictor("ancestral")

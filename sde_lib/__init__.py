@@ -2,7 +2,6 @@
 
 from .base import MOST_PRIOR_BITS, SDE
 from .catalog import available_sdes, make_sde, register_sde, sde_defaults
-from .checks import check_sde
 from .grids import available_grids, check_grid, check_grid_choice, last_noisy_time, make_grid, register_grid
 from .learned import GradientSplit, LearnedVP
 from .noise import NoiseStreams, derive_seed
@@ -10,51 +9,9 @@ from .ode.adams import solve_adams
 from .ode.options import Adams, AdaptiveSolver, GridSolver, ODESolver, make_ode_solver
 from .ode.solvers import ADAMS, TABLEAUS, NoProgressError, available_ode_solvers
 from .points import Point, points_at_log_snr, points_of
+from .requirements import check_sde
 from .shapes import check_per_sample, combine, expand_like
 from .subvp import SubVP
 from .tabulated import Tabulated, cosine_betas, ddpm_betas
 from .ve import VE
 from .vp import VP, CosineVP
-
-__all__ = [
-    "ADAMS",
-    "MOST_PRIOR_BITS",
-    "SDE",
-    "TABLEAUS",
-    "VE",
-    "VP",
-    "Adams",
-    "AdaptiveSolver",
-    "CosineVP",
-    "GradientSplit",
-    "GridSolver",
-    "LearnedVP",
-    "NoProgressError",
-    "NoiseStreams",
-    "ODESolver",
-    "Point",
-    "SubVP",
-    "Tabulated",
-    "available_grids",
-    "available_ode_solvers",
-    "available_sdes",
-    "check_grid",
-    "check_grid_choice",
-    "check_per_sample",
-    "check_sde",
-    "combine",
-    "cosine_betas",
-    "ddpm_betas",
-    "derive_seed",
-    "expand_like",
-    "last_noisy_time",
-    "make_grid",
-    "make_ode_solver",
-    "make_sde",
-    "points_at_log_snr",
-    "points_of",
-    "register_grid",
-    "register_sde",
-    "sde_defaults",
-    "solve_adams",
-]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runtime.readable import Readable
+from runtime.options import ShowsOptions
 
 from .inverse import invert_falling
 from .noise import NoiseStreams
@@ -31,16 +31,12 @@ def _value_and_rate(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Te
         return value.detach(), torch.autograd.grad(value.sum(), t)[0]
 
 
-def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    return _value_and_rate(function, t)[1]
-
-
 def _invert(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     """The t in [0, 1] at which a falling function of time is ``value``."""
     return invert_falling(lambda t: _value_and_rate(function, t), value, torch.full_like(value, 0.5))
 
 
-class SDE(Readable, ABC):
+class SDE(ShowsOptions, ABC):
     """dx = f(t) x dt + g(t) dw on t in [0, 1]; t = 0 is data, and x_t = alpha(t) x0 + sigma(t) eps.
 
     A subclass gives ``log_alpha``, ``log_sigma`` and ``prior_std``. What is derived from them here is right for every
@@ -86,11 +82,11 @@ class SDE(Readable, ABC):
 
     def drift_coeff(self, t: PerSample) -> PerSample:
         """f(t) = d log alpha / dt."""
-        return _derivative(self.log_alpha, t)
+        return _value_and_rate(self.log_alpha, t)[1]
 
     def diffusion_sq(self, t: PerSample) -> PerSample:
         """g(t)^2 = -sigma^2 d lambda / dt (Kingma et al. 2021, Appendix D, Eq. 36, solved for g^2)."""
-        return -(2 * self.log_sigma(t)).exp() * _derivative(self.log_snr, t)
+        return -(2 * self.log_sigma(t)).exp() * _value_and_rate(self.log_snr, t)[1]
 
     def perturb(
         self, x0: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"], eps: Float[Tensor, "batch *shape"]

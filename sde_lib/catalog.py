@@ -15,7 +15,7 @@ from .ve import VE
 from .vp import VP, CosineVP
 
 SDES: Registry[SDE] = Registry("SDE")
-register_sde = SDES.register
+register_sde, available_sdes, make_sde = SDES.register, SDES.names, SDES.make
 
 register_sde("vp")(VP)
 register_sde("vp_cosine")(CosineVP)
@@ -28,11 +28,6 @@ register_sde("betas")(Tabulated.from_betas)
 register_sde("ncsn")(Tabulated.ncsn)
 
 
-def available_sdes() -> list[str]:
-    """Names that ``make_sde`` takes."""
-    return SDES.names()
-
-
 def sde_defaults(name: str) -> dict[str, Any]:
     """The options of an SDE that have a default, with it.
 
@@ -41,16 +36,3 @@ def sde_defaults(name: str) -> dict[str, Any]:
     """
     parameters = inspect.signature(SDES.get(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def make_sde(name: str, **kwargs: Any) -> SDE:
-    """Build an SDE by name.
-
-    Args:
-        name: One of ``available_sdes()``.
-        **kwargs: Options of that SDE, such as ``beta_max``.
-
-    Raises:
-        ValueError: If the name, or an option, is unknown or out of range.
-    """
-    return SDES.make(name, **kwargs)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.options import whole_number
 from runtime.registry import Registry, choices_message
-from runtime.whole_numbers import whole_number
 
 from .base import SDE
 
 GRIDS: Registry[Tensor] = Registry("grid")
-register_grid = GRIDS.register
+register_grid, available_grids = GRIDS.register, GRIDS.names
 
 
-def available_grids() -> list[str]:
-    """Names that ``make_grid`` takes."""
-    return GRIDS.names()
-
-
-def make_grid(name: str, sde: SDE, num_steps: int) -> Tensor:
-    """Times t_0 > t_1 > ... > t_n for ``num_steps`` steps, from ``sde.t_max`` to 0.
+def make_grid(grid: str | Tensor, sde: SDE, num_steps: int | None) -> Tensor:
+    """Times t_0 > t_1 > ... > t_n for ``num_steps`` steps, from ``sde.t_max`` to 0; a tensor is taken as it is.
 
     Args:
-        name: One of ``available_grids()``.
+        grid: One of ``available_grids()``, or the times themselves, which ``check_grid_choice`` let pass.
         sde: The SDE, for grids that are placed by noise level or by table row.
-        num_steps: Number of steps n, at least 1.
+        num_steps: Number of steps n, at least 1; unused with a tensor.
 
     Returns:
         float64 [num_steps + 1].
@@ -34,8 +31,10 @@ def make_grid(name: str, sde: SDE, num_steps: int) -> Tensor:
     Raises:
         ValueError: If the name is unknown, or num_steps does not fit.
     """
+    if isinstance(grid, Tensor):
+        return grid
     num_steps = whole_number("num_steps", num_steps, fix="pass 1 or more")
-    return check_grid(GRIDS.make(name, sde=sde, num_steps=num_steps))
+    return check_grid(GRIDS.make(grid, sde=sde, num_steps=num_steps))
 
 
 def check_grid(grid: Tensor) -> Tensor:
@@ -123,17 +122,17 @@ def _to_zero(times: Tensor) -> Tensor:
     return times if float(times[-1]) == 0 else torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 
-def _noisy_times(sde: SDE, num_steps: int) -> tuple[float, int]:
-    """End time, and the number of points from t_max to it, that make ``num_steps`` steps once 0 is appended."""
+def _even_steps(
+    sde: SDE, num_steps: int, level: Callable[[Tensor], Tensor], log_snr: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Equal steps in a level of log-SNR, whose inverse is ``log_snr``, from t_max to the last noise, then t = 0."""
     end = last_noisy_time(sde)
-    return end, num_steps + 1 if end == 0 else num_steps
-
-
-def _from_noise_levels(sde: SDE, log_snr: Tensor) -> Tensor:
-    times = sde.time_from_log_snr(log_snr)
+    first, last = level(sde.log_snr(torch.tensor([sde.t_max, end], dtype=torch.float64)))
+    share = torch.linspace(0, 1, num_steps + (end == 0), dtype=torch.float64)
+    times = sde.time_from_log_snr(log_snr(first + share * (last - first)))
     times[0] = sde.t_max
     if len(times) > 1:
-        times[-1] = last_noisy_time(sde)
+        times[-1] = end
     return _to_zero(times)
 
 
@@ -176,17 +175,12 @@ def leading_grid(sde: SDE, num_steps: int) -> Tensor:
 @register_grid("karras")
 def karras_grid(sde: SDE, num_steps: int, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma / alpha)^(1/rho) (Karras et al. 2022, Eq. 5), then t = 0."""
-    end, num_points = _noisy_times(sde, num_steps)
-    first, last = (
-        torch.exp(-0.5 * sde.log_snr(torch.tensor([t], dtype=torch.float64))) ** (1 / rho) for t in (sde.t_max, end)
+    return _even_steps(
+        sde, num_steps, lambda log_snr: torch.exp(-0.5 * log_snr) ** (1 / rho), lambda level: -2 * rho * level.log()
     )
-    ramp = torch.linspace(0, 1, num_points, dtype=torch.float64)
-    return _from_noise_levels(sde, -2 * rho * torch.log(first + ramp * (last - first)))
 
 
 @register_grid("log_snr")
 def log_snr_grid(sde: SDE, num_steps: int) -> Tensor:
     """Equal steps in log-SNR (Lu et al. 2022a, Section 3.3), then t = 0."""
-    end, num_points = _noisy_times(sde, num_steps)
-    first, last = (sde.log_snr(torch.tensor([t], dtype=torch.float64)) for t in (sde.t_max, end))
-    return _from_noise_levels(sde, first + torch.linspace(0, 1, num_points, dtype=torch.float64) * (last - first))
+    return _even_steps(sde, num_steps, lambda log_snr: log_snr, lambda level: level)

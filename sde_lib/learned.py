@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 
 from .base import SDE, PerSample
 from .inverse import invert_falling

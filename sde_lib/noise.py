@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from runtime.readable import Readable
+from runtime.options import ShowsOptions
 
 
 def _seed_sequence(*keys: int) -> np.random.SeedSequence:
@@ -58,7 +58,7 @@ def _generator(seed: int, index: int) -> torch.Generator:
     return generator.set_state(state)
 
 
-class NoiseStreams(Readable):
+class NoiseStreams(ShowsOptions):
     """One independent random stream for each sample of a batch.
 
     Stream k depends on (seed, index k) alone: not on the batch it is drawn in, nor on the device the result is used on

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
+from torch.nn import functional as F
 
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 
 from .base import SDE, PerSample
 from .inverse import invert_falling
@@ -74,9 +75,6 @@ class Tabulated(SDE):
         self._cubic = torch.from_numpy(np.ascontiguousarray(PchipInterpolator(rows, table.numpy()).c))
         # with the data, t = 0, as row 0
         self._log_snr_rows = torch.cat([torch.tensor([math.inf], dtype=torch.float64), table])
-        self._log_alpha_rows = self._log_alpha_of(self._log_snr_rows)
-        self._log_sigma_rows = self._log_sigma_of(self._log_snr_rows)
-        self._alpha_sigma_rows = torch.stack([self._log_alpha_rows, self._log_sigma_rows]).exp()
 
     @classmethod
     def from_betas(cls, betas: Table) -> Tabulated:
@@ -125,37 +123,21 @@ class Tabulated(SDE):
 
         Song & Ermon 2019, Section 5, have 10 levels from 1 to 0.01: at sigma 1 data in [-1, 1] can still be seen.
         """
-        num_steps = _rows(num_steps)
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"NCSN needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}; try 0.01 and 50")
         ends = math.log(sigma_min), math.log(sigma_max)
         return cls.from_sigmas(torch.linspace(*ends, _rows(num_steps), dtype=torch.float64).exp())
 
-    def _rows_of(self, t: PerSample) -> Tensor | None:
-        """The row of each time, if all are rows and no gradient is asked for, as samplers call it; else None."""
-        if t.requires_grad:
-            return None
-        row = t.double() * self._num_rows
-        nearest = row.round()
-        # times of a grid are mostly the row's own to the last digit; few operations, since it is asked for at each step
-        if torch.equal(nearest / self._num_rows, t.double()) or bool(self._is_row(row, nearest, t.dtype).all()):
-            return nearest.long()
-        return None
-
-    def _is_row(self, row: Tensor, nearest: Tensor, dtype: torch.dtype) -> Tensor:
-        # relative, so that no time above 0 is taken as 0
-        return (row - nearest).abs() <= 8 * torch.finfo(dtype).eps * row
-
     def log_snr(self, t: PerSample) -> PerSample:
         """lambda(t): the table's value at a row, a monotone cubic between rows."""
-        rows = self._rows_of(t)
-        return self._between_rows(t) if rows is None else self._log_snr_rows.to(t.device)[rows]
-
-    def _between_rows(self, t: PerSample) -> PerSample:
         row = t.double() * self._num_rows
         nearest = row.round()
+        # relative, so that no time above 0 is taken as 0
+        is_row = (row - nearest).abs() <= 8 * torch.finfo(t.dtype).eps * row
+        if not t.requires_grad and bool(is_row.all()):
+            return self._log_snr_rows.to(t.device)[nearest.long()]
         # keeps the gradient: only the value moves
-        row = row + torch.where(self._is_row(row, nearest, t.dtype), nearest - row, 0.0).detach()
+        row = row + torch.where(is_row, nearest - row, 0.0).detach()
         cubic = self._cubic.to(t.device)
         cell = (row.detach().ceil() - 2).clamp(0, self._num_rows - 2).long()
         inside = row.clamp(min=1.0) - (cell + 1)
@@ -167,43 +149,34 @@ class Tabulated(SDE):
         return torch.where(row < 1, self._below_first_row(row), on_table)
 
     def _below_first_row(self, row: Tensor) -> Tensor:
-        first = float(self.log_snr_table[0])
-        share = row.clamp(max=1.0)
+        first, share = self.log_snr_table[0].to(row.device), row.clamp(max=1.0)
         if self.family == "ve":
             return first - share.log()
-        first_var = torch.sigmoid(torch.tensor(-first, dtype=torch.float64))
+        first_var = torch.sigmoid(-first)
         return torch.log1p(-first_var * share) - (first_var * share).log()
-
-    def _log_alpha_of(self, log_snr: Tensor) -> Tensor:
-        return torch.zeros_like(log_snr) if self.family == "ve" else 0.5 * torch.nn.functional.logsigmoid(log_snr)
-
-    def _log_sigma_of(self, log_snr: Tensor) -> Tensor:
-        return -0.5 * log_snr if self.family == "ve" else 0.5 * torch.nn.functional.logsigmoid(-log_snr)
 
     def __repr__(self) -> str:
         """Family and number of rows."""
         return f"{type(self).__name__}(family={self.family!r}, table_size={self.table_size})"
 
+    def _logarithms(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """log alpha and log sigma in the family."""
+        if self.family == "ve":
+            return torch.zeros_like(log_snr), -0.5 * log_snr
+        return 0.5 * F.logsigmoid(log_snr), 0.5 * F.logsigmoid(-log_snr)
+
     def log_alpha(self, t: PerSample) -> PerSample:
         """1/2 log sigmoid(lambda) for "vp", 0 for "ve"."""
-        if self.family == "ve":
-            return torch.zeros_like(t, dtype=torch.float64)
-        rows = self._rows_of(t)
-        return self._log_alpha_of(self._between_rows(t)) if rows is None else self._log_alpha_rows.to(t.device)[rows]
+        return self._logarithms(self.log_snr(t))[0]
 
     def log_sigma(self, t: PerSample) -> PerSample:
         """1/2 log sigmoid(-lambda) for "vp", -lambda / 2 for "ve"."""
-        rows = self._rows_of(t)
-        return self._log_sigma_of(self._between_rows(t)) if rows is None else self._log_sigma_rows.to(t.device)[rows]
+        return self._logarithms(self.log_snr(t))[1]
 
     def alpha_sigma(self, t: PerSample) -> tuple[PerSample, PerSample]:
         """alpha(t) and sigma(t), from one look at the table."""
-        rows = self._rows_of(t)
-        if rows is None:
-            log_snr = self._between_rows(t)
-            return self._log_alpha_of(log_snr).exp(), self._log_sigma_of(log_snr).exp()
-        alpha, sigma = self._alpha_sigma_rows.to(t.device)[:, rows]
-        return alpha, sigma
+        log_alpha, log_sigma = self._logarithms(self.log_snr(t))
+        return log_alpha.exp(), log_sigma.exp()
 
     def time_from_log_snr(self, log_snr: PerSample) -> PerSample:
         """The t in [0, 1] at which lambda(t) is ``log_snr``; out of reach, the nearer end."""
@@ -220,15 +193,11 @@ class Tabulated(SDE):
         row = cell + 1 + inside
         nearest = row.round()
         on_row = table[(nearest.long() - 1).clamp(0, self._num_rows - 1)] == log_snr
-        row = torch.where(log_snr > table[0], self._row_below_first(log_snr), torch.where(on_row, nearest, row))
+        # below the first row sigma^2 is proportional to the row
+        ve = self.family == "ve"
+        below_first = (table[0] - log_snr).exp() if ve else torch.sigmoid(-log_snr) / torch.sigmoid(-table[0])
+        row = torch.where(log_snr > table[0], below_first, torch.where(on_row, nearest, row))
         return row.clamp(max=self._num_rows) / self._num_rows
-
-    def _row_below_first(self, log_snr: Tensor) -> Tensor:
-        """Inverse of ``_below_first_row``: sigma^2 is proportional to the row."""
-        first = float(self.log_snr_table[0])
-        if self.family == "ve":
-            return (first - log_snr).exp()
-        return torch.sigmoid(-log_snr) / torch.sigmoid(torch.tensor(-first, dtype=torch.float64))
 
     def time_from_sigma(self, sigma: PerSample) -> PerSample:
         """The t in [0, 1] at which sigma(t) is ``sigma``, through lambda; out of reach, the nearer end."""

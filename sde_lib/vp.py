@@ -10,19 +10,14 @@ import torch
 from .base import SDE, PerSample
 
 
-def sigma_from_log_alpha(log_alpha: PerSample) -> PerSample:
-    """log sigma = 1/2 log(1 - alpha^2), through expm1 so that small t keeps its digits."""
-    return 0.5 * torch.log(-torch.expm1(2 * log_alpha))
-
-
 class VariancePreserving(SDE):
     """sigma^2 = 1 - alpha^2, so that f = -beta/2 and g^2 = beta = -2 f. Subclasses give ``log_alpha``."""
 
     prior_std = 1.0
 
     def log_sigma(self, t: PerSample) -> PerSample:
-        """log sigma = 1/2 log(1 - alpha^2)."""
-        return sigma_from_log_alpha(self.log_alpha(t))
+        """log sigma = 1/2 log(1 - alpha^2), through expm1 so that small t keeps its digits."""
+        return 0.5 * torch.log(-torch.expm1(2 * self.log_alpha(t)))
 
     def diffusion_sq(self, t: PerSample) -> PerSample:
         """g^2 = beta = -2 f."""

@@ -18,10 +18,10 @@ from data import Dataset
 from experiment.pictures import as_array, picture_of
 from experiment.precision import NetworkMode, PrecisionBackbone
 from runtime.messages import say
+from runtime.options import whole_number
 from runtime.processes.collectives import Communication
 from runtime.processes.rank_slice import RankSlice
 from runtime.signals import Interrupted, StopRequest
-from runtime.whole_numbers import whole_number
 from sde_lib import LearnedVP, derive_seed
 
 from .batches import NETWORK_STREAM, Batch, Batches

@@ -87,9 +87,10 @@ def solve_adams(
     slopes = [slope(track.nodes[:, 0], y, rows), *(torch.zeros_like(y) for _ in range(_HISTORY - 1))]
     while len(rows):
         target = track.target()
-        predicted = y + _weigh(track.predictor(target), slopes)
+        predicted = y + _weigh(track.weights(target, track.nodes), slopes)
         at_target = [slope(target, predicted, rows), *slopes]
-        high, low = track.correctors(target)
+        nodes = torch.cat([target[:, None], track.nodes], 1)
+        high, low = track.weights(target, nodes, more=1), track.weights(target, nodes)
         corrected = y + _weigh(high, at_target)
         error = step_error(y, corrected, _weigh(high - low, at_target)).cpu()
         taken = error <= 1
@@ -131,25 +132,12 @@ class _Track:
         next_one = at + self.sign * torch.where(2 * self.step > left, 0.5 * left, self.step)
         return torch.where(self.step >= left, self.end, next_one)
 
-    def predictor(self, target: Tensor) -> Tensor:
-        """Weights of the last slopes, [A, 3]; 0 beyond the order."""
-        return self._by_order(target, lambda nodes, target, k: nodes[:, :k])
-
-    def correctors(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the slope at the target and of the last ones, [A, 4], of one order more and of the same."""
-
-        def through(nodes: Tensor, target: Tensor, k: int) -> Tensor:
-            return torch.cat([target[:, None], nodes[:, :k]], 1)
-
-        high = self._by_order(target, through, extra=1)
-        return high, self._by_order(target, lambda nodes, target, k: through(nodes, target, k - 1), extra=1)
-
-    def _by_order(self, target: Tensor, pick: Callable[[Tensor, Tensor, int], Tensor], extra: int = 0) -> Tensor:
-        weights = torch.zeros(len(target), _HISTORY + extra, dtype=torch.float64)
+    def weights(self, target: Tensor, nodes: Tensor, *, more: int = 0) -> Tensor:
+        """Weights of the slopes at nodes [A, n], of which each sample uses as many as its order, and ``more``."""
+        weights = torch.zeros_like(nodes)
         for order in self.order.unique().tolist():
-            mine = self.order == order
-            nodes = pick(self.nodes[mine], target[mine], order)
-            weights[mine, : nodes.shape[1]] = quadrature_weights(nodes, self.nodes[mine, 0], target[mine])
+            mine, used = self.order == order, order + more
+            weights[mine, :used] = quadrature_weights(nodes[mine, :used], self.nodes[mine, 0], target[mine])
         return weights
 
     def advance(self, target: Tensor, error: Tensor, taken: Tensor) -> Tensor:

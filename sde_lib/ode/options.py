@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from runtime.options import whole_number
 from runtime.registry import choices_message
-from runtime.whole_numbers import whole_number
 
 from ..base import SDE
 from ..grids import check_grid, check_grid_choice, last_noisy_time, make_grid
@@ -46,8 +46,7 @@ class GridSolver:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        _check_name(self.name, TABLEAUS)
-        _check_max_nfe(self.max_nfe)
+        _check(self.name, TABLEAUS, self.max_nfe)
         label, fix = f"num_steps of {self.name}", "or take an adaptive solver"
         grid, num_steps = check_grid_choice(self.grid, self.num_steps, label=label, fix=fix)
         object.__setattr__(self, "grid", grid)
@@ -55,7 +54,7 @@ class GridSolver:
 
     def times(self, sde: SDE) -> Float[Tensor, " points"]:
         """The falling times of the grid on an SDE, float64."""
-        return self.grid if isinstance(self.grid, Tensor) else make_grid(self.grid, sde, self.num_steps or 1)
+        return make_grid(self.grid, sde, self.num_steps)
 
     def step(self, slope: Callable[..., Tensor], y: Tensor, start: float, end: float) -> Tensor:
         """The state at ``end``, by one step; see ``Tableau.step``."""
@@ -90,12 +89,11 @@ class AdaptiveSolver:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        _check_name(self.name, ADAPTIVE if type(self) is AdaptiveSolver else [ADAMS])
+        _check(self.name, ADAPTIVE if type(self) is AdaptiveSolver else [ADAMS], self.max_nfe)
         check_installed(self.name)
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {value}; try 1e-5")
-        _check_max_nfe(self.max_nfe)
         if self.t_end is not None and not 0 <= self.t_end < 1:
             raise ValueError(f"t_end must lie in [0, 1), got {self.t_end}; leave it out for the SDE's own")
         if self.grid is not None:
@@ -182,13 +180,10 @@ def make_ode_solver(
     return cls(name, rtol=rtol, atol=atol, max_nfe=max_nfe, t_end=t_end, grid=times)
 
 
-def _check_name(name: str, known: Container[str]) -> None:
+def _check(name: str, known: Container[str], max_nfe: int | None) -> None:
     if name not in available_ode_solvers():
         raise ValueError(choices_message("ODE solver", name, available_ode_solvers()))
     if name not in known:
         raise ValueError(f"{name!r} is another kind of solver; build it with make_ode_solver({name!r})")
-
-
-def _check_max_nfe(max_nfe: int | None) -> None:
     if max_nfe is not None:
         whole_number("max_nfe", max_nfe, fix="None is no limit")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -129,10 +128,8 @@ def _solve_scipy(method: str, slope: Slope, y: Tensor, start: float, end: float,
 def _solve_torchode(
     method: str, slope: Slope, y: Tensor, start: float, end: float, *, rtol: float, atol: float
 ) -> Tensor:
-    import torchode
-
     # its annotations are none that type checkers know
-    library: Any = torchode
+    library: Any = importlib.import_module("torchode")
 
     def function(u: Tensor, flat: Tensor) -> Tensor:
         return slope(u, flat.reshape(y.shape)).reshape(flat.shape)
@@ -174,12 +171,11 @@ def check_installed(solver: str) -> None:
     Raises:
         ValueError: In one line, with the command that installs it.
     """
-    if not solver.startswith("torchode_"):
-        return
-    # find_spec fails on a module that is marked as missing
-    known = sys.modules["torchode"] if "torchode" in sys.modules else importlib.util.find_spec("torchode")
-    if known is None:
+    try:
+        if solver.startswith("torchode_"):
+            importlib.import_module("torchode")
+    except ImportError:
         raise ValueError(
             f"solver {solver!r} needs torchode, which is not installed; pip install 'score-diffusion[ode]', "
             f"or use {ADAMS!r}"
-        )
+        ) from None

@@ -7,7 +7,7 @@ import torch
 from likelihood import ContinuousBound, FlowLikelihood, VariationalBound
 from models import GaussianMixtureScoreModel
 from models.backbones import ADM, MLP, NCSNpp, UNet
-from runtime.whole_numbers import whole_number
+from runtime.options import whole_number
 from samplers import make_sampler
 from sde_lib import VE, VP, LearnedVP, NoiseStreams, Tabulated, cosine_betas, ddpm_betas, derive_seed, make_grid
 

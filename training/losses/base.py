@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models import Cond, Prediction, ScoreModel
-from runtime.readable import Readable
+from runtime.options import ShowsOptions
 from runtime.registry import Registry, choices_message
 from sde_lib import SDE, expand_like
 
@@ -52,7 +52,7 @@ def weighted_error(
     return error.square().flatten(1).mean(1)
 
 
-class Loss(Readable, ABC):
+class Loss(ShowsOptions, ABC):
     """A loss: the error of a model at noisy data, weighted, and the times at which it is taken.
 
     Args:

@@ -4,7 +4,7 @@ import pytest
 
 from likelihood import VariationalBound
 from models import EDMParameterization
-from runtime.readable import Readable
+from runtime.options import ShowsOptions
 from samplers import make_sampler
 from sde_lib import VP, LearnedVP, NoiseStreams, Tabulated
 
@@ -32,7 +32,7 @@ def test_options_of_bases_are_shown_too():
 
 
 def test_long_and_nameless_values_are_left_out():
-    class Line(Readable):
+    class Line(ShowsOptions):
         def __init__(self, slope: float, points: list[int], call: object) -> None:
             self.slope, self.points, self.call = slope, points, call
 

@@ -32,7 +32,8 @@ def check_batch(x0: Float[Tensor, "batch *shape"], cond: Cond | None, noise: Noi
             f"x0 must have shape [B, ...] and not be empty, got {list(x0.shape)}; pass one row a sample, one at least"
         )
     batch_size = len(x0)
-    if cond is not None and (not _is_of(cond, batch_size)):
+    has_rows = isinstance(cond, Condition) or (isinstance(cond, Tensor) and cond.ndim > 0)
+    if cond is not None and not (has_rows and len(cond) == batch_size):
         kind = list(cond.shape) if isinstance(cond, Tensor) else type(cond).__name__
         kind = f"a condition of {len(cond)}" if isinstance(cond, Condition) else kind
         raise ValueError(f"cond must have {batch_size} rows, one a sample of x0, got {kind}; expand or cut it")
@@ -40,12 +41,6 @@ def check_batch(x0: Float[Tensor, "batch *shape"], cond: Cond | None, noise: Noi
     if len(noise) != batch_size:
         raise ValueError(f"noise has {len(noise)} streams, got a batch of {batch_size}; make one stream a sample")
     return noise
-
-
-def _is_of(cond: object, batch_size: int) -> bool:
-    if isinstance(cond, Condition):
-        return len(cond) == batch_size
-    return isinstance(cond, Tensor) and cond.ndim > 0 and len(cond) == batch_size
 
 
 def check_finite(nats: Float[Tensor, " batch"], t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
