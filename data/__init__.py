@@ -9,27 +9,3 @@ from .sizes import ImageSize, height_and_width, one_or_pair
 from .space import LevelSpace, ModelSpace, RealSpace, Space
 from .tensors import TensorDataset
 from .vectors import AnyDataset, AnyKind, VectorDataset, VectorKind
-
-__all__ = [
-    "AnyDataset",
-    "AnyKind",
-    "DataError",
-    "Dataset",
-    "ImageDataset",
-    "ImageKind",
-    "ImageSize",
-    "LevelSpace",
-    "ModelSpace",
-    "RealSpace",
-    "Space",
-    "TensorDataset",
-    "VectorDataset",
-    "VectorKind",
-    "available_datasets",
-    "eval_batches",
-    "height_and_width",
-    "image_kind",
-    "load_dataset",
-    "one_or_pair",
-    "register_dataset",
-]

@@ -20,37 +20,3 @@ from .probability_flow import FlowEquation, follow_flow
 from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, pick_variance, reverse_log_var
 from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_network_calls
 from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
-
-__all__ = [
-    "CallCounter",
-    "ClippedScoreModel",
-    "Cond",
-    "Condition",
-    "Dequantizer",
-    "DiscreteScoreModel",
-    "EDMParameterization",
-    "EpsParameterization",
-    "FlowEquation",
-    "GaussianMixtureScoreModel",
-    "LevelsParameterization",
-    "NetworkScoreModel",
-    "Parameterization",
-    "Prediction",
-    "ReverseVariance",
-    "ScoreModel",
-    "ScoreParameterization",
-    "ThresholdedScoreModel",
-    "VParameterization",
-    "X0Parameterization",
-    "check_variance",
-    "count_network_calls",
-    "follow_flow",
-    "interpolate_log_var",
-    "level_posterior_mean",
-    "make_parameterization",
-    "pick_variance",
-    "place_on_bin",
-    "register_parameterization",
-    "reverse_log_var",
-    "time_input",
-]

@@ -5,16 +5,3 @@ from .fit import fit
 from .losses import Loss, TimeSampler, make_loss, register_loss
 from .state import TrainingState
 from .trainer import StepResult, Trainer, TrainingOptions
-
-__all__ = [
-    "ExponentialMovingAverage",
-    "Loss",
-    "StepResult",
-    "TimeSampler",
-    "Trainer",
-    "TrainingOptions",
-    "TrainingState",
-    "fit",
-    "make_loss",
-    "register_loss",
-]

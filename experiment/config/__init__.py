@@ -2,15 +2,3 @@
 
 from .files import Config, check_flags, data_root, flatten, import_plugins, load_config, parse_options
 from .keys import RENAMED, with_new_names
-
-__all__ = [
-    "RENAMED",
-    "Config",
-    "check_flags",
-    "data_root",
-    "flatten",
-    "import_plugins",
-    "load_config",
-    "parse_options",
-    "with_new_names",
-]

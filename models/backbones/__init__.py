@@ -12,26 +12,3 @@ from .classifier import EncoderClassifier
 from .mlp import MLP
 from .ncsnpp import NCSNpp
 from .unet import UNet
-
-__all__ = [
-    "ADM",
-    "MLP",
-    "AttentionBlock",
-    "Backbone",
-    "ConditioningEmbedding",
-    "Downsample",
-    "EncoderClassifier",
-    "FourierEmbedding",
-    "ImageSize",
-    "InputFourierFeatures",
-    "NCSNpp",
-    "NoiseLabelEmbedding",
-    "ResBlock",
-    "UNet",
-    "Upsample",
-    "group_norm",
-    "height_and_width",
-    "level_resolutions",
-    "one_or_pair",
-    "sinusoidal_embedding",
-]

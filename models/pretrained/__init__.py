@@ -7,18 +7,3 @@ from .edm.importer import from_edm
 from .guided.importer import from_guided_classifier, from_guided_diffusion, from_improved_diffusion
 from .score_sde.importer import from_score_sde
 from .shared.plan import BACKBONES, ModelPlan, PlannedModel, default_options
-
-__all__ = [
-    "BACKBONES",
-    "ModelPlan",
-    "PlannedModel",
-    "default_options",
-    "export_diffusers",
-    "from_ddpm",
-    "from_diffusers",
-    "from_edm",
-    "from_guided_classifier",
-    "from_guided_diffusion",
-    "from_improved_diffusion",
-    "from_score_sde",
-]

@@ -4,25 +4,3 @@ from .base import LOSSES, Loss, make_loss, register_loss, weighted_error
 from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, check_trains, timestep_bits
 from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
 from .step_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes
-
-__all__ = [
-    "LOSSES",
-    "ContinuousBoundLoss",
-    "DDPMLoss",
-    "DenoisingScoreMatching",
-    "DequantizedLoss",
-    "HybridLoss",
-    "LogSNRTimes",
-    "Loss",
-    "LossHistory",
-    "TableLoss",
-    "TimeDraw",
-    "TimeSampler",
-    "UniformTimes",
-    "VariationalLoss",
-    "check_trains",
-    "make_loss",
-    "register_loss",
-    "timestep_bits",
-    "weighted_error",
-]
