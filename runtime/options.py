@@ -21,7 +21,9 @@ def option_names(factory: Callable[..., Any]) -> tuple[list[str], bool]:
         calls = [vars(base)["__init__"] for base in inspect.getmro(factory)[:-1] if "__init__" in vars(base)]
     names: dict[str, None] = {}
     for call in calls:
-        parameters = list(inspect.signature(call).parameters.values())[call is not factory :]
+        parameters = list(inspect.signature(call).parameters.values())
+        # of a constructor without self
+        parameters = parameters if call is factory else parameters[1:]
         names |= {p.name: None for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return list(names), True

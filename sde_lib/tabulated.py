@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class Tabulated(SDE):
         rows = np.arange(1, len(table) + 1, dtype=np.float64)
         self._cubic = torch.from_numpy(np.ascontiguousarray(PchipInterpolator(rows, table.numpy()).c))
         # with the data, t = 0, as row 0
-        self._log_snr_rows = torch.cat([torch.tensor([math.inf], dtype=torch.float64), table])
+        self._rows = torch.stack(self._columns(torch.cat([torch.tensor([math.inf], dtype=torch.float64), table])))
 
     @classmethod
     def from_betas(cls, betas: Table) -> Tabulated:
@@ -128,23 +128,38 @@ class Tabulated(SDE):
         ends = math.log(sigma_min), math.log(sigma_max)
         return cls.from_sigmas(torch.linspace(*ends, _rows(num_steps), dtype=torch.float64).exp())
 
-    def log_snr(self, t: PerSample) -> PerSample:
-        """lambda(t): the table's value at a row, a monotone cubic between rows."""
+    def _at(self, t: Tensor, columns: int | slice) -> Any:
+        """Some of ``_columns`` at t, which for rows of the table are looked up, as samplers ask for them."""
         row = t.double() * self._num_rows
         nearest = row.round()
+        # times of a grid are mostly the row's own to the last digit; few operations, since it is asked for at each step
+        if not t.requires_grad and torch.equal(nearest / self._num_rows, t.double()):
+            return self._rows.to(t.device)[columns, nearest.long()]
         # relative, so that no time above 0 is taken as 0
         is_row = (row - nearest).abs() <= 8 * torch.finfo(t.dtype).eps * row
         if not t.requires_grad and bool(is_row.all()):
-            return self._log_snr_rows.to(t.device)[nearest.long()]
+            return self._rows.to(t.device)[columns, nearest.long()]
         # keeps the gradient: only the value moves
         row = row + torch.where(is_row, nearest - row, 0.0).detach()
-        cubic = self._cubic.to(t.device)
+        return self._columns(self._interpolate(row))[columns]
+
+    def _columns(self, log_snr: Tensor) -> tuple[Tensor, ...]:
+        """log-SNR, log alpha, log sigma, alpha and sigma."""
+        if self.family == "ve":
+            log_alpha, log_sigma = torch.zeros_like(log_snr), -0.5 * log_snr
+        else:
+            log_alpha, log_sigma = 0.5 * F.logsigmoid(log_snr), 0.5 * F.logsigmoid(-log_snr)
+        return log_snr, log_alpha, log_sigma, log_alpha.exp(), log_sigma.exp()
+
+    def _interpolate(self, row: Tensor) -> Tensor:
+        """lambda between rows by the cubic, below the first one by what sigma^2 is there."""
+        cubic = self._cubic.to(row.device)
         cell = (row.detach().ceil() - 2).clamp(0, self._num_rows - 2).long()
         inside = row.clamp(min=1.0) - (cell + 1)
         c3, c2, c1, c0 = cubic[:, cell]
         on_table = ((c3 * inside + c2) * inside + c1) * inside + c0
         # the cubic reaches the upper row by rounding; the table itself is what was promised
-        exact = self.log_snr_table.to(t.device)[(row.detach().round() - 1).clamp(0, self._num_rows - 1).long()]
+        exact = self.log_snr_table.to(row.device)[(row.detach().round() - 1).clamp(0, self._num_rows - 1).long()]
         on_table = torch.where(row == row.round(), on_table + (exact - on_table).detach(), on_table)
         return torch.where(row < 1, self._below_first_row(row), on_table)
 
@@ -159,24 +174,22 @@ class Tabulated(SDE):
         """Family and number of rows."""
         return f"{type(self).__name__}(family={self.family!r}, table_size={self.table_size})"
 
-    def _logarithms(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """log alpha and log sigma in the family."""
-        if self.family == "ve":
-            return torch.zeros_like(log_snr), -0.5 * log_snr
-        return 0.5 * F.logsigmoid(log_snr), 0.5 * F.logsigmoid(-log_snr)
+    def log_snr(self, t: PerSample) -> PerSample:
+        """lambda(t): the table's value at a row, a monotone cubic between rows."""
+        return self._at(t, 0)
 
     def log_alpha(self, t: PerSample) -> PerSample:
         """1/2 log sigmoid(lambda) for "vp", 0 for "ve"."""
-        return self._logarithms(self.log_snr(t))[0]
+        return self._at(t, 1)
 
     def log_sigma(self, t: PerSample) -> PerSample:
         """1/2 log sigmoid(-lambda) for "vp", -lambda / 2 for "ve"."""
-        return self._logarithms(self.log_snr(t))[1]
+        return self._at(t, 2)
 
     def alpha_sigma(self, t: PerSample) -> tuple[PerSample, PerSample]:
         """alpha(t) and sigma(t), from one look at the table."""
-        log_alpha, log_sigma = self._logarithms(self.log_snr(t))
-        return log_alpha.exp(), log_sigma.exp()
+        alpha, sigma = self._at(t, slice(3, 5))
+        return alpha, sigma
 
     def time_from_log_snr(self, log_snr: PerSample) -> PerSample:
         """The t in [0, 1] at which lambda(t) is ``log_snr``; out of reach, the nearer end."""
