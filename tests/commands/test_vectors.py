@@ -151,6 +151,7 @@ def test_the_density_that_is_drawn_is_the_gaussian_s(num_dims: int, tmp_path: Pa
     np.testing.assert_allclose(found.numpy(), np.exp(log_density(points.numpy())), rtol=0.02)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_points_in_the_plane_are_drawn_beside_their_density(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, drawn = tmp_path / "x.npz", {}
     np.savez(path, vectors=gaussian_vectors(2, 400))

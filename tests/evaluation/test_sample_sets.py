@@ -17,11 +17,11 @@ import main
 from commands import sample as sampling
 from data import ImageKind
 from evaluation import (
-    drawing,
-    sample_set,
+    kept_batches as partial,
 )
 from evaluation import (
-    kept_batches as partial,
+    sample_batch,
+    sample_set,
 )
 from evaluation.sample_files import open_npz, read_npz
 from evaluation.sample_set import SampleSet
@@ -56,7 +56,7 @@ def _network_as_it_is() -> Iterator[None]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The first sample of each batch that is drawn: grows as they are."""
     begun: list[int] = []
-    whole = drawing.draw_batch
+    whole = sample_batch.draw_batch
 
     def draw_batch(sampler: Any, model: Any, index: range, **options: Any) -> Any:
         result = whole(sampler, model, index, **options)
