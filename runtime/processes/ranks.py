@@ -157,6 +157,7 @@ class Ranks:
             reason = f"the other processes are gone ({str(reason).splitlines()[0]})"
         line = f"error: rank {self.rank}: {reason}; look for what ended that, then the same command goes on"
         print(f"\n{line}", file=sys.stderr, flush=True)
+        self._leave()
         os._exit(2)
 
     def _sign(self, sign: bytes) -> None:
