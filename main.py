@@ -36,8 +36,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     try:
         ranks = Ranks.from_environment()
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: the processes do not find each other: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     with ranks:
         return _run(options, overrides, ranks)
@@ -66,11 +68,10 @@ def _run(options: Namespace, overrides: list[str], ranks: Ranks) -> int:
         if os.environ.get("SDE_TRACEBACK") or (ranks.world == 1 and not expected):
             raise
         if ranks.speaks(error, 2):
-            rank = "" if ranks.first else f"rank {ranks.rank}: "
-            kind = "" if expected else f"{type(error).__name__}: "
             # off the line of rank 0's progress bar
-            newline = "" if ranks.first else "\n"
-            print(f"{newline}error: {rank}{kind}{' '.join(str(error).split())}", file=sys.stderr)
+            head = "error: " if ranks.first else f"\nerror: rank {ranks.rank}: "
+            kind = "" if expected else f"{type(error).__name__}: "
+            print(f"{head}{kind}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

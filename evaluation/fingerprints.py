@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +17,10 @@ from experiment.config import Config, flatten
 from experiment.plugins import plugin_digests
 from likelihood import available_likelihoods
 from models import ScoreModel
-from runtime.version import VERSION
 
 from .measurement import EvalSplit
 
-_FORMAT = 2  # to be raised with a change of the code that changes values, between two versions
+_ROOMS = ("runtime", "sde_lib", "data", "models", "samplers", "likelihood", "experiment", "evaluation", "commands")
 _OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.")
 # These change no value, or are in the fingerprint under another name.
 _FREE = (
@@ -38,6 +39,15 @@ def digest_of(*arrays: torch.Tensor) -> str:
     return total.hexdigest()
 
 
+@functools.cache
+def _code_digest() -> str:
+    """Digest of the project's own text: who edits a sampler must not be given the samples of before."""
+    root, total = Path(__file__).parent.parent, hashlib.sha256()
+    for path in sorted(path for name in _ROOMS for path in (root / name).rglob("*.py")):
+        total.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
+    return total.hexdigest()
+
+
 def _common(
     config: Config, section: str, model: ScoreModel, step: int, space: Space, network: dict[str, Any], device: str
 ) -> dict[str, Any]:
@@ -45,7 +55,7 @@ def _common(
     state, fixed = model.state_dict(), (*_OF_MODEL, f"{section}.")
     found = {"step": step, "weights": digest_of(*(state[key] for key in sorted(state))), "seed": config.seed}
     found |= {"space": asdict(space), "network": network, "device": device}
-    found |= {"torch": torch.__version__, "version": VERSION, "format": _FORMAT}
+    found |= {"torch": torch.__version__, "code": _code_digest()}
     found["plugins"] = plugin_digests(config.plugins)
     return found | {key: value for key, value in flatten(config) if key.startswith(fixed) and key not in _FREE}
 

@@ -81,6 +81,8 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
 
 
 def _build(path: Path, split: str, own: _Split, rest: _Split | None, source: str) -> ImageDataset | VectorDataset:
+    if rest is not None and rest.of_vectors != own.of_vectors:
+        raise DataError(f"{path}: one split holds images, the other vectors; save both of one kind")
     # both splits count, so that a conditional model trained on one fits the other
     highest = max(int(one.labels.max(initial=0)) for one in (own, rest) if one is not None)
     shared: dict[str, Any] = {

@@ -98,7 +98,12 @@ def parse_as(dotted: str, text: str, default: Any) -> Any:
                 f"config.{dotted} must be one number, or height and width as in 32,48, got {text!r}; set it so"
             )
         return sides[0] if len(set(sides)) == 1 else sides
-    value = _items(text) if isinstance(default, tuple) else literal(text)
+    value = literal(text)
+    if isinstance(default, tuple):
+        value = _items(text)
+        if isinstance(value, (tuple, list)) and default and isinstance(default[0], str):
+            # also names that are numbers
+            value = tuple(map(str, value))
     if isinstance(default, bool):
         value = {"1": True, "0": False}.get(text, value)
     found = fitting(value, default)
@@ -115,4 +120,4 @@ def _items(text: str) -> Any:
     items = tuple(item.strip() for item in text.split(",") if item.strip())
     if text.lstrip().startswith(("(", "[")) or (text.strip() and not items):
         return literal(text)
-    return tuple(map(int, items)) if all(item.isdecimal() for item in items) else items
+    return tuple(map(int, items)) if all(item.removeprefix("-").isdecimal() for item in items) else items

@@ -124,8 +124,11 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # a connection of its own: who waits for a late rank holds it, and could give no sign of life (PyTorch from 2.7 on)
+    clone = getattr(ranks.store, "clone", None)
+    store = ranks.store if clone is None else clone()
     dist.init_process_group(
-        backend, store=ranks.store, rank=ranks.rank, world_size=ranks.world, timeout=timedelta(minutes=30)
+        backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timedelta(minutes=30)
     )
     try:
         yield

@@ -80,10 +80,15 @@ class Ranks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._watcher is not None:
-            self._left.set()
-            self._watcher.join()
-            self._leave()
+        if self._watcher is None or self.store is None:
+            return
+        self._left.set()
+        self._watcher.join()
+        if error is not None:
+            # its traceback says why
+            with contextlib.suppress(RuntimeError):
+                self.store.compare_set(_FAILED, "", f"{self.rank} 2")
+        self._leave()
 
     def _leave(self) -> None:
         """Say goodbye; rank 0, with which the store may end, waits a moment for the others' goodbye."""

@@ -60,6 +60,10 @@ def test_a_folder_holds_a_file_a_split(tmp_path, refuses):
     assert (len(train), len(test)) == (20, 3)
     assert test.labels.tolist() == [4, 5, 6]
     assert train.num_classes == test.num_classes == 7
+    save(tmp_path / "test.npz", vectors=np.random.default_rng(0).normal(size=(3, 2)))
+    for split in ("train", "test"):
+        with refuses("one split holds images, the other vectors"):
+            load(tmp_path, split)
 
 
 def test_one_file_may_hold_both_splits(tmp_path, refuses):

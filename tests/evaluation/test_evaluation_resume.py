@@ -215,7 +215,7 @@ def test_other_weights_of_the_same_step_start_anew(
     assert measured == UNITS
 
 
-@pytest.mark.parametrize("changed", ["version", "plugins"])
+@pytest.mark.parametrize("changed", ["code", "plugins"])
 def test_other_code_starts_anew(
     interrupted: Path,
     changed: str,
@@ -223,8 +223,8 @@ def test_other_code_starts_anew(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ):
-    if changed == "version":
-        monkeypatch.setattr(fingerprints, "VERSION", "0.0.9")
+    if changed == "code":
+        monkeypatch.setattr(fingerprints, "_code_digest", lambda: "another")
     else:
         monkeypatch.setattr(fingerprints, "plugin_digests", lambda plugins: {"mine.py": "another"})
     assert main.run(eval_command(interrupted)) == 0

@@ -11,6 +11,7 @@ from commands.flags import parse_flags
 from commands.import_checkpoint import _settings_of, read_source
 from configs.default import get_default_config
 from experiment.config import data_root, import_plugins, load_config
+from experiment.config.overrides import parse_as
 
 
 def _load(*overrides: str, config: str = "vp/digits"):
@@ -97,3 +98,12 @@ def test_the_home_folder_is_meant_by_every_path(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match=f"{tmp_path}/weights.pth"):
         read_source(_load(*source, "--config.source.config=vp/cifar10_ddpmpp"))
     assert _settings_of("~/settings.json", "weights.pth") == f"{tmp_path}/settings.json"
+
+
+def test_names_may_be_numbers_and_numbers_negative():
+    assert parse_as("data.names", "1,2", ("a",)) == ("1", "2")
+    assert parse_as("data.names", "(1, 2)", ("a",)) == ("1", "2")
+    assert parse_as("data.shifts", "-1,2", (0,)) == (-1, 2)
+    assert parse_as("sampling.classes", "1,2", ()) == (1, 2)
+    with pytest.raises(ValueError, match="must be of type tuple, got '\\(a'; write one such as"):
+        parse_as("data.names", "(a", ("a",))

@@ -110,3 +110,20 @@ def test_under_torchrun_one_line_says_why(tmp_path: Path, rank: int):
     assert code != 0
     said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert said == ["error: no" if rank == 0 else "error: rank 1: no"]
+
+
+def test_a_rank_that_comes_late_to_the_collectives_is_waited_for(killer: Killer, tmp_path: Path):
+    work = """
+import torch
+from runtime.processes.collectives import process_group
+time.sleep(6 if ranks.rank == 1 else 0)
+with process_group(ranks, torch.device("cpu")):
+    pass
+"""
+    assert run_together(killer, _command(tmp_path, work), 2, limit=60) == [0, 0]
+    assert _lines(killer.said()) == []
+
+
+def test_a_rank_that_leaves_by_an_exception_of_its_own_ends_the_others(killer: Killer, tmp_path: Path):
+    work = "if ranks.rank == 1:\n    raise SystemExit(3)\ntime.sleep(100)"
+    assert run_together(killer, _command(tmp_path, work), 2, limit=60) == [2, 1]

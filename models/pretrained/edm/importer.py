@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from runtime.registry import choices_message
@@ -122,5 +123,10 @@ def from_edm(
     plan = plan_edm(tensors, {} if config is None else config, preconditioning=preconditioning, path=path)
     # what maps augmentation labels is of no use to an ADM here, since it adds nothing without them
     unused = ("resample_filter", "map_augment.weight") if plan.backbone == "adm" else ("resample_filter",)
+    filters = [tensor for name, tensor in tensors.items() if name.endswith("resample_filter")]
+    if any(not torch.equal(one, filters[0]) for one in filters) or (
+        plan.backbone == "adm" and filters and not torch.equal(filters[0], torch.full_like(filters[0], 0.25))
+    ):
+        raise ValueError(f"checkpoint {path} resamples with filters that EDM's networks do not have; fetch it again")
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(unused)}
     return plan.load(weights, edm_sources, path=path)

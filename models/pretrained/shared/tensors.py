@@ -61,6 +61,8 @@ def read_checkpoint(path: Path, *, convert: str = _CONVERT) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
+    except PermissionError as error:
+        raise ValueError(f"checkpoint {path} cannot be read ({error.strerror}); see to its permissions") from error
     except Exception as error:  # a damaged file can raise nearly anything
         found = _FORBIDDEN.search(str(error))
         if found:
@@ -99,6 +101,9 @@ def as_tensors(value: Any, *, path: Path, what: str = "checkpoint") -> dict[str,
             f"{what} {path} must be a state dict of tensors alone, got others under {_some(wrong)}; "
             "is it of another project? check the source"
         )
+    sparse = [name for name, tensor in value.items() if tensor.layout is not torch.strided or tensor.is_quantized]
+    if sparse:
+        raise ValueError(f"{what} {path} has sparse or quantized tensors ({_some(sparse)}); save them dense, in floats")
     return dict(value)
 
 
@@ -149,6 +154,9 @@ def strip_prefix(tensors: Mapping[str, Tensor], *own: str) -> dict[str, Tensor]:
         The tensors; a prefix that one of the names lacks is left.
     """
     stripped = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    if len(stripped) < len(tensors):
+        # with and without: which of the two is the network's, nobody knows
+        return dict(tensors)
     prefixes = ("module.", *own)
     while prefix := next((p for p in prefixes if stripped and all(name.startswith(p) for name in stripped)), None):
         stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}

@@ -224,6 +224,10 @@ def test_two_preconditionings_are_one_line(tmp_path):
             lambda t: t.update({"model.map_layer1.bias": torch.ones(3)}),
             r"1 misshapen \(map_layer1.bias is \[3\], expected \[32\]\)",
         ),
+        (
+            lambda t: t.update({"model.enc.8x8_down.conv0.resample_filter": filters((1, 3, 3, 1))}),
+            "resamples with filters that EDM's networks do not have",
+        ),
         (lambda t: [t.pop(name) for name in list(t) if ".enc.16x16_conv" in name], "is no SongUNet or DhariwalUNet"),
         (
             lambda t: [t.pop(name) for name in list(t) if ".enc.8x8_block0" in name],
