@@ -98,12 +98,11 @@ def parse_as(dotted: str, text: str, default: Any) -> Any:
                 f"config.{dotted} must be one number, or height and width as in 32,48, got {text!r}; set it so"
             )
         return sides[0] if len(set(sides)) == 1 else sides
-    value = literal(text)
-    if isinstance(default, tuple):
-        value = _items(text)
-        if isinstance(value, (tuple, list)) and default and isinstance(default[0], str):
-            # also names that are numbers
-            value = tuple(map(str, value))
+    value = (
+        _items(text, names=bool(default) and isinstance(default[0], str))
+        if isinstance(default, tuple)
+        else literal(text)
+    )
     if isinstance(default, bool):
         value = {"1": True, "0": False}.get(text, value)
     found = fitting(value, default)
@@ -115,9 +114,10 @@ def parse_as(dotted: str, text: str, default: Any) -> Any:
     return found
 
 
-def _items(text: str) -> Any:
-    """A Python tuple, or whole numbers or names separated by commas."""
+def _items(text: str, *, names: bool = False) -> Any:
+    """A Python tuple, or whole numbers or names separated by commas; ``names`` may be numbers, too."""
     items = tuple(item.strip() for item in text.split(",") if item.strip())
     if text.lstrip().startswith(("(", "[")) or (text.strip() and not items):
         return literal(text)
-    return tuple(map(int, items)) if all(item.removeprefix("-").isdecimal() for item in items) else items
+    numbers = all(item.removeprefix("-").isdecimal() for item in items) and not names
+    return tuple(map(int, items)) if numbers else items
