@@ -105,5 +105,5 @@ def test_names_may_be_numbers_and_numbers_negative():
     assert parse_as("data.shifts", "-1,2", (0,)) == (-1, 2)
     assert parse_as("sampling.classes", "1,2", ()) == (1, 2)
     for text in ("(a", "(1,2)"):
-        with pytest.raises(ValueError, match="data.names must be of type tuple, got "):
+        with pytest.raises(ValueError, match=r"data\.names must be of type tuple, got "):
             parse_as("data.names", text, ("a",))
