@@ -75,11 +75,13 @@ def works(bench: Workbench, task: str, sides: tuple[Side, ...]) -> dict[str, Cal
     return {PLAIN: partial(make, None)} | {side.label: partial(make, side) for side in sides if not side.compiled}
 
 
-def peak(dtype: torch.dtype, device: torch.device, *, channels: int = 256, size: int = 16) -> Callable[[], float]:
+def peak(
+    dtype: torch.dtype, device: torch.device, num_images: int, *, channels: int = 256, size: int = 16
+) -> Callable[[], float]:
     """A measure of what the processor can do in a precision: FLOP/s of a large 3x3 convolution, the best of 8."""
     x, weight = (
         torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-        for shape in ((16, channels, size, size), (channels, channels, 3, 3))
+        for shape in ((num_images, channels, size, size), (channels, channels, 3, 3))
     )
     flops = 2 * 9 * channels**2 * size**2 * len(x)
     return lambda: flops / min(seconds(lambda: F.conv2d(x, weight, padding=1)) for _ in range(8))
@@ -91,12 +93,15 @@ def check_equal(bench: Workbench, sides: tuple[Side, ...]) -> dict[str, float]:
     Raises:
         AssertionError: Our float32 network is not the same function.
     """
+    # PyTorch's default lets convolutions of CUDA keep 10 bits of float32 (TF32), which says nothing of the networks
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     truth = bench.forward(THEIRS[0])()
     errors = {}
     for side in (*THEIRS[1:], *sides):
         errors[side.label] = float((bench.forward(side)() - truth).norm() / truth.norm())
         limit = 1e-4 if side.precision == FP32 else 0.1
         assert errors[side.label] < limit, f"{side.label} is off by {errors[side.label]:.1e}, more than {limit:g}"
+    torch.backends.cudnn.allow_tf32 = tf32
     return errors
 
 
@@ -233,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
         "tasks": {},
     }
     size = {"channels": 32, "size": 8} if args.quick else {}
-    peaks = {"fp32": peak(FP32, device, **size), "bf16": peak(BF16, device, **size)}
+    peaks = {"fp32": peak(FP32, device, args.batch_size, **size), "bf16": peak(BF16, device, args.batch_size, **size)}
     for task in args.tasks:
         # the longer ones vary less
         rounds = args.rounds if task in PROFILED else (args.rounds + 1) // 2
