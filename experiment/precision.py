@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from models import NetworkScoreModel
 from models.backbones import ConditioningEmbedding, NoiseLabelEmbedding, Upsample
 from runtime.compilation import CompiledCall, missing_compiler
+from runtime.processes.collectives import is_sharded
 from runtime.registry import choices_message
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -152,7 +152,7 @@ class PrecisionBackbone(nn.Module):
         super().__init__()
         self.inner = backbone
         # FSDP takes contiguous weights only
-        if not any(isinstance(parameter, DTensor) for parameter in backbone.parameters()):
+        if not any(is_sharded(parameter) for parameter in backbone.parameters()):
             backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.dtype, self.compiled = dtype, compiled
         self._call: CompiledCall | None = None

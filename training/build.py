@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
 from models import NetworkScoreModel
-from runtime.processes.collectives import shard
+from runtime.processes.collectives import is_sharded, shard
 from runtime.registry import choices_message
 from sde_lib import SDE
 
@@ -63,7 +62,7 @@ def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Opt
         ]
     # one pass over memory instead of one for each operation; what is learned beside a sharded network is not sharded,
     # and the two kinds cannot be in one pass
-    mixed = len({isinstance(parameter, DTensor) for parameter in model.parameters()}) > 1
+    mixed = len({is_sharded(parameter) for parameter in model.parameters()}) > 1
     how: dict[str, Any] = {"foreach": False} if mixed else {"fused": True}
     try:
         return kinds[optim.name](

@@ -6,10 +6,10 @@ import copy
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models import NetworkScoreModel
+from runtime.processes.collectives import is_sharded
 
 from .optimization import ema_decay_at
 
@@ -37,8 +37,8 @@ class ExponentialMovingAverage:
         pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
         # what is learned beside a sharded network is not sharded, and the two kinds cannot be in one call
         for kind in (True, False):
-            ours: list[Tensor] = [mine for mine, _ in pairs if isinstance(mine, DTensor) == kind]
-            theirs: list[Tensor] = [other for mine, other in pairs if isinstance(mine, DTensor) == kind]
+            ours: list[Tensor] = [mine for mine, _ in pairs if is_sharded(mine) == kind]
+            theirs: list[Tensor] = [other for mine, other in pairs if is_sharded(mine) == kind]
             if ours:
                 get_ema_multi_avg_fn(decay)(ours, theirs, torch.tensor(self.num_updates))
         for buffer, current in zip(self.model.buffers(), model.buffers(), strict=True):

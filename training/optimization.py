@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from runtime.processes.collectives import is_sharded
 
 
 def learning_rate_factor(step: int, warmup_steps: int, *, decay_steps: int = 0) -> float:
@@ -43,11 +44,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor
         The norm before.
     """
     trained = [parameter for parameter in parameters if parameter.grad is not None]
-    sharded = [isinstance(parameter, DTensor) for parameter in trained]
+    sharded = [is_sharded(parameter) for parameter in trained]
     # the two kinds cannot be in one call
     groups = [[p for p, one in zip(trained, sharded, strict=True) if one == kind] for kind in (True, False)]
     norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups if group]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norms = [norm.full_tensor() if is_sharded(norm) else norm for norm in norms]
     if not norms:
         return torch.zeros(())
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([one.double() for one in norms]))

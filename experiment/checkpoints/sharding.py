@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from runtime.processes.collectives import is_sharded
 
 from .store import Checkpoint
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor put together from its parts, on every process; all of them must ask. Others stay as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def split_like(value: Tensor, target: Tensor) -> Tensor:
@@ -24,8 +25,10 @@ def split_like(value: Tensor, target: Tensor) -> Tensor:
     Fused optimizers go through memory without a look at strides: a moment laid out otherwise than its parameter would
     be another parameter's.
     """
-    if not isinstance(target, DTensor):
+    if not is_sharded(target):
         return torch.empty_like(target, dtype=value.dtype).copy_(value)
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
 
 

@@ -6,18 +6,20 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ..registry import choices_message
 from ..signals import Interrupted
 from .rank_slice import RankSlice
 from .ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 SHARDINGS = ("none", "fsdp")
 
@@ -109,10 +111,19 @@ def _no_sum(network: nn.Module, *, sharded: bool) -> Iterator[None]:
 
 def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
     """Split the parameters over the processes, in place; blocks gather theirs only while they work (FSDP2)."""
+    # imported here since it takes as long as half of PyTorch's
+    from torch.distributed.fsdp import fully_shard
+
     for block in blocks:
         fully_shard(block)
     # the whole, too, gives its own parameters back after a forward pass that no backward pass follows
     fully_shard(network, reshard_after_forward=True)
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Tell a tensor that ``shard`` has split."""
+    # not by its type, DTensor, whose import takes as long as half of PyTorch's
+    return hasattr(tensor, "device_mesh")
 
 
 @contextmanager
