@@ -1,9 +1,12 @@
-"""Shortcuts of small runs, half of whose time is pictures of curves."""
+"""Shortcuts of small runs, much of whose time is pictures of curves, waits for the disk, and digits read from text."""
 
 import json
+import os
+from functools import cache
 from pathlib import Path
 
 import pytest
+import sklearn.datasets
 from matplotlib.figure import Figure
 
 import experiment.pictures
@@ -19,5 +22,7 @@ def _sketch(path: Path, figure: Figure) -> None:
 
 
 def take_shortcuts(patch: pytest.MonkeyPatch) -> None:
-    """Take them until the patch is undone."""
+    """Take them until the patch is undone. What fsync is called with, and when, is tested by its own tests."""
     patch.setattr(experiment.pictures, "save_figure", _sketch)
+    patch.setattr(os, "fsync", os.fstat)
+    patch.setattr(sklearn.datasets, "load_digits", cache(sklearn.datasets.load_digits))

@@ -76,6 +76,7 @@ def test_a_users_dataset_gets_the_options_it_names(monkeypatch, tmp_path):
         register_dataset("digits")(load_mine)
 
 
+@pytest.mark.slow
 def test_the_package_imports_none_of_its_siblings():
     script = (
         "import sys, data; "

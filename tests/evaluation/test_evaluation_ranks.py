@@ -91,7 +91,8 @@ class Failing(VariationalBound):
 """
 
 
-@pytest.mark.parametrize("failing", only((1,), [0, 1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_on_one_rank_ends_all_with_one_line(killer: Killer, run_copy: Path, tmp_path: Path, failing: int):
     (tmp_path / "plugin.py").write_text(FAILING.format(rank=failing))
     command = eval_command(

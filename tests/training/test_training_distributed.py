@@ -117,6 +117,7 @@ def test_a_process_that_dies_ends_the_job_and_the_restart_gives_the_same_bits(
     assert report["step"] == 30 and report["num_images"] == 10 and report["precision"] == "fp32"
 
 
+@pytest.mark.slow
 def test_the_first_process_may_die_while_it_writes(killer: Killer, tmp_path: Path):
     command = tiny_command("train", tmp_path / "killed", "--config.training.num_steps=9")
     assert run_together(killer, tiny_command("train", tmp_path / "whole", "--config.training.num_steps=9"), 2) == [0, 0]
