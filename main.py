@@ -26,8 +26,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments; None takes the process's own.
 
     Returns:
-        The exit code: 0 done, 2 it cannot work (one line says why); of a signal that stopped it, 128 more than its
-        number (Ctrl-C: 130).
+        The exit code: 0 done, 2 it cannot work (one line says why), 128 + n stopped by signal n (Ctrl-C: 130).
     """
     options, overrides = parse_flags(arguments)
     choose_wait_policy()
@@ -36,7 +35,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     try:
         ranks = Ranks.from_environment()
-    except (KeyboardInterrupt, ValueError, OSError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: the processes did not find each other: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     with ranks:

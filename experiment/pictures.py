@@ -132,7 +132,8 @@ def save_learning_curve(path: Path, steps: Sequence[int], losses: Sequence[float
     """
     figure = Figure(figsize=(7, 4))
     axes = figure.add_subplot()
-    axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="loss")
+    # a line through one point is not seen
+    axes.plot(steps, losses, "." if len(losses) == 1 else "-", color="tab:blue", alpha=0.35, label="loss")
     width = max(1, len(losses) // 50)
     if len(losses) >= 2 * width > 2:
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")

@@ -87,6 +87,15 @@ def plan_edm(
     return model
 
 
+def _is_filter(tensor: Tensor, backbone: str) -> bool:
+    """Tell taps times taps, of sum 1, as EDM's layers register them: those of an ADM are (1, 1) / 2."""
+    if tensor.dim() != 4:
+        return False
+    square = tensor.double()[0, 0]
+    taps = square.sum(0)
+    return torch.allclose(square, torch.outer(taps, taps)) and (backbone != "adm" or taps.tolist() == [0.5, 0.5])
+
+
 def from_edm(
     path: Path | str, config: Config | None = None, *, preconditioning: Preconditioning | None = None
 ) -> PlannedModel:
@@ -124,9 +133,7 @@ def from_edm(
     # what maps augmentation labels is of no use to an ADM here, since it adds nothing without them
     unused = ("resample_filter", "map_augment.weight") if plan.backbone == "adm" else ("resample_filter",)
     filters = [tensor for name, tensor in tensors.items() if name.endswith("resample_filter")]
-    if any(not torch.equal(one, filters[0]) for one in filters) or (
-        plan.backbone == "adm" and filters and not torch.equal(filters[0], torch.full_like(filters[0], 0.25))
-    ):
+    if not all(torch.equal(one, filters[0]) and _is_filter(one, plan.backbone) for one in filters):
         raise ValueError(f"checkpoint {path} resamples with filters that EDM's networks do not have; fetch it again")
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(unused)}
     return plan.load(weights, edm_sources, path=path)

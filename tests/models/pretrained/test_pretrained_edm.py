@@ -228,6 +228,14 @@ def test_two_preconditionings_are_one_line(tmp_path):
             lambda t: t.update({"model.enc.8x8_down.conv0.resample_filter": filters((1, 3, 3, 1))}),
             "resamples with filters that EDM's networks do not have",
         ),
+        (
+            lambda t: [t[name].mul_(2) for name in t if name.endswith("resample_filter")],
+            "resamples with filters that EDM's networks do not have",
+        ),
+        (
+            lambda t: t.update({"model.map_layer1.bias": torch.ones(32).to_sparse()}),
+            r"sparse or quantized tensors \(model.map_layer1.bias\)",
+        ),
         (lambda t: [t.pop(name) for name in list(t) if ".enc.16x16_conv" in name], "is no SongUNet or DhariwalUNet"),
         (
             lambda t: [t.pop(name) for name in list(t) if ".enc.8x8_block0" in name],
