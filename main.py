@@ -37,8 +37,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         ranks = Ranks.from_environment()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: the processes did not find each other: {' '.join(str(error).split())}", file=sys.stderr)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     with ranks:
         return _run(options, overrides, ranks)

@@ -30,4 +30,4 @@ def list_names(kind: str) -> str:
     module, name = REGISTRIES[kind]
     described = getattr(importlib.import_module(module), name).described()
     width = max(map(len, described))
-    return "\n".join(f"{name:{width}}  {line}".rstrip(" :") for name, line in described.items())
+    return "\n".join(f"{name:{width}}  {line.rstrip('.:').replace('``', '')}" for name, line in described.items())

@@ -79,7 +79,7 @@ def save_density(path: Path, points: np.ndarray, x: np.ndarray, y: np.ndarray, d
     shown = right.pcolormesh(x, y, density, shading="gouraud", cmap="viridis", vmin=0)
     right.set(title="density by the probability flow")
     right.set_aspect("equal")
-    figure.colorbar(shown, ax=right, shrink=0.8)
+    figure.colorbar(shown, cax=right.inset_axes((1.02, 0, 0.03, 1)))
     save_figure(path, figure)
 
 

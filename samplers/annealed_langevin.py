@@ -21,7 +21,9 @@ from .registry import register_sampler
 
 @register_sampler("annealed_langevin")
 class AnnealedLangevinSampler(GridSampler):
-    """At each noise level r of the grid, from the largest to the smallest r_L, ``steps_per_level`` times:
+    """Annealed Langevin dynamics (Song & Ermon 2019 and 2020).
+
+    At each noise level r of the grid, from the largest to the smallest r_L, ``steps_per_level`` times:
 
         y <- y + step score(y) + sqrt(2 step) z,   step = step_size r^2 / r_L^2
 

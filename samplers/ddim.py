@@ -16,11 +16,12 @@ from .registry import register_sampler
 
 @register_sampler("ddim")
 class DDIMSampler(GridSampler):
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - var) eps + sqrt(var) z,   var = eta^2 Var q(x_s | x_t, x0)
+    """DDIM (Song et al. 2020, Eq. 12 and 16).
 
-    (Song et al. 2020, Eq. 12 and 16). eta = 0 is deterministic, of order 1: Euler's method on the probability flow in
-    sigma / alpha. eta = 1 is ancestral sampling with the small variance. NFE is num_steps, plus one with a final
-    denoising.
+        x_s = alpha_s x0 + sqrt(sigma_s^2 - var) eps + sqrt(var) z,   var = eta^2 Var q(x_s | x_t, x0)
+
+    eta = 0 is deterministic, of order 1: Euler's method on the probability flow in sigma / alpha. eta = 1 is ancestral
+    sampling with the small variance. NFE is num_steps, plus one with a final denoising.
 
     Args:
         eta: Share of the reverse chain's noise, in [0, 1].

@@ -60,7 +60,9 @@ def multistep_weights(
 
 @register_sampler("dpm_solver_pp")
 class DPMSolverPPSampler(GridSampler):
-    """DPM-Solver++, multi- or singlestep, and its SDE form. With lambda = log(alpha / sigma), h = lambda_s - lambda_t:
+    """DPM-Solver++, multi- or singlestep, and its SDE form (Lu et al. 2022b).
+
+    With lambda = log(alpha / sigma), h = lambda_s - lambda_t:
 
         x_s = (sigma_s / sigma_t) x_t + alpha_s integral_0^h exp(u - h) x0(u) du     (Lu et al. 2022b, Eq. 8),
 

@@ -20,13 +20,15 @@ from .registry import register_sampler
 
 @register_sampler("heun")
 class HeunSampler(GridSampler):
-    """Heun's method on dy/dr = eps, y = x / alpha and r = sigma / alpha, after raising the noise to r' = (1 + gamma) r:
+    """Heun's method, with or without churn (Karras et al. 2022, Algorithm 2).
+
+    On dy/dr = eps, y = x / alpha and r = sigma / alpha, after raising the noise to r' = (1 + gamma) r:
 
         y'  = y + sqrt(r'^2 - r^2) noise_std z,
         y_s = y' + (r_s - r') (eps(y', r') + eps(y' + (r_s - r') eps(y', r'), r_s)) / 2
 
-    (Karras et al. 2022, Algorithm 2, whose time is r, for any SDE). gamma = min(churn / num_steps, sqrt(2) - 1) where
-    churn_min <= r <= churn_max, else 0; r' never passes the r of ``sde.t_max``, which networks do not know.
+    for any SDE; the paper's time is r. gamma = min(churn / num_steps, sqrt(2) - 1) where churn_min <= r <= churn_max,
+    else 0; r' never passes the r of ``sde.t_max``, which networks do not know.
 
     Order 2 without churn, weak order 1 with it. NFE: 2 a step, 1 for a step onto zero noise: 2 num_steps - 1 there,
     else 2 num_steps plus one with a final denoising. Their grid is "karras".

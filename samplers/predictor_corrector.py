@@ -18,11 +18,11 @@ from .registry import register_sampler
 
 @register_sampler("predictor_corrector")
 class PredictorCorrectorSampler(GridSampler):
-    """From t to s by the predictor, then ``corrector_steps`` of the corrector at s (Song et al. 2021, Algorithm 1).
+    """Predictor-corrector sampling (Song et al. 2021, Algorithm 1).
 
-    Their code corrects at t first and predicts then, which is the same chain but for its two ends. NFE: (1 +
-    corrector_steps) a step, or 1 for a step onto zero noise, plus one with a final denoising; a predictor "none" calls
-    no network.
+    From t to s by the predictor, then ``corrector_steps`` of the corrector at s. Their code corrects at t first and
+    predicts then, which is the same chain but for its two ends. NFE: (1 + corrector_steps) a step, or 1 for a step onto
+    zero noise, plus one with a final denoising; a predictor "none" calls no network.
 
     Args:
         predictor: A predictor, or the name of one.

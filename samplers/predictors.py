@@ -126,7 +126,7 @@ class PredictorSampler(GridSampler):
 
 @register_sampler("ancestral")
 class AncestralSampler(PredictorSampler):
-    """Ancestral sampling: DDPM's reverse chain, for any SDE and any grid; see ``AncestralPredictor``.
+    """Ancestral sampling: DDPM's reverse chain, for any SDE and any grid.
 
     Of weak order 1; with DDPM's own 1000 steps it is the sampler that DDPM was published with.
 
@@ -144,7 +144,7 @@ class AncestralSampler(PredictorSampler):
 
 @register_sampler("reverse_diffusion")
 class ReverseDiffusionSampler(PredictorSampler):
-    """Reverse diffusion sampling (Song et al. 2021, Appendix E), of weak order 1; see ``ReverseDiffusionPredictor``.
+    """Reverse diffusion sampling (Song et al. 2021, Appendix E), of weak order 1.
 
     Args:
         **kwargs: See ``GridSampler``.
@@ -156,7 +156,7 @@ class ReverseDiffusionSampler(PredictorSampler):
 
 @register_sampler("euler_maruyama")
 class EulerMaruyamaSampler(PredictorSampler):
-    """Euler-Maruyama on the reverse-time SDE, of weak order 1; see ``EulerMaruyamaPredictor``.
+    """Euler-Maruyama on the reverse-time SDE, of weak order 1.
 
     Args:
         **kwargs: See ``GridSampler``.

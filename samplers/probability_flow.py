@@ -54,7 +54,9 @@ class FlowResult:
 
 @register_sampler("probability_flow")
 class ProbabilityFlowSampler(GridSampler):
-    """The probability flow ODE in the scale of the data, y = x / alpha and r = sigma / alpha:
+    """The probability-flow ODE, by an adaptive solver or in steps of the grid (Song et al. 2021, Eq. 13).
+
+    It is solved in the scale of the data, y = x / alpha and r = sigma / alpha:
 
         dy / dr = eps(alpha y, t(r))
 

@@ -50,7 +50,9 @@ def unipc_weights(h: float, ratios: Sequence[float], *, b_function: BFunction) -
 
 @register_sampler("unipc")
 class UniPCSampler(GridSampler):
-    """UniPC-p, multistep, data prediction. With h, lambda as in DPM-Solver++ and D_k = (x0_k - x0) / r_k:
+    """UniPC-p, multistep, data prediction (Zhao et al. 2023).
+
+    With h, lambda as in DPM-Solver++ and D_k = (x0_k - x0) / r_k:
 
         x_s = (sigma_s / sigma_t) x_t - alpha_s expm1(-h) x0 - alpha_s B(h) sum_k a_k D_k
 

@@ -26,7 +26,13 @@ def find_store() -> Store:
     from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
     from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise RuntimeError(
+            f"the processes did not find each other ({reason}); check MASTER_ADDR and MASTER_PORT, or use torchrun"
+        ) from error
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         # between machines the counts of restarts may differ; c10d's store is new every time
         return store

@@ -14,7 +14,7 @@ import torch
 from eval_runs import eval_command, results
 from killing import Killer
 from thinning import only
-from tiny import error, tiny_command
+from tiny import ROOT, error, tiny_command
 
 import main
 from evaluation import fingerprints
@@ -230,6 +230,11 @@ def test_other_code_starts_anew(
     assert main.run(eval_command(interrupted)) == 0
     assert capsys.readouterr().err.count(f"holds another measurement ({changed} was ") == 2
     assert measured == UNITS
+
+
+def test_the_code_that_is_looked_at_is_all_that_measures_and_samples():
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert set(fingerprints._ROOMS) == rooms - {"benchmarks", "configs", "proofs", "training"}
 
 
 def test_other_images_start_anew(

@@ -9,6 +9,8 @@ from eval_runs import finish, start
 from killing import Killer, run_together
 from tiny import tiny_command
 
+import main
+
 PLUGIN = """
 import os
 import signal
@@ -89,6 +91,18 @@ def test_the_others_end_when_the_store_is_gone(killer: Killer, tmp_path: Path):
     assert run_together(killer, _command(tmp_path, work), 2, limit=60) == [-signal.SIGKILL, 2]
     (line,) = _lines(killer.said())
     assert line.startswith("error: rank 1: the other processes are gone (")
+
+
+@pytest.mark.parametrize(("port", "reason"), [("", "expected, but not set"), ("abc", "'abc'"), ("99999", "9")])
+def test_without_a_rendezvous_a_line_says_what_to_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str, reason: str
+):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    assert main.run(["--config", "no-such.py", "--mode", "train"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the processes did not find each other (") and said.count("\n") == 1
+    assert reason in said and "check MASTER_ADDR and MASTER_PORT" in said
 
 
 @pytest.mark.slow

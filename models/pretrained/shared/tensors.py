@@ -152,11 +152,16 @@ def strip_prefix(tensors: Mapping[str, Tensor], *own: str) -> dict[str, Tensor]:
 
     Returns:
         The tensors; a prefix that one of the names lacks is left.
+
+    Raises:
+        ValueError: If a name is there with and without ``_orig_mod.``.
     """
-    stripped = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
-    if len(stripped) < len(tensors):
-        # with and without: which of the two is the network's, nobody knows
-        return dict(tensors)
+    stripped: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        bare = name.replace("_orig_mod.", "")
+        if bare in stripped:
+            raise ValueError(f"the checkpoint has two tensors {bare}, with and without '_orig_mod.'; save one of them")
+        stripped[bare] = tensor
     prefixes = ("module.", *own)
     while prefix := next((p for p in prefixes if stripped and all(name.startswith(p) for name in stripped)), None):
         stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}

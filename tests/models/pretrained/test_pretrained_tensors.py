@@ -136,8 +136,8 @@ def test_a_prefix_is_dropped_where_all_have_it():
         assert strip_prefix({f"{prefix}a": one, f"{prefix}b": one}) == {"a": one, "b": one}
     for lacking in ({"module.a": one, "b": one}, {"model.a": one, "model.b": one}):
         assert strip_prefix(lacking) == lacking
-    with_and_without = {"_orig_mod.a": one, "a": one + 1}
-    assert strip_prefix(with_and_without) == with_and_without
+    with pytest.raises(ValueError, match=r"two tensors a, with and without '_orig_mod\.'; save one of them"):
+        strip_prefix({"_orig_mod.a": one, "a": one + 1})
     # of parts that are compiled each for itself
     assert strip_prefix({"module.a._orig_mod.b": one, "module.c": one}) == {"a.b": one, "c": one}
     for prefix in ("model.", "module.model.", "model._orig_mod.", "_orig_mod.model.module."):
