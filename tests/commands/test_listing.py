@@ -13,7 +13,12 @@ def test_every_name_of_a_kind_has_one_whole_line(kind: str, capsys: pytest.Captu
     module, registry = REGISTRIES[kind]
     with pytest.raises(SystemExit, match=r"^0$"):
         main.run(["--list", kind])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == getattr(importlib.import_module(module), registry).names()
-    for line in lines:
-        assert len(line) <= 140 and len(line.split()) > 3 and "`" not in line and line[-1] not in ".:,;", line
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if " " in line)
+    registered = getattr(importlib.import_module(module), registry)
+    room = module.split(".")[0]
+    # not what other tests have registered
+    ours = [name for name in registered.names() if registered.get(name).__module__.split(".")[0] == room]
+    assert len(ours) >= 3 and set(ours) <= set(lines)
+    for name in ours:
+        line = lines[name]
+        assert len(line) <= 120 and len(line.split()) > 2 and "`" not in line and line[-1] not in ".:,;", line

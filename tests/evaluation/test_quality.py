@@ -225,6 +225,7 @@ def trained(digits: tuple[ImageDataset, ImageDataset]) -> tuple[DigitClassifier,
     return train_feature_classifier(*digits)
 
 
+@pytest.mark.slow
 def test_classifier_names_held_out_digits(
     trained: tuple[DigitClassifier, float], digits: tuple[ImageDataset, ImageDataset]
 ):
@@ -249,6 +250,7 @@ def test_training_the_classifier_is_deterministic_and_leaves_the_global_generato
     assert not torch.equal(first.output.weight, other.output.weight)
 
 
+@pytest.mark.slow
 def test_distances_rank_damage_and_put_held_out_digits_lowest(
     trained: tuple[DigitClassifier, float], digits: tuple[ImageDataset, ImageDataset]
 ):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small_networks import Small, batch, network
+from thinning import only
 from tiny import tiny_command
 from torch import nn
 
@@ -35,11 +36,13 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.usefixtures("quick_compiler")
-def test_compiled_training_gives_the_same_loss_and_gradients():
-    plain = network(num_classes=3, null_class=True, channel_mult=(1,), attention_resolutions=(8,))
+@pytest.mark.parametrize("whole", only((False,), [False, True]))
+def test_compiled_training_gives_the_same_loss_and_gradients(whole: bool):
+    unet = {"num_classes": 3, "null_class": True, "channel_mult": (1,), "attention_resolutions": (8,)}
+    plain = network(**unet) if whole else Small()
     wrapped = PrecisionBackbone(plain, torch.float32, compiled=True)
     x, c_noise = batch()
-    cond = torch.tensor([0, 2, -1, 1])
+    cond = torch.tensor([0, 2, -1, 1]) if whole else None
     results = []
     for net in (plain, wrapped):
         plain.zero_grad()

@@ -88,11 +88,12 @@ def test_nfe_is_what_the_network_counts(solver, sde):
 )
 def test_max_nfe_is_the_most_that_is_spent(solver, refuses):
     x_T = prior(VP())
-    needed = flow(solver).decode(network_model(Linear(), VP()), x_T).nfe
-    assert flow(solver, max_nfe=needed).decode(network_model(Linear(), VP()), x_T).nfe == needed
-    assert flow(solver, max_nfe=None).decode(network_model(Linear(), VP()), x_T).nfe == needed
+    loose = {"rtol": 1e-3, "atol": 1e-3}
+    needed = flow(solver, **loose).decode(network_model(Linear(), VP()), x_T).nfe
+    assert flow(solver, **loose, max_nfe=needed).decode(network_model(Linear(), VP()), x_T).nfe == needed
+    assert flow(solver, **loose, max_nfe=None).decode(network_model(Linear(), VP()), x_T).nfe == needed
     network = Linear()
-    short = flow(solver, max_nfe=needed - 1)
+    short = flow(solver, **loose, max_nfe=needed - 1)
     refuses(
         RuntimeError,
         lambda: short.decode(network_model(network, VP()), x_T),

@@ -60,6 +60,7 @@ def _moments(model: NetworkScoreModel, cond: Tensor | None = None) -> tuple[floa
     return float(x0.mean()), float(x0.std())
 
 
+@pytest.mark.slow
 def test_floats_are_learned_as_they_are():
     """N(0.5, 0.2^2) comes back; a standardized copy of it would not."""
     x = 0.5 + 0.2 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(2))

@@ -11,12 +11,23 @@ from tiny import tiny_command
 import main
 from training.trainer import StepResult, Trainer
 
+# ranks that wait for less than a user's
+HEAD = """
+import errno
+import os
+import signal
+
+from runtime.processes import ranks as module
+
+module._GRACE, module._WATCH = 0.5, 0.2
+RANK = os.environ["RANK"]
+"""
 FSDP = "--config.training.sharding=fsdp"
 
 
 def _plugin(folder: Path, text: str) -> str:
     path = folder / "plugin.py"
-    path.write_text("import errno\nimport os\nimport signal\n\nRANK = os.environ['RANK']\n" + text)
+    path.write_text(HEAD + text)
     return f"--config.plugins={path}"
 
 
