@@ -13,7 +13,7 @@ def test_every_name_of_a_kind_has_one_whole_line(kind: str, capsys: pytest.Captu
     module, registry = REGISTRIES[kind]
     with pytest.raises(SystemExit, match=r"^0$"):
         main.run(["--list", kind])
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if " " in line)
+    lines = {line.split()[0]: line.partition(" ")[2].strip() for line in capsys.readouterr().out.splitlines()}
     registered = getattr(importlib.import_module(module), registry)
     room = module.split(".")[0]
     # not what other tests have registered

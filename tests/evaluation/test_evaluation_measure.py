@@ -35,7 +35,7 @@ def oracle() -> tuple[DiscreteScoreModel, ImageDataset]:
 
 def test_mean_and_error_are_those_of_the_images_one_by_one(oracle: tuple[DiscreteScoreModel, ImageDataset]):
     model, dataset = oracle
-    bound = VariationalBound(num_levels=5)
+    bound = VariationalBound(num_levels=5, num_steps=200)
     means = measure(bound, model, dataset, batch_size=64, seed=3)
     x0 = LevelSpace(5).encode(dataset.images)
     alone = bound(model, x0, noise=NoiseStreams(3, range(700))).bits_per_dim.numpy()

@@ -111,6 +111,7 @@ def test_an_error_on_one_rank_ends_all_with_one_line(killer: Killer, run_copy: P
     assert not (run_copy / "eval" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_what_all_processes_find_wrong_is_said_once(killer: Killer, run_copy: Path):
     assert run_together(killer, eval_command(run_copy, "--config.eval.vlb_variance=tiny"), 2) == [2, 2]
     (line,) = (line for line in killer.said().splitlines() if line.startswith("error: "))
