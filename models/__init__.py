@@ -3,6 +3,7 @@
 from .condition import Cond, Condition
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
+from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel
 from .grey_levels import LevelsParameterization, level_posterior_mean
 from .parameterization import (
     EDMParameterization,

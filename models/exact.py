@@ -27,6 +27,22 @@ def _as_probabilities(weights: Tensor | Sequence[float], size: int) -> Tensor:
     return probs / probs.sum()
 
 
+def eigen_of_cov(name: str, covs: Float[Tensor, "count dim dim"]) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [K, D] and eigenvectors [K, D, D] of covariances; what rounding leaves of a zero is zero.
+
+    Raises:
+        ValueError: If a matrix is not symmetric and positive semi-definite.
+    """
+    eigenvalues, eigenvectors = torch.linalg.eigh(covs)
+    largest = eigenvalues.abs().amax(1, keepdim=True)
+    skew = (covs - covs.mT).abs().flatten(1).amax(1)
+    if bool((skew > 1e-6 * largest[:, 0]).any()) or bool((eigenvalues < -1e-6 * largest).any()):
+        raise ValueError(f"{name} must be symmetric and positive semi-definite; pass a factor A as A @ A.mT")
+    # the rounding of a zero eigenvalue would outweigh a small sigma^2
+    is_zero = eigenvalues <= covs.shape[1] * torch.finfo(torch.float64).eps * largest
+    return eigenvalues.masked_fill(is_zero, 0.0), eigenvectors
+
+
 class GaussianMixtureScoreModel(ScoreModel):
     """The exact x0 and eps of data drawn from sum_k w_k N(mean_k, cov_k).
 
@@ -60,15 +76,9 @@ class GaussianMixtureScoreModel(ScoreModel):
             )
         size = means.shape[0]
         probs = _as_probabilities([1 / size] * size if weights is None else weights, size)
-        eigenvalues, eigenvectors = torch.linalg.eigh(covs)
-        largest = eigenvalues.abs().amax(1, keepdim=True)
-        skew = (covs - covs.mT).abs().flatten(1).amax(1)
-        if bool((skew > 1e-6 * largest[:, 0]).any()) or bool((eigenvalues < -1e-6 * largest).any()):
-            raise ValueError("covs must be symmetric and positive semi-definite; pass a factor A as A @ A.mT")
-        # the rounding of a zero eigenvalue would outweigh a small sigma^2
-        is_zero = eigenvalues <= means.shape[1] * torch.finfo(torch.float64).eps * largest
+        eigenvalues, eigenvectors = eigen_of_cov("covs", covs)
         self.register_buffer("means", means)
-        self.register_buffer("eigenvalues", eigenvalues.masked_fill(is_zero, 0.0))
+        self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("eigenvectors", eigenvectors)
         self.register_buffer("log_weights", probs.log())
 
@@ -84,12 +94,55 @@ class GaussianMixtureScoreModel(ScoreModel):
         """log p_t(x) in nats, float64 [B]."""
         return self._components(x, self.sde.alpha(t), self.sde.sigma(t))[2].logsumexp(1)
 
+    def covs(self) -> Float[Tensor, "components dim dim"]:
+        """The components' covariances, float64 [K, D, D]."""
+        return torch.einsum("kde,ke,kfe->kdf", self.eigenvectors, self.eigenvalues, self.eigenvectors)
+
+    def posterior(
+        self, operator: Float[Tensor, "observed dim"], y: Float[Tensor, " observed"], *, noise_std: float
+    ) -> GaussianMixtureScoreModel:
+        """The mixture that p(x0 | y) is, where y = A x0 + n and n ~ N(0, noise_std^2 I).
+
+        With gain G = C A^T (A C A^T + noise_std^2 I)^-1 of each component, its mean becomes m + G (y - A m), its
+        covariance (I - G A) C, and its weight is multiplied by N(y; A m, A C A^T + noise_std^2 I).
+
+        Args:
+            operator: A, [M, D].
+            y: The observation, [M].
+            noise_std: At least 0; 0 needs A C A^T of full rank.
+
+        Raises:
+            ValueError: If the shapes do not fit, or y has no density given a component.
+        """
+        operator, y = operator.double(), y.double()
+        if operator.ndim != 2 or operator.shape[1] != self.means.shape[1] or y.shape != operator.shape[:1]:
+            raise ValueError(
+                f"the operator must be [M, {self.means.shape[1]}] and y [M], got {list(operator.shape)} and "
+                f"{list(y.shape)}; one row of the operator a number of y"
+            )
+        crossed = self.covs() @ operator.mT
+        observed = operator @ crossed + noise_std**2 * torch.eye(len(y), dtype=torch.float64, device=y.device)
+        factor, failed = torch.linalg.cholesky_ex(observed)
+        if bool(failed.any()):
+            raise ValueError(f"y has no density with noise_std = {noise_std:g}; raise it, or drop dependent rows")
+        gain = torch.cholesky_solve(crossed.mT, factor).mT
+        off = y - self.means @ operator.mT
+        normal = torch.distributions.MultivariateNormal(torch.zeros_like(off), scale_tril=factor)
+        # symmetric, and without the negative eigenvalues of a difference
+        left = torch.eye(self.means.shape[1], dtype=torch.float64, device=y.device) - gain @ operator
+        covs = left @ self.covs() @ left.mT + noise_std**2 * gain @ gain.mT
+        return GaussianMixtureScoreModel(
+            self.sde,
+            means=self.means + torch.einsum("kdm,km->kd", gain, off),
+            covs=covs,
+            weights=(self.log_weights + normal.log_prob(off)).softmax(0),
+        )
+
     def mean_and_cov(self) -> tuple[Tensor, Tensor]:
         """Mean [D] and covariance [D, D] of the data distribution."""
         weights = self.log_weights.exp()
         mean = weights @ self.means
-        covs = torch.einsum("kde,ke,kfe->kdf", self.eigenvectors, self.eigenvalues, self.eigenvectors)
-        second = torch.einsum("k,kdf->df", weights, covs + self.means[:, :, None] * self.means[:, None])
+        second = torch.einsum("k,kdf->df", weights, self.covs() + self.means[:, :, None] * self.means[:, None])
         return mean, second - torch.outer(mean, mean)
 
     def sample_data(self, num_samples: int, generator: torch.Generator | None = None) -> Float[Tensor, "batch dim"]:
@@ -103,13 +156,17 @@ class GaussianMixtureScoreModel(ScoreModel):
         check_per_sample("t", t, x_t.shape[0])
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         rotated, var, log_density = self._components(x_t, alpha, sigma)
-        share = log_density.softmax(1)
+        share = self._log_share(log_density, cond).softmax(1)
         # eps from its own formula: (x_t - alpha x0) / sigma would lose its digits at small sigma
         whitened = torch.einsum("bke,kde->bkd", rotated / var, self.eigenvectors)
         eps = sigma[:, None] * torch.einsum("bk,bkd->bd", share, whitened)
         shift = torch.einsum("bke,kde->bkd", self.eigenvalues * rotated / var, self.eigenvectors)
         x0 = torch.einsum("bk,bkd->bd", share, self.means + alpha[:, None, None] * shift)
         return Prediction(x0=x0.to(x_t.dtype), eps=eps.to(x_t.dtype), sigma=sigma)
+
+    def _log_share(self, log_density: Tensor, cond: Cond | None) -> Tensor:
+        """log of each component's share in x_t but for a constant, [B, K]; here whatever the condition."""
+        return log_density
 
 
 class DiscreteScoreModel(ScoreModel):

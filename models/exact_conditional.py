@@ -1,0 +1,200 @@
+"""Exact scores of conditional distributions: the oracles that conditions and guidance are proven against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sde_lib import SDE, check_per_sample
+
+from .condition import Cond, Condition, label_of
+from .exact import GaussianMixtureScoreModel, eigen_of_cov
+from .prediction import Prediction
+from .score_model import ScoreModel
+
+
+class LabelledMixtureScoreModel(GaussianMixtureScoreModel):
+    """The exact score of a Gaussian mixture whose components belong to classes.
+
+    Told a label c it is the score of p_t(x | c), the mixture of that class's components; told none, or -1, that of
+    p_t(x) = sum_c p(c) p_t(x | c), where p(c) is the sum of the class's weights.
+
+    Args:
+        sde: The SDE.
+        means: [K, D].
+        covs: Symmetric, positive semi-definite, [K, D, D].
+        labels: The class of each component, K whole numbers that cover 0 .. C - 1.
+        weights: [K], sum 1; equal weights if None.
+
+    Raises:
+        ValueError: If the mixture is none, or the labels do not fit its components.
+    """
+
+    labels: Tensor
+
+    def __init__(
+        self,
+        sde: SDE,
+        *,
+        means: Tensor,
+        covs: Tensor,
+        labels: Tensor | Sequence[int],
+        weights: Tensor | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(sde, means=means, covs=covs, weights=weights)
+        classes = torch.as_tensor(labels, dtype=torch.int64)
+        self.num_classes = len(classes.unique())
+        if classes.shape != (len(means),) or sorted(set(classes.tolist())) != list(range(self.num_classes)):
+            raise ValueError(
+                f"labels must name the class of each of {len(means)} components, from 0 without a gap, "
+                f"got {classes.tolist()}; number the classes anew"
+            )
+        self.register_buffer("labels", classes)
+
+    def class_probs(self) -> Float[Tensor, " classes"]:
+        """p(c), float64 [C]."""
+        return torch.zeros_like(self.log_weights[: self.num_classes]).index_add(0, self.labels, self.log_weights.exp())
+
+    def log_prob(
+        self, x: Float[Tensor, "batch dim"], t: Float[Tensor, " batch"], *, cond: Cond | None = None
+    ) -> Float[Tensor, " batch"]:
+        """log p_t(x | c) in nats, float64 [B]; log p_t(x) where no class is given."""
+        if cond is None:
+            return super().log_prob(x, t)
+        label = self._checked(cond, len(x))
+        of_class = torch.where(label < 0, 0.0, self.class_probs().log()[label.clamp(min=0)])
+        log_density = self._components(x, self.sde.alpha(t), self.sde.sigma(t))[2]
+        return (log_density + self._log_chosen(label)).logsumexp(1) - of_class
+
+    def class_log_prob(
+        self, x: Float[Tensor, "batch dim"], t: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch classes"]:
+        """The exact noisy classifier: log p(c | x_t) of every class, float64 [B, C]."""
+        every = torch.arange(self.num_classes, device=x.device)
+        log_density = self._components(x, self.sde.alpha(t), self.sde.sigma(t))[2]
+        return (log_density[:, None] + self._log_chosen(every)).logsumexp(2).log_softmax(1)
+
+    def of_class(self, label: int) -> GaussianMixtureScoreModel:
+        """The mixture of one class alone."""
+        mine = self.labels == label
+        weights = self.log_weights[mine].softmax(0)
+        return GaussianMixtureScoreModel(self.sde, means=self.means[mine], covs=self.covs()[mine], weights=weights)
+
+    def _log_share(self, log_density: Tensor, cond: Cond | None) -> Tensor:
+        if cond is None:
+            return log_density
+        return log_density + self._log_chosen(self._checked(cond, len(log_density)))
+
+    def _log_chosen(self, label: Int64[Tensor, " batch"]) -> Float[Tensor, "batch components"]:
+        """0 for the components of each label's class, or of all for -1, and -inf for the others."""
+        chosen = (label[:, None] == self.labels) | (label[:, None] < 0)
+        return torch.zeros_like(chosen, dtype=torch.float64).masked_fill(~chosen, -torch.inf)
+
+    def _checked(self, cond: Cond, batch: int) -> Tensor:
+        label = label_of(cond)
+        assert label is not None  # label_of refuses a condition without one
+        check_per_sample("cond", label, batch)
+        if bool(((label < -1) | (label >= self.num_classes)).any()):
+            raise ValueError(
+                f"labels must lie in [-1, {self.num_classes - 1}], got {int(label.min())} to {int(label.max())}; "
+                "-1 is no class"
+            )
+        return label
+
+
+class LinearGaussianScoreModel(ScoreModel):
+    """The exact score of x | c ~ N(W c + b, C), with c ~ N(m, S) where a sample is told no condition.
+
+    c is ``Condition.values``, or ``Condition.image`` flattened. Super-resolution of Gaussian images is a case of it:
+    for y = A x + n of x ~ N(mean, cov) and n ~ N(0, s^2 I) it is W = cov A^T (A cov A^T + s^2 I)^-1,
+    b = mean - W A mean and C = (I - W A) cov (``GaussianMixtureScoreModel.posterior``).
+
+    Args:
+        sde: The SDE.
+        weight: W, [D, K].
+        bias: b, [D].
+        cov: C, symmetric and positive semi-definite, [D, D].
+        cond_mean: m, [K]; zeros if None.
+        cond_cov: S, symmetric and positive semi-definite, [K, K]; the identity if None.
+
+    Raises:
+        ValueError: If the shapes disagree or a matrix is no covariance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    cond_mean: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+    def __init__(
+        self,
+        sde: SDE,
+        *,
+        weight: Tensor,
+        bias: Tensor,
+        cov: Tensor,
+        cond_mean: Tensor | None = None,
+        cond_cov: Tensor | None = None,
+    ) -> None:
+        super().__init__(sde)
+        weight, bias, cov = weight.double(), bias.double(), cov.double()
+        size, told = weight.shape
+        m = torch.zeros(told, dtype=torch.float64) if cond_mean is None else cond_mean.double()
+        spread = torch.eye(told, dtype=torch.float64) if cond_cov is None else cond_cov.double()
+        shapes = [list(one.shape) for one in (bias, cov, m, spread)]
+        if shapes != [[size], [size, size], [told], [told, told]]:
+            raise ValueError(
+                f"of weight [{size}, {told}], bias, cov, cond_mean and cond_cov must be [{size}], [{size}, {size}], "
+                f"[{told}] and [{told}, {told}], got {shapes}; give them these shapes"
+            )
+        eigen_of_cov("cond_cov", spread[None])
+        # that of a sample with its condition, and that of one without
+        eigenvalues, eigenvectors = eigen_of_cov("cov", torch.stack([cov, cov + weight @ spread @ weight.mT]))
+        for name, tensor in {"weight": weight, "bias": bias, "cond_mean": m}.items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("eigenvalues", eigenvalues)
+        self.register_buffer("eigenvectors", eigenvectors)
+
+    def mean_of(self, cond: Cond | None, batch: int) -> Float[Tensor, "batch dim"]:
+        """E[x0 | c] of each sample, float64 [B, D]; E[x0] where it is told none (NaN).
+
+        Raises:
+            ValueError: If the condition has other fields, or not K numbers a sample.
+        """
+        told = self._told(cond, batch)
+        return torch.where(told.isnan(), self.cond_mean, told) @ self.weight.mT + self.bias
+
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
+        """E[x0 | x_t, c] and E[eps | x_t, c], for x_t of any shape with D numbers a sample."""
+        check_per_sample("t", t, x_t.shape[0])
+        alpha, sigma = self.sde.alpha(t)[:, None], self.sde.sigma(t)[:, None]
+        which = self._told(cond, len(x_t)).isnan().any(1).long()
+        eigenvalues, eigenvectors = self.eigenvalues[which], self.eigenvectors[which]
+        mean = self.mean_of(cond, len(x_t))
+        rotated = torch.einsum("bd,bde->be", x_t.double().flatten(1) - alpha * mean, eigenvectors)
+        whitened = rotated / (alpha.square() * eigenvalues + sigma.square())
+        x0 = mean + alpha * torch.einsum("be,bde->bd", eigenvalues * whitened, eigenvectors)
+        eps = sigma * torch.einsum("be,bde->bd", whitened, eigenvectors)
+        x0, eps = (answer.reshape(x_t.shape).to(x_t.dtype) for answer in (x0, eps))
+        return Prediction(x0=x0, eps=eps, sigma=sigma[:, 0])
+
+    def _told(self, cond: Cond | None, batch: int) -> Float[Tensor, "batch numbers"]:
+        """c of each sample, NaN throughout where there is none."""
+        if cond is None:
+            return torch.full((batch, len(self.cond_mean)), torch.nan, dtype=torch.float64, device=self.bias.device)
+        given = cond.given if isinstance(cond, Condition) else {"label": cond}
+        if set(given) not in ({"values"}, {"image"}):
+            names = ", ".join(given)
+            raise ValueError(f"this model is told values or an image, got {names}; pass Condition(values=...)")
+        (told,) = (value.double().flatten(1) for value in given.values())
+        if told.shape != (batch, len(self.cond_mean)):
+            raise ValueError(
+                f"the condition must have {len(self.cond_mean)} numbers for each of {batch} samples, "
+                f"got {list(told.shape)}; give one row a sample"
+            )
+        # a row is told whole or not at all
+        return told.masked_fill(told.isnan().any(1, keepdim=True), torch.nan)
