@@ -29,6 +29,7 @@ from evaluation.table import (
 )
 from experiment.build import build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
+from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import trained_channels
@@ -90,7 +91,7 @@ def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
                 batch_size=config.eval.batch_size,
                 num_images=config.eval.num_images,
                 seed=config.seed,
-                class_conditional=config.model.class_conditional,
+                conditions=build_conditions(config, dataset.kind),
                 device=device,
             )
             trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)

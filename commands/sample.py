@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from data import AnyKind
 from evaluation.fingerprints import samples_fingerprint
 from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.provenance import about_of, variance_of
-from evaluation.sample_batch import draw_batch, labels_of
+from evaluation.sample_batch import draw_batch
+from evaluation.sample_conditions import SampleConditions, read_given
 from evaluation.sample_set import SampleSet
 from evaluation.trajectory import MOST_SAMPLES
-from experiment.build import bound_x0, build_sampler, pick_device
+from experiment.build import bound_x0, build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.classes import classes_of
+from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.from_checkpoints import trained_kind
 from experiment.pictures import as_array, has_picture
@@ -37,7 +40,9 @@ from runtime.terminal import ProgressBar
 from samplers import Sampler, StepState
 
 
-def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: Ranks = ALONE) -> None:
+def sample(
+    config: Config, workdir: Path, output: Path | None = None, *, given: Path | None = None, ranks: Ranks = ALONE
+) -> None:
     """Sample from the newest good checkpoint; write ``samples.npz``, ``grid.png`` and ``samples.json``.
 
     Batches are kept as they come, so that an interrupted command goes on to the same bytes, and memory holds one of
@@ -48,6 +53,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         config: The config the work directory was trained with; ``sampling`` may differ.
         workdir: The work directory.
         output: The folder to write in; None for ``samples`` in the work directory.
+        given: A file or folder of conditions, one a sample, in place of those of ``sampling.condition_split``.
         ranks: The processes of the job.
 
     Raises:
@@ -74,6 +80,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
             got = "vectors" if kind.num_levels is None else kind.image_shape[0]
             raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
         classes = classes_of(config, kind)
+        conditions = _conditions_of(config, kind, classes, given, ranks)
         trained, step = load_same_trained(ranks, config, workdir, kind, device)
         num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps
         precision, compiled = settings.precision, settings.compile
@@ -87,21 +94,25 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
             say_changed_plugins(workdir, config.plugins)
             say_lost_signal(config, trained.sde)
         variance = variance_of(sampler, learned=trained.learned_variance)
+        labels = conditions.observed(range(settings.num_samples)).labels
         samples = SampleSet(
             folder,
-            samples_fingerprint(config, trained, step, kind, classes, mode.recorded(), device),
+            samples_fingerprint(config, trained, step, kind, classes, mode.recorded(), device)
+            | ({} if conditions.digest is None else {"conditions": conditions.digest}),
             about_of(config, step, kind, classes, mode.recorded(), variance),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=kind,
-            labels=labels_of(range(settings.num_samples), classes).numpy() if classes else None,
+            labels=None if labels is None else labels.numpy(),
             pngs=settings.png_folder,
         )
         todo = _plan(samples, ranks)
         if todo is None:
             return
         with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
-            _draw(config, ranks, samples, todo, sampler, bound_x0(config, fast_inference(trained, mode), kind), classes)
+            _draw(
+                config, ranks, samples, todo, sampler, bound_x0(config, fast_inference(trained, mode), kind), conditions
+            )
             if ranks.first:
                 nfe, notes = samples.finish()
                 for note in notes:
@@ -122,7 +133,7 @@ def _draw(
     todo: list[list[str]],
     sampler: Sampler,
     model: ScoreModel,
-    classes: Sequence[int] | None,
+    conditions: SampleConditions,
 ) -> None:
     """Draw the batches, each on its process, and keep them."""
     with ProgressBar(unit="step", desc="sample", disable=not ranks.first) as bar:
@@ -139,7 +150,7 @@ def _draw(
                 index,
                 sample_shape=samples.kind.image_shape,
                 seed=config.seed,
-                classes=classes,
+                cond=conditions.of(index, model.sde),
                 device=ranks.device(pick_device(config)),
                 hooks=[progress],
                 num_trajectories=MOST_SAMPLES - index.start if config.sampling.record_trajectory else 0,
@@ -148,6 +159,39 @@ def _draw(
             return samples.encode(int(unit), {"images": images, "nfe": np.asarray(result.nfe)} | trajectory)
 
         deal(ranks, todo, drawn, lambda unit, data: samples.keep(int(unit), data))
+
+
+def _conditions_of(
+    config: Config, kind: AnyKind, classes: Sequence[int] | None, given: Path | None, ranks: Ranks
+) -> SampleConditions:
+    """The conditions to draw samples of.
+
+    Raises:
+        ValueError: If the model is not told such conditions, or not with such noise.
+    """
+    conditions, settings = build_conditions(config, kind), config.sampling
+    known = config.model.get("condition_noise_t", 0.0)
+    if settings.condition_noise_t > known:
+        raise ValueError(
+            f"sampling.condition_noise_t must be at most model.condition_noise_t={known:g}, up to which the model was "
+            f"trained, got {settings.condition_noise_t:g}; lower it"
+        )
+    if given is not None and conditions.only_labels:
+        raise ValueError("--input is of models that are told an image or values, got one of neither; leave it out")
+    if conditions.only_labels:
+        return SampleConditions(conditions, classes=classes)
+    noise = {"noise_t": settings.condition_noise_t, "seed": config.seed}
+    asked = classes if settings.classes else None
+    if given is not None:
+        return SampleConditions(conditions, classes=asked, source=read_given(given, conditions), **noise)
+    split = settings.condition_split
+    dataset = load_on_rank0_first(ranks, "condition data", lambda: build_dataset(config, split))
+    if dataset.image_shape != kind.image_shape:
+        raise ValueError(
+            f"{dataset.name} has images of {list(dataset.image_shape)}, but the model is of {list(kind.image_shape)}; "
+            "use the data that it was trained on"
+        )
+    return SampleConditions(conditions, classes=asked, source=dataset, **noise)
 
 
 def _chosen(classes: Sequence[int], names: Sequence[str]) -> str:

@@ -47,6 +47,11 @@ def _data() -> ConfigDict:
             "image_size": FieldReference(0, field_type=object),
             "channels": 0,  # of folder only: 1 or 3; 0: 1 if all images are grey, else 3
             "random_flip": False,  # flip images left to right at random, in training only
+            "downscale": (),  # means of boxes in place of the images, by these factors one after the other: (2,)
+            # conditions that are made of each image and told to the network: lowres, gray, masked, ink, or one that a
+            # plugin registers; several: lowres,ink
+            "condition": (),
+            "condition_options": "",  # their options, as in "factor=2"
         }
     )
 
@@ -80,6 +85,11 @@ def _model() -> ConfigDict:
             "learned_variance": False,  # predict the reverse variance too; with training.loss=hybrid or vlb
             "dequantizer": False,  # learn the noise that fills the bins of grey levels; with training.loss=dequantized
             "class_conditional": False,  # the network is given the label; needs data with two classes or more
+            # share of the samples whose condition is left out in training, so that the network can answer without, as
+            # classifier-free guidance asks; 0.1 is usual
+            "condition_dropout": 0.0,
+            # noise on condition images in training, that of x_t at a t from 0 to this, of which the network is told
+            "condition_noise_t": 0.0,
         }
     )
 
@@ -140,6 +150,8 @@ def _sampling() -> ConfigDict:
             "num_samples": 64,  # how many are drawn
             "batch_size": 64,  # drawn at once
             "classes": (),  # of a class-conditional model: numbers or names, as in 3,7, drawn in turn; (): all
+            "condition_split": "test",  # sample k is told what is observed of image k of this split, or of --input
+            "condition_noise_t": 0.0,  # noise on that image, that of x_t at this t; model.condition_noise_t at most
             "grid": "uniform",  # where the steps are: uniform, quadratic, trailing, leading, karras or log_snr
             "options": "",  # the sampler's own options, as in "eta=0.5"
             "clip_x0": True,  # clip the predicted x0 to the range of images; without effect on vectors

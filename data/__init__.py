@@ -1,7 +1,17 @@
 """Images as uint8 [N, C, H, W] or real vectors [N, D], plus labels, and batches of them that can be resumed exactly."""
 
 from .base import Dataset, ImageDataset, ImageKind
+from .conditions import (
+    ConditionMaker,
+    ImageMaker,
+    ValuesMaker,
+    available_conditions,
+    downscale,
+    make_conditions,
+    register_condition,
+)
 from .errors import DataError
+from .given import read_given_images, read_given_values
 from .kinds import image_kind
 from .loader import eval_batches
 from .registry import available_datasets, load_dataset, register_dataset

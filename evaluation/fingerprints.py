@@ -21,7 +21,7 @@ from models import ScoreModel
 from .measurement import EvalSplit
 
 _ROOMS = ("runtime", "sde_lib", "data", "models", "samplers", "likelihood", "experiment", "evaluation", "commands")
-_OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.")
+_OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "data.downscale", "data.condition", "sde.", "model.")
 # These change no value, or are in the fingerprint under another name.
 _FREE = (
     *("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images", "eval.precision", "eval.compile"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data import AnyDataset, RealSpace, eval_batches
+from experiment.conditions import Conditions
 from likelihood import LikelihoodEstimator, LikelihoodTerms, RunningMean, nats_to_bits_per_dim
 from models import ScoreModel
 from sde_lib import NoiseStreams
@@ -49,7 +50,7 @@ class EvalSplit:
         batch_size: Images a batch; the last one may be short.
         num_images: How many; 0 for all.
         seed: Image k draws from stream (seed, k).
-        class_conditional: Hand the labels to the model.
+        conditions: What the model is told of each image; None for nothing.
         device: Where the model is.
 
     Raises:
@@ -63,12 +64,12 @@ class EvalSplit:
         batch_size: int,
         num_images: int = 0,
         seed: int = 0,
-        class_conditional: bool = False,
+        conditions: Conditions | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self._batches = list(eval_batches(dataset, batch_size=batch_size, num_images=num_images))
         self.dataset, self.batch_size, self.num_images = dataset, batch_size, num_images or len(dataset)
-        self.seed, self.class_conditional, self.device = seed, class_conditional, torch.device(device)
+        self.seed, self.conditions, self.device = seed, conditions, torch.device(device)
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -85,7 +86,8 @@ class EvalSplit:
         noise = NoiseStreams(self.seed, range(first, first + len(images)))
         space = self.dataset.space
         x0 = space.encode(images).to(self.device)
-        cond = labels.to(self.device) if self.class_conditional else None
+        cond = None if self.conditions is None else self.conditions.tell(self.conditions.observe(images, labels))
+        cond = None if cond is None else cond.to(self.device)
         values = values_of(estimator(model, x0, cond=cond, noise=noise))
         if isinstance(space, RealSpace):
             # the density is of the vectors as they are stored

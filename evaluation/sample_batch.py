@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from models import ScoreModel
+from models import Cond, ScoreModel
 from samplers import Hook, Sampler, SampleResult
 from sde_lib import NoiseStreams
 
@@ -22,7 +21,7 @@ def draw_batch(
     *,
     sample_shape: tuple[int, ...],
     seed: int = 0,
-    classes: Sequence[int] | None = None,
+    cond: Cond | None = None,
     device: torch.device | str = "cpu",
     hooks: Sequence[Hook] = (),
     num_trajectories: int = 0,
@@ -35,7 +34,7 @@ def draw_batch(
         index: The numbers k of the samples.
         sample_shape: Shape of one sample.
         seed: Seed of the run.
-        classes: Of a conditional model: sample k is of class classes[k modulo their number].
+        cond: The condition of the samples, or None.
         device: Where the model is.
         hooks: See ``Sampler.sample``.
         num_trajectories: Of how many samples to keep states on the way.
@@ -45,14 +44,9 @@ def draw_batch(
     """
     noise = NoiseStreams(seed, index)
     x_T = sampler.prior_sample(model.sde, sample_shape, noise, device=device)
-    cond = labels_of(index, classes).to(device) if classes else None
+    cond = None if cond is None else cond.to(device)
     if num_trajectories < 1:
         return sampler.sample(model, x_T, cond=cond, noise=noise, hooks=hooks), {}
     trajectory = TrajectoryHook(x_T, num_trajectories)
     result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[*hooks, trajectory])
     return result, trajectory.arrays()
-
-
-def labels_of(index: range, classes: Sequence[int] | None) -> Tensor:
-    """Classes of samples, int64 [n]: of sample k classes[k modulo their number], or zeros without classes."""
-    return torch.tensor([classes[k % len(classes)] if classes else 0 for k in index], dtype=torch.int64)

@@ -6,6 +6,7 @@ import torch
 
 from data import AnyDataset, eval_batches
 from experiment.build import build_dataset
+from experiment.conditions import build_conditions
 from experiment.config import Config
 from likelihood import ContinuousBound, LikelihoodEstimator, VariationalBound
 from models import ScoreModel
@@ -47,11 +48,13 @@ def fit_step_weights(
         pilot = _other_split(config, measured)
         count = min(NUM_PILOT_IMAGES, len(pilot))
         ((images, labels),) = eval_batches(pilot, batch_size=count, num_images=count)
+        conditions = build_conditions(config, pilot.kind)
+        cond = conditions.tell(conditions.observe(images, labels))
         fitted = {
             name: estimator.fit_steps(
                 estimators[name][1],
                 pilot.space.encode(images).to(device),
-                cond=labels.to(device) if config.model.class_conditional else None,
+                cond=None if cond is None else cond.to(device),
                 noise=NoiseStreams(derive_seed(config.seed, _PILOT), range(count)),
             )
             for name, estimator in drawn.items()

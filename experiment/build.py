@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 
-from data import AnyDataset, AnyKind, VectorKind, load_dataset
+from data import AnyDataset, AnyKind, ImageDataset, VectorKind, downscale, load_dataset
 from models import (
     ClippedScoreModel,
     Dequantizer,
@@ -57,10 +58,18 @@ def build_dataset(config: Config, split: str, channels: int | None = None) -> An
         image_size=data.image_size or None,
         channels=data.channels or channels,
     )
+    if data.get("downscale"):
+        dataset = _downscaled(dataset, data.downscale)
     if place()[0] == 0:
         for note in dataset.notes:
             say(note)
     return dataset
+
+
+def _downscaled(dataset: AnyDataset, factors: Sequence[int]) -> ImageDataset:
+    if not isinstance(dataset, ImageDataset):
+        raise ValueError(f"data.downscale is of images, but {dataset.name} holds vectors; leave it out")
+    return downscale(dataset, factors)
 
 
 def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> NetworkScoreModel:

@@ -35,11 +35,14 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("optim", "weight_decay", 0, 1e3),
     ("model", "dropout", 0, 0.999),
     ("model", "norm_eps", 1e-12, 1),
+    ("model", "condition_dropout", 0, _BELOW_1),
+    ("model", "condition_noise_t", 0, 1),
     ("data", "channels", 0, _MOST),
     ("sampling", "num_steps", 1, _MOST),
     ("sampling", "num_samples", 1, 10**9),
     ("sampling", "batch_size", 1, _MOST),
     ("sampling", "threshold_x0", 0, 1),
+    ("sampling", "condition_noise_t", 0, 1),
     ("eval", "batch_size", 1, _MOST),
     ("eval", "num_images", 0, 10**12),
     ("eval", "vlb_num_steps", 0, _MOST),
@@ -56,6 +59,7 @@ _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
     *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
     ("training", "sharding", ["none", "fsdp"]),
+    ("sampling", "condition_split", ["train", "test"]),
     # without dequantization a density is measured, and images have levels
     ("eval", "ode_dequantization", ["decoder", "none", "uniform", "variational"]),
 )

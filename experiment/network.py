@@ -10,6 +10,7 @@ from models.backbones import Backbone
 from models.pretrained import BACKBONES, default_options
 from runtime.registry import choices_message
 
+from .conditions import build_conditions
 from .config import Config
 
 # keys of config.model that are options of backbones, of the same name
@@ -19,7 +20,7 @@ SHARED = (
     "symmetric_downsample",
 )  # fmt: skip
 # options that follow from the data; config.model.network says them where a model must be built without
-OF_DATA = ("image_size", "in_channels", "num_classes", "num_dims")
+OF_DATA = ("cond_channels", "cond_values", "image_size", "in_channels", "num_classes", "num_dims")
 DERIVED = "outputs_per_channel"
 
 
@@ -60,6 +61,33 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
     return {"image_size": one_or_pair(height, width), "in_channels": channels, DERIVED: outputs_per_channel}
 
 
+def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]) -> dict[str, Any]:
+    """A backbone's options that its conditions set.
+
+    Raises:
+        ValueError: If it cannot be told them, or leaves out what it is not told.
+    """
+    conditions, model = build_conditions(config, kind), config.model
+    options = conditions.network_options
+    for name in options.keys() - known.keys():
+        what = "an image" if name == "cond_channels" else "values"
+        raise ValueError(
+            f"backbone {model.backbone} cannot be told {what}, which data.condition="
+            f"{','.join(config.data.condition)} is; leave it out, or set model.backbone to adm, ncsnpp or unet"
+        )
+    if model.get("condition_dropout", 0.0) and not conditions.any:
+        raise ValueError(
+            f"model.condition_dropout={model.condition_dropout:g} needs a condition, got none; set "
+            "model.class_conditional or data.condition, or leave it at 0"
+        )
+    if model.get("condition_noise_t", 0.0) and not conditions.images:
+        raise ValueError(
+            f"model.condition_noise_t={model.condition_noise_t:g} needs a condition image, got none; set "
+            "data.condition=lowres, or leave it at 0"
+        )
+    return {**options, **({"null_condition": True} if model.get("condition_dropout", 0.0) else {})}
+
+
 def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -> Backbone:
     """The backbone of ``config.model`` for a kind of data, with new weights.
 
@@ -79,8 +107,11 @@ def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -
         arguments["head_channels"] = arguments["head_channels"] or None
     arguments |= _shape_arguments(backbone, kind, outputs_per_channel)
     arguments["num_classes"] = kind.num_classes if model.class_conditional else None
+    arguments |= _condition_arguments(config, kind, known)
     free = sorted(known.keys() - {*SHARED, DERIVED})
     for key, value in model.get("network", {}).items():
+        # the name that it had
+        key = "null_condition" if key == "null_class" else key
         if key not in free:
             raise ValueError(choices_message(f"key of config.model.network for backbone {backbone!r}:", key, free))
         value = plain(value)
@@ -98,4 +129,5 @@ def model_in_full(model: Mapping[str, Any]) -> dict[str, Any]:
     options = network_defaults(model.get("backbone", "unet"))
     shared = {key: options[key] for key in SHARED if key in options and key not in model}
     own = {"network": {}, "time_input": "auto", "data_std": 0.5, "learned_variance": False, "dequantizer": False}
+    own |= {"condition_dropout": 0.0, "condition_noise_t": 0.0}
     return own | {"class_conditional": False} | shared | {key: plain(value) for key, value in model.items()}

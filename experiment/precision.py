@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models import NetworkScoreModel
-from models.backbones import ConditioningEmbedding, NoiseLabelEmbedding, Upsample
+from models.backbones import ConditioningEmbedding, ConditionInput, NoiseLabelEmbedding, Upsample
 from runtime.compilation import CompiledCall, missing_compiler
 from runtime.processes.collectives import is_sharded
 from runtime.registry import choices_message
@@ -25,7 +25,7 @@ _MANY_CALLS = {"cpu": 100_000, "cuda": 10_000}
 _MANY_WEIGHTS = 5_000_000
 
 # they compute with their weights before autocast rounds: sums of taps, and features in the type of the weights
-_WIDE = (ConditioningEmbedding, NoiseLabelEmbedding, Upsample)
+_WIDE = (ConditionInput, ConditioningEmbedding, NoiseLabelEmbedding, Upsample)
 
 
 @dataclass(frozen=True)
@@ -173,13 +173,12 @@ class PrecisionBackbone(nn.Module):
             self._call = CompiledCall(self.inner, frozen=self.frozen)
         return self._call
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Call the backbone."""
+    def forward(self, x: Tensor, c_noise: Tensor, **told: Tensor) -> Tensor:
+        """Call the backbone; ``told`` are the fields of a condition, see ``NetworkScoreModel``."""
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            # a network of one's own that knows no classes need not take them
-            return self._network(x)(x, c_noise, *(() if cond is None else (cond,)))
+            return self._network(x)(x, c_noise, **told)
 
 
 class InferenceBackbone(PrecisionBackbone):

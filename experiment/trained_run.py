@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from data import AnyKind, RealSpace, Space
 from likelihood import nats_to_bits_per_dim
-from models import NetworkScoreModel
+from models import Cond, NetworkScoreModel
 from runtime.files import parse_json, read_regular
 from runtime.registry import choices_message
 from samplers import Sampler
@@ -23,6 +23,7 @@ from .build import bound_x0, build_sampler, named_device
 from .checkpoints.folder import step_of
 from .checkpoints.store import checkpoint_folders
 from .classes import class_number
+from .conditions import Conditions, build_conditions
 from .config import Config
 from .estimators import build_estimators, model_for
 from .from_checkpoints import load_trained, trained_kind
@@ -80,6 +81,11 @@ class TrainedRun:
         """(C, H, W) of one sample, or (D,) of a vector."""
         return self.kind.image_shape
 
+    @property
+    def conditions(self) -> Conditions:
+        """What the model is told: ``conditions.tell(conditions.observe(images, labels))`` is a condition."""
+        return build_conditions(self.config, self.kind)
+
     def encode(self, stored: Tensor) -> Tensor:
         """Turn data into x0, float32: grey levels, integers [N, C, H, W], or vectors [N, D]."""
         return self.kind.space.encode(stored)
@@ -89,13 +95,21 @@ class TrainedRun:
         return self.kind.space.decode(x0)
 
     def sample(
-        self, count: int, *, label: int | str | None = None, sampler: Sampler | None = None, seed: int = 0
+        self,
+        count: int,
+        *,
+        label: int | str | None = None,
+        cond: Cond | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
     ) -> Tensor:
         """Draw samples, as ``--mode sample`` does: sample k from the noise stream (seed, k).
 
         Args:
             count: The number of samples, drawn at once.
             label: The class of all of them, by number or name, of a class-conditional model; None for all in turn.
+            cond: The condition of each sample in place of ``label``, for models that are told more than a class; see
+                ``conditions``.
             sampler: The sampler; None for the one of the run's config.
             seed: The seed.
 
@@ -108,7 +122,7 @@ class TrainedRun:
         sampler, noise = sampler or build_sampler(self.config), NoiseStreams(seed, range(count))
         device = next(self.model.parameters()).device
         x_T = sampler.prior_sample(self.sde, self.sample_shape, noise, device=device)
-        cond = self._labels(count, label)
+        cond = self._labels(count, label) if cond is None else cond
         model = bound_x0(self.config, self.model, self.kind)
         result = sampler.sample(model, x_T, cond=None if cond is None else cond.to(device), noise=noise)
         return self.decode(result.x0.cpu())
@@ -156,14 +170,19 @@ class TrainedRun:
         bits = []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
             here = slice(begin, min(begin + config.eval.batch_size, len(data)))
-            cond = None if labels is None else labels[here].to(device)
+            observed = self.conditions.observe(data[here], data if labels is None else labels[here])
+            cond = self.conditions.tell(observed)
             noise = NoiseStreams(config.seed if seed is None else seed, range(here.start, here.stop))
-            terms = estimator(model, space.encode(data[here]).to(device), cond=cond, noise=noise)
+            terms = estimator(
+                model, space.encode(data[here]).to(device), cond=None if cond is None else cond.to(device), noise=noise
+            )
             volume = space.log_volume if isinstance(space, RealSpace) else 0.0
             bits.append(nats_to_bits_per_dim(terms.total + volume, terms.num_dims).cpu())
         return torch.cat(bits)
 
     def _labels(self, count: int, label: int | str | None) -> Tensor | None:
+        if not self.conditions.only_labels:
+            raise ValueError("the model is told more than a class; pass cond, as from run.conditions")
         if not self.config.model.class_conditional:
             if label is not None:
                 raise ValueError(f"label={label!r} needs a class-conditional model, got one without; leave it out")

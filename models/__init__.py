@@ -1,6 +1,6 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
-from .condition import Cond, Condition
+from .condition import Cond, Condition, null_of
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel

@@ -78,16 +78,24 @@ class Condition:
         """The same on a device."""
         return Condition(**{name: value.to(device) for name, value in self.given.items()})
 
-    def without(self) -> Condition:
+    def without(self, samples: Bool[Tensor, " batch"] | None = None) -> Condition:
         """The null condition of the same fields: label -1, no token, and NaN for images, values and pooled vectors.
 
         ``image_log_snr`` stays, and so does the shape of each field.
+
+        Args:
+            samples: True for those that it is of, [B]; the others keep their condition. None for all.
         """
         given = self.given
-        nulls = given | {name: torch.full_like(given[name], null) for name, null in _NULL.items() if name in given}
         if self.tokens is not None and self.mask is None:
-            nulls["mask"] = torch.zeros(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
-        return Condition(**nulls)
+            given["mask"] = torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
+        of = torch.ones(len(self), dtype=torch.bool) if samples is None else samples
+        nulls = {
+            name: value.masked_fill(of.to(value.device).view(-1, *[1] * (value.ndim - 1)), _NULL[name])
+            for name, value in given.items()
+            if name in _NULL
+        }
+        return Condition(**given | nulls)
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
@@ -103,6 +111,21 @@ _NULL = {"label": -1, "image": float("nan"), "values": float("nan"), "mask": Fal
 
 # what is taken wherever a condition is: a plain tensor is the labels
 Cond = Condition | Tensor
+
+
+def told_fields(cond: Cond | None) -> dict[str, Tensor]:
+    """What a backbone is told, by the names of its arguments: the label is ``cond``."""
+    if cond is None:
+        return {}
+    given = cond.given if isinstance(cond, Condition) else {"label": cond}
+    return {"cond" if name == "label" else name: value for name, value in given.items()}
+
+
+def null_of(cond: Cond, samples: Bool[Tensor, " batch"] | None = None) -> Cond:
+    """The null condition of the same kind: see ``Condition.without``; of plain labels, labels of -1."""
+    if isinstance(cond, Condition):
+        return cond.without(samples)
+    return torch.full_like(cond, -1) if samples is None else cond.masked_fill(samples, -1)
 
 
 def label_of(cond: Cond | None) -> Tensor | None:

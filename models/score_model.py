@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from sde_lib import SDE, check_per_sample, expand_like
 
-from .condition import Cond, label_of
+from .condition import Cond, told_fields
 from .dequantizer import Dequantizer
 from .parameterization import Parameterization
 from .prediction import Prediction
@@ -87,7 +88,8 @@ class ScoreModel(nn.Module, ABC):
 class NetworkScoreModel(ScoreModel):
     """A backbone, an SDE and a parameterization.
 
-    The backbone is called as ``backbone(c_in x_t, c_noise, cond)``, or without cond where there is none.
+    The backbone is called as ``backbone(c_in x_t, c_noise, cond=label, image=..., values=...)``, with those fields of a
+    ``Condition`` that are given: an image that is a condition is not scaled by c_in.
 
     Args:
         backbone: Network from ([B, ...], [B]) to [B, ...], or to twice the channels if it learns its variance. It must
@@ -117,6 +119,9 @@ class NetworkScoreModel(ScoreModel):
         self.parameterization = parameterization
         self.learned_variance = learned_variance
         self.dequantizer = dequantizer
+        arguments = inspect.signature(backbone.forward).parameters
+        takes_all = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+        self._told = None if takes_all else set(arguments)
 
     def with_backbone(self, backbone: nn.Module) -> NetworkScoreModel:
         """The same model around another backbone; the SDE and the dequantizer are shared."""
@@ -131,12 +136,13 @@ class NetworkScoreModel(ScoreModel):
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """Scale the input, call the backbone and read its output."""
         check_per_sample("t", t, x_t.shape[0])
-        label = label_of(cond)
-        extra: dict[str, Any] = {} if label is None else {"cond": label}
-        scaled = x_t
+        told, scaled = told_fields(cond), x_t
+        unknown = [] if self._told is None else sorted(told.keys() - self._told)
+        if unknown:
+            raise ValueError(f"this network is not told {', '.join(unknown)}; leave these out of the condition")
         if self.parameterization.scales_input:
             scaled = expand_like(self.parameterization.c_in(self.sde, t), x_t) * x_t
-        raw = self.backbone(scaled, self.parameterization.c_noise(self.sde, t), **extra).to(x_t.dtype)
+        raw = self.backbone(scaled, self.parameterization.c_noise(self.sde, t), **told).to(x_t.dtype)
         expected = list(x_t.shape)
         expected[1] *= self.parameterization.outputs_per_channel + self.learned_variance
         if list(raw.shape) != expected:

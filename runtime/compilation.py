@@ -45,8 +45,8 @@ _numbers = itertools.count()
 def _function_of(network: nn.Module) -> Callable[..., Tensor]:
     """The network as a function: torch.compile of the module would register its parameters a second time."""
 
-    def call(*inputs: Tensor | None) -> Tensor:
-        return network(*inputs)
+    def call(x: Tensor, c_noise: Tensor, **told: Tensor) -> Tensor:
+        return network(x, c_noise, **told)
 
     # what was compiled is kept with the code object, eight times at most: every network has its own
     call.__code__ = call.__code__.replace(co_name=f"network_{next(_numbers)}")
@@ -72,24 +72,24 @@ class CompiledCall:
         self._known: set[Any] = set()
         self.failed = self._told = False
 
-    def __call__(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """``network(x, c_noise, cond)``."""
+    def __call__(self, x: Tensor, c_noise: Tensor, **told: Tensor) -> Tensor:
+        """``network(x, c_noise, **told)``."""
         if self.failed:
-            return self._network(x, c_noise, cond)
+            return self._network(x, c_noise, **told)
         gradients = (torch.is_grad_enabled(), x.requires_grad, self._network.training)
-        met = (x.shape, x.dtype, x.device, cond is None, gradients)
+        met = (x.shape, x.dtype, x.device, tuple(told), gradients)
         if met not in self._known:
-            self._try(x, c_noise, cond)
+            self._try(x, c_noise, told)
             if self.failed:
-                return self._network(x, c_noise, cond)
+                return self._network(x, c_noise, **told)
             self._known.add(met)
-        return self._call(x, c_noise, cond)
+        return self._call(x, c_noise, told)
 
-    def _call(self, x: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+    def _call(self, x: Tensor, c_noise: Tensor, told: dict[str, Tensor]) -> Tensor:
         if self._compiled is None:
             self._compiled = torch.compile(_function_of(self._network), dynamic=False)
         with self._settings():
-            return self._compiled(x, c_noise, cond)
+            return self._compiled(x, c_noise, **told)
 
     def _settings(self) -> contextlib.AbstractContextManager[Any]:
         if not self._frozen or torch.is_grad_enabled():
@@ -98,7 +98,7 @@ class CompiledCall:
         config: Any = importlib.import_module("torch._inductor.config")
         return config.patch(freezing=True)
 
-    def _try(self, x: Tensor, c_noise: Tensor, cond: Tensor | None) -> None:
+    def _try(self, x: Tensor, c_noise: Tensor, told: dict[str, Tensor]) -> None:
         if not self._told and place()[0] == 0:
             say("compiling the network, which may take minutes")
         self._told = True
@@ -106,7 +106,7 @@ class CompiledCall:
         with torch.random.fork_rng(devices=devices):
             try:
                 inputs = x.detach().requires_grad_(x.requires_grad)
-                out = self._call(inputs, c_noise, cond)
+                out = self._call(inputs, c_noise, told)
                 if out.requires_grad:
                     learned = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
                     wanted = [*learned, inputs] if inputs.requires_grad else learned
@@ -116,6 +116,6 @@ class CompiledCall:
             except Exception as error:
                 # what the network itself refuses is for it to say, not the compiler's failure
                 with torch.no_grad():
-                    self._network(x, c_noise, cond)
+                    self._network(x, c_noise, **told)
                 self.failed = True
                 say(f"compilation failed, goes on without: {_first_line(error)}")

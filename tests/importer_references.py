@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.backbones.blocks.embedding import LabelEmbedding
 from sde_lib import VP
 
 FOLDER = Path(os.environ.get("SDE_REFERENCE") or Path(__file__).resolve().parents[2] / "shared" / "reference")
@@ -63,8 +64,8 @@ def score_sde_output(model, case, dtype):
 def take_no_class(network):
     """Let a network take the label -1, for which EDM's code has zeros whether it was trained with it or not."""
     for module in network.modules():
-        if hasattr(module, "null_class"):
-            module.null_class = True
+        if isinstance(module, LabelEmbedding):
+            module.null_condition = True
     return network
 
 

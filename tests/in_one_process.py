@@ -7,7 +7,9 @@ from torch import Tensor
 
 from data import AnyDataset
 from evaluation.measurement import EvalSplit, Measurement
-from evaluation.sample_batch import draw_batch, labels_of
+from evaluation.sample_batch import draw_batch
+from evaluation.sample_conditions import SampleConditions
+from experiment.conditions import Conditions
 from likelihood import LikelihoodEstimator
 from models import ScoreModel
 from samplers import Sampler
@@ -25,7 +27,11 @@ def measure(
 ) -> Measurement:
     """All batches of a split, in order."""
     split = EvalSplit(
-        dataset, batch_size=batch_size, num_images=num_images, seed=seed, class_conditional=class_conditional
+        dataset,
+        batch_size=batch_size,
+        num_images=num_images,
+        seed=seed,
+        conditions=Conditions(None, labels=class_conditional),
     )
     return Measurement([split.measure(k, estimator, model) for k in range(len(split))])
 
@@ -57,11 +63,12 @@ def draw(
         Samples [N, ...] on the CPU, their classes [N] (zeros if unconditional), and network calls a batch, at most.
     """
     samples, nfe = [], 0
+    conditions = SampleConditions(Conditions(None, labels=bool(classes)), classes=classes)
     for first in range(0, num_samples, batch_size):
         index = range(first, min(first + batch_size, num_samples))
-        result, _ = draw_batch(
-            sampler, model, index, sample_shape=sample_shape, seed=seed, classes=classes, device=device
-        )
+        cond = conditions.of(index, model.sde)
+        result, _ = draw_batch(sampler, model, index, sample_shape=sample_shape, seed=seed, cond=cond, device=device)
         samples.append(result.x0.cpu())
         nfe = max(nfe, result.nfe)
-    return torch.cat(samples), labels_of(range(num_samples), classes), nfe
+    labels = conditions.observed(range(num_samples)).labels
+    return torch.cat(samples), torch.zeros(num_samples, dtype=torch.int64) if labels is None else labels, nfe

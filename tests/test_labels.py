@@ -208,7 +208,7 @@ def levels(labels: Tensor) -> Tensor:
 
 def test_the_preview_shows_the_classes_in_turn():
     kind = replace(KIND, num_classes=3, class_names=())
-    x0 = preview_samples(told(slope=0.0), kind, seed=0, class_conditional=True, stops=lambda: False)
+    x0 = preview_samples(told(slope=0.0), kind, seed=0, cond=torch.arange(16) % 3, stops=lambda: False)
     assert x0 is not None
     np.testing.assert_array_equal(as_array(x0, kind), as_array(shown(torch.arange(16) % 3), kind))
 
@@ -269,7 +269,7 @@ def test_a_split_is_measured_with_its_labels():
 def test_samples_are_of_the_classes_in_turn_in_any_batch():
     sampler, classes, model = make_sampler("ddim", num_steps=3), (3, 7, 1), told(slope=0.0)
     expected = torch.tensor([classes[k % 3] for k in range(8)])
-    result, _ = draw_batch(sampler, model, range(4, 7), sample_shape=KIND.image_shape, classes=classes)
+    result, _ = draw_batch(sampler, model, range(4, 7), sample_shape=KIND.image_shape, cond=expected[4:7])
     assert torch.equal(KIND.space.decode(result.x0), levels(expected[4:7]))
     samples, labels, _ = draw(
         sampler, model, sample_shape=KIND.image_shape, num_samples=8, batch_size=3, classes=classes

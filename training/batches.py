@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +17,7 @@ from sde_lib import derive_seed
 
 _ORDER_STREAM, _FLIP_STREAM = 0, 1  # of numpy
 _TIME_STREAM, _NOISE_STREAM, NETWORK_STREAM, _MORE_NOISE_STREAM = 0, 1, 2, 3
+_DROP_STREAM, _CONDITION_TIME_STREAM, _CONDITION_NOISE_STREAM = 4, 5, 6
 _CHUNK = 256  # samples that share a generator of noise: a process makes no more of the others' than the rest of these
 
 
@@ -30,6 +31,9 @@ class Batch:
         uniform: For the times of the global batch, float64 [B]: some time samplers spread them over all of it.
         eps: Standard normal noise of the slice, [b, ...].
         more_noise: As much again, for losses that want it.
+        drop_uniform: For the samples whose condition is left out, float64 [b]; None where none is.
+        condition_uniform: For the times of the noise on condition images, float64 [b]; None where they have none.
+        condition_eps: That noise, standard normal, [b, n].
     """
 
     samples: Shaped[Tensor, "slice *shape"]
@@ -37,11 +41,15 @@ class Batch:
     uniform: Float[Tensor, " batch"]
     eps: Float[Tensor, "slice *shape"]
     more_noise: Float[Tensor, "slice *shape"] | None = None
+    drop_uniform: Float[Tensor, " slice"] | None = None
+    condition_uniform: Float[Tensor, " slice"] | None = None
+    condition_eps: Float[Tensor, "slice numbers"] | None = None
 
     def pinned(self) -> Batch:
         """The same in memory from which a GPU copies while it computes."""
-        more = None if self.more_noise is None else self.more_noise.pin_memory()
-        return Batch(self.samples.pin_memory(), self.labels.pin_memory(), self.uniform, self.eps.pin_memory(), more)
+        # the times are computed on the CPU
+        moved = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "uniform"}
+        return replace(self, **{name: value.pin_memory() for name, value in moved.items() if value is not None})
 
 
 class TrainBatches:
@@ -132,6 +140,8 @@ class Batches:
         seed: Seed of the run.
         random_flip: Mirror images left to right with probability 1/2.
         more_noise: Draw noise a second time, for losses that want it.
+        drops: Draw which samples' conditions are left out.
+        num_condition_noise: Numbers of a sample's condition images that get noise; 0 for none.
         ahead: Make the next batch in a thread of its own, in pinned memory where there is a GPU. That pays where a GPU
             computes; on a CPU it takes from the network what it gives.
     """
@@ -144,10 +154,13 @@ class Batches:
         seed: int,
         random_flip: bool = False,
         more_noise: bool = False,
+        drops: bool = False,
+        num_condition_noise: int = 0,
         ahead: bool = False,
     ) -> None:
         self._samples = TrainBatches(dataset, batch_size=rank_slice.batch_size, seed=seed, random_flip=random_flip)
         self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise
+        self._drops, self._num_condition_noise = drops, num_condition_noise
         self._ahead = ahead
         self._pool: ThreadPoolExecutor | None = None
         self._pin = ahead and torch.cuda.is_available()
@@ -172,12 +185,23 @@ class Batches:
     def _make(self, step: int) -> Batch:
         own = self._slice.samples
         samples, labels = self._samples.batch(step)
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, step, _TIME_STREAM))
-        uniform = torch.rand(self._slice.batch_size, generator=generator, dtype=torch.float64)
-        eps = self._noise(step, _NOISE_STREAM, samples.shape[1:])
-        more = self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None
-        batch = Batch(samples[own], labels[own], uniform, eps, more)
+        numbers = torch.Size([self._num_condition_noise])
+        batch = Batch(
+            samples[own],
+            labels[own],
+            self._uniform(step, _TIME_STREAM),
+            self._noise(step, _NOISE_STREAM, samples.shape[1:]),
+            more_noise=self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None,
+            drop_uniform=self._uniform(step, _DROP_STREAM)[own] if self._drops else None,
+            condition_uniform=self._uniform(step, _CONDITION_TIME_STREAM)[own] if numbers[0] else None,
+            condition_eps=self._noise(step, _CONDITION_NOISE_STREAM, numbers) if numbers[0] else None,
+        )
         return batch.pinned() if self._pin else batch
+
+    def _uniform(self, step: int, stream: int) -> Tensor:
+        """Uniform draws in [0, 1) for the global batch, float64 [B]."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, step, stream))
+        return torch.rand(self._slice.batch_size, generator=generator, dtype=torch.float64)
 
     def _noise(self, step: int, stream: int, shape: torch.Size) -> Tensor:
         """Standard normal noise of the rank's slice, chunk by chunk."""

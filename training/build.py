@@ -80,7 +80,9 @@ def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Opt
 def build_options(config: Config) -> TrainingOptions:
     """The options of ``config.training``, ``config.optim`` and ``config.data``, which have the names of the fields."""
     sections = {"seed": config.seed, **config.model, **config.data, **config.optim, **config.training}
-    return TrainingOptions(**{field.name: sections[field.name] for field in fields(TrainingOptions)})
+    # the section of an imported model has no key of which it has no use
+    known = [field.name for field in fields(TrainingOptions) if field.name in sections]
+    return TrainingOptions(**{name: sections[name] for name in known})
 
 
 def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded: bool = False) -> TrainingState:

@@ -12,7 +12,8 @@ from data import AnyKind, VectorKind
 from experiment.checkpoints.folder import step_of
 from experiment.checkpoints.store import checkpoint_folders
 from experiment.config import Config
-from experiment.from_checkpoints import load_trained, said_of_images, trained_space
+from experiment.from_checkpoints import said_of_images, trained_space
+from experiment.trained_run import load_run
 from experiment.weights import load_weights, named_weights
 from experiment.workdir import claim_for_training, config_differences, in_words, read_config, source_of
 from runtime.files import one_line
@@ -21,6 +22,11 @@ from runtime.messages import say
 from .build import build_state
 from .state import TrainingState
 
+# what makes a network conditional: where the other run has none of it, new layers that start at zero take it in
+_ADDED = (
+    *("model.class_conditional", "model.condition_dropout", "model.condition_noise_t", "model.network.num_classes"),
+    *("model.network.cond_channels", "model.network.cond_values", "model.network.null_condition"),
+)
 _OWN = "run"  # config.source.name of a run that began with the weights of another one
 
 
@@ -100,7 +106,9 @@ def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
         raise ValueError(
             f"--init-from {init_from} holds no trained run; pass the --workdir of one, or a checkpoints/step_... in it"
         )
-    different = config_differences(config, saved)
+    different = {
+        key: pair for key, pair in config_differences(config, saved).items() if not (key in _ADDED and not pair[1])
+    }
     shown = {section: _shown(different, f"{section}.") for section in ("model", "sde")}
     if shown["model"]:
         raise ValueError(f"--init-from {init_from} has another model: {shown['model']}; set it as it is there")
@@ -118,6 +126,8 @@ def _shown(different: dict[str, tuple[Any, Any]], section: str) -> str:
 def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str) -> None:
     """Write step 0 of a run: the averaged weights of another one, a fresh average of them and a fresh optimizer.
 
+    Weights that the other one does not have, of conditions that it is not told, are zero: its outputs stay.
+
     Args:
         config: The config, which ``is_to_begin`` passed.
         workdir: The work directory, which holds no run.
@@ -128,10 +138,12 @@ def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str)
         ValueError: If no checkpoint can be used.
     """
     source, step = split_init_from(init_from)
-    model, step = load_trained(config, source, kind, torch.device("cpu"), step=step)
-    state = build_state(config, kind, torch.device("cpu"))
+    other = load_run(source, device="cpu", step=step)
+    state, step = build_state(config, kind, torch.device("cpu")), other.step
+    weights = named_weights(other.model, other.model)
     for one in (state.model, state.ema.model):
-        load_weights(one, named_weights(model, model), "ema.")
+        new = {f"ema.{name}": torch.zeros_like(value) for name, value in one.backbone.state_dict().items()}
+        load_weights(one, new | weights, "ema.")
     checkpoint = source / "checkpoints" / f"step_{step:08d}"
     save_beginning(config, workdir, state, name=_OWN, checkpoint=str(checkpoint))
     say(f"begins at step 0 with the averaged weights (EMA) of step {step} of {source}, and a fresh optimizer")

@@ -12,6 +12,7 @@ from torch.distributed import is_torchelastic_launched
 from data import AnyDataset
 from experiment.build import build_dataset
 from experiment.checkpoints.store import checkpoint_folders
+from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.first_noise_warning import first_noise_warning
 from experiment.from_checkpoints import trained_channels
@@ -32,7 +33,7 @@ from .changes import note_changes
 from .init_from import begin_from_run, fit_kind, has_begun, is_to_begin, where_the_model_is
 from .start_lines import data_lines, slice_line
 from .state import TrainingState
-from .trained_classes import absent_line, check_null_class, check_trained_classes
+from .trained_classes import absent_line, check_null_condition, check_trained_classes
 from .trainer import Trainer
 
 
@@ -60,7 +61,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
     kind = fit_kind(config, dataset.kind, init_from) if begins else dataset.kind
     state = build_state(config, kind, device, sharded=communication.sharded)
     if is_new:
-        check_null_class(config, state.loss)
+        check_null_condition(config, state.loss)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
     # the first process writes step 0 meanwhile where it has --init-from, so that the others are not to look
     looks = ranks.first or not init_from
@@ -90,6 +91,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
             build_options(config),
             workdir=workdir,
             mode=mode,
+            conditions=build_conditions(config, dataset.kind),
             communication=communication,
             # only then, so that config.json is of what was trained
             before_saving=partial(_claim, config, workdir),

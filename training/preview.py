@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from data import AnyKind, ImageKind
+from data import AnyKind, ImageKind, VectorKind
 from experiment.pictures import has_picture
-from models import ClippedScoreModel, ScoreModel
+from models import ClippedScoreModel, Cond, ScoreModel
 from samplers import DDIMSampler, StepState
 from sde_lib import NoiseStreams
 
@@ -18,8 +17,13 @@ class _PreviewStopped(Exception):  # noqa: N818
     pass
 
 
+def preview_count(kind: AnyKind | None) -> int:
+    """Number of samples that are shown: few images, many points."""
+    return 500 if isinstance(kind, VectorKind) else 16
+
+
 def preview_samples(
-    model: ScoreModel, kind: AnyKind, *, seed: int, class_conditional: bool, stops: Callable[[], bool]
+    model: ScoreModel, kind: AnyKind, *, seed: int, cond: Cond | None, stops: Callable[[], bool]
 ) -> Tensor | None:
     """Samples by 50 steps of DDIM, from the same noise every time.
 
@@ -27,7 +31,7 @@ def preview_samples(
         model: The model.
         kind: The data that it is for.
         seed: Seed of the noise.
-        class_conditional: Tell the model the classes, in turn.
+        cond: The condition of the samples, or None.
         stops: Asked after each step; True gives them up.
 
     Returns:
@@ -41,15 +45,13 @@ def preview_samples(
     if not has_picture(kind):
         return None
     device = next(model.parameters()).device
-    of_images = isinstance(kind, ImageKind)
-    count = 16 if of_images else 500
+    of_images, count = isinstance(kind, ImageKind), preview_count(kind)
     noise = NoiseStreams(seed, range(count))
-    cond = torch.arange(count, device=device) % kind.num_classes if class_conditional else None
     sampler = DDIMSampler(num_steps=50)
     x_T = sampler.prior_sample(model.sde, kind.image_shape, noise, device=device)
     bounded = ClippedScoreModel(model) if of_images else model
     try:
-        result = sampler.sample(bounded, x_T, cond=cond, noise=noise, hooks=[stop])
+        result = sampler.sample(bounded, x_T, cond=None if cond is None else cond.to(device), noise=noise, hooks=[stop])
     except _PreviewStopped:
         return None
     return result.x0

@@ -41,7 +41,7 @@ def check_trained_classes(config: Config, dataset: AnyDataset) -> None:
         )
 
 
-def check_null_class(config: Config, loss: Loss) -> None:
+def check_null_condition(config: Config, loss: Loss) -> None:
     """Refuse to begin a run whose network takes the label -1, no class, but is never trained with it.
 
     Args:
@@ -51,11 +51,11 @@ def check_null_class(config: Config, loss: Loss) -> None:
     Raises:
         ValueError: In one line, with the cure.
     """
-    null_class = config.model.network.get("null_class")
-    if null_class and not loss.drops_class:
+    null_condition = config.model.network.get("null_condition")
+    if null_condition and not loss.drops_class:
         raise ValueError(
-            f"config.model.network.null_class={null_class} promises a network that is trained without its class now "
-            f"and then, but loss {config.training.loss!r} never leaves the class out; remove it"
+            f"config.model.network.null_condition={null_condition} promises a network trained without its class now "
+            "and then, which it is not; set config.model.condition_dropout=0.1 instead"
         )
 
 

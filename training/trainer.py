@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from data import Dataset
+from experiment.conditions import Conditions, ImageNoise, Observed
 from experiment.pictures import as_array, picture_of
 from experiment.precision import NetworkMode, PrecisionBackbone
+from models import Cond, null_of
 from runtime.messages import say
 from runtime.options import whole_number
 from runtime.processes.collectives import Communication
@@ -28,7 +30,7 @@ from .batches import NETWORK_STREAM, Batch, Batches
 from .log import TrainingLog
 from .losses.step_sampling import TimeDraw
 from .optimization import clip_gradients, learning_rate_factor
-from .preview import preview_samples
+from .preview import preview_count, preview_samples
 from .state import TrainingState
 
 
@@ -42,6 +44,8 @@ class TrainingOptions:
         accumulation_steps: Micro-batches into which each rank cuts its slice of the batch.
         seed: Seed of the batches, the noise, the times and dropout.
         class_conditional: Tell the network the labels.
+        condition_dropout: Share of the samples whose condition is left out, a draw of each step, in [0, 1).
+        condition_noise_t: Noise on condition images: that of a t uniform in [0, this]; 0 for none.
         random_flip: Mirror images left to right with probability 1/2.
         learning_rate: After the warm-up.
         warmup_steps: Steps over which the learning rate rises.
@@ -59,6 +63,8 @@ class TrainingOptions:
     accumulation_steps: int = 1
     seed: int = 0
     class_conditional: bool = False
+    condition_dropout: float = 0.0
+    condition_noise_t: float = 0.0
     random_flip: bool = False
     learning_rate: float = 2e-4
     warmup_steps: int = 0
@@ -103,6 +109,7 @@ class Trainer:
         options: The settings.
         workdir: The folder of ``checkpoints/``, ``logs/`` and ``samples/``; None writes nothing.
         mode: Precision and compilation of the network; float32 by default.
+        conditions: What the network is told of each sample; by default its label if ``class_conditional``.
         communication: The ranks of a job, and this one's slice of a batch; one process by default.
         before_saving: Called on rank 0 before the first checkpoint of this trainer is written.
     """
@@ -115,6 +122,7 @@ class Trainer:
         *,
         workdir: Path | str | None = None,
         mode: NetworkMode | None = None,
+        conditions: Conditions | None = None,
         communication: Communication | None = None,
         before_saving: Callable[[], None] = lambda: None,
     ) -> None:
@@ -134,12 +142,16 @@ class Trainer:
         self._parameters = [p for p in model.parameters() if id(p) not in inner]
         self._outside_network = [p for p in model.parameters() if id(p) not in network]
         self._space = dataset.space
+        self._conditions = conditions or Conditions(None, labels=options.class_conditional)
+        self._shown = self._preview_condition(dataset)
         self._batches = Batches(
             dataset,
             self._slice,
             seed=options.seed,
             random_flip=options.random_flip,
             more_noise=state.loss.wants_more_noise,
+            drops=options.condition_dropout > 0,
+            num_condition_noise=self._conditions.num_noisy if options.condition_noise_t > 0 else 0,
             ahead=self._device.type == "cuda",
         )
         self._before_saving: Callable[[], None] | None = before_saving
@@ -286,8 +298,14 @@ class Trainer:
         def here(values: Tensor) -> Tensor:
             return values[local].to(self._device, non_blocking=True)
 
-        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps)
-        cond = here(batch.labels) if self.options.class_conditional else None
+        samples, eps = here(batch.samples), here(batch.eps)
+        x0, noise = self._space.encode(samples), None
+        if batch.condition_uniform is not None and batch.condition_eps is not None:
+            t = self.options.condition_noise_t * here(batch.condition_uniform)
+            noise = ImageNoise(self._model.sde, t, here(batch.condition_eps))
+        cond = self._conditions.tell(self._conditions.observe(samples, here(batch.labels)), noise=noise)
+        if batch.drop_uniform is not None and cond is not None:
+            cond = null_of(cond, here(batch.drop_uniform) < self.options.condition_dropout)
         more = {} if batch.more_noise is None else {"more_noise": here(batch.more_noise)}
         # dropout draws from the global generator: there is no other way to reach it
         stream = (NETWORK_STREAM, micro_batch.start) if micro_batch.start else (NETWORK_STREAM,)
@@ -320,6 +338,16 @@ class Trainer:
         if self._log is not None:
             self._log.learning_curve()
 
+    def _preview_condition(self, dataset: Dataset) -> Cond | None:
+        """The condition of the samples that are shown: classes in turn, or what is told of the first samples."""
+        index = torch.arange(preview_count(self.state.kind))
+        if self._conditions.only_labels:
+            return (
+                self._conditions.tell(Observed(labels=index % dataset.num_classes)) if self._conditions.labels else None
+            )
+        index = index % len(dataset)
+        return self._conditions.tell(self._conditions.observe(dataset.stored[index], dataset.labels[index]))
+
     def _log_numbers(self, result: StepResult, seconds_per_step: float) -> None:
         state = self.state
         if self._log is not None and state.losses:
@@ -345,7 +373,7 @@ class Trainer:
             self.state.ema.model,
             self.state.kind,
             seed=self.options.seed,
-            class_conditional=self.options.class_conditional,
+            cond=self._shown,
             stops=lambda: self._ranks.any(bool(request)) if sharded else bool(request),
         )
         if self._log is not None and samples is not None:

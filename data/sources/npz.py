@@ -80,6 +80,34 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
     return _build(places[split][0], split, own, rest, source)
 
 
+def read_npz_images(path: Path) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Read the images of a file whole: uint8 [N, C, H, W], labels int64 [N] or None, and their number of levels.
+
+    Raises:
+        DataError: If it holds none.
+    """
+    split = _read(path, "")
+    if split.of_vectors or split.samples is None:
+        raise DataError(f"{path} holds vectors, expected images; save them as 'images'")
+    with _opened(path) as arrays:
+        labelled = "labels" in arrays or "arr_1" in arrays
+    return split.samples, split.labels if labelled else None, split.num_levels
+
+
+def read_npz_values(path: Path) -> np.ndarray:
+    """Read the array ``values`` of a file, float32 [N, K].
+
+    Raises:
+        DataError: If it has none, or a value is not finite.
+    """
+    with _opened(path) as arrays:
+        values = next((arrays[key] for key in ("values",) if key in arrays), None)
+    if values is None or values.ndim != 2 or values.dtype.kind != "f" or not np.isfinite(values).all():
+        got = "none" if values is None else f"{values.dtype} {list(values.shape)}"
+        raise DataError(f"{path}: values must be finite floats [N, K], got {got}; save them under the name 'values'")
+    return values.astype(np.float32)
+
+
 def _build(path: Path, split: str, own: _Split, rest: _Split | None, source: str) -> ImageDataset | VectorDataset:
     if rest is not None and rest.of_vectors != own.of_vectors:
         raise DataError(f"{path}: one split holds images, the other vectors; save both of one kind")

@@ -2,6 +2,7 @@
 
 from .adm import ADM
 from .base import Backbone
+from .blocks.condition_input import ConditionInput
 from .blocks.embedding import ConditioningEmbedding, FourierEmbedding, NoiseLabelEmbedding, sinusoidal_embedding
 from .blocks.input_features import InputFourierFeatures
 from .blocks.layers import AttentionBlock, ResBlock

@@ -116,7 +116,9 @@ class ADM(ADMBackbone):
         middle_attention_norm: Normalize before it.
         learned_variance: Return ``2 C`` channels, the last ``C`` being the raw variance interpolation.
         num_classes: Number of classes, or None for an unconditional network.
-        null_class: Take the label -1, no class, too: for a network that is trained without its class now and then.
+        null_condition: Take no condition too, label -1 and NaN: for a network that is trained without it now and then.
+        cond_channels: Channels of an image that is a condition; 0 for none.
+        cond_values: Values that are a condition, for each sample; 0 for none.
         norm_eps: Epsilon of the group norms.
         norm_groups: Groups of the norms.
         norm_group_channels: Channels that a group has at least; there are fewer groups where needed, as EDM.
@@ -154,7 +156,9 @@ class ADM(ADMBackbone):
         middle_attention_norm: bool = True,
         learned_variance: bool = False,
         num_classes: int | None = None,
-        null_class: bool = False,
+        null_condition: bool = False,
+        cond_channels: int = 0,
+        cond_values: int = 0,
         norm_eps: float = 1e-5,
         norm_groups: int = 32,
         norm_group_channels: int = 1,
@@ -171,7 +175,11 @@ class ADM(ADMBackbone):
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
         first = first_channels or self.widths[0]
         self.embed = ConditioningEmbedding(
-            embedding_dim or channels, 4 * channels, num_classes=num_classes, null_class=null_class, kind=embedding
+            embedding_dim or channels,
+            4 * channels,
+            num_classes=num_classes,
+            null_condition=null_condition,
+            kind=embedding,
         )
         self.input_features = InputFourierFeatures(input_frequencies)
         self.conv_in = initialize(nn.Conv2d(self.input_features.out_channels(in_channels), first, 3, padding=1))
@@ -181,14 +189,27 @@ class ADM(ADMBackbone):
         self.up = self._build_up(first, up_attends)
         self.norm_out = self._norm(self.widths[0])
         self.conv_out = initialize(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1), zero=True)
+        self.condition_input = self._condition_input(first)
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        cond: Tensor | None = None,
+        *,
+        image: Tensor | None = None,
+        image_log_snr: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor:
         """Apply the network.
 
         Args:
             x: Scaled noisy data, [B, C, H, W].
             c_noise: Noise labels, [B], in any real dtype: the embedding is computed in float64.
-            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_class``; None without classes.
+            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_condition``; None without classes.
+            image: Condition of ``cond_channels`` channels, [B, cond_channels, H, W]; NaN throughout is none.
+            image_log_snr: log-SNR of the noise that the image has, [B]; None where it is clean.
+            values: Condition of ``cond_values`` values, of order 1, [B, cond_values]; NaN is none.
 
         Returns:
             The prediction, [B, C, H, W], or [B, 2 C, H, W] with ``learned_variance``: the prediction, then the raw
@@ -198,8 +219,10 @@ class ADM(ADMBackbone):
             ValueError: A shape, dtype or label is not what the network was built for.
         """
         self._check_input(x)
-        embedding = self.embed(c_noise, cond, x.shape[0])
-        skips = [self.conv_in(self.input_features(x).to(x.dtype))]
+        told = self.condition_input.to_embedding(len(x), image_log_snr, values)
+        embedding = self.embed(c_noise, cond, x.shape[0], told)
+        hidden, seen = self.conv_in(self.input_features(x).to(x.dtype)), self.condition_input.to_hidden(x, image)
+        skips = [hidden if seen is None else hidden + seen]
         for level in self.down:
             skips += level(skips[-1], embedding)
         hidden = self.middle(skips[-1], embedding)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .blocks.checks import check_input, check_positive
+from .blocks.condition_input import ConditionInput
 from .blocks.fir import Direction
 from .blocks.layers import ResBlock
 from .blocks.levels import Level, MiddleLevel
@@ -27,6 +28,11 @@ class Backbone(nn.Module):
 
     options: dict[str, Any]
     num_classes: int | None = None
+
+    @property
+    def null_condition(self) -> bool:
+        """True if it is trained to answer without its condition too."""
+        return bool(self.options.get("null_condition", False))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -127,6 +133,15 @@ class ImageBackbone(Backbone):
                 below = width
             levels.append(self._level("up", i, blocks, attend=attends[i]))
         return nn.ModuleList(reversed(levels))
+
+    def _condition_input(self, first: int) -> ConditionInput:
+        """The input of images and values that are conditions; to be made last, so that it moves no other weight."""
+        return ConditionInput(
+            channels=self.options["cond_channels"],
+            num_values=self.options["cond_values"],
+            hidden_channels=first,
+            embedding_dim=4 * self.options["channels"],
+        )
 
     def _check_input(self, x: Tensor) -> None:
         check_input(x, (self.in_channels, *self.sizes[0]), self.conv_in.weight)

@@ -61,7 +61,9 @@ class NCSNpp(ImageBackbone):
         embedding: Embedding of the noise label: ``sin_first`` or ``fourier``.
         noise_features: Features of that embedding, even; ``channels``, or twice that with ``fourier``, when None.
         num_classes: Number of classes, or None for an unconditional network.
-        null_class: Take the label -1, no class, too: for a network that is trained without its class now and then.
+        null_condition: Take no condition too, label -1 and NaN: for a network that is trained without it now and then.
+        cond_channels: Channels of an image that is a condition; 0 for none.
+        cond_values: Values that are a condition, for each sample; 0 for none.
         augment_dim: Numbers that say how an image was augmented (Karras et al. 2022, Appendix F.2); 0 for none.
         min_group_channels: Each group of a norm has at least as many channels, up to 32 groups.
         norm_eps: Epsilon of the group norms.
@@ -93,7 +95,9 @@ class NCSNpp(ImageBackbone):
         embedding: NoiseEmbedding = "sin_first",
         noise_features: int | None = None,
         num_classes: int | None = None,
-        null_class: bool = False,
+        null_condition: bool = False,
+        cond_channels: int = 0,
+        cond_values: int = 0,
         augment_dim: int = 0,
         min_group_channels: int = 4,
         norm_eps: float = 1e-6,
@@ -111,7 +115,7 @@ class NCSNpp(ImageBackbone):
             4 * channels,
             kind=embedding,
             num_classes=num_classes,
-            null_class=null_class,
+            null_condition=null_condition,
             augment_dim=augment_dim,
         )
         self.conv_in = initialize(nn.Conv2d(in_channels, channels, 3, padding=1))
@@ -122,6 +126,7 @@ class NCSNpp(ImageBackbone):
         self.norm_out = self._norm(self.widths[0])
         self.conv_out = initialize(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1), zero=True)
         self.image_up = self._plain_resampler("up")
+        self.condition_input = self._condition_input(channels)
 
     def _norm(self, width: int) -> nn.Module:
         most = max(1, min(32, width // self.options["min_group_channels"]))
@@ -175,13 +180,26 @@ class NCSNpp(ImageBackbone):
         attention = self._attention(width) if attend else None
         return PyramidUpLevel(blocks, attention, image_output, self._resample(side, width) if i else None)
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        cond: Tensor | None = None,
+        augment: Tensor | None = None,
+        *,
+        image: Tensor | None = None,
+        image_log_snr: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor:
         """Apply the network.
 
         Args:
             x: Scaled noisy data, [B, C, H, W].
             c_noise: Noise labels, [B], in any real dtype: the embedding is computed in float64.
-            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_class``; None without classes.
+            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_condition``; None without classes.
+            image: Condition of ``cond_channels`` channels, [B, cond_channels, H, W]; NaN throughout is none.
+            image_log_snr: log-SNR of the noise that the image has, [B]; None where it is clean.
+            values: Condition of ``cond_values`` values, of order 1, [B, cond_values]; NaN is none.
             augment: How each image was augmented, [B, A], or None for not at all.
 
         Returns:
@@ -192,8 +210,10 @@ class NCSNpp(ImageBackbone):
             ValueError: A shape, dtype or label is not what the network was built for.
         """
         self._check_input(x)
-        embedding = self.embed(c_noise, cond, augment, x.shape[0])
-        pyramid, skips = x, [self.conv_in(x)]
+        told = self.condition_input.to_embedding(len(x), image_log_snr, values)
+        embedding = self.embed(c_noise, cond, augment, x.shape[0], told)
+        hidden, seen = self.conv_in(x), self.condition_input.to_hidden(x, image)
+        pyramid, skips = x, [hidden if seen is None else hidden + seen]
         for level in self.down:
             assert isinstance(level, DownLevel)
             skips += level(skips[-1], embedding)

@@ -31,7 +31,9 @@ class UNet(ADM):
         scale_shift_norm: Let the embedding scale and shift the second norm instead of adding before it.
         learned_variance: Return ``2 C`` channels, the last ``C`` being the raw variance interpolation.
         num_classes: Number of classes, or None for an unconditional network.
-        null_class: Take the label -1, no class, too: for a network that is trained without its class now and then.
+        null_condition: Take no condition too, label -1 and NaN: for a network that is trained without it now and then.
+        cond_channels: Channels of an image that is a condition; 0 for none.
+        cond_values: Values that are a condition, for each sample; 0 for none.
         norm_eps: Epsilon of the group norms.
         norm_groups: Groups of the norms; see ``group_norm`` for layers that it does not divide. With the default 32,
             blocks of exactly 32 channels are blind to an additive embedding.
@@ -74,7 +76,9 @@ class UNet(ADM):
         scale_shift_norm: bool = False,
         learned_variance: bool = False,
         num_classes: int | None = None,
-        null_class: bool = False,
+        null_condition: bool = False,
+        cond_channels: int = 0,
+        cond_values: int = 0,
         norm_eps: float = 1e-6,
         norm_groups: int = 32,
         embedding: EmbeddingKind = "sin_first",

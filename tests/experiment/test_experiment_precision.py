@@ -177,13 +177,13 @@ def test_the_network_sees_channels_last_and_keeps_its_own_parameters():
 
 
 def test_inference_in_bf16_is_autocast_bit_for_bit():
-    net = network(num_classes=3, null_class=True).eval()
+    net = network(num_classes=3, null_condition=True).eval()
     x, c_noise = batch()
     cond = torch.tensor([0, 2, -1, 1])
     fast = InferenceBackbone(net, BF16)
     with torch.no_grad():
-        expected = PrecisionBackbone(net, BF16)(x, c_noise, cond)
-        assert torch.equal(fast(x, c_noise, cond), expected)
+        expected = PrecisionBackbone(net, BF16)(x, c_noise, cond=cond)
+        assert torch.equal(fast(x, c_noise, cond=cond), expected)
     blocks = [module for module in fast.inner.modules() if isinstance(module, (ResBlock, AttentionBlock))]
     layers = [part for block in blocks for part in block.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
     assert {layer.weight.dtype for layer in layers} == {BF16}
@@ -191,15 +191,15 @@ def test_inference_in_bf16_is_autocast_bit_for_bit():
 
 
 OTHERS = {
-    "adm": lambda: ADM(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3, null_class=True,
-                       attention_resolutions=(4,)),
+    "adm": lambda: ADM(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3,
+                       null_condition=True, attention_resolutions=(4,)),
     "adm, fourier": lambda: ADM(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3,
-                                null_class=True, attention_resolutions=(4,), resampling="convolution",
+                                null_condition=True, attention_resolutions=(4,), resampling="convolution",
                                 embedding="fourier"),
     "ncsnpp": lambda: NCSNpp(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3,
-                             null_class=True, attention_resolutions=(4,), embedding="fourier"),
+                             null_condition=True, attention_resolutions=(4,), embedding="fourier"),
     "ncsnpp, ddpm blocks": lambda: NCSNpp(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1,
-                                          num_classes=3, null_class=True, attention_resolutions=(4,), block="ddpm"),
+                                          num_classes=3, null_condition=True, attention_resolutions=(4,), block="ddpm"),
 }  # fmt: skip
 
 
@@ -209,9 +209,9 @@ def test_inference_in_bf16_of_other_backbones_is_autocast_bit_for_bit(name: str)
     # labels whose phases bf16 cannot hold, beside small ones
     x, c_noise, cond = torch.randn(4, 3, 8, 8), torch.tensor([3.7, -4.6, 0.013, 500.0]), torch.tensor([0, 2, -1, 1])
     with torch.no_grad():
-        expected = PrecisionBackbone(net, BF16)(x, c_noise, cond)
-        assert torch.equal(InferenceBackbone(net, BF16)(x, c_noise, cond), expected)
-        exact = net(x, c_noise, cond)
+        expected = PrecisionBackbone(net, BF16)(x, c_noise, cond=cond)
+        assert torch.equal(InferenceBackbone(net, BF16)(x, c_noise, cond=cond), expected)
+        exact = net(x, c_noise, cond=cond)
     assert 0 < float((expected - exact).abs().max() / exact.abs().max()) < 0.1
 
 

@@ -84,7 +84,7 @@ def test_labels_and_a_condition_of_labels_are_the_same():
     x, t, label = torch.randn(3, 2), torch.full((3,), 0.5), torch.tensor([1, 5, 7])
     plain, whole = model(x, t, cond=label), model(x, t, cond=Condition(label=label))
     assert torch.equal(plain.eps, whole.eps) and math.isclose(float(plain.eps[1, 0]), 0.5, rel_tol=1e-6)
-    with pytest.raises(ValueError, match="told labels alone, got a condition of values; leave these out"):
+    with pytest.raises(ValueError, match="this network is not told values; leave these out of the condition"):
         model(x, t, cond=Condition(label=label, values=torch.zeros(3, 1)))
 
 

@@ -38,15 +38,15 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("whole", only((False,), [False, True]))
 def test_compiled_training_gives_the_same_loss_and_gradients(whole: bool):
-    unet = {"num_classes": 3, "null_class": True, "channel_mult": (1,), "attention_resolutions": (8,)}
+    unet = {"num_classes": 3, "null_condition": True, "channel_mult": (1,), "attention_resolutions": (8,)}
     plain = network(**unet) if whole else Small()
     wrapped = PrecisionBackbone(plain, torch.float32, compiled=True)
     x, c_noise = batch()
-    cond = torch.tensor([0, 2, -1, 1]) if whole else None
+    told = {"cond": torch.tensor([0, 2, -1, 1])} if whole else {}
     results = []
     for net in (plain, wrapped):
         plain.zero_grad()
-        out = net(x, c_noise, cond)
+        out = net(x, c_noise, **told)
         out.square().mean().backward()
         results.append([out.detach(), *(p.grad.clone() for p in plain.parameters() if p.grad is not None)])
     for ours, truth in zip(results[1], results[0], strict=True):

@@ -101,7 +101,6 @@ def test_the_newest_checkpoint_that_is_good_is_taken(
             "has another model: model.channels is 16 there, 32 here; set it as it is there",
         ),
         (["--config.model.dropout=0.5"], "has another model: model.dropout is 0.1 there, 0.5 here"),
-        (["--config.model.class_conditional=true"], "model.class_conditional is False there, True here"),
     ],
 )
 def test_another_model_is_refused(

@@ -70,15 +70,15 @@ def test_classes_that_cannot_be_trained_are_refused(tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize("backbone", ["unet", "adm", "ncsnpp"])
 def test_no_class_is_not_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: str):
-    flags = [CONDITIONAL, f"--config.model.backbone={backbone}", "--config.model.network.null_class=True"]
+    flags = [CONDITIONAL, f"--config.model.backbone={backbone}", "--config.model.network.null_condition=True"]
     message = error(capsys, tiny_command("train", tmp_path / "run", *flags))
-    assert "trained without its class now and then, but loss 'auto' never leaves the class out; remove it" in message
+    assert "which it is not; set config.model.condition_dropout=0.1 instead" in message
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_leaves_the_class_out_may_train_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(DDPMLoss, "drops_class", True)
-    flags = [CONDITIONAL, "--config.model.network.null_class=True", "--config.training.num_steps=1"]
+    flags = [CONDITIONAL, "--config.model.network.null_condition=True", "--config.training.num_steps=1"]
     assert main.run(tiny_command("train", tmp_path / "run", *flags)) == 0
     # what was begun may go on
     monkeypatch.setattr(DDPMLoss, "drops_class", False)

@@ -94,7 +94,7 @@ class LabelEmbedding(nn.Module):
         embedding_dim: Features of the noise embedding, even.
         kind: ``sin_first`` (Ho et al.), ``cos_first`` (Improved DDPM) or ``fourier`` (Song et al., for ln sigma).
         num_classes: Number of classes, or None for an unconditional network.
-        null_class: Take the label -1, no class, too.
+        null_condition: Take the label -1, no class, too.
 
     Raises:
         ValueError: ``embedding_dim`` is odd, ``num_classes`` is below 1, or ``kind`` is unknown.
@@ -102,7 +102,9 @@ class LabelEmbedding(nn.Module):
 
     kinds: tuple[str, ...] = get_args(EmbeddingKind)
 
-    def __init__(self, embedding_dim: int, *, kind: EmbeddingKind, num_classes: int | None, null_class: bool) -> None:
+    def __init__(
+        self, embedding_dim: int, *, kind: EmbeddingKind, num_classes: int | None, null_condition: bool
+    ) -> None:
         super().__init__()
         check_choice("embedding", kind, self.kinds)
         if num_classes is not None and num_classes < 1:
@@ -110,7 +112,7 @@ class LabelEmbedding(nn.Module):
         _check_even(embedding_dim, smallest=4 if kind == "sin_first" else 2)
         self.kind: EmbeddingKind = kind
         self.embedding_dim = embedding_dim
-        self.null_class = null_class
+        self.null_condition = null_condition
         self.fourier = FourierEmbedding(embedding_dim) if kind == "fourier" else None
 
     def _embed_noise(self, c_noise: Tensor, batch_size: int, dtype: torch.dtype) -> Tensor:
@@ -123,16 +125,16 @@ class LabelEmbedding(nn.Module):
 class ConditioningEmbedding(LabelEmbedding):
     """The embedding of noise level and class, one activated vector for every block.
 
-    ``SiLU(linear2(SiLU(linear1(embedding(c_noise)))) + class_table[cond])``. With ``null_class`` the label -1 means "no
-    class" and adds zero, which is what classifier-free guidance trains and samples with; without it -1 is refused,
-    since what the network answers there was never trained. The table starts as N(0, 1). The last SiLU is the
-    one that opens each residual block's projection in Ho et al.'s network, computed once here instead of once a block.
+    ``SiLU(linear2(SiLU(linear1(embedding(c_noise)))) + class_table[cond])``. With ``null_condition`` the label -1 means
+    "no class" and adds zero, so that the bias of ``linear2`` is what is learned of it; without it -1 is refused, since
+    what the network answers there was never trained. The table starts as N(0, 1). The last SiLU is the one that opens
+    each residual block's projection in Ho et al.'s network, computed once here instead of once a block.
 
     Args:
         embedding_dim: Features of the noise embedding, even.
         out_dim: Features of the result, ``E``.
         num_classes: Number of classes, or None for an unconditional network.
-        null_class: Take the label -1 too.
+        null_condition: Take the label -1 too.
         kind: ``sin_first``, ``cos_first`` or ``fourier``; see ``LabelEmbedding``.
 
     Raises:
@@ -147,23 +149,24 @@ class ConditioningEmbedding(LabelEmbedding):
         out_dim: int,
         *,
         num_classes: int | None = None,
-        null_class: bool = False,
+        null_condition: bool = False,
         kind: EmbeddingKind = "sin_first",
     ) -> None:
-        super().__init__(embedding_dim, kind=kind, num_classes=num_classes, null_class=null_class)
+        super().__init__(embedding_dim, kind=kind, num_classes=num_classes, null_condition=null_condition)
         self.linear1 = nn.Linear(embedding_dim, out_dim)
         self.linear2 = nn.Linear(out_dim, out_dim)
         self.class_table = None if num_classes is None else nn.Embedding(num_classes, out_dim)
         for linear in (self.linear1, self.linear2):
             initialize(linear)
 
-    def forward(self, c_noise: Tensor, cond: Tensor | None, batch_size: int) -> Tensor:
+    def forward(self, c_noise: Tensor, cond: Tensor | None, batch_size: int, more: Tensor | None = None) -> Tensor:
         """Embed noise labels and classes.
 
         Args:
             c_noise: Noise labels, [B].
-            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_class``; None without classes.
+            cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_condition``; None without classes.
             batch_size: ``B``, that of the data these labels go with.
+            more: Added before the last SiLU, [B, E]; None for nothing.
 
         Returns:
             The activated embedding, [B, E].
@@ -174,8 +177,9 @@ class ConditioningEmbedding(LabelEmbedding):
         features = self._embed_noise(c_noise, batch_size, self.linear1.weight.dtype)
         embedded = self.linear2(F.silu(self.linear1(features)))
         table = None if self.class_table is None else self.class_table.weight
-        classes = look_up_classes(table, cond, batch_size, null_class=self.null_class)
-        return F.silu(embedded if classes is None else embedded + classes)
+        classes = look_up_classes(table, cond, batch_size, null_condition=self.null_condition)
+        embedded = embedded if classes is None else embedded + classes
+        return F.silu(embedded if more is None else embedded + more)
 
 
 class NoiseLabelEmbedding(LabelEmbedding):
@@ -183,14 +187,15 @@ class NoiseLabelEmbedding(LabelEmbedding):
 
     The class is added to the features of the noise before the two linear layers, as EDM does, not after them as
     ``ConditioningEmbedding`` does. ``sqrt(n)``, with ``n`` classes, makes up for the one-hot vector's small variance.
-    With ``null_class`` the label -1 is no class: zeros in place of the one-hot vector. No augmentation is zeros too.
+    With ``null_condition`` the label -1 is no class: zeros in place of the one-hot vector. No augmentation is zeros
+    too.
 
     Args:
         embedding_dim: Features of the noise embedding, even.
         out_dim: Features of the result, ``E``.
         kind: ``sin_first`` or ``fourier``; see ``LabelEmbedding``.
         num_classes: Number of classes, ``n``, or None.
-        null_class: Take the label -1 too.
+        null_condition: Take the label -1 too.
         augment_dim: Numbers that say how an image was augmented, ``A``; 0 for none.
 
     Raises:
@@ -208,10 +213,10 @@ class NoiseLabelEmbedding(LabelEmbedding):
         *,
         kind: NoiseEmbedding = "sin_first",
         num_classes: int | None = None,
-        null_class: bool = False,
+        null_condition: bool = False,
         augment_dim: int = 0,
     ) -> None:
-        super().__init__(embedding_dim, kind=kind, num_classes=num_classes, null_class=null_class)
+        super().__init__(embedding_dim, kind=kind, num_classes=num_classes, null_condition=null_condition)
         if augment_dim < 0:
             raise ValueError(f"augment_dim must be at least 0, got {augment_dim}; pass 0 for no augmentation")
         self.augment_dim = augment_dim
@@ -220,14 +225,22 @@ class NoiseLabelEmbedding(LabelEmbedding):
         self.linear1 = initialize(nn.Linear(embedding_dim, out_dim))
         self.linear2 = initialize(nn.Linear(out_dim, out_dim))
 
-    def forward(self, c_noise: Tensor, cond: Tensor | None, augment: Tensor | None, batch_size: int) -> Tensor:
+    def forward(
+        self,
+        c_noise: Tensor,
+        cond: Tensor | None,
+        augment: Tensor | None,
+        batch_size: int,
+        more: Tensor | None = None,
+    ) -> Tensor:
         """Embed noise labels, classes and augmentations.
 
         Args:
             c_noise: Noise labels, [B].
-            cond: Class labels, int64 [B] in 0 .. n - 1, -1 too with ``null_class``; None without classes.
+            cond: Class labels, int64 [B] in 0 .. n - 1, -1 too with ``null_condition``; None without classes.
             augment: Augmentation labels, [B, A], or None for none.
             batch_size: ``B``, that of the data these labels go with.
+            more: Added before the last SiLU, [B, E]; None for nothing.
 
         Returns:
             The activated embedding, [B, E].
@@ -237,7 +250,7 @@ class NoiseLabelEmbedding(LabelEmbedding):
         """
         features = self._embed_noise(c_noise, batch_size, self.linear1.weight.dtype)
         table = None if self.class_map is None else self.class_map.weight.t()
-        classes = look_up_classes(table, cond, batch_size, null_class=self.null_class)
+        classes = look_up_classes(table, cond, batch_size, null_condition=self.null_condition)
         if self.class_map is not None and classes is not None:
             features = features + (classes * math.sqrt(self.class_map.in_features) + self.class_map.bias)
         if self.augment_map is None and augment is not None:
@@ -251,7 +264,8 @@ class NoiseLabelEmbedding(LabelEmbedding):
                     f"augment must have shape {list(expected)}, got {list(augment.shape)}; one label a sample"
                 )
             features = features + self.augment_map(augment.to(features.dtype))
-        return F.silu(self.linear2(F.silu(self.linear1(features))))
+        embedded = self.linear2(F.silu(self.linear1(features)))
+        return F.silu(embedded if more is None else embedded + more)
 
 
 def _sin_cos(t: Tensor, frequencies: Tensor, *, cos_first: bool = False, dtype: torch.dtype) -> Tensor:

@@ -42,7 +42,7 @@ def plan_edm_adm(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str,
         "floor_heads": True,
         "dropout": settings.number("dropout", 0.1),
         "num_classes": num_classes or None,
-        "null_class": settings.number("label_dropout", 0.0) > 0 and num_classes > 0,
+        "null_condition": settings.number("label_dropout", 0.0) > 0 and num_classes > 0,
         "norm_group_channels": 4,
     }
 
@@ -93,6 +93,6 @@ def plan_edm_song(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str
         "embedding": "fourier" if embedding == "fourier" else "sin_first",
         "noise_features": features,
         "num_classes": settings.agree("label_dim", classes) or None,
-        "null_class": settings.number("label_dropout", 0.0) > 0 and classes > 0,
+        "null_condition": settings.number("label_dropout", 0.0) > 0 and classes > 0,
         "augment_dim": settings.agree("augment_dim", augment),
     }

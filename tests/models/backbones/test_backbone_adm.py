@@ -81,7 +81,7 @@ def test_with_convolutions_it_is_the_u_net(scale_shift):
     common |= {"attention_resolutions": (4,), "scale_shift_norm": scale_shift, "learned_variance": True}
     common |= {
         "num_classes": 3,
-        "null_class": True,
+        "null_condition": True,
         "norm_eps": 1e-5,
         "embedding": "cos_first",
         "symmetric_downsample": True,
@@ -129,7 +129,7 @@ def test_attention_pool_is_its_formula():
 def test_new_network_returns_zeros_and_no_sample_depends_on_its_batch_mates():
     x, c_noise = batch()
     new = ADM(
-        image_size=8, channels=16, channel_mult=(1, 2), attention_resolutions=(4,), num_classes=3, null_class=True
+        image_size=8, channels=16, channel_mult=(1, 2), attention_resolutions=(4,), num_classes=3, null_condition=True
     ).double()
     cond = torch.tensor([0, 2, -1])
     assert torch.equal(new(x, c_noise, cond), torch.zeros_like(x))

@@ -67,7 +67,7 @@ def test_fourier_frequencies_are_fixed_saved_and_of_the_given_scale():
 @pytest.mark.parametrize("kind", ["sin_first", "cos_first", "fourier"])
 def test_conditioning_is_the_formula(kind):
     torch.manual_seed(2)
-    embedding = ConditioningEmbedding(8, 12, num_classes=3, null_class=True, kind=kind).double()
+    embedding = ConditioningEmbedding(8, 12, num_classes=3, null_condition=True, kind=kind).double()
     labels, cond = torch.tensor([0.1, 2.5, 999.0], dtype=torch.float64), torch.tensor([2, -1, 0])
     if kind == "fourier":
         features = embedding.fourier(labels)
@@ -84,7 +84,7 @@ def test_conditioning_is_the_formula(kind):
 
 
 def test_no_class_adds_zero_and_trains_no_row():
-    embedding = ConditioningEmbedding(8, 12, num_classes=3, null_class=True)
+    embedding = ConditioningEmbedding(8, 12, num_classes=3, null_condition=True)
     plain = ConditioningEmbedding(8, 12)
     plain.load_state_dict({k: v for k, v in embedding.state_dict().items() if not k.startswith("class_table")})
     labels = torch.tensor([3.0, 4.0])
@@ -145,12 +145,12 @@ def test_refusals_of_labels():
 
 def test_no_class_is_refused_by_a_network_that_was_not_trained_without():
     t, cond = torch.zeros(2), torch.tensor([4, -1])
-    trained = ConditioningEmbedding(8, 8, num_classes=10, null_class=True)
+    trained = ConditioningEmbedding(8, 8, num_classes=10, null_condition=True)
     without = ConditioningEmbedding(8, 8, num_classes=10)
     without.load_state_dict(trained.state_dict())
     assert refusal(lambda: without(t, cond, 2)) == (
         "cond must be in 0 .. 9, got -1: this network never saw samples without a class, as it was not trained with "
-        "its class dropped now and then (null_class); pass a class"
+        "its class dropped now and then (null_condition); pass a class"
     )
     assert torch.equal(without(t, cond.abs(), 2), trained(t, cond.abs(), 2))
     assert refusal(lambda: trained(t, None, 2)) == (

@@ -21,7 +21,7 @@ def batch():
 
 @pytest.mark.parametrize("learned_variance", [False, True])
 def test_mlp_is_the_formula(learned_variance):
-    net = random_mlp(num_classes=3, null_class=True, learned_variance=learned_variance, embedding_dim=10)
+    net = random_mlp(num_classes=3, null_condition=True, learned_variance=learned_variance, embedding_dim=10)
     x, c_noise, cond = batch()
 
     def silu(x):
@@ -42,7 +42,7 @@ def test_mlp_is_the_formula(learned_variance):
 
 @pytest.mark.parametrize("embedding", ["sin_first", "cos_first", "fourier"])
 def test_every_parameter_matters_and_no_sample_depends_on_its_batch_mates(embedding):
-    net = random_mlp(num_classes=3, null_class=True, embedding=embedding)
+    net = random_mlp(num_classes=3, null_condition=True, embedding=embedding)
     x, c_noise, cond = batch()
     out = net(x, c_noise, cond)
     for i in range(4):

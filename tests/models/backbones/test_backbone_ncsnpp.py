@@ -113,7 +113,7 @@ def test_the_whole_output_is_the_sum_of_the_levels_images():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, DDPM, SKIPS, FOURIER, {"num_classes": 3, "null_class": True}, {"outputs_per_channel": 2}]
+    "settings", [{}, DDPM, SKIPS, FOURIER, {"num_classes": 3, "null_condition": True}, {"outputs_per_channel": 2}]
 )
 def test_a_new_network_returns_zeros_of_the_right_shape(settings):
     network = NCSNpp(**SMALL, **settings)
@@ -166,7 +166,7 @@ def test_the_noise_label_changes_the_output_and_both_embeddings_are_their_formul
 
 
 def test_classes_are_scaled_one_hot_vectors_before_the_linear_layers():
-    embed = randomize(NoiseLabelEmbedding(8, 12, num_classes=5, null_class=True, augment_dim=4))
+    embed = randomize(NoiseLabelEmbedding(8, 12, num_classes=5, null_condition=True, augment_dim=4))
     t, cond = torch.tensor([2.0, 3.0, 4.0]), torch.tensor([0, 4, -1])
     one_hot = torch.zeros(3, 5, dtype=torch.float64)
     one_hot[0, 0] = one_hot[1, 4] = math.sqrt(5)
@@ -185,7 +185,7 @@ def test_classes_are_scaled_one_hot_vectors_before_the_linear_layers():
 
 
 def test_every_parameter_has_a_gradient_without_augmentation_labels():
-    network = randomize(NCSNpp(**SMALL, num_classes=3, null_class=True, augment_dim=4))
+    network = randomize(NCSNpp(**SMALL, num_classes=3, null_condition=True, augment_dim=4))
     x, t = batch()
     network(x, t, torch.tensor([-1, 1])).square().sum().backward()
     blank = {name for name, parameter in network.named_parameters() if not bool(parameter.grad.any())}

@@ -57,7 +57,7 @@ def test_attention_sits_after_every_block_of_its_resolution():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"scale_shift_norm": True, "learned_variance": True, "num_classes": 3, "null_class": True}]
+    "kwargs", [{}, {"scale_shift_norm": True, "learned_variance": True, "num_classes": 3, "null_condition": True}]
 )
 def test_no_sample_depends_on_its_batch_mates(kwargs):
     net = small(**kwargs).double()
@@ -81,7 +81,7 @@ def test_learned_variance_doubles_the_last_layer_only():
 
 
 def test_classes_shift_the_embedding_and_minus_one_is_no_class():
-    net, plain = small(num_classes=3, null_class=True).double(), small().double()
+    net, plain = small(num_classes=3, null_condition=True).double(), small().double()
     state = net.state_dict()
     table = state.pop("embed.class_table.weight")
     plain.load_state_dict(state)
@@ -93,7 +93,7 @@ def test_classes_shift_the_embedding_and_minus_one_is_no_class():
 
 
 def test_double_network_is_float64_throughout():
-    net = small(num_classes=3, null_class=True).double()
+    net = small(num_classes=3, null_condition=True).double()
     seen = []
     for module in net.modules():
         module.register_forward_hook(lambda module, inputs, output: seen.extend([*inputs, output]))
@@ -113,7 +113,7 @@ def test_float32_network_stays_close_to_float64():
 
 
 def test_autocast_returns_the_type_of_its_input():
-    net = small(num_classes=3, null_class=True)
+    net = small(num_classes=3, null_condition=True)
     x, c_noise = batch()
     cond = torch.tensor([0, 1, 2, -1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -168,7 +168,7 @@ def saved_bytes(net, x, c_noise, cond):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradient_checkpointing_keeps_less_and_changes_no_bit(dtype):
-    net = small(num_classes=3, null_class=True, dropout=0.3, num_res_blocks=2).train()
+    net = small(num_classes=3, null_condition=True, dropout=0.3, num_res_blocks=2).train()
     assert not net.gradient_checkpointing
     x, c_noise = batch()
     cond = torch.tensor([0, 1, 2, -1])
@@ -189,7 +189,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_bit(dtype):
 
 @pytest.mark.slow
 def test_compiles_into_one_graph():
-    net = small(num_classes=3, null_class=True)
+    net = small(num_classes=3, null_condition=True)
     x, c_noise = batch()
     cond = torch.tensor([0, 1, 2, -1])
     compiled = torch.compile(net, fullgraph=True, backend="eager")
@@ -199,7 +199,7 @@ def test_compiles_into_one_graph():
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_per_sample_gradients_by_vmap_are_those_of_autograd():
-    net = small(num_classes=3, null_class=True).double().requires_grad_(False)
+    net = small(num_classes=3, null_condition=True).double().requires_grad_(False)
     x, c_noise = batch(dtype=torch.float64)
     cond = torch.tensor([0, 1, 2, -1])
 
@@ -232,7 +232,7 @@ def test_forward_and_second_derivatives_with_the_unfused_attention():
 
 
 def test_every_parameter_gets_a_gradient():
-    net = small(num_classes=3, null_class=True, scale_shift_norm=True, learned_variance=True).double()
+    net = small(num_classes=3, null_condition=True, scale_shift_norm=True, learned_variance=True).double()
     x, c_noise = batch(dtype=torch.float64)
     net(x, c_noise, torch.tensor([0, 1, 2, -1])).square().sum().backward()
     silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]

@@ -100,7 +100,13 @@ def test_one_network_under_both_projects_names_is_one_model(tmp_path, name, kind
         ({"attention_resolutions": (8,), "input_pyramid": "none", "fir_kernel": None}, (1, 1)),
         ({"attention_resolutions": (16, 4), "num_res_blocks": 3, "embedding": "fourier"}, (1, 3, 3, 1)),
         (
-            {"attention_resolutions": (), "num_classes": 4, "null_class": True, "augment_dim": 6, "fir_kernel": (1, 1)},
+            {
+                "attention_resolutions": (),
+                "num_classes": 4,
+                "null_condition": True,
+                "augment_dim": 6,
+                "fir_kernel": (1, 1),
+            },
             (1, 1),
         ),
         ({"attention_resolutions": (4,), "input_pyramid": "skip", "output_pyramid": "skip"}, (1, 3, 3, 1)),
@@ -113,7 +119,7 @@ def test_one_network_under_both_projects_names_is_one_model(tmp_path, name, kind
 )
 def test_the_structure_is_read_off_the_tensors(tmp_path, settings, kernel, prefix):
     network = randomize(NCSNpp(**SMALL | settings))
-    config = {"label_dropout": 0.1} if settings.get("null_class") else None
+    config = {"label_dropout": 0.1} if settings.get("null_condition") else None
     model = from_edm(write(tmp_path, network, kernel, prefix), config, preconditioning="edm")
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([0.3, -1.0])
     cond = torch.tensor([-1, 3]) if "num_classes" in settings else None
@@ -266,10 +272,10 @@ def test_no_class_is_a_label_of_networks_that_were_trained_with_it(tmp_path, dro
     said = {} if dropout is None else {"label_dropout": dropout}
     trained = dropout == 0.1 and classes > 0
     adm = plan_edm_adm({}, Settings({"img_resolution": 8, "label_dim": classes, **said}))
-    assert adm["null_class"] is trained
+    assert adm["null_condition"] is trained
     network = randomize(NCSNpp(**SMALL, attention_resolutions=(8,), num_classes=classes or None, fir_kernel=None))
     model = from_edm(write(tmp_path, network), said, preconditioning="edm")
-    assert model.backbone.embed.null_class is trained
+    assert model.backbone.embed.null_condition is trained
     if classes and not trained:
         with pytest.raises(ValueError, match="never saw samples without a class"):
             model(torch.randn(1, 3, 16, 16), torch.ones(1), cond=torch.tensor([-1]))

@@ -1,0 +1,221 @@
+"""Conditions that are made of the data: an image of low resolution, in grey or partly hidden, and values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from runtime.options import ShowsOptions, option_names, whole_number
+from runtime.registry import Registry, choices_message
+
+from .base import ImageDataset, ImageKind
+from .errors import DataError
+from .space import LevelSpace
+
+
+class ConditionMaker(ShowsOptions, ABC):
+    """A condition that is a function of the image: it is observed after a flip, and so is flipped with it."""
+
+
+class ValuesMaker(ConditionMaker):
+    """Values of an image, such as its mean grey."""
+
+    @abstractmethod
+    def size(self, kind: ImageKind) -> int:
+        """The number of values.
+
+        Raises:
+            DataError: If such images have none.
+        """
+
+    @abstractmethod
+    def values(
+        self, images: Integer[Tensor, "batch channels height width"], kind: ImageKind
+    ) -> Float[Tensor, "batch n"]:
+        """The values of images [B, C, H, W] of a kind, of order 1, float32 [B, size]."""
+
+
+class ImageMaker(ConditionMaker):
+    """An image that is observed in place of another one."""
+
+    @abstractmethod
+    def kind(self, kind: ImageKind) -> ImageKind:
+        """The kind of what is observed.
+
+        Raises:
+            DataError: If such images cannot be observed so.
+        """
+
+    @abstractmethod
+    def observe(
+        self, images: Integer[Tensor, "batch channels height width"], kind: ImageKind
+    ) -> Integer[Tensor, "batch c h w"]:
+        """What is observed of images [B, C, H, W] of a kind: grey levels, uint8 [B, c, h, w]."""
+
+    def channels(self, kind: ImageKind) -> int:
+        """Channels of what a network is told, for images of a kind."""
+        return self.kind(kind).image_shape[0]
+
+    def tell(self, observed: Float[Tensor, "batch c h w"], kind: ImageKind) -> Float[Tensor, "batch channels h2 w2"]:
+        """What a network is told of an observation in model space, [B, channels, H, W], as large as the image."""
+        return observed
+
+
+CONDITIONS: Registry[ConditionMaker] = Registry("condition")
+register_condition = CONDITIONS.register
+available_conditions = CONDITIONS.names
+
+
+@register_condition("lowres")
+class LowResolution(ImageMaker):
+    """The mean of each box of pixels; a network is told it with its pixels repeated.
+
+    The means have ``factor^2 (L - 1) + 1`` levels where the image has L, and are exact if these are 256 at most;
+    else they are rounded to 256 levels. So the small image is a function of the large one, with a probability of its
+    own: P(x) = P(y) P(x | y).
+
+    Args:
+        factor: Pixels of a side of a box, at least 2.
+    """
+
+    def __init__(self, *, factor: int = 2) -> None:
+        self.factor = whole_number("factor", factor, least=2, fix="pass 2")
+
+    def kind(self, kind: ImageKind) -> ImageKind:
+        """See ``ImageMaker``."""
+        channels, height, width = kind.image_shape
+        if height % self.factor or width % self.factor:
+            raise DataError(f"images of {height}x{width} have no boxes of {self.factor} pixels; pass a factor of both")
+        levels = min(256, self.factor**2 * (kind.num_levels - 1) + 1)
+        shape = (channels, height // self.factor, width // self.factor)
+        return ImageKind(shape, levels, kind.num_classes, kind.class_names)
+
+    def observe(self, images: Tensor, kind: ImageKind) -> Tensor:
+        """The sum of each box, scaled to the levels of the observation and rounded."""
+        n, channels, height, width = images.shape
+        f, top, levels = self.factor, kind.num_levels - 1, self.kind(kind).num_levels
+        total = images.long().reshape(n, channels, height // f, f, width // f, f).sum((3, 5))
+        # a half is rounded up
+        return ((2 * total * (levels - 1) + f * f * top) // (2 * f * f * top)).to(torch.uint8)
+
+    def tell(self, observed: Tensor, kind: ImageKind) -> Tensor:
+        """Each pixel repeated: nothing is said between them, and nothing exceeds the range."""
+        return observed.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
+
+
+@register_condition("gray")
+class Gray(ImageMaker):
+    """The luminance 0.299 R + 0.587 G + 0.114 B, rounded to the image's levels (ITU-R BT.601)."""
+
+    def kind(self, kind: ImageKind) -> ImageKind:
+        """See ``ImageMaker``."""
+        channels, height, width = kind.image_shape
+        if channels != 3:
+            raise DataError(f"condition gray is of images of 3 channels, got {channels}; leave it out")
+        return ImageKind((1, height, width), kind.num_levels, kind.num_classes, kind.class_names)
+
+    def observe(self, images: Tensor, kind: ImageKind) -> Tensor:
+        """The luminance of each pixel, in whole thousandths until it is rounded."""
+        weights = torch.tensor([299, 587, 114], device=images.device).view(1, 3, 1, 1)
+        return (((images.long() * weights).sum(1, keepdim=True) + 500) // 1000).to(torch.uint8)
+
+
+@register_condition("masked")
+class Masked(ImageMaker):
+    """The image with a part hidden; a network is told it with zeros there, and the mask, 1 where it is seen.
+
+    Args:
+        hidden: left, right, top, bottom or center: half of the image, or the middle half of each side.
+    """
+
+    def __init__(self, *, hidden: str = "right") -> None:
+        if hidden not in ("left", "right", "top", "bottom", "center"):
+            raise ValueError(choices_message("hidden", hidden, ["left", "right", "top", "bottom", "center"]))
+        self.hidden = hidden
+
+    def kind(self, kind: ImageKind) -> ImageKind:
+        """That of the images."""
+        return kind
+
+    def channels(self, kind: ImageKind) -> int:
+        """Those of the image, and the mask."""
+        return kind.image_shape[0] + 1
+
+    def observe(self, images: Tensor, kind: ImageKind) -> Tensor:
+        """The image, with the lowest level in the hidden part."""
+        return images * self.mask(kind).to(images)
+
+    def tell(self, observed: Tensor, kind: ImageKind) -> Tensor:
+        """The seen part, and the mask."""
+        mask = self.mask(kind).to(observed)
+        return torch.cat([observed * mask, mask.expand(len(observed), 1, -1, -1)], dim=1)
+
+    def mask(self, kind: ImageKind) -> Float[Tensor, "1 height width"]:
+        """1 where the image is seen, 0 where it is hidden, [1, H, W]."""
+        _, height, width = kind.image_shape
+        rows, columns = {
+            "left": (slice(None), slice(0, width // 2)),
+            "right": (slice(None), slice(width // 2, None)),
+            "top": (slice(0, height // 2), slice(None)),
+            "bottom": (slice(height // 2, None), slice(None)),
+            "center": (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4)),
+        }[self.hidden]
+        mask = torch.ones(1, height, width)
+        mask[:, rows, columns] = 0
+        return mask
+
+
+@register_condition("ink")
+class Ink(ValuesMaker):
+    """The mean of all pixels in model space, in [-1, 1]."""
+
+    def size(self, kind: ImageKind) -> int:
+        """One."""
+        return 1
+
+    def values(self, images: Tensor, kind: ImageKind) -> Tensor:
+        """mean(x0), [B, 1]."""
+        return LevelSpace(kind.num_levels).encode(images).flatten(1).mean(1, keepdim=True)
+
+
+def downscale(dataset: ImageDataset, factors: Sequence[int]) -> ImageDataset:
+    """The images of a data set as ``LowResolution`` observes them, by several factors one after the other.
+
+    Raises:
+        DataError: If a factor does not divide the images.
+    """
+    for factor in factors:
+        maker = LowResolution(factor=factor)
+        small = maker.kind(dataset.kind)
+        images = torch.cat([maker.observe(some, dataset.kind) for some in dataset.images.split(4096)])
+        dataset = replace(dataset, images=images, num_levels=small.num_levels)
+    return dataset
+
+
+def make_conditions(names: Sequence[str], **options: Any) -> list[ConditionMaker]:
+    """Build makers by name; each option goes to those that have it.
+
+    Args:
+        names: Of ``available_conditions()``.
+        **options: Options of the makers, such as ``factor=2``.
+
+    Raises:
+        DataError: If a name is unknown, or an option is of none of them.
+    """
+    try:
+        known = {name: option_names(CONDITIONS.get(name))[0] for name in names}
+        all_known = sorted({option for some in known.values() for option in some})
+        for option in options:
+            if option not in all_known:
+                raise ValueError(
+                    choices_message(f"option of conditions {', '.join(names) or '(none)'}:", option, all_known)
+                )
+        return [CONDITIONS.make(name, **{key: options[key] for key in known[name] if key in options}) for name in names]
+    except ValueError as error:
+        raise DataError(str(error)) from None

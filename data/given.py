@@ -1,0 +1,60 @@
+"""Images that a user gives as conditions: an npz file, an image file, or a folder of them."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .base import ImageKind
+from .errors import DataError
+from .sources.decoding import decode_all
+from .sources.grey import GreyRule
+from .sources.npz import read_npz_images, read_npz_values
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def read_given_images(path: Path, kind: ImageKind) -> tuple[Tensor, Tensor | None]:
+    """Read images of a kind.
+
+    Args:
+        path: An ``.npz`` file with ``images`` or ``arr_0``, uint8 [N, H, W, C], such as ``samples.npz``; an image file;
+            or a folder of image files, taken in the order of their names. Pixels are from 0 to 255, or below
+            ``num_levels`` of an npz file that says it; they are brought to the levels of the kind.
+        kind: The shape and levels that the images must have.
+
+    Returns:
+        Grey levels, uint8 [N, C, H, W], and the labels of an npz file that has them, int64 [N].
+
+    Raises:
+        DataError: If there are no such images, or they are of another shape.
+    """
+    labels, levels = None, 256
+    if path.suffix == ".npz" and path.is_file():
+        images, found, levels = read_npz_images(path)
+        labels = None if found is None else torch.from_numpy(found)
+    else:
+        paths = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+        if not paths or not paths[0].is_file():
+            raise DataError(f"{path} holds no images; pass an npz file, an image file or a folder of them")
+        mode = "L" if kind.image_shape[0] == 1 else "RGB"
+        images, _ = decode_all(paths, mode=mode, grey=GreyRule(), size=None)
+    if images.shape[1:] != kind.image_shape:
+        got, expected = ("x".join(map(str, shape)) for shape in (images.shape[1:], kind.image_shape))
+        raise DataError(
+            f"{path}: condition images must be {expected} (C x H x W), got {got}; resize them"
+        )
+    wide = torch.from_numpy(images).double()
+    return (wide * (kind.num_levels - 1) / (levels - 1)).round().to(torch.uint8), labels
+
+
+def read_given_values(path: Path, size: int) -> Tensor:
+    """Read the array ``values`` of an ``.npz`` file, float32 [N, size].
+
+    Raises:
+        DataError: If it has none, or of another size.
+    """
+    values = read_npz_values(path)
+    if values.shape[1] != size:
+        raise DataError(f"{path}: values must be [N, {size}], got {list(values.shape)}; give each sample {size}")
+    return torch.from_numpy(values)

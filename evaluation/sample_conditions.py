@@ -1,0 +1,103 @@
+"""The conditions that samples are drawn of: classes in turn, the images of a split, or what a user gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from data import AnyDataset, read_given_images, read_given_values
+from experiment.conditions import Conditions, ImageNoise, Observed
+from models import Cond
+from sde_lib import SDE, NoiseStreams, derive_seed
+
+from .fingerprints import digest_of
+
+_NOISE = 1  # derives the seed of the noise on condition images, which is not that of x_T
+
+
+class SampleConditions:
+    """The condition of sample k, a function of k alone: observation k of a list, and class k of a list, in turn.
+
+    Args:
+        conditions: What the model is told.
+        classes: Classes; None for those of the observations.
+        source: A split whose samples are observed, or what was observed; None where only classes are told.
+        noise_t: Time of the noise on condition images; 0 for none.
+        seed: Seed of that noise.
+
+    Raises:
+        ValueError: If there are no classes, or no observations, for a model that is told them.
+    """
+
+    def __init__(
+        self,
+        conditions: Conditions,
+        *,
+        classes: Sequence[int] | None = None,
+        source: AnyDataset | Observed | None = None,
+        noise_t: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if source is None and not conditions.only_labels:
+            raise ValueError("the model is told more than classes; give a split, or what was observed")
+        if conditions.labels and classes is None and (source is None or source.labels is None):
+            raise ValueError("the model is told classes, which the file does not have; set sampling.classes=3,7")
+        self._conditions, self._source = conditions, source
+        self._classes = None if classes is None else torch.tensor(classes, dtype=torch.int64)
+        self._noise_t, self._seed = noise_t, seed
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the observations; None where there are none."""
+        if self._source is None:
+            return None
+        if isinstance(self._source, Observed):
+            return digest_of(
+                *(one for one in (*self._source.images, self._source.values, self._source.labels) if one is not None)
+            )
+        return digest_of(self._source.stored, self._source.labels)
+
+    def observed(self, index: range) -> Observed:
+        """What is told of samples, by their numbers."""
+        numbers = torch.tensor(index)
+        found = Observed()
+        if isinstance(self._source, Observed):
+            count = len(next(one for one in (*self._source.images, self._source.values) if one is not None))
+            found = self._source[numbers % count]
+        elif self._source is not None:
+            chosen = numbers % len(self._source)
+            found = self._conditions.observe(self._source.stored[chosen], self._source.labels[chosen])
+        if not self._conditions.labels:
+            return replace(found, labels=None)
+        return found if self._classes is None else replace(found, labels=self._classes[numbers % len(self._classes)])
+
+    def of(self, index: range, sde: SDE) -> Cond | None:
+        """The condition of samples, by their numbers; the SDE is that of the noise on condition images."""
+        observed, noise = self.observed(index), None
+        if self._noise_t and observed.images:
+            streams = NoiseStreams(derive_seed(self._seed, _NOISE), index)
+            t = torch.full((len(index),), self._noise_t, dtype=torch.float64)
+            noise = ImageNoise(sde, t, streams.normal((self._conditions.num_noisy,)))
+        return self._conditions.tell(observed, noise=noise)
+
+
+def read_given(path: Path, conditions: Conditions) -> Observed:
+    """Read what a user gives for the one condition of a model, besides its class.
+
+    Args:
+        path: Images, see ``read_given_images``, or an ``.npz`` file with ``values``.
+        conditions: What the model is told.
+
+    Raises:
+        ValueError: If the model is told nothing that a file has, or more than one such thing.
+    """
+    if len(conditions.images) + bool(conditions.values) != 1:
+        told = len(conditions.images) + bool(conditions.values)
+        raise ValueError(f"--input gives one condition besides the class, but the model is told {told}; leave it out")
+    if conditions.values:
+        return Observed(values=read_given_values(path, conditions.network_options["cond_values"]))
+    images, labels = read_given_images(path, conditions.observed_kind)
+    return Observed((images,), labels=labels)

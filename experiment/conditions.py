@@ -1,0 +1,151 @@
+"""What a model is told of each sample: its class, and what is made of its image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data import AnyKind, ConditionMaker, DataError, ImageKind, ImageMaker, LevelSpace, ValuesMaker, make_conditions
+from models import Cond, Condition
+from sde_lib import SDE, expand_like
+
+from .config import Config, parse_options
+
+
+@dataclass(frozen=True)
+class ImageNoise:
+    """Noise of a batch's condition images, y_t = alpha(t) y + sigma(t) eps, of which the model is told the log-SNR.
+
+    Attributes:
+        sde: The SDE of the model.
+        t: Its times, float64 [B].
+        eps: Standard normal noise, [B, n], of all numbers of a sample's images; see ``Conditions.num_noisy``.
+    """
+
+    sde: SDE
+    t: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is observed of samples, before it is brought into the form that a model is told.
+
+    Attributes:
+        images: Of each image maker, grey levels, uint8 [N, c, h, w].
+        values: The values of all makers of them, [N, K]; None without.
+        labels: Classes, int64 [N]; None where they are not told.
+    """
+
+    images: tuple[Tensor, ...] = ()
+    values: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __getitem__(self, samples: Tensor) -> Observed:
+        """Those of some samples, by index."""
+        values, labels = (None if one is None else one[samples] for one in (self.values, self.labels))
+        return Observed(tuple(one[samples] for one in self.images), values, labels)
+
+
+class Conditions:
+    """Makes the condition of samples: their labels, and the fields that makers make of their images.
+
+    Args:
+        kind: The images or vectors; None where only labels are told.
+        labels: Tell the class.
+        makers: Makers of the other fields.
+
+    Raises:
+        ValueError: If a maker is not of such data.
+    """
+
+    def __init__(self, kind: AnyKind | None, *, labels: bool = False, makers: Sequence[ConditionMaker] = ()) -> None:
+        if makers and not isinstance(kind, ImageKind):
+            raise DataError("conditions are made of images, got vectors; leave data.condition empty")
+        self.kind, self.labels = kind, labels
+        self.images = [maker for maker in makers if isinstance(maker, ImageMaker)]
+        self.values = [maker for maker in makers if isinstance(maker, ValuesMaker)]
+        for maker in self.images:
+            maker.kind(self._of_images)
+
+    @property
+    def network_options(self) -> dict[str, int]:
+        """``cond_channels`` and ``cond_values`` of a backbone, those that are not 0."""
+        channels = sum(maker.channels(self._of_images) for maker in self.images)
+        sizes = {"cond_channels": channels, "cond_values": sum(maker.size(self._of_images) for maker in self.values)}
+        return {name: size for name, size in sizes.items() if size}
+
+    @property
+    def observed_kind(self) -> ImageKind:
+        """The kind of what the first image maker observes."""
+        return self.images[0].kind(self._of_images)
+
+    @property
+    def num_noisy(self) -> int:
+        """Numbers of a sample's condition images as they are observed: what noise is drawn for."""
+        return sum(torch.Size(maker.kind(self._of_images).image_shape).numel() for maker in self.images)
+
+    @property
+    def only_labels(self) -> bool:
+        """True if labels are all that is told, or nothing is."""
+        return not self.images and not self.values
+
+    @property
+    def any(self) -> bool:
+        """True if the model is told something."""
+        return self.labels or not self.only_labels
+
+    @property
+    def _of_images(self) -> ImageKind:
+        assert isinstance(self.kind, ImageKind)
+        return self.kind
+
+    def observe(self, samples: Tensor, labels: Tensor) -> Observed:
+        """What is observed of samples as they are stored, with their classes, int64 [N]."""
+        images = tuple(maker.observe(samples, self._of_images) for maker in self.images)
+        values = [maker.values(samples, self._of_images) for maker in self.values]
+        return Observed(images, torch.cat(values, dim=1) if values else None, labels if self.labels else None)
+
+    def tell(self, observed: Observed, *, noise: ImageNoise | None = None) -> Cond | None:
+        """The condition that a model is told of observations.
+
+        Args:
+            observed: The observations.
+            noise: Noise of the condition images; None for none.
+
+        Returns:
+            Plain labels where nothing else is told; None where nothing is.
+        """
+        if self.only_labels:
+            return observed.labels
+        fields = {"label": observed.labels, "values": observed.values}
+        if self.images:
+            fields["image"] = self._image(observed.images, noise)
+            fields["image_log_snr"] = None if noise is None else noise.sde.log_snr(noise.t).to(fields["image"].dtype)
+        return Condition(**fields)
+
+    def _image(self, observed: Sequence[Tensor], noise: ImageNoise | None) -> Tensor:
+        told, used = [], 0
+        for maker, levels in zip(self.images, observed, strict=True):
+            y = LevelSpace(maker.kind(self._of_images).num_levels).encode(levels)
+            if noise is not None:
+                alpha, sigma = (expand_like(scale, y) for scale in noise.sde.alpha_sigma(noise.t))
+                eps = noise.eps[:, used : used + y[0].numel()].reshape(y.shape)
+                y, used = alpha * y + sigma * eps, used + y[0].numel()
+            told.append(maker.tell(y, self._of_images))
+        return torch.cat(told, dim=1)
+
+
+def build_conditions(config: Config, kind: AnyKind) -> Conditions:
+    """What the model of a config is told.
+
+    Raises:
+        ValueError: If a condition is unknown, or not of such data.
+    """
+    options: dict[str, Any] = parse_options(config.data.get("condition_options", ""))
+    makers = make_conditions(tuple(config.data.get("condition", ())), **options)
+    return Conditions(kind, labels=config.model.class_conditional, makers=makers)

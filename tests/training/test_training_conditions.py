@@ -1,0 +1,129 @@
+"""Conditions in training: their draws, and an unconditional run that goes on as a conditional one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_networks import score_model
+from test_labels import _OneOfTwo  # the ranks of one process
+from thinning import only
+from tiny import tiny_command
+from torch import Tensor
+from training_runs import CPU, digits_like
+
+import main
+from data import LevelSpace, make_conditions
+from experiment.conditions import Conditions
+from experiment.trained_run import load_run
+from models import Condition
+from models.backbones import UNet
+from runtime.processes.rank_slice import RankSlice
+from training.ema import ExponentialMovingAverage
+from training.losses import make_loss
+from training.state import TrainingState
+from training.trainer import Trainer, TrainingOptions
+
+BATCH = 300  # more than one generator of noise makes
+
+
+class _Seen(Exception):
+    """Ends a step at its loss."""
+
+
+def conditions_of_a_step(world: int, accumulation: int, options: TrainingOptions, monkeypatch: Any) -> Condition:
+    """The conditions that a step's loss is given, those of all ranks and micro-batches joined."""
+    data, seen = digits_like(700), []
+    told = Conditions(data.kind, labels=options.class_conditional, makers=make_conditions(("lowres", "ink")))
+    model = score_model(UNet(image_size=8, in_channels=1, channels=8, channel_mult=(1,), attention_resolutions=()))
+    loss = make_loss("ddpm", sde=model.sde, parameterization="eps")
+
+    def record(_: Any, network: Any, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Condition) -> Tensor:
+        seen.append(cond)
+        return 0 * next(network.parameters()).sum() + x0.flatten(1).mean(1)
+
+    monkeypatch.setattr(type(loss), "__call__", record)
+    state = TrainingState(
+        model, ExponentialMovingAverage(model, 0.9), torch.optim.Adam(model.parameters()), loss,
+        loss.time_sampler(model.sde),
+    )  # fmt: skip
+    for rank in range(world):
+        part = RankSlice(BATCH, rank=rank, world=world, accumulation_steps=accumulation)
+        trainer = Trainer(state, data, options, conditions=told, communication=_OneOfTwo(part, CPU))
+        trainer._gradient(trainer._batches.at(3))
+    assert len(seen) == world * accumulation
+    return Condition.cat(seen)
+
+
+OPTIONS = TrainingOptions(
+    1, batch_size=BATCH, seed=4, class_conditional=True, condition_dropout=0.3, condition_noise_t=0.5
+)
+
+
+@pytest.mark.parametrize(("world", "accumulation"), only(((2, 3),), [(2, 3), (1, 1), (3, 1), (1, 4)]))
+def test_what_is_left_out_and_the_noise_are_draws_of_the_step(world: int, accumulation: int, monkeypatch: Any):
+    whole = conditions_of_a_step(1, 1, OPTIONS, monkeypatch)
+    parts = conditions_of_a_step(world, accumulation, OPTIONS, monkeypatch)
+    assert whole.given.keys() == {"label", "image", "image_log_snr", "values"}
+    for name, value in whole.given.items():
+        torch.testing.assert_close(parts.given[name], value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_sample_is_told_all_or_nothing(monkeypatch: Any):
+    told, clean = (
+        conditions_of_a_step(1, 1, replace(OPTIONS, condition_dropout=share), monkeypatch) for share in (0.3, 0.0)
+    )
+    dropped = told.label == -1
+    assert abs(float(dropped.float().mean()) - 0.3) < 4 * (0.21 / BATCH) ** 0.5
+    assert torch.equal(told.image.isnan().flatten(1).all(1), dropped)  # pyright: ignore
+    assert torch.equal(told.image.isnan().flatten(1).any(1), dropped)  # pyright: ignore
+    assert torch.equal(told.values.isnan()[:, 0], dropped)  # pyright: ignore
+    kept = ~dropped
+    for name, value in clean.given.items():
+        assert torch.equal(told.given[name][kept], value[kept])
+
+
+def test_noise_on_the_image_is_what_its_log_snr_says(monkeypatch: Any):
+    """Under the SDE of the model: E y_t = alpha y, Var y_t = sigma^2, times uniform up to condition_noise_t."""
+    noisy = conditions_of_a_step(1, 1, replace(OPTIONS, condition_dropout=0.0), monkeypatch)
+    quiet = replace(OPTIONS, condition_dropout=0.0, condition_noise_t=0.0)
+    clean = conditions_of_a_step(1, 1, quiet, monkeypatch)
+    assert clean.image_log_snr is None and noisy.image_log_snr is not None
+    assert torch.equal(noisy.values, clean.values)  # pyright: ignore
+    snr = noisy.image_log_snr.double().exp()
+    alpha, sigma = (snr / (1 + snr)).sqrt()[:, None, None, None], (1 / (1 + snr)).sqrt()[:, None, None, None]
+    # each pixel of the small image is told four times
+    eps = ((noisy.image.double() - alpha * clean.image.double()) / sigma)[:, :, ::2, ::2]  # pyright: ignore
+    assert eps.shape == (BATCH, 1, 4, 4) and torch.equal(noisy.image[..., ::2], noisy.image[..., 1::2])  # pyright: ignore
+    count = eps.numel()
+    assert abs(float(eps.mean())) < 4 / count**0.5 and abs(float(eps.var()) - 1) < 4 * (2 / count) ** 0.5
+    sde = score_model(torch.nn.Linear(1, 1)).sde
+    lowest, median = float(sde.log_snr(torch.tensor(0.5))), float(sde.log_snr(torch.tensor(0.25)))
+    assert float(noisy.image_log_snr.min()) >= lowest
+    share = float((noisy.image_log_snr > median).float().mean())
+    assert abs(share - 0.5) < 4 * 0.5 / BATCH**0.5
+
+
+CONDITIONS = [
+    "--config.data.condition=lowres,ink", "--config.model.class_conditional=True",
+    "--config.model.condition_dropout=0.5", "--config.model.condition_noise_t=0.5",
+]  # fmt: skip
+
+
+def test_a_run_without_conditions_goes_on_with_some_from_the_same_outputs(run_copy: Path, tmp_path: Path):
+    one_step = ["--config.training.num_steps=1", "--config.training.checkpoint_every=1"]
+    command = tiny_command("train", tmp_path / "new", *CONDITIONS, *one_step, f"--init-from={run_copy}")
+    assert main.run(command) == 0
+    plain = load_run(run_copy, device="cpu").model
+    wider = load_run(tmp_path / "new", device="cpu", step=0)
+    images = digits_like(6).images
+    x, t = LevelSpace(17).encode(images), torch.linspace(0.1, 1, 6, dtype=torch.float64)
+    cond = wider.conditions.tell(wider.conditions.observe(images, torch.arange(6)))
+    assert isinstance(cond, Condition) and cond.given.keys() == {"label", "image", "values"}
+    expected = plain(x, t)
+    for told in (cond, cond.without()):
+        assert torch.equal(wider.model(x, t, cond=told).eps, expected.eps)
+    later = load_run(tmp_path / "new", device="cpu", step=1, weights="raw").model
+    # one step is enough for it to be told them
+    assert not torch.equal(later(x, t, cond=cond).eps, later(x, t, cond=cond.without()).eps)
