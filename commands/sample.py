@@ -37,7 +37,7 @@ from runtime.terminal import ProgressBar
 from samplers import Sampler, StepState
 
 
-def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: Ranks = ALONE) -> None:
+def sample(config: Config, workdir: Path, *, output: str = "", ranks: Ranks = ALONE) -> None:
     """Sample from the newest good checkpoint; write ``samples.npz``, ``grid.png`` and ``samples.json``.
 
     Batches are kept as they come, so that an interrupted command goes on to the same bytes, and memory holds one of
@@ -47,7 +47,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
     Args:
         config: The config the work directory was trained with; ``sampling`` may differ.
         workdir: The work directory.
-        output: The folder to write in; None for ``samples`` in the work directory.
+        output: The folder to write in; "" for ``samples`` in the work directory.
         ranks: The processes of the job.
 
     Raises:
@@ -59,7 +59,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         Interrupted: After Ctrl-C.
     """
     check_config(config)
-    settings, folder = config.sampling, workdir / "samples" if output is None else output
+    settings, folder = config.sampling, Path(output) if output else workdir / "samples"
     with (
         explain_out_of_memory("sampling.batch_size", settings.batch_size),
         contextlib.ExitStack() as held,
