@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.flags import parse_flags
+from commands.flags import check_flags, parse_flags
 from runtime.terminal import forgiving_streams
 from runtime.threads import choose_wait_policy
 
@@ -49,7 +49,7 @@ def _run(options: Namespace, overrides: list[str], ranks: Ranks) -> int:
     try:
         from commands.run_mode import run_mode
         from configs.default import get_default_config
-        from experiment.config import check_flags, import_plugins, load_config
+        from experiment.config import import_plugins, load_config
         from experiment.workdir import default_workdir
 
         check_flags(options.mode, vars(options))

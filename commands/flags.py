@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .listing import REGISTRIES, list_names
-
-_MODES = ("train", "eval", "sample", "import", "export")
+from .modes import MODES
 
 
 class _List(argparse.Action):
@@ -27,6 +26,24 @@ def _given_path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+_path = os.path.expanduser  # shells leave the ~ of --workdir=~/runs to us
+
+# flags that belong to a mode: how their value is read, and what they say
+_FLAGS = {
+    "source": (str, "see docs/pretrained.md"),
+    "format": (str, "see docs/pretrained.md"),
+    "checkpoint": (_given_path, "see docs/pretrained.md"),
+    "init_from": (_given_path, "see docs/pretrained.md"),
+    "output": (_path, "the folder to write in"),
+    "input": (_given_path, "condition images or values, in place of those of a split"),
+}
+
+
+def _modes_of(flag: str) -> str:
+    """The modes that have a flag, in words."""
+    return " and ".join(sorted(name for name, mode in MODES.items() if flag in mode.flags))
+
+
 def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Read the command line's own flags.
 
@@ -39,21 +56,35 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, li
     Raises:
         SystemExit: After a usage message, if a flag is wrong or missing.
     """
+    modes = "".join(f"  {name:10}{mode.does}\n{'':12}main.py {mode.example}\n" for name, mode in MODES.items())
     parser = argparse.ArgumentParser(
         description="Train, measure and sample score-based diffusion models.",
-        epilog="Any key of the config can be set, as in --config.training.batch_size=64.",
+        epilog=f"modes:\n{modes}\nAny key of the config can be set, as in --config.training.batch_size=64.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    path = os.path.expanduser  # shells leave the ~ of --workdir=~/runs to us
-    parser.add_argument("--config", type=path, required=True, help="a config file, such as configs/vp/digits.py")
-    parser.add_argument("--mode", required=True, choices=_MODES, help="what to do")
+    parser.add_argument("--config", type=_path, required=True, help="a config file, such as configs/vp/digits.py")
+    parser.add_argument("--mode", required=True, choices=MODES, help="what to do: see below")
     where = "where the run lives; default: runs/<family>/<config name>"
-    parser.add_argument("--workdir", type=path, default="", help=where)
-    for name, of in (("source", "import"), ("format", "export")):
-        parser.add_argument(f"--{name}", default="", help=f"of --mode {of}: see docs/pretrained.md")
-    for name, of in (("checkpoint", "import"), ("init-from", "train")):
-        parser.add_argument(f"--{name}", type=_given_path, help=f"of --mode {of}: see docs/pretrained.md")
+    parser.add_argument("--workdir", type=_path, default="", help=where)
+    for name, (kind, said) in _FLAGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"of --mode {_modes_of(name)}: {said}")
     names = f"list the names that a config may use, of {', '.join(REGISTRIES)}"
     parser.add_argument("--list", action=_List, choices=list(REGISTRIES), metavar="KIND", help=names)
-    parser.add_argument("--output", type=path, default="", help="of --mode export and sample: the folder to write in")
     return parser.parse_known_args(arguments)
+
+
+def check_flags(mode: str, flags: Mapping[str, Any]) -> None:
+    """Refuse flags of another mode.
+
+    Args:
+        mode: The mode.
+        flags: Flags and their values, "" or None where not given.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    for name in _FLAGS:
+        if flags.get(name) and name not in MODES[mode].flags:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is a flag of --mode {_modes_of(name)}, got --mode {mode}; leave it out")

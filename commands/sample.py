@@ -16,7 +16,7 @@ from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.provenance import about_of, variance_of
 from evaluation.sample_batch import draw_batch
 from evaluation.sample_conditions import SampleConditions, read_given
-from evaluation.sample_set import SampleSet
+from evaluation.sample_set import IN_GRID, SampleSet
 from evaluation.trajectory import MOST_SAMPLES
 from experiment.build import bound_x0, build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
@@ -40,9 +40,7 @@ from runtime.terminal import ProgressBar
 from samplers import Sampler, StepState
 
 
-def sample(
-    config: Config, workdir: Path, output: Path | None = None, *, given: Path | None = None, ranks: Ranks = ALONE
-) -> None:
+def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", ranks: Ranks = ALONE) -> None:
     """Sample from the newest good checkpoint; write ``samples.npz``, ``grid.png`` and ``samples.json``.
 
     Batches are kept as they come, so that an interrupted command goes on to the same bytes, and memory holds one of
@@ -52,8 +50,8 @@ def sample(
     Args:
         config: The config the work directory was trained with; ``sampling`` may differ.
         workdir: The work directory.
-        output: The folder to write in; None for ``samples`` in the work directory.
-        given: A file or folder of conditions, one a sample, in place of those of ``sampling.condition_split``.
+        output: The folder to write in; "" for ``samples`` in the work directory.
+        input: A file or folder of conditions, in turn, in place of those of ``sampling.condition_split``; "" for none.
         ranks: The processes of the job.
 
     Raises:
@@ -65,7 +63,7 @@ def sample(
         Interrupted: After Ctrl-C.
     """
     check_config(config)
-    settings, folder = config.sampling, workdir / "samples" if output is None else output
+    settings, folder = config.sampling, Path(output) if output else workdir / "samples"
     with (
         explain_out_of_memory("sampling.batch_size", settings.batch_size),
         contextlib.ExitStack() as held,
@@ -80,7 +78,7 @@ def sample(
             got = "vectors" if kind.num_levels is None else kind.image_shape[0]
             raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
         classes = classes_of(config, kind)
-        conditions = _conditions_of(config, kind, classes, given, ranks)
+        conditions = _conditions_of(config, kind, classes, input, ranks)
         trained, step = load_same_trained(ranks, config, workdir, kind, device)
         num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps
         precision, compiled = settings.precision, settings.compile
@@ -105,6 +103,7 @@ def sample(
             kind=kind,
             labels=None if labels is None else labels.numpy(),
             pngs=settings.png_folder,
+            condition_images=conditions.pictures(range(min(IN_GRID, settings.num_samples)), trained.sde),
         )
         todo = _plan(samples, ranks)
         if todo is None:
@@ -162,7 +161,7 @@ def _draw(
 
 
 def _conditions_of(
-    config: Config, kind: AnyKind, classes: Sequence[int] | None, given: Path | None, ranks: Ranks
+    config: Config, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks
 ) -> SampleConditions:
     """The conditions to draw samples of.
 
@@ -176,14 +175,14 @@ def _conditions_of(
             f"sampling.condition_noise_t must be at most model.condition_noise_t={known:g}, up to which the model was "
             f"trained, got {settings.condition_noise_t:g}; lower it"
         )
-    if given is not None and conditions.only_labels:
+    if given and conditions.only_labels:
         raise ValueError("--input is of models that are told an image or values, got one of neither; leave it out")
     if conditions.only_labels:
         return SampleConditions(conditions, classes=classes)
     noise = {"noise_t": settings.condition_noise_t, "seed": config.seed}
     asked = classes if settings.classes else None
-    if given is not None:
-        return SampleConditions(conditions, classes=asked, source=read_given(given, conditions), **noise)
+    if given:
+        return SampleConditions(conditions, classes=asked, source=read_given(Path(given), conditions), **noise)
     split = settings.condition_split
     dataset = load_on_rank0_first(ranks, "condition data", lambda: build_dataset(config, split))
     if dataset.image_shape != kind.image_shape:

@@ -41,9 +41,7 @@ def read_given_images(path: Path, kind: ImageKind) -> tuple[Tensor, Tensor | Non
         images, _ = decode_all(paths, mode=mode, grey=GreyRule(), size=None)
     if images.shape[1:] != kind.image_shape:
         got, expected = ("x".join(map(str, shape)) for shape in (images.shape[1:], kind.image_shape))
-        raise DataError(
-            f"{path}: condition images must be {expected} (C x H x W), got {got}; resize them"
-        )
+        raise DataError(f"{path}: condition images must be {expected} (C x H x W), got {got}; resize them")
     wide = torch.from_numpy(images).double()
     return (wide * (kind.num_levels - 1) / (levels - 1)).round().to(torch.uint8), labels
 

@@ -65,6 +65,8 @@ def _flow(ours: Mapping[str, Any]) -> list[str]:
 
 def _model_and_data(report: Mapping[str, Any]) -> list[str]:
     parts = ["class-conditional"] if report["class_conditional"] else []
+    if report.get("condition"):
+        parts.append(f"given {' and '.join(report['condition'])}")
     parts.append(f"{'EMA' if report['weights'] == 'ema' else report['weights']} weights")
     first = "" if report["num_images"] == report["split_size"] else f"the first {report['num_images']} of "
     plural = "" if report["split_size"] == 1 else "s"

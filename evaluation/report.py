@@ -40,6 +40,7 @@ def describe(config: Config, split: EvalSplit) -> dict[str, Any]:
         "parameterization": model.parameterization,
         "learned_variance": model.learned_variance,
         "class_conditional": model.class_conditional,
+        "condition": list(config.data.condition),
         "weights": "ema",
         "seed": config.seed,
         "versions": {"project": VERSION, "torch": torch.__version__, "numpy": np.__version__},

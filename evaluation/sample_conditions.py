@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from data import AnyDataset, read_given_images, read_given_values
+from data import AnyDataset, LevelSpace, read_given_images, read_given_values
 from experiment.conditions import Conditions, ImageNoise, Observed
-from models import Cond
+from models import Cond, Condition
 from sde_lib import SDE, NoiseStreams, derive_seed
 
 from .fingerprints import digest_of
@@ -82,6 +83,14 @@ class SampleConditions:
             t = torch.full((len(index),), self._noise_t, dtype=torch.float64)
             noise = ImageNoise(sde, t, streams.normal((self._conditions.num_noisy,)))
         return self._conditions.tell(observed, noise=noise)
+
+    def pictures(self, index: range, sde: SDE) -> np.ndarray | None:
+        """The condition images of samples as they are told, uint8 [n, H, W, 1 or 3]; None without."""
+        cond = self.of(index, sde)
+        if not isinstance(cond, Condition) or cond.image is None:
+            return None
+        # a mask comes after the colours
+        return LevelSpace(256).pixels(cond.image[:, : 3 if cond.image.shape[1] > 2 else 1])
 
 
 def read_given(path: Path, conditions: Conditions) -> Observed:

@@ -25,8 +25,8 @@ from .table import without_nan
 
 _ABOUT = "samples.json"
 # all that belongs to a set
-FILES = (_ABOUT, "samples.npz", "grid.png", "png", "trajectory.npz", "trajectory.gif")
-_IN_GRID, _IN_SCATTER = 256, 10_000
+FILES = (_ABOUT, "samples.npz", "grid.png", "conditions.png", "png", "trajectory.npz", "trajectory.gif")
+IN_GRID, _IN_SCATTER = 256, 10_000
 
 
 class SampleSet:
@@ -44,6 +44,7 @@ class SampleSet:
         batch_size: How many a batch has; the last one may be short.
         labels: Classes of the samples, int64 [num_samples]; None without classes.
         pngs: Whether a folder of PNGs is wanted.
+        condition_images: What the model was told of the first samples, uint8 [n, H, W, C]; None where no image.
 
     Attributes:
         folder: Where the files go.
@@ -62,11 +63,13 @@ class SampleSet:
         batch_size: int,
         labels: np.ndarray | None,
         pngs: bool,
+        condition_images: np.ndarray | None = None,
     ) -> None:
         self.folder, self._fingerprint, self._about = folder, fingerprint, without_nan(about)
         self.kind, self._labels, self._pngs = kind, labels, pngs
         self._dtype = np.dtype(np.uint8 if isinstance(kind, ImageKind) else np.float32)
         self._num_samples, self._batch_size = num_samples, batch_size
+        self._condition_images = condition_images
         self._made_by = {"num_samples": num_samples, "fingerprint": fingerprint}
         self._partial = PartialResults(folder / "partial" / _name(about, fingerprint), fingerprint, done="drawn")
         self.digest = self._partial.digest
@@ -143,7 +146,7 @@ class SampleSet:
         """Write all files but ``samples.json``; return the network calls a batch."""
         nfe, shown, recorded = 0, [], []
         # of points more can be told apart than of images
-        most = _IN_GRID if isinstance(self.kind, ImageKind) else _IN_SCATTER
+        most = IN_GRID if isinstance(self.kind, ImageKind) else _IN_SCATTER
         shape = (self._num_samples, *array_shape(self.kind))
         with open_npz(folder / "samples.npz", shape, self._labels, dtype=self._dtype) as append:
             for k in range(len(self)):
@@ -159,6 +162,8 @@ class SampleSet:
                     recorded.append(values)
         if has_picture(self.kind):
             save_png(folder / "grid.png", picture_of(np.concatenate(shown)))
+        if self._condition_images is not None:
+            save_png(folder / "conditions.png", picture_of(self._condition_images))
         if recorded:
             states, t = np.concatenate([values["states"] for values in recorded], axis=1), recorded[0]["t"]
             save_npz(folder / "trajectory.npz", {"states": states, "t": t})

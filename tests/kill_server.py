@@ -92,9 +92,10 @@ def _serve() -> None:
     import torch._dynamo  # noqa: F401
     from shortcuts import take_shortcuts
 
-    import commands.run_mode
+    import commands.run_mode  # noqa: F401
+    from commands.modes import MODES
 
-    assert commands
+    assert all(callable(mode.function) for mode in MODES.values())
     take_shortcuts(pytest.MonkeyPatch())
 
     ready: dict[int, int] = {}

@@ -14,10 +14,10 @@ from PIL import Image
 from tiny import ROOT, TINY
 
 import main
-from commands.flags import parse_flags
+from commands.flags import check_flags, parse_flags
 from commands.listing import REGISTRIES
 from configs.default import get_default_config
-from experiment.config import check_flags, load_config
+from experiment.config import load_config
 
 HOWTO = sorted((ROOT / "docs" / "howto").glob("*.md"))
 BRIEF = ["--config.training.num_steps=2", "--config.training.checkpoint_every=2"]

@@ -1,4 +1,4 @@
 """Configs: their files, their keys, and settings of the command line."""
 
-from .files import Config, check_flags, data_root, flatten, import_plugins, load_config, parse_options
+from .files import Config, data_root, flatten, import_plugins, load_config, parse_options
 from .keys import RENAMED, with_new_names

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,32 +21,6 @@ if TYPE_CHECKING:
     Config = Any
 else:
     Config = ConfigDict
-
-
-# flags of the command line, and the modes that they belong to
-_FLAGS = {
-    "source": ("import",),
-    "checkpoint": ("import",),
-    "format": ("export",),
-    "init_from": ("train",),
-    "output": ("export", "sample"),
-}
-
-
-def check_flags(mode: str, flags: Mapping[str, Any]) -> None:
-    """Refuse flags of another mode.
-
-    Args:
-        mode: The mode.
-        flags: Flags and their values, "" or None where not given.
-
-    Raises:
-        ValueError: Naming the first of them.
-    """
-    for name, modes in _FLAGS.items():
-        if flags.get(name) and mode not in modes:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is a flag of --mode {' and '.join(modes)}, got --mode {mode}; leave it out")
 
 
 def _import_file(path: Path, name: str) -> ModuleType:

@@ -16,16 +16,16 @@ import os
 import signal
 import time
 
-import commands.run_mode
+import commands.train
 from runtime.processes import ranks as module
 
 
-def work(config, workdir, *, init_from, ranks):
+def work(config, workdir, *, ranks):
     module._GRACE, module._WATCH, ranks._silence = {grace}, 0.2, 2
 {work}
 
 
-commands.run_mode.train = work
+commands.train.train = work
 """
 
 

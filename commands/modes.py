@@ -1,0 +1,68 @@
+"""The table of modes: functions, which are imported only to be run, their own flags, and words for ``--help``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A value of ``--mode``.
+
+    Attributes:
+        where: The function in ``commands``, as "module:name". It is called with the config, the work directory, those
+            of its own flags that were given, and ``ranks`` unless the mode is for one process.
+        does: A few words for ``--help``.
+        example: The arguments of a command, for ``--help``.
+        flags: Names of its own flags, which are refused with other modes.
+        one_process: It cannot run under torchrun.
+    """
+
+    where: str
+    does: str
+    example: str
+    flags: tuple[str, ...] = ()
+    one_process: bool = False
+
+    @property
+    def function(self) -> Callable[..., object]:
+        """The function itself, imported when it is asked for."""
+        module, name = self.where.split(":")
+        return getattr(importlib.import_module(f"commands.{module}"), name)
+
+
+MODES = {
+    "train": Mode(
+        "train:train",
+        "train, or resume from the newest checkpoint",
+        "--config configs/vp/digits.py --mode train",
+        flags=("init_from",),
+    ),
+    "eval": Mode(
+        "eval:evaluate",
+        "measure the likelihood of the test images",
+        "--config configs/vp/digits.py --mode eval --config.eval.num_images=20",
+    ),
+    "sample": Mode(
+        "sample:sample",
+        "draw samples",
+        "--config configs/vp/digits.py --mode sample --output drawn",
+        flags=("output", "input"),
+    ),
+    "import": Mode(
+        "import_checkpoint:import_checkpoint",
+        "turn a published checkpoint into a run",
+        "--config configs/pretrained/ddpm_cifar10.py --mode import --source ddpm --checkpoint model-790000.ckpt",
+        flags=("source", "checkpoint"),
+        one_process=True,
+    ),
+    "export": Mode(
+        "export:export_model",
+        "write the averaged weights for another project",
+        "--config configs/vp/digits.py --mode export --format diffusers",
+        flags=("format", "output"),
+        one_process=True,
+    ),
+}
