@@ -56,14 +56,14 @@ class ImageMaker(ConditionMaker):
     def observe(
         self, images: Integer[Tensor, "batch channels height width"], kind: ImageKind
     ) -> Integer[Tensor, "batch c h w"]:
-        """What is observed of images [B, C, H, W] of a kind: grey levels, uint8 [B, c, h, w]."""
+        """Observe images [B, C, H, W] of a kind: grey levels, uint8 [B, c, h, w]."""
 
     def channels(self, kind: ImageKind) -> int:
         """Channels of what a network is told, for images of a kind."""
         return self.kind(kind).image_shape[0]
 
     def tell(self, observed: Float[Tensor, "batch c h w"], kind: ImageKind) -> Float[Tensor, "batch channels h2 w2"]:
-        """What a network is told of an observation in model space, [B, channels, H, W], as large as the image."""
+        """Bring an observation in model space to the size of the image, [B, channels, H, W], for a network."""
         return observed
 
 

@@ -105,7 +105,7 @@ class Conditions:
         return self.kind
 
     def observe(self, samples: Tensor, labels: Tensor) -> Observed:
-        """What is observed of samples as they are stored, with their classes, int64 [N]."""
+        """Observe samples as they are stored, with their classes, int64 [N]."""
         images = tuple(maker.observe(samples, self._of_images) for maker in self.images)
         values = [maker.values(samples, self._of_images) for maker in self.values]
         return Observed(images, torch.cat(values, dim=1) if values else None, labels if self.labels else None)

@@ -114,7 +114,7 @@ Cond = Condition | Tensor
 
 
 def told_fields(cond: Cond | None) -> dict[str, Tensor]:
-    """What a backbone is told, by the names of its arguments: the label is ``cond``."""
+    """The fields of a condition by the names of a backbone's arguments: the label is ``cond``."""
     if cond is None:
         return {}
     given = cond.given if isinstance(cond, Condition) else {"label": cond}

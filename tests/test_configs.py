@@ -11,6 +11,7 @@ from thinning import only
 from data import AnyDataset, ImageDataset, load_dataset
 from experiment.build import build_model, build_sampler, build_sde
 from experiment.checks import check_config
+from experiment.conditions import build_conditions
 from experiment.config import load_config
 from sde_lib import make_grid
 from training.build import build_options, build_state
@@ -32,6 +33,8 @@ SHAPES = {
 
 FOR_LIKELIHOOD = ("cifar10_improved", "digits_dequantized", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
 
+CONDITIONAL = ("cifar10_class", "cifar10_gray", "digits_class", "digits_sr", "mnist_class", "mnist_sr")
+
 
 def _data(config: ConfigDict) -> AnyDataset:
     if config.data.dataset == "moons":
@@ -43,7 +46,10 @@ def _data(config: ConfigDict) -> AnyDataset:
 
 def test_the_promised_configs_are_there():
     names = [f"configs/{f}/{d}.py" for f in ("vp", "ve", "subvp") for d in ("digits", "mnist", "cifar10")]
-    assert sorted([*names, *(f"configs/vp/{name}.py" for name in ("folder", "moons", *FOR_LIKELIHOOD))]) == CONFIGS
+    assert (
+        sorted([*names, *(f"configs/vp/{name}.py" for name in ("folder", "moons", *FOR_LIKELIHOOD, *CONDITIONAL))])
+        == CONFIGS
+    )
 
 
 @pytest.mark.parametrize("path", only([path for path in CONFIGS if "/vp/" in path or "digits" in path], CONFIGS))
@@ -53,8 +59,9 @@ def test_config_builds_its_model_and_takes_one_step(path: str):
     check_config(config)
     dataset = _data(config)
     state = build_state(config, dataset.kind, torch.device("cpu"))
-    options = replace(build_options(config), warmup_steps=0, class_conditional=False)
-    trainer = Trainer(state, dataset, options)
+    options = replace(build_options(config), warmup_steps=0)
+    conditions = build_conditions(config, dataset.kind)
+    trainer = Trainer(state, dataset, options, conditions=conditions)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     first = trainer.step().loss
     # a new network says 0, so that the first loss is known up to the draw of the noise

@@ -72,6 +72,10 @@ def _answer(config: Config) -> float:
     return round(float(model(x, t, cond=cond).x0.detach().double().abs().sum()), 6)
 
 
+def told(name: str) -> Read:
+    return lambda bench, config: getattr(bench.trainer(config)._conditions, name)
+
+
 def in_network(key: str) -> list[Read]:
     return [lambda _, config: _network(config).options[key], lambda _, config: _answer(config)]
 
@@ -207,6 +211,10 @@ def _one(value: str, expected: Any, *reads: Read, needs: tuple[str, ...] = ()) -
 ODE = ("eval.likelihoods=ode", "eval.ode_rtol=1e-3")
 HEUN = (*ODE, "eval.ode_solver=heun", "eval.ode_num_steps=4")
 IMPORT = ("source.name=edm", "source.checkpoint=weights.pt")
+CONDITIONAL = ("model.class_conditional=True",)
+TOLD_IMAGE = ("data.condition=lowres",)
+NOISY_IMAGE = (*TOLD_IMAGE, "model.condition_noise_t=0.5")
+HALVED = ("model.attention_resolutions=",)
 DRAWN = ("eval.vlb_num_steps=4", "eval.vlb_steps_per_image=2")
 
 
@@ -255,6 +263,16 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
             option(lambda trainer: float(trainer._batches.at(0).samples[..., 0].sum())),
         ],
     ),
+    "data.downscale": _one("2", (1, 4, 4), option(lambda trainer: trainer.state.kind.image_shape), needs=HALVED),
+    "data.condition": [
+        _one("lowres,ink", {"cond_channels": 1, "cond_values": 1}, told("network_options")),
+        _one("lowres", 1, lambda _, config: _network(config).options["cond_channels"]),
+        _one("lowres", ["LowResolution"], lambda *of: [type(one).__name__ for one in split("conditions")(*of).images]),
+        _one("lowres", True, lambda *of: pilot("cond")(*of) is not None, needs=DRAWN),
+    ],
+    "data.condition_options": _one(
+        "factor=4", 4, lambda *of: told("images")(*of)[0].factor, needs=("data.condition=lowres",)
+    ),
     "model.backbone": _one("adm", "ADM", lambda _, config: type(_network(config)).__name__),
     "model.parameterization": Arrival(
         "v", ["VParameterization", CHANGED], [lambda *of: type(_reading(of[1])).__name__, lambda *of: _answer(of[1])]
@@ -302,11 +320,19 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "model.class_conditional": [
         Arrival("True", [10, CHANGED], in_network("num_classes")),
         _one(
-            "True", True, option(lambda trainer: trainer.options.class_conditional), preview("class_conditional"),
-            split("class_conditional"),
+            "True", True, told("labels"), lambda *of: preview("cond")(*of) is not None,
+            lambda *of: split("conditions")(*of).labels,
         ),
-        _one("True", tuple(range(10)), drawn("classes")),
+        _one("True", True, lambda *of: drawn("cond")(*of) is not None),
         _one("True", True, lambda *of: pilot("cond")(*of) is not None, needs=DRAWN),
+    ],
+    "model.condition_dropout": [
+        _one("0.5", 0.5, option(lambda trainer: trainer.options.condition_dropout), needs=CONDITIONAL),
+        _one("0.5", True, lambda _, config: _network(config).null_condition, needs=CONDITIONAL),
+    ],
+    "model.condition_noise_t": [
+        _one("0.5", 0.5, option(lambda trainer: trainer.options.condition_noise_t), needs=TOLD_IMAGE),
+        _one("0.5", True, option(lambda trainer: trainer._batches.at(0).condition_eps is not None), needs=TOLD_IMAGE),
     ],
     "training.num_steps": Arrival(
         "7", [7, [3, 6, 7]], [option(lambda trainer: trainer.options.num_steps), when("save")]
@@ -349,7 +375,11 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "sampling.num_steps": _one("4", 4, sampler("num_steps")),
     "sampling.num_samples": _one("4", 4, sample_set("num_samples")),
     "sampling.batch_size": Arrival("2", [2, range(2)], [sample_set("batch_size"), drawn(2)]),
-    "sampling.classes": _one("3,7", (3, 7), drawn("classes"), needs=("model.class_conditional=True",)),
+    "sampling.classes": _one("3,7", [3, 7, 3], lambda *of: drawn("cond")(*of)[:3].tolist(), needs=CONDITIONAL),
+    "sampling.condition_split": _one("train", "train", data("sample", "split"), needs=TOLD_IMAGE),
+    "sampling.condition_noise_t": _one(
+        "0.2", True, lambda *of: drawn("cond")(*of).image_log_snr is not None, needs=NOISY_IMAGE
+    ),
     "sampling.grid": _one("quadratic", "quadratic", sampler("grid")),
     "sampling.options": _one("eta=0.5", 0.5, sampler("eta"), needs=("sampling.sampler=ddim",)),
     "sampling.clip_x0": _one("False", "NetworkScoreModel", sampled_model),
