@@ -62,7 +62,7 @@ class SampleConditions:
         return digest_of(self._source.stored, self._source.labels)
 
     def observed(self, index: range) -> Observed:
-        """What is told of samples, by their numbers."""
+        """The observations that samples are told, by their numbers."""
         numbers = torch.tensor(index)
         found = Observed()
         if isinstance(self._source, Observed):

@@ -33,7 +33,7 @@ class ImageNoise:
 
 @dataclass(frozen=True)
 class Observed:
-    """What is observed of samples, before it is brought into the form that a model is told.
+    """Observations of samples, before they are brought into the form that a model is told.
 
     Attributes:
         images: Of each image maker, grey levels, uint8 [N, c, h, w].
@@ -141,7 +141,7 @@ class Conditions:
 
 
 def build_conditions(config: Config, kind: AnyKind) -> Conditions:
-    """What the model of a config is told.
+    """The conditions of a config.
 
     Raises:
         ValueError: If a condition is unknown, or not of such data.

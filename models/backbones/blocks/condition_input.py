@@ -11,7 +11,7 @@ _CLEAN = 20.0  # log-SNR from which on a clean image and a noisy one are the sam
 
 
 class ConditionInput(nn.Module):
-    """What an image, its log-SNR and values add to the first convolution's result and to the embedding.
+    """Adds an image to the first convolution's result, and its log-SNR and values to the embedding.
 
     An image is convolved by itself, which is what one convolution of x_t and the image, concatenated, does; since it
     bypasses x_t's scaling by c_in, it is seen as it is. Values and the log-SNR go through Fourier features. A sample
@@ -41,7 +41,7 @@ class ConditionInput(nn.Module):
             self.no_values = nn.Parameter(torch.zeros(embedding_dim))
 
     def to_hidden(self, x: Tensor, image: Tensor | None) -> Tensor | None:
-        """What the image adds to the first convolution's result.
+        """The image, as it is added to the first convolution's result.
 
         Args:
             x: Noisy data, [B, C, H, W].
@@ -62,7 +62,7 @@ class ConditionInput(nn.Module):
         return torch.where(absent, self.no_image[:, None, None].to(seen.dtype), seen)
 
     def to_embedding(self, batch_size: int, image_log_snr: Tensor | None, values: Tensor | None) -> Tensor | None:
-        """What the image's noise and the values add to the embedding.
+        """The image's noise and the values, as they are added to the embedding.
 
         Args:
             batch_size: B.
