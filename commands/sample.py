@@ -18,12 +18,13 @@ from evaluation.sample_batch import draw_batch
 from evaluation.sample_conditions import SampleConditions, read_given
 from evaluation.sample_set import IN_GRID, SampleSet
 from evaluation.trajectory import MOST_SAMPLES
-from experiment.build import bound_x0, build_dataset, build_sampler, pick_device
+from experiment.build import build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.classes import classes_of
 from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.from_checkpoints import trained_kind
+from experiment.guidance import described, is_guided, load_reference, sampled_model
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
@@ -80,10 +81,14 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         classes = classes_of(config, kind)
         conditions = _conditions_of(config, kind, classes, input, ranks)
         trained, step = load_same_trained(ranks, config, workdir, kind, device)
-        num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps
+        reference = load_reference(config, kind, device, ranks)
+        num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps * (1 + is_guided(config))
         precision, compiled = settings.precision, settings.compile
         mode = pick_together(
             ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
+        )
+        model = sampled_model(
+            config, fast_inference(trained, mode), kind, sampler, reference and fast_inference(reference.model, mode)
         )
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
@@ -95,9 +100,9 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         labels = conditions.observed(range(settings.num_samples)).labels
         samples = SampleSet(
             folder,
-            samples_fingerprint(config, trained, step, kind, classes, mode.recorded(), device)
+            samples_fingerprint(config, trained, step, kind, classes, mode.recorded(), device, reference)
             | ({} if conditions.digest is None else {"conditions": conditions.digest}),
-            about_of(config, step, kind, classes, mode.recorded(), variance),
+            about_of(config, step, kind, classes, mode.recorded(), variance, described(config, reference)),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=kind,
@@ -109,18 +114,17 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         if todo is None:
             return
         with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
-            _draw(
-                config, ranks, samples, todo, sampler, bound_x0(config, fast_inference(trained, mode), kind), conditions
-            )
+            _draw(config, ranks, samples, todo, sampler, model, conditions)
             if ranks.first:
                 nfe, notes = samples.finish()
                 for note in notes:
                     say(note)
                 chain = f" with the {variance} variance" if variance else ""
+                guided = f", guided by {settings.guidance_weight:g}" if is_guided(config) else ""
                 chosen = _chosen(classes, kind.class_names) if settings.classes and classes else ""
                 written = "grid.png and samples.npz" if has_picture(kind) else "samples.npz"
                 say(
-                    f"{settings.num_samples} samples{chosen} of step {step} by {settings.sampler}{chain}, "
+                    f"{settings.num_samples} samples{chosen} of step {step} by {settings.sampler}{chain}{guided}, "
                     f"{nfe} network calls each; wrote {written} in {folder}"
                 )
 

@@ -1,4 +1,4 @@
-"""What a model is told of each sample: its class, and what is made of its image."""
+"""Conditions of each sample: its class, and what is made of its image."""
 
 from __future__ import annotations
 

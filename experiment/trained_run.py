@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,31 +18,14 @@ from runtime.registry import choices_message
 from samplers import Sampler
 from sde_lib import SDE, NoiseStreams
 
-from .build import bound_x0, build_sampler, named_device
-from .checkpoints.folder import step_of
-from .checkpoints.store import checkpoint_folders
+from .build import build_sampler, named_device
 from .classes import class_number
 from .conditions import Conditions, build_conditions
 from .config import Config
 from .estimators import build_estimators, model_for
-from .from_checkpoints import load_trained, trained_kind
-from .network import model_in_full
-from .workdir import read_whole_config
-
-# settings that config.json lacks where an earlier version wrote it
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "sampling": {
-        "sampler": "ancestral", "num_steps": 1000, "grid": "uniform", "options": "", "clip_x0": True,
-        "threshold_x0": 0.0,
-    },
-    "eval": {
-        "likelihoods": ("vlb", "ode"), "batch_size": 128, "clip_x0": True, "vlb_variance": "auto", "vlb_num_steps": 0,
-        "vlb_grid": "uniform", "vlb_steps_per_image": 0, "vlb_step_sampling": "importance",
-        "ode_dequantization": "decoder", "ode_importance_samples": 1, "ode_divergence": "rademacher",
-        "ode_num_probes": 1, "ode_solver": "adams", "ode_rtol": 1e-5, "ode_atol": 1e-5, "ode_num_steps": 0,
-        "ode_grid": "log_snr", "ode_max_nfe": 10_000, "ode_t_end": 0.0,
-    },
-}  # fmt: skip
+from .from_checkpoints import check_step, load_trained, trained_kind
+from .guidance import load_reference, sampled_model
+from .saved_config import saved_config
 
 
 @dataclass(frozen=True)
@@ -52,7 +34,7 @@ class TrainedRun:
 
     Attributes:
         model: The score model, in evaluation mode and without gradients of its weights. Samplers and likelihoods take
-            it as it is; ``--mode sample`` wraps it in ``ClippedScoreModel`` where ``config.sampling.clip_x0`` says so.
+            it as it is; ``--mode sample`` guides it and bounds its x0 as ``config.sampling`` says.
         kind: The images or vectors that it was trained on: ``image_shape``, ``num_levels``, ``num_classes``,
             ``class_names`` and ``space``.
         config: Its config, as ``config.json`` has it.
@@ -83,7 +65,7 @@ class TrainedRun:
 
     @property
     def conditions(self) -> Conditions:
-        """What the model is told: ``conditions.tell(conditions.observe(images, labels))`` is a condition."""
+        """The conditions of the model: ``conditions.tell(conditions.observe(images, labels))`` is a condition."""
         return build_conditions(self.config, self.kind)
 
     def encode(self, stored: Tensor) -> Tensor:
@@ -123,7 +105,8 @@ class TrainedRun:
         device = next(self.model.parameters()).device
         x_T = sampler.prior_sample(self.sde, self.sample_shape, noise, device=device)
         cond = self._labels(count, label) if cond is None else cond
-        model = bound_x0(self.config, self.model, self.kind)
+        reference = load_reference(self.config, self.kind, device)
+        model = sampled_model(self.config, self.model, self.kind, sampler, reference and reference.model)
         result = sampler.sample(model, x_T, cond=None if cond is None else cond.to(device), noise=noise)
         return self.decode(result.x0.cpu())
 
@@ -215,10 +198,8 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
     if weights not in ("ema", "raw"):
         raise ValueError(choices_message("weights", weights, ["ema", "raw"]))
     workdir = Path(workdir).expanduser()
-    config = _saved_config(workdir)
-    steps = [step_of(folder) for folder in checkpoint_folders(workdir / "checkpoints")]
-    if step is not None and step not in steps:
-        raise ValueError(f"{workdir} has no checkpoint of step {step}; choose one of: {', '.join(map(str, steps))}")
+    config = saved_config(workdir)
+    check_step(workdir, step)
     kind = trained_kind(config, workdir)
     model, step = load_trained(config, workdir, kind, named_device(device), weights=weights, step=step)
     return TrainedRun(model, kind, config, step, _report(workdir))
@@ -229,23 +210,3 @@ def _report(workdir: Path) -> dict[str, Any]:
         return parse_json(read_regular(workdir / "eval" / "report.json"))
     except (OSError, ValueError):
         return {}
-
-
-def _saved_config(workdir: Path) -> Config:
-    saved = read_whole_config(workdir)
-    if saved is None:
-        raise ValueError(f"{workdir} holds no trained run; pass the --workdir of one")
-    saved = {name: {} for name in DEFAULTS} | saved
-    if not all(isinstance(saved.get(section), dict) for section in ("data", "model", "sde", *DEFAULTS)):
-        raise ValueError(f"{workdir / 'config.json'} is damaged (it lacks a section); restore it")
-    whole = {name: defaults | saved[name] for name, defaults in DEFAULTS.items()}
-    config = ConfigDict(_with_tuples({**saved, **whole, "model": model_in_full(saved["model"])}))
-    config.lock()
-    return config
-
-
-def _with_tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that configs have."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(one) for key, one in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
