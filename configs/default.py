@@ -18,6 +18,7 @@ def get_default_config() -> ConfigDict:
     config.optim = _optim()
     config.sampling = _sampling()
     config.eval = _eval()
+    config.cascade = _cascade()
     return config
 
 
@@ -204,5 +205,19 @@ def _eval() -> ConfigDict:
             "ode_grid": "log_snr",  # where those steps are
             "ode_max_nfe": 10_000,  # network calls, above which the measurement ends with an error
             "ode_t_end": 0.0,  # the time next to the data where the ODE begins; 0: the smallest that networks know
+        }
+    )
+
+
+def _cascade() -> ConfigDict:
+    """The stages of a cascade, in whose config file all other sections are left as they are: docs/howto/cascade.md."""
+    return ConfigDict(
+        {
+            # configs of the stages, from the smallest images on: vp/digits_2,vp/digits_4_sr,vp/digits_sr; (): none
+            "stages": (),
+            # noise on what each stage but the first is told of the images before it, that of x_t at this t; at most the
+            # model.condition_noise_t of that stage
+            "noise_t": (),
+            "truncated": False,  # stop an earlier stage at that noise, instead of adding it to the finished image
         }
     )

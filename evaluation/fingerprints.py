@@ -21,7 +21,10 @@ from models import ScoreModel
 
 from .measurement import EvalSplit
 
-_ROOMS = ("runtime", "sde_lib", "data", "models", "samplers", "likelihood", "experiment", "evaluation", "commands")
+_ROOMS = (
+    *("runtime", "sde_lib", "data", "models", "samplers", "likelihood", "experiment", "tasks", "evaluation"),
+    "commands",
+)
 _OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "data.downscale", "data.condition", "sde.", "model.")
 # These change no value, or are in the fingerprint under another name.
 _FREE = (

@@ -128,6 +128,21 @@ class Conditions:
             fields["image_log_snr"] = None if noise is None else noise.sde.log_snr(noise.t).to(fields["image"].dtype)
         return Condition(**fields)
 
+    def tell_image(self, y: Tensor, *, log_snr: Tensor | None = None, labels: Tensor | None = None) -> Condition:
+        """The condition of a model that is told one image, and perhaps the class, of an image that is not observed.
+
+        Args:
+            y: The image in model space, such as a sample of another model, with its noise if it has any, [B, c, h, w].
+            log_snr: log-SNR of that noise, [B]; None for none.
+            labels: Classes, int64 [B], unused where they are not told.
+        """
+        (maker,) = self.images
+        return Condition(
+            label=labels if self.labels else None,
+            image=maker.tell(y, self._of_images),
+            image_log_snr=None if log_snr is None else log_snr.to(y.dtype),
+        )
+
     def _image(self, observed: Sequence[Tensor], noise: ImageNoise | None) -> Tensor:
         told, used = [], 0
         for maker, levels in zip(self.images, observed, strict=True):
