@@ -135,7 +135,7 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
         about = {"stages": list(runs), "noise_t": list(cascade.noise_t), "truncated": cascade.truncated}
         samples = SampleSet(
             folder,
-            {"stages": {name: run.fingerprint() for name, run in runs.items()}} | about,
+            {"cascade": about} | {name: run.fingerprint() for name, run in runs.items()},
             final.about() | {"classes": first.about()["classes"], "cascade": about},
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,

@@ -134,7 +134,7 @@ def test_the_final_image_agrees_with_the_small_one_as_the_noise_allows(s: float)
 
 @pytest.mark.usefixtures("impulses")
 def test_the_noise_hides_what_the_first_stage_does_wrong():
-    """A first stage that is wrong by delta moves A x by alpha^2 S (alpha^2 S + sigma^2)^-1 delta, less at more noise."""
+    """Wrong by delta, the first stage moves A x by alpha^2 S (alpha^2 S + sigma^2)^-1 delta: less at more noise."""
     delta, moved = torch.tensor([0.3, -0.2], dtype=torch.float64), []
     for s in LEVELS:
         (_, wrong), _ = affine(exact(s, num_steps=10, delta=delta))
