@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import Killer, run_together
 from tiny import ROOT, error, snapshot, tiny_command
 
 import main
@@ -102,6 +103,14 @@ def test_an_interrupted_command_goes_on_to_the_same_samples(
     drawn(trained, folder, "--config.seed=1")
     (aside,) = folder.glob("ancestral*")
     assert (aside / "stages" / "digits_2.npz").exists()
+
+
+def test_several_processes_draw_the_same_samples(trained: Path, tmp_path: Path, killer: Killer):
+    folder = tmp_path / "together"
+    assert run_together(killer, command("sample", trained, f"--output={folder}"), 2, limit=90) == [0, 0]
+    for name, images in drawn(trained, tmp_path / "alone").items():
+        path = folder / ("samples.npz" if name == "last" else "stages/digits_2.npz")
+        np.testing.assert_array_equal(np.load(path)["arr_0"], images)
 
 
 def test_the_bits_of_an_image_are_those_of_its_small_image_and_the_rest(
