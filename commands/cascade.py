@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from data import ImageKind
 from evaluation.cascade_report import cascade_report, read_stage
 from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.sample_set import SampleSet
@@ -31,7 +30,7 @@ from samplers import StepState
 from tasks import Cascade, Stage, check_stages
 
 from .run_mode import run_mode
-from .sample import SampledRun, load_sampled, plan_batches
+from .sample import SampledRun, check_folder, load_sampled, plan_batches
 
 Stages = Mapping[str, Config]
 
@@ -58,6 +57,7 @@ def run_cascade(
         if flags.get(flag):
             name = f"--{flag.replace('_', '-')}"
             raise ValueError(f"{name} is of one model, got a cascade; run that for a stage, with its --workdir")
+    stages = {name: complete_config(one, workdir / name) for name, one in stages.items()}
     for one in stages.values():
         check_config(one)
     if mode == "sample":
@@ -99,7 +99,6 @@ def _load(stages: Stages, workdir: Path, device: torch.device, ranks: Ranks) -> 
     """Load all stages; one that is told no class draws nothing of ``sampling.classes``."""
     runs: dict[str, SampledRun] = {}
     for name, one in stages.items():
-        one = complete_config(one, workdir / name)
         check_for_use(workdir / name, one)
         if runs and not one.model.class_conditional:
             one.sampling.classes = ()
@@ -117,6 +116,7 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
         explain_out_of_memory("sampling.batch_size", settings.batch_size),
         contextlib.ExitStack() as held,
     ):
+        check_folder(folder)
         runs = _load(stages, workdir, device, ranks)
         most = _most_noise_t(stages)
         parts = [
@@ -136,13 +136,13 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
         samples = SampleSet(
             folder,
             {"cascade": about} | {name: run.fingerprint() for name, run in runs.items()},
-            final.about() | {"classes": first.about()["classes"], "cascade": about},
+            final.about() | {key: first.about()[key] for key in ("classes", "class_names")} | {"cascade": about},
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=final.kind,
             labels=labels,
             pngs=settings.png_folder,
-            stages=_earlier_kinds(parts),
+            stages={part.name: part.kind for part in parts[:-1]},
         )
         todo = plan_batches(samples, ranks)
         if todo is None:
@@ -156,10 +156,6 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
                     say(note)
                 steps = ", ".join(f"{name} of step {run.step}" for name, run in runs.items())
                 say(f"{settings.num_samples} samples of {steps}, {nfe} network calls each; wrote them in {folder}")
-
-
-def _earlier_kinds(parts: list[Stage]) -> dict[str, ImageKind]:
-    return {part.name: part.kind for part in parts[:-1]}
 
 
 def _draw(

@@ -72,8 +72,7 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         contextlib.ExitStack() as held,
     ):
         check_for_use(workdir, config)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder; move it away, or choose another --output")
+        check_folder(folder)
         device = ranks.device(pick_device(config))
         run = load_sampled(config, workdir, device, ranks)
         conditions = _conditions_of(config, run.kind, run.classes, input, ranks)
@@ -109,6 +108,12 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
                     f"{settings.num_samples} samples{chosen} of step {run.step} by {settings.sampler}{chain}{guided}, "
                     f"{nfe} network calls each; wrote {written} in {folder}"
                 )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to write samples where a file is in the way."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; move it away, or choose another --output")
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,8 @@ def check_stages(
                 f"stage {name} is told images of {_of(ours)}, but stage {before} draws {_of(theirs)}; let each stage "
                 "be told what the one before draws"
             )
-        if one.labels and not (told[0].labels and kinds[number].num_classes == kinds[0].num_classes):
+        classes, first_classes = ((kind.num_classes, kind.class_names) for kind in (kinds[number], kinds[0]))
+        if one.labels and not (told[0].labels and classes == first_classes):
             raise ValueError(
                 f"stage {name} is told a class, which the first stage, {names[0]}, is not told alike; train both so"
             )
