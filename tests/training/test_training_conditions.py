@@ -108,9 +108,8 @@ def test_fit_tells_a_network_what_its_makers_make():
         image_size=8, in_channels=1, channels=8, channel_mult=(1,), attention_resolutions=(), cond_channels=1,
         norm_groups=4,
     )  # fmt: skip
-    told = fit(
-        score_model(network), images, steps=3, conditions=make_conditions(("lowres",)), batch_size=4, device="cpu"
-    )
+    makers = make_conditions(("lowres",))
+    told = fit(score_model(network), images, steps=3, conditions=makers, batch_size=4, device="cpu")
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.7])
     one, other = (told(x, t, cond=Condition(image=torch.full((2, 1, 8, 8), value))).eps for value in (-1.0, 1.0))
     assert (one - other).abs().flatten(1).amax(1).min() > 0
