@@ -13,6 +13,7 @@ from tiny import TINY
 from training_runs import ROOT, digits_like
 
 import main
+from commands.classify import classify
 from configs.default import get_default_config
 from evaluation.step_weights import _PILOT
 from experiment.build import bound_x0, build_model
@@ -144,6 +145,11 @@ def seen(name: str, likelihood: str = "vlb") -> Read:
     return read
 
 
+def by_class(read: Callable[[dict[str, Any]], Any]) -> Read:
+    """Of the likelihoods that --mode classify measures, each with the model as it sees it."""
+    return lambda bench, config: read(bench.eval(config, command=classify).args[1])
+
+
 def estimators(bench: Bench, config: Config) -> list[str]:
     return list(bench.eval(config).args[1])
 
@@ -207,6 +213,7 @@ def _one(value: str, expected: Any, *reads: Read, needs: tuple[str, ...] = ()) -
 ODE = ("eval.likelihoods=ode", "eval.ode_rtol=1e-3")
 HEUN = (*ODE, "eval.ode_solver=heun", "eval.ode_num_steps=4")
 IMPORT = ("source.name=edm", "source.checkpoint=weights.pt")
+CLASSES = ("model.class_conditional=True",)
 DRAWN = ("eval.vlb_num_steps=4", "eval.vlb_steps_per_image=2")
 
 
@@ -401,6 +408,11 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "eval.ode_grid": _one("quadratic", "quadratic", seen("solver.grid", "ode"), needs=HEUN),
     "eval.ode_max_nfe": _one("77", 77, seen("solver.max_nfe", "ode"), needs=ODE),
     "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
+    "eval.classify_by": _one("vlb_continuous", ["vlb_continuous"], by_class(list), needs=CLASSES),
+    "eval.classify_rounds": _one("3", 3, by_class(lambda seen: seen["vlb"][0].rounds), needs=CLASSES),
+    "eval.classify_z": _one(
+        "2.5", 2.5, by_class(lambda seen: seen["vlb"][0].z), needs=(*CLASSES, "eval.classify_rounds=2")
+    ),
 }  # fmt: skip
 
 
