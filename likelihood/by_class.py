@@ -48,7 +48,8 @@ class LikelihoodByClass(LikelihoodEstimator):
     dropped for an image: if it lies above the best one by more than ``z`` standard errors of their difference, which
     the common draws give (``sampling_variance``; that of the decoder's single draw a round is not in it). This is the
     adaptive evaluation of Li et al. 2023, Algorithm 2, with a test in place of a fixed schedule. A class that is
-    dropped keeps the mean of the rounds that it had.
+    dropped keeps the mean of the rounds that it had. Steps had better be drawn by importance: of uniform draws few make
+    most of the sum, and where they are missed the standard error is too small.
 
     Args:
         estimator: Any estimator of one class.
