@@ -100,6 +100,9 @@ def measured(
 
     Yields:
         The measurements on rank 0; None on the others.
+
+    Raises:
+        ValueError: And the others' errors: see ``evaluate``.
     """
     check_config(config)
     check_unguided(config)

@@ -109,8 +109,6 @@ class LikelihoodByClass(LikelihoodEstimator):
                 null += self._measure(model, x0, -1, noise, turn, torch.arange(len(x0))).total / self.rounds
             if self.z and turn + 1 < self.rounds:
                 undecided = self._undecided(undecided, sums.sum(0) / rounds, shares)
-                if not bool(undecided.any()) and not self.null:
-                    break
         prior, diffusion, reconstruction = (sums / rounds).gather(2, label[None, :, None].expand(3, -1, 1)).squeeze(2)
         return ClassTerms(
             prior=prior,
