@@ -31,7 +31,7 @@ from experiment.build import build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
-from experiment.from_checkpoints import trained_channels
+from experiment.from_checkpoints import as_score_model, trained_channels
 from experiment.pictures import save_bound_curve
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
@@ -93,7 +93,8 @@ def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
                 class_conditional=config.model.class_conditional,
                 device=device,
             )
-            trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
+            loaded, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
+            trained = as_score_model(loaded, workdir)
             num_calls = _NUM_CALLS * len(split)
             precision, compiled = config.eval.precision, config.eval.compile
             mode = pick_together(

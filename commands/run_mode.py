@@ -8,11 +8,13 @@ from typing import Any
 
 from experiment.config import Config
 from experiment.imported_config import complete_config
+from experiment.network import is_classifier
 from experiment.plugins import say_missing_plugins
 from runtime.processes.ranks import Ranks
 from training.init_from import where_the_model_is
 
 from .eval import evaluate
+from .eval_classifier import evaluate_classifier
 from .export import export_model
 from .import_checkpoint import import_checkpoint
 from .sample import sample
@@ -52,4 +54,4 @@ def run_mode(mode: str, config: Config, workdir: Path, flags: Mapping[str, Any],
     if mode == "sample":
         sample(config, workdir, Path(flags["output"]) if flags.get("output") else None, ranks=ranks)
         return
-    evaluate(config, workdir, ranks=ranks)
+    (evaluate_classifier if is_classifier(config) else evaluate)(config, workdir, ranks=ranks)

@@ -20,7 +20,7 @@ from experiment.build import bound_x0, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.classes import classes_of
 from experiment.config import Config
-from experiment.from_checkpoints import trained_kind
+from experiment.from_checkpoints import as_score_model, trained_kind
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
@@ -74,7 +74,8 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
             got = "vectors" if kind.num_levels is None else kind.image_shape[0]
             raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
         classes = classes_of(config, kind)
-        trained, step = load_same_trained(ranks, config, workdir, kind, device)
+        loaded, step = load_same_trained(ranks, config, workdir, kind, device)
+        trained = as_score_model(loaded, workdir)
         num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps
         precision, compiled = settings.precision, settings.compile
         mode = pick_together(

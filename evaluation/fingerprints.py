@@ -16,7 +16,7 @@ from data import AnyKind, Space
 from experiment.config import Config, flatten
 from experiment.plugins import plugin_digests
 from likelihood import available_likelihoods
-from models import ScoreModel
+from models import NetworkModel, ScoreModel
 
 from .measurement import EvalSplit
 
@@ -49,7 +49,13 @@ def _code_digest() -> str:
 
 
 def _common(
-    config: Config, section: str, model: ScoreModel, step: int, space: Space, network: dict[str, Any], device: str
+    config: Config,
+    section: str,
+    model: ScoreModel | NetworkModel,
+    step: int,
+    space: Space,
+    network: dict[str, Any],
+    device: str,
 ) -> dict[str, Any]:
     """All that a value depends on, of whatever kind: settings, weights and code."""
     state, fixed = model.state_dict(), (*_OF_MODEL, f"{section}.")
@@ -62,13 +68,15 @@ def _common(
 
 def measurement_fingerprints(
     config: Config,
-    model: ScoreModel,
+    model: NetworkModel,
     step: int,
     split: EvalSplit,
     step_weights: dict[str, list[float]],
     network: dict[str, Any],
+    *,
+    names: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """All that the values of a batch depend on, for each of ``config.eval.likelihoods``.
+    """All that the values of a batch depend on, for each measure.
 
     A setting of ``eval`` whose name begins with another likelihood's ("ode_rtol" for "vlb") is not in it.
 
@@ -79,13 +87,14 @@ def measurement_fingerprints(
         split: The images.
         step_weights: What steps are drawn by, of the likelihoods that draw them so.
         network: How the network computes.
+        names: The measures; those of ``config.eval.likelihoods`` if there are none.
     """
     dataset, count = split.dataset, split.num_images
     common = _common(config, "eval", model, step, dataset.space, network, split.device.type)
     common |= {"images": digest_of(dataset.stored[:count], dataset.labels[:count]), "num_images": count}
     prefixes = {name.split("_")[0] for name in available_likelihoods()}
     result = {}
-    for name in config.eval.likelihoods:
+    for name in names or config.eval.likelihoods:
         foreign = tuple(f"eval.{prefix}_" for prefix in prefixes - {name.split("_")[0]})
         ours = {key: value for key, value in common.items() if not key.startswith(foreign)}
         if name in step_weights:

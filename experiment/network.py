@@ -23,6 +23,11 @@ OF_DATA = ("image_size", "in_channels", "num_classes", "num_dims")
 DERIVED = "outputs_per_channel"
 
 
+def is_classifier(config: Config) -> bool:
+    """Tell a classifier of noisy images from a score model."""
+    return config.model.get("backbone", "unet") == "classifier"
+
+
 def network_defaults(backbone: str) -> dict[str, Any]:
     """A backbone's options and their defaults; ``inspect.Parameter.empty`` where there is none."""
     if backbone == "checkpoint":
@@ -77,7 +82,11 @@ def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -
     arguments = {key: plain(model[key]) for key in SHARED if key in known}
     if "head_channels" in arguments:
         arguments["head_channels"] = arguments["head_channels"] or None
+    if is_classifier(config) and not model.class_conditional:
+        raise ValueError("backbone classifier is of classes, got model.class_conditional=False; set it to True")
     arguments |= _shape_arguments(backbone, kind, outputs_per_channel)
+    if DERIVED not in known:
+        arguments.pop(DERIVED, None)
     arguments["num_classes"] = kind.num_classes if model.class_conditional else None
     free = sorted(known.keys() - {*SHARED, DERIVED})
     for key, value in model.get("network", {}).items():

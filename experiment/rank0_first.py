@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from data import AnyDataset, AnyKind, RealSpace, VectorDataset
-from models import NetworkScoreModel
+from models import NetworkModel
 from runtime.processes.ranks import Ranks
 
 from .config import Config
@@ -59,7 +59,7 @@ def as_trained(ranks: Ranks, config: Config, workdir: Path, dataset: AnyDataset)
 
 def load_same_trained(
     ranks: Ranks, config: Config, workdir: Path, kind: AnyKind, device: torch.device
-) -> tuple[NetworkScoreModel, int]:
+) -> tuple[NetworkModel, int]:
     """``load_trained`` on every process, of the step that rank 0 finds: a trainer may write another in the meantime."""
     found = load_trained(config, workdir, kind, device) if ranks.first else None
     step = ranks.share("checkpoint", lambda: found and found[1])

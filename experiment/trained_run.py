@@ -25,7 +25,7 @@ from .checkpoints.store import checkpoint_folders
 from .classes import class_number
 from .config import Config
 from .estimators import build_estimators, model_for
-from .from_checkpoints import load_trained, trained_kind
+from .from_checkpoints import as_score_model, load_trained, trained_kind
 from .network import model_in_full
 from .workdir import read_whole_config
 
@@ -202,7 +202,7 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
         raise ValueError(f"{workdir} has no checkpoint of step {step}; choose one of: {', '.join(map(str, steps))}")
     kind = trained_kind(config, workdir)
     model, step = load_trained(config, workdir, kind, named_device(device), weights=weights, step=step)
-    return TrainedRun(model, kind, config, step, _report(workdir))
+    return TrainedRun(as_score_model(model, workdir), kind, config, step, _report(workdir))
 
 
 def _report(workdir: Path) -> dict[str, Any]:
