@@ -101,12 +101,10 @@ class ClassifierMeasurement:
             times: [T].
             labels: Classes of the split, int64 [N].
         """
-        entropy, entropy_stderr = class_entropy(labels)
         nats, nats_stderr = _means(self.nats)
         accuracy, accuracy_stderr = _means(self.correct)
         return {
-            "class_entropy": entropy,
-            "class_entropy_stderr": entropy_stderr,
+            "class_entropy": class_entropy(labels),
             "t": times.tolist(),
             "cross_entropy": nats,
             "cross_entropy_stderr": nats_stderr,
@@ -123,14 +121,20 @@ def _means(values: np.ndarray) -> tuple[list[float], list[float]]:
     return [mean for mean, _ in pairs], [stderr for _, stderr in pairs]
 
 
-def class_entropy(labels: Tensor) -> tuple[float, float]:
-    """H(c) = -sum p(c) log p(c), in nats, of the classes' shares of a split, and its standard error.
+def class_entropy(labels: Tensor) -> float:
+    """The entropy of the classes, in nats, from labels: with p the shares of the K classes that are there,
+
+        H(c) = -sum p log p + (K - 1) / 2 N,
+
+    where the last term makes up for shares that are those of these N labels, not of what they are drawn from (Miller
+    1955, to first order in 1 / N): no classifier knows them.
 
     Args:
         labels: int64 [N].
     """
-    _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
-    return mean_and_stderr(-(counts.double() / len(labels)).log()[inverse])
+    counts = labels.unique(return_counts=True)[1].double()
+    shares = counts / len(labels)
+    return float(-(shares * shares.log()).sum()) + (len(counts) - 1) / (2 * len(labels))
 
 
 def classifier_table(report: dict[str, Any], title: str) -> str:

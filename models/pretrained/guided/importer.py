@@ -100,8 +100,12 @@ def _score_model(tensors: Mapping[str, Tensor], path: Path, config: Config, proj
     return plan.load(tensors, _sources_for(config), path=path)
 
 
-def _sources_for(config: Config) -> Callable[[ADM | EncoderClassifier], Mapping[str, Source]]:
-    return partial(guided_sources, new_attention_order=Settings(config).flag("use_new_attention_order", False))
+def _sources_for(config: Config, *, of_classifier: bool = False) -> Callable[[ADM | EncoderClassifier], Mapping[str, Source]]:
+    settings = Settings(config)
+    # their flags are of the score model: a classifier is built by them without
+    by_flags = "model_channels" not in settings.values
+    new = settings.flag("use_new_attention_order", False) and not (of_classifier and by_flags)
+    return partial(guided_sources, new_attention_order=new)
 
 
 def from_improved_diffusion(path: Path | str, config: Config) -> PlannedModel:
@@ -132,7 +136,7 @@ def _classifier(tensors: Mapping[str, Tensor], path: Path, config: Config) -> Pl
     classifier = PlannedClassifier(plan_classifier(config)).eval()
     network = classifier.backbone
     assert isinstance(network, EncoderClassifier)
-    load_renamed(network, tensors, _sources_for(config)(network), path=path)
+    load_renamed(network, tensors, _sources_for(config, of_classifier=True)(network), path=path)
     return classifier
 
 

@@ -8,7 +8,6 @@ import torch
 from importer_references import Reference, count, per_sample_error, randomize, worst_error
 
 from models import reverse_log_var
-from models.backbones import EncoderClassifier
 from models.pretrained.guided.importer import (
     from_guided_classifier,
     from_guided_diffusion,
