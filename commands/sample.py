@@ -19,6 +19,7 @@ from evaluation.trajectory import MOST_SAMPLES
 from experiment.build import bound_x0, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.classes import classes_of
+from experiment.classifier import guide_by_classifier, with_classes_of_classifier
 from experiment.config import Config
 from experiment.from_checkpoints import as_score_model, trained_kind
 from experiment.pictures import as_array, has_picture
@@ -73,6 +74,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
             got = "vectors" if kind.num_levels is None else kind.image_shape[0]
             raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
+        kind = with_classes_of_classifier(config, kind)
         classes = classes_of(config, kind)
         loaded, step = load_same_trained(ranks, config, workdir, kind, device)
         trained = as_score_model(loaded, workdir)
@@ -81,6 +83,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         mode = pick_together(
             ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
         )
+        model = guide_by_classifier(config, fast_inference(trained, mode), device)
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             for reason in mode.reasons:
@@ -90,7 +93,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         variance = variance_of(sampler, learned=trained.learned_variance)
         samples = SampleSet(
             folder,
-            samples_fingerprint(config, trained, step, kind, classes, mode.recorded(), device),
+            samples_fingerprint(config, model, step, kind, classes, mode.recorded(), device),
             about_of(config, step, kind, classes, mode.recorded(), variance),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
@@ -102,7 +105,7 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         if todo is None:
             return
         with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
-            _draw(config, ranks, samples, todo, sampler, bound_x0(config, fast_inference(trained, mode), kind), classes)
+            _draw(config, ranks, samples, todo, sampler, bound_x0(config, model, kind), classes)
             if ranks.first:
                 nfe, notes = samples.finish()
                 for note in notes:

@@ -25,7 +25,14 @@ _OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.
 # These change no value, or are in the fingerprint under another name.
 _FREE = (
     *("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images", "eval.precision", "eval.compile"),
-    *("sampling.num_samples", "sampling.classes", "sampling.png_folder", "sampling.precision", "sampling.compile"),
+    *(
+        "sampling.num_samples",
+        "sampling.classes",
+        "sampling.classifier",
+        "sampling.png_folder",
+        "sampling.precision",
+        "sampling.compile",
+    ),
 )
 
 
@@ -116,7 +123,7 @@ def samples_fingerprint(
 
     Args:
         config: The config.
-        model: The model that samples.
+        model: The model that samples, with what guides it.
         step: The training step of its weights.
         kind: The images that it is for.
         classes: The classes that are drawn in turn.

@@ -40,6 +40,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("sampling", "num_samples", 1, 10**9),
     ("sampling", "batch_size", 1, _MOST),
     ("sampling", "threshold_x0", 0, 1),
+    ("sampling", "classifier_scale", 0, 1e6),
     ("eval", "batch_size", 1, _MOST),
     ("eval", "num_images", 0, 10**12),
     ("eval", "vlb_num_steps", 0, _MOST),

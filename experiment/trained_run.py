@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -26,23 +25,7 @@ from .classes import class_number
 from .config import Config
 from .estimators import build_estimators, model_for
 from .from_checkpoints import as_score_model, load_trained, trained_kind
-from .network import model_in_full
-from .workdir import read_whole_config
-
-# settings that config.json lacks where an earlier version wrote it
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "sampling": {
-        "sampler": "ancestral", "num_steps": 1000, "grid": "uniform", "options": "", "clip_x0": True,
-        "threshold_x0": 0.0,
-    },
-    "eval": {
-        "likelihoods": ("vlb", "ode"), "batch_size": 128, "clip_x0": True, "vlb_variance": "auto", "vlb_num_steps": 0,
-        "vlb_grid": "uniform", "vlb_steps_per_image": 0, "vlb_step_sampling": "importance",
-        "ode_dequantization": "decoder", "ode_importance_samples": 1, "ode_divergence": "rademacher",
-        "ode_num_probes": 1, "ode_solver": "adams", "ode_rtol": 1e-5, "ode_atol": 1e-5, "ode_num_steps": 0,
-        "ode_grid": "log_snr", "ode_max_nfe": 10_000, "ode_t_end": 0.0,
-    },
-}  # fmt: skip
+from .saved_config import saved_config
 
 
 @dataclass(frozen=True)
@@ -196,7 +179,7 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
     if weights not in ("ema", "raw"):
         raise ValueError(choices_message("weights", weights, ["ema", "raw"]))
     workdir = Path(workdir).expanduser()
-    config = _saved_config(workdir)
+    config = saved_config(workdir)
     steps = [step_of(folder) for folder in checkpoint_folders(workdir / "checkpoints")]
     if step is not None and step not in steps:
         raise ValueError(f"{workdir} has no checkpoint of step {step}; choose one of: {', '.join(map(str, steps))}")
@@ -210,23 +193,3 @@ def _report(workdir: Path) -> dict[str, Any]:
         return parse_json(read_regular(workdir / "eval" / "report.json"))
     except (OSError, ValueError):
         return {}
-
-
-def _saved_config(workdir: Path) -> Config:
-    saved = read_whole_config(workdir)
-    if saved is None:
-        raise ValueError(f"{workdir} holds no trained run; pass the --workdir of one")
-    saved = {name: {} for name in DEFAULTS} | saved
-    if not all(isinstance(saved.get(section), dict) for section in ("data", "model", "sde", *DEFAULTS)):
-        raise ValueError(f"{workdir / 'config.json'} is damaged (it lacks a section); restore it")
-    whole = {name: defaults | saved[name] for name, defaults in DEFAULTS.items()}
-    config = ConfigDict(_with_tuples({**saved, **whole, "model": model_in_full(saved["model"])}))
-    config.lock()
-    return config
-
-
-def _with_tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that configs have."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(one) for key, one in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

@@ -100,7 +100,9 @@ def _score_model(tensors: Mapping[str, Tensor], path: Path, config: Config, proj
     return plan.load(tensors, _sources_for(config), path=path)
 
 
-def _sources_for(config: Config, *, of_classifier: bool = False) -> Callable[[ADM | EncoderClassifier], Mapping[str, Source]]:
+def _sources_for(
+    config: Config, *, of_classifier: bool = False
+) -> Callable[[ADM | EncoderClassifier], Mapping[str, Source]]:
     settings = Settings(config)
     # their flags are of the score model: a classifier is built by them without
     by_flags = "model_channels" not in settings.values
