@@ -20,7 +20,7 @@ TERMS = ("prior", "diffusion", "reconstruction")
 
 
 def values_of(terms: Any) -> Values:
-    """The terms of a batch, a dataclass, as arrays under the names they have there; those that are None are left out."""
+    """The terms of a batch, a dataclass, as arrays under the names they have there; None is left out."""
     values: Values = {}
     for field in dataclasses.fields(terms):
         value = getattr(terms, field.name)

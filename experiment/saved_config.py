@@ -1,4 +1,4 @@
-"""The config of a run that is there, as its ``config.json`` has it."""
+"""The config of a run from its work directory, whatever version wrote it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def saved_config(workdir: Path) -> Config:
-    """The config of a work directory's run, with what was added since then: as it was before.
+    """The config of a work directory, as far as a trained model is to be used: keys of later versions at their defaults.
 
     Raises:
-        ValueError: If there is no run, or its ``config.json`` is damaged.
+        ValueError: If there is no run, or its config cannot be read.
     """
     saved = read_whole_config(workdir)
     if saved is None:
-        raise ValueError(f"{workdir} holds no trained run; pass the --workdir of one")
+        raise ValueError(f"{workdir} holds no trained run; name the work directory of one")
     saved = {name: {} for name in DEFAULTS} | saved
     if not all(isinstance(saved.get(section), dict) for section in ("data", "model", "sde", *DEFAULTS)):
         raise ValueError(f"{workdir / 'config.json'} is damaged (it lacks a section); restore it")
