@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data import AnyKind
-from models import NoisyClassifier, ScoreModel
+from models import ClassifierGuidedScoreModel, NoisyClassifier, ScoreModel
 from runtime.files import one_line
 
 from .config import Config
@@ -72,7 +73,7 @@ def with_classes_of_classifier(config: Config, kind: AnyKind) -> AnyKind:
             )
         return kind
     theirs = classifier_kind(Path(sampling.classifier).expanduser())
-    pairs = {"image shape": (theirs.image_shape, kind.image_shape)}
+    pairs: dict[str, tuple[Any, Any]] = {"image shape": (theirs.image_shape, kind.image_shape)}
     if config.model.class_conditional:
         pairs["number of classes"] = (theirs.num_classes, kind.num_classes)
         if kind.class_names and theirs.class_names:
@@ -100,9 +101,6 @@ def guide_by_classifier(config: Config, model: ScoreModel, device: torch.device)
     Raises:
         ValueError: If there is no such classifier, or it was trained on another SDE.
     """
-    # the wrapper comes with guidance itself
-    from models import ClassifierGuidedScoreModel
-
     sampling = config.sampling
     if not sampling.classifier:
         return model

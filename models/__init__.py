@@ -21,4 +21,6 @@ from .prediction import Prediction
 from .probability_flow import FlowEquation, follow_flow
 from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, pick_variance, reverse_log_var
 from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_network_calls
+from .wrappers.classifier_guidance import ClassifierGuidedScoreModel
 from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
+from .wrappers.guidance import CFGPlusPlusWeight, GuidedScoreModel

@@ -112,8 +112,10 @@ class GaussianMixtureScoreModel(ScoreModel):
             noise_std: At least 0; 0 needs A C A^T of full rank.
 
         Raises:
-            ValueError: If the shapes do not fit, or y has no density given a component.
+            ValueError: If the shapes do not fit, noise_std is negative, or y has no density given a component.
         """
+        if not noise_std >= 0:
+            raise ValueError(f"noise_std must be at least 0, got {noise_std}; 0 is no noise")
         operator, y = operator.double(), y.double()
         if operator.ndim != 2 or operator.shape[1] != self.means.shape[1] or y.shape != operator.shape[:1]:
             raise ValueError(

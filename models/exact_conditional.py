@@ -12,6 +12,7 @@ from sde_lib import SDE, check_per_sample
 
 from .condition import Cond, Condition, label_of
 from .exact import GaussianMixtureScoreModel, eigen_of_cov
+from .noisy_classifier import grad_of_class
 from .prediction import Prediction
 from .score_model import ScoreModel
 
@@ -76,6 +77,12 @@ class LabelledMixtureScoreModel(GaussianMixtureScoreModel):
         every = torch.arange(self.num_classes, device=x.device)
         log_density = self._components(x, self.sde.alpha(t), self.sde.sigma(t))[2]
         return (log_density[:, None] + self._log_chosen(every)).logsumexp(2).log_softmax(1)
+
+    def grad_log_prob(
+        self, x: Float[Tensor, "batch dim"], t: Float[Tensor, " batch"], label: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch dim"]:
+        """The gradient of log p(label | x_t) with respect to x_t, as ``NoisyClassifier.grad_log_prob`` gives it."""
+        return grad_of_class(lambda x: self.class_log_prob(x, t), x, label)
 
     def of_class(self, label: int) -> GaussianMixtureScoreModel:
         """The mixture of one class alone."""
@@ -159,22 +166,14 @@ class LinearGaussianScoreModel(ScoreModel):
         self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("eigenvectors", eigenvectors)
 
-    def mean_of(self, cond: Cond | None, batch: int) -> Float[Tensor, "batch dim"]:
-        """E[x0 | c] of each sample, float64 [B, D]; E[x0] where it is told none (NaN).
-
-        Raises:
-            ValueError: If the condition has other fields, or not K numbers a sample.
-        """
-        told = self._told(cond, batch)
-        return torch.where(told.isnan(), self.cond_mean, told) @ self.weight.mT + self.bias
-
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """E[x0 | x_t, c] and E[eps | x_t, c], for x_t of any shape with D numbers a sample."""
         check_per_sample("t", t, x_t.shape[0])
         alpha, sigma = self.sde.alpha(t)[:, None], self.sde.sigma(t)[:, None]
-        which = self._told(cond, len(x_t)).isnan().any(1).long()
+        told = self._told(cond, len(x_t))
+        which = told.isnan().any(1).long()
         eigenvalues, eigenvectors = self.eigenvalues[which], self.eigenvectors[which]
-        mean = self.mean_of(cond, len(x_t))
+        mean = torch.where(told.isnan(), self.cond_mean, told) @ self.weight.mT + self.bias
         rotated = torch.einsum("bd,bde->be", x_t.double().flatten(1) - alpha * mean, eigenvectors)
         whitened = rotated / (alpha.square() * eigenvalues + sigma.square())
         x0 = mean + alpha * torch.einsum("be,bde->bd", eigenvalues * whitened, eigenvectors)

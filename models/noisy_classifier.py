@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -56,10 +58,23 @@ class NoisyClassifier(nn.Module):
             t: Times in [0, 1], [B].
             label: Classes, [B].
         """
-        with torch.enable_grad():
-            x_t = x_t.detach().requires_grad_(True)
-            log_prob = self(x_t, t).log_softmax(dim=1).gather(1, label[:, None])
-            return torch.autograd.grad(log_prob.sum(), x_t)[0]
+        return grad_of_class(lambda x: self(x, t).log_softmax(dim=1), x_t, label)
+
+
+def grad_of_class(
+    log_probs: Callable[[Tensor], Tensor], x_t: Float[Tensor, "batch *shape"], label: Int64[Tensor, " batch"]
+) -> Float[Tensor, "batch *shape"]:
+    """The gradient of log p(label | x_t) with respect to x_t, also where gradients are switched off.
+
+    Args:
+        log_probs: From x_t to log p(class | x_t) of every class, [B, K].
+        x_t: Noisy data, [B, ...].
+        label: Classes, [B].
+    """
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_(True)
+        # each sample's log-probability depends on its own x_t alone
+        return torch.autograd.grad(log_probs(x_t).gather(1, label[:, None]).sum(), x_t)[0]
 
 
 NetworkModel = NetworkScoreModel | NoisyClassifier

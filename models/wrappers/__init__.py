@@ -1,1 +1,1 @@
-"""Score models around score models: clipping and thresholding. Guidance is not included yet."""
+"""Score models around score models: guidance, clipping and thresholding."""

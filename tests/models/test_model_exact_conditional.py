@@ -63,6 +63,7 @@ def test_the_score_and_the_class_s_gradient_are_the_class_s_score(sde_name):
         gradient = torch.autograd.grad(model.class_log_prob(leaf, TIMES)[:, c].sum(), leaf)[0]
         expected = model(x_t, TIMES, cond=label).score
         sigma = model.sde.sigma(TIMES)[:, None]
+        torch.testing.assert_close(model.grad_log_prob(x_t, TIMES, label), gradient)
         # in units of the noise, in which scores are of one size
         torch.testing.assert_close(
             sigma * (model(x_t, TIMES).score + gradient), sigma * expected, rtol=1e-11, atol=1e-12
@@ -121,6 +122,11 @@ def test_the_posterior_of_a_mixture_is_bayes_rule(noise_std):
     A, y = draw(2, 3, seed=11), draw(2, seed=12)
     posterior = prior.posterior(A, y, noise_std=noise_std)
     mean, cov = posterior.mean_and_cov()
+    observed = torch.distributions.MultivariateNormal(
+        prior.means @ A.mT, A @ prior.covs() @ A.mT + noise_std**2 * torch.eye(2, dtype=torch.float64)
+    )
+    shares = prior.log_weights + observed.log_prob(y)
+    torch.testing.assert_close(posterior.log_weights.exp(), shares.softmax(0), rtol=1e-9, atol=1e-12)
     if noise_std == 0:
         torch.testing.assert_close(A @ mean, y, rtol=0, atol=1e-11)
         assert float((A @ cov @ A.mT).abs().max()) < 1e-10
@@ -135,11 +141,7 @@ def test_the_posterior_of_a_mixture_is_bayes_rule(noise_std):
     likelihood = torch.distributions.Normal(x @ A.mT, noise_std).log_prob(y).sum(1)
     evidence = log_density(prior, x) + likelihood - log_density(posterior, x)
     assert float(evidence.max() - evidence.min()) < 1e-8
-    normals = torch.distributions.MultivariateNormal(
-        prior.means @ A.mT, A @ prior.covs() @ A.mT + noise_std**2 * torch.eye(2, dtype=torch.float64)
-    )
-    expected = (prior.log_weights + normals.log_prob(y)).logsumexp(0)
-    assert float(evidence[0]) == pytest.approx(float(expected), abs=1e-8)
+    assert float(evidence[0]) == pytest.approx(float(shares.logsumexp(0)), abs=1e-8)
 
 
 def test_the_linear_oracle_of_an_observation_is_the_posterior():
@@ -190,3 +192,4 @@ def test_bad_observations_are_refused_in_one_line():
     model, twice = labelled(VP()), torch.ones(2, 3, dtype=torch.float64)
     refuses(lambda: model.posterior(twice, draw(2), noise_std=0.0), "no density", "raise it")
     refuses(lambda: model.posterior(draw(2, 4), draw(2), noise_std=1.0), "[M, 3]", "[2, 4]")
+    refuses(lambda: model.posterior(draw(2, 3), draw(2), noise_std=-0.1), "noise_std must be at least 0", "got -0.1")
