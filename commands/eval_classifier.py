@@ -24,6 +24,7 @@ from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained, pick_together
 from experiment.workdir import check_for_use, save_npz, write_json
+from models import NoisyClassifier
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.messages import say
@@ -72,6 +73,7 @@ def evaluate_classifier(config: Config, workdir: Path, *, ranks: Ranks = ALONE) 
                 device=device,
             )
             trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
+            assert isinstance(trained, NoisyClassifier)
             curve = ClassifierCurve(trained.sde)
             pick = partial(pick_mode, settings.precision, settings.compile, device, backbone=trained.backbone)
             mode = pick_together(ranks, partial(pick, num_calls=len(curve.times) * len(split)))

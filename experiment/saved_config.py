@@ -28,7 +28,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def saved_config(workdir: Path) -> Config:
-    """The config of a work directory, as far as a trained model is to be used: keys of later versions at their defaults.
+    """The config of a work directory, to use its model: keys of later versions at their defaults.
 
     Raises:
         ValueError: If there is no run, or its config cannot be read.
