@@ -54,7 +54,7 @@ def load_classifier(workdir: Path, device: torch.device) -> NoisyClassifier:
 
 
 def with_classes_of_classifier(config: Config, kind: AnyKind) -> AnyKind:
-    """What a model is for, with the classes by which ``sampling.classifier`` guides it.
+    """The data that a model is for, with the classes by which ``sampling.classifier`` guides it.
 
     Args:
         config: The config of the model.

@@ -27,7 +27,6 @@ def classifier_of(config: ConfigDict) -> ConfigDict:
             "backbone": "classifier",
             "class_conditional": True,
             "num_res_blocks": 1,
-            "head_channels": 32,
             "dropout": 0.1,
             "scale_shift_norm": True,
         }
