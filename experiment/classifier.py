@@ -81,9 +81,8 @@ def with_classes_of_classifier(config: Config, kind: AnyKind) -> AnyKind:
     for what, (found, ours) in pairs.items():
         if found != ours:
             raise ValueError(
-                f"sampling.classifier={sampling.classifier} is of another {what} than the model, "
-                f"{one_line(str(found), 60)} instead of {one_line(str(ours), 60)}; take one that was trained on the "
-                "model's data"
+                f"sampling.classifier={sampling.classifier} and the model differ in {what}: "
+                f"{one_line(str(found), 60)} and {one_line(str(ours), 60)}; take one that was trained on the model's data"
             )
     return replace(kind, num_classes=theirs.num_classes, class_names=theirs.class_names)
 
