@@ -37,7 +37,7 @@ def classifier_kind(workdir: Path) -> AnyKind:
     return kind
 
 
-def load_classifier(workdir: Path, device: torch.device) -> NoisyClassifier:
+def load_classifier(workdir: Path | str, device: torch.device | str) -> NoisyClassifier:
     """The classifier of a work directory's newest good checkpoint, with its averaged weights, in evaluation mode.
 
     Args:
@@ -47,8 +47,9 @@ def load_classifier(workdir: Path, device: torch.device) -> NoisyClassifier:
     Raises:
         ValueError: If it holds no classifier, or no checkpoint that can be used.
     """
+    workdir = Path(workdir).expanduser()
     kind = classifier_kind(workdir)
-    model, _ = load_trained(saved_config(workdir), workdir, kind, device)
+    model, _ = load_trained(saved_config(workdir), workdir, kind, torch.device(device))
     assert isinstance(model, NoisyClassifier)
     return model
 
@@ -82,7 +83,7 @@ def with_classes_of_classifier(config: Config, kind: AnyKind) -> AnyKind:
         if found != ours:
             raise ValueError(
                 f"sampling.classifier={sampling.classifier} and the model differ in {what}: "
-                f"{one_line(str(found), 60)} and {one_line(str(ours), 60)}; take one that was trained on the model's data"
+                f"{one_line(str(found), 60)} and {one_line(str(ours), 60)}; take one that was trained on the same data"
             )
     return replace(kind, num_classes=theirs.num_classes, class_names=theirs.class_names)
 
@@ -103,7 +104,7 @@ def guide_by_classifier(config: Config, model: ScoreModel, device: torch.device)
     sampling = config.sampling
     if not sampling.classifier:
         return model
-    classifier = load_classifier(Path(sampling.classifier).expanduser(), device)
+    classifier = load_classifier(sampling.classifier, device)
     try:
         return ClassifierGuidedScoreModel(model, classifier, scale=sampling.classifier_scale)
     except ValueError as error:
