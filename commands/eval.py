@@ -32,6 +32,7 @@ from experiment.checks import check_config
 from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import as_score_model, trained_channels
+from experiment.guidance import check_unguided
 from experiment.pictures import save_bound_curve
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
@@ -68,12 +69,13 @@ def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
         The report; an empty one on ranks other than 0.
 
     Raises:
-        ValueError: If the config does not fit the work directory, or there is no good checkpoint.
+        ValueError: If the config does not fit the work directory or asks for guidance, or there is no good checkpoint.
         FloatingPointError: If a value is not finite.
         RuntimeError: If a solver gave up, or another command measures there.
         Interrupted: After Ctrl-C.
     """
     check_config(config)
+    check_unguided(config)
     with (
         explain_out_of_memory("eval.batch_size", config.eval.batch_size),
         contextlib.ExitStack() as held,

@@ -16,12 +16,13 @@ from evaluation.provenance import about_of, variance_of
 from evaluation.sample_batch import draw_batch, labels_of
 from evaluation.sample_set import SampleSet
 from evaluation.trajectory import MOST_SAMPLES
-from experiment.build import bound_x0, build_sampler, pick_device
+from experiment.build import build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.classes import classes_of
-from experiment.classifier import guide_by_classifier, with_classes_of_classifier
+from experiment.classifier import with_classes_of_classifier
 from experiment.config import Config
 from experiment.from_checkpoints import as_score_model, trained_kind
+from experiment.guidance import described, is_guided, load_reference, sampled_model
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
@@ -78,12 +79,15 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         classes = classes_of(config, kind)
         loaded, step = load_same_trained(ranks, config, workdir, kind, device)
         trained = as_score_model(loaded, workdir)
-        num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps
+        reference = load_reference(config, kind, device, ranks)
+        num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps * (1 + is_guided(config))
         precision, compiled = settings.precision, settings.compile
         mode = pick_together(
             ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
         )
-        model = guide_by_classifier(config, fast_inference(trained, mode), device)
+        model = sampled_model(
+            config, fast_inference(trained, mode), kind, sampler, reference and fast_inference(reference.model, mode)
+        )
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             for reason in mode.reasons:
@@ -93,8 +97,8 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         variance = variance_of(sampler, learned=trained.learned_variance)
         samples = SampleSet(
             folder,
-            samples_fingerprint(config, model, step, kind, classes, mode.recorded(), device),
-            about_of(config, step, kind, classes, mode.recorded(), variance),
+            samples_fingerprint(config, model, step, kind, classes, mode.recorded(), device, reference),
+            about_of(config, step, kind, classes, mode.recorded(), variance, described(config, reference)),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=kind,
@@ -105,16 +109,17 @@ def sample(config: Config, workdir: Path, output: Path | None = None, *, ranks: 
         if todo is None:
             return
         with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
-            _draw(config, ranks, samples, todo, sampler, bound_x0(config, model, kind), classes)
+            _draw(config, ranks, samples, todo, sampler, model, classes)
             if ranks.first:
                 nfe, notes = samples.finish()
                 for note in notes:
                     say(note)
                 chain = f" with the {variance} variance" if variance else ""
+                guided = f", guided by {settings.guidance_weight:g}" if is_guided(config) else ""
                 chosen = _chosen(classes, kind.class_names) if settings.classes and classes else ""
                 written = "grid.png and samples.npz" if has_picture(kind) else "samples.npz"
                 say(
-                    f"{settings.num_samples} samples{chosen} of step {step} by {settings.sampler}{chain}, "
+                    f"{settings.num_samples} samples{chosen} of step {step} by {settings.sampler}{chain}{guided}, "
                     f"{nfe} network calls each; wrote {written} in {folder}"
                 )
 

@@ -149,6 +149,15 @@ def _sampling() -> ConfigDict:
             "classifier_scale": 1.0,  # what its gradient is multiplied by; 1: Bayes' rule
             "clip_x0": True,  # clip the predicted x0 to the range of images; without effect on vectors
             "threshold_x0": 0.0,  # instead, scale x0 so that this quantile of |x0| is in range; 0.995 is usual, 0: off
+            # w of unconditional + w (conditional - unconditional), in --mode sample alone; 1: no guidance
+            "guidance_weight": 1.0,
+            "guidance_schedule": "constant",  # or cfg++: weights along the grid, of which guidance_weight is the lambda
+            "guidance_interval": (),  # lo,hi: guide only where lo < sigma / alpha <= hi; (): everywhere
+            "guidance_rescale": 0.0,  # bring the spread of guided x0 back to the unguided one's by this share; 0: off
+            # guide away from the model of this work directory, or of one of its checkpoints as in runs/x@1000, instead
+            # of away from the model without its condition
+            "guidance_reference": "",
+            "guidance_reference_weights": "ema",  # of that model: ema or raw
             "precision": "auto",  # as in training
             "compile": "auto",  # as in training
             "png_folder": False,  # write each sample as a PNG too, for tools that measure FID

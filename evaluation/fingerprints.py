@@ -14,6 +14,7 @@ import torch
 
 from data import AnyKind, Space
 from experiment.config import Config, flatten
+from experiment.guidance import Reference
 from experiment.plugins import plugin_digests
 from likelihood import available_likelihoods
 from models import NetworkModel, ScoreModel
@@ -25,14 +26,8 @@ _OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "sde.", "model.
 # These change no value, or are in the fingerprint under another name.
 _FREE = (
     *("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images", "eval.precision", "eval.compile"),
-    *(
-        "sampling.num_samples",
-        "sampling.classes",
-        "sampling.classifier",
-        "sampling.png_folder",
-        "sampling.precision",
-        "sampling.compile",
-    ),
+    *("sampling.num_samples", "sampling.classes", "sampling.png_folder", "sampling.precision", "sampling.compile"),
+    *("sampling.guidance_reference", "sampling.guidance_reference_weights", "sampling.classifier"),
 )
 
 
@@ -44,6 +39,11 @@ def digest_of(*arrays: torch.Tensor) -> str:
         total.update(f"{array.dtype} {list(array.shape)};".encode())
         total.update(array.flatten().view(torch.uint8).numpy().data if array.numel() else b"")
     return total.hexdigest()
+
+
+def _weights_of(model: ScoreModel | NetworkModel) -> str:
+    state = model.state_dict()
+    return digest_of(*(state[key] for key in sorted(state)))
 
 
 @functools.cache
@@ -65,8 +65,8 @@ def _common(
     device: str,
 ) -> dict[str, Any]:
     """All that a value depends on, of whatever kind: settings, weights and code."""
-    state, fixed = model.state_dict(), (*_OF_MODEL, f"{section}.")
-    found = {"step": step, "weights": digest_of(*(state[key] for key in sorted(state))), "seed": config.seed}
+    fixed = (*_OF_MODEL, f"{section}.")
+    found = {"step": step, "weights": _weights_of(model), "seed": config.seed}
     found |= {"space": asdict(space), "network": network, "device": device}
     found |= {"torch": torch.__version__, "code": _code_digest()}
     found["plugins"] = plugin_digests(config.plugins)
@@ -118,6 +118,7 @@ def samples_fingerprint(
     classes: Sequence[int] | None,
     network: dict[str, Any],
     device: torch.device,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """All that sample k depends on.
 
@@ -129,6 +130,10 @@ def samples_fingerprint(
         classes: The classes that are drawn in turn.
         network: How the network computes.
         device: Where it does.
+        reference: The model that guidance moves away from.
     """
     found = _common(config, "sampling", model, step, kind.space, network, device.type)
+    if reference is not None:
+        theirs = {key: value for key, value in flatten(reference.config) if key.startswith(_OF_MODEL)}
+        found["reference"] = {"step": reference.step, "weights": _weights_of(reference.model), **theirs}
     return json.loads(json.dumps(found | {"image_shape": kind.image_shape, "classes": classes}))

@@ -29,6 +29,7 @@ def about_of(
     classes: Sequence[int] | None,
     network: dict[str, Any],
     variance: ReverseVariance | None,
+    guidance: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of ``samples.json``.
 
@@ -39,12 +40,14 @@ def about_of(
         classes: The classes that are drawn in turn.
         network: How the network computes.
         variance: See ``variance_of``.
+        guidance: See ``experiment.guidance.described``.
     """
     settings, names = config.sampling, kind.class_names
     return {
         "sampler": settings.sampler,
         "options": parse_options(settings.options),
         "variance": variance,
+        "guidance": guidance,
         "grid": settings.grid,
         "num_steps": settings.num_steps,
         "seed": config.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from likelihood import available_likelihoods
-from models import check_variance
+from models import check_interval, check_variance
 from runtime.registry import choices_message
 from sde_lib import available_grids, available_sdes, sde_defaults
 
@@ -41,6 +41,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("sampling", "batch_size", 1, _MOST),
     ("sampling", "threshold_x0", 0, 1),
     ("sampling", "classifier_scale", 0, 1e6),
+    ("sampling", "guidance_weight", 0, 1e3),
+    ("sampling", "guidance_rescale", 0, 1),
     ("eval", "batch_size", 1, _MOST),
     ("eval", "num_images", 0, 10**12),
     ("eval", "vlb_num_steps", 0, _MOST),
@@ -57,6 +59,8 @@ _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
     *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
     ("training", "sharding", ["none", "fsdp"]),
+    ("sampling", "guidance_schedule", ["cfg++", "constant"]),
+    ("sampling", "guidance_reference_weights", ["ema", "raw"]),
     # without dequantization a density is measured, and images have levels
     ("eval", "ode_dequantization", ["decoder", "none", "uniform", "variational"]),
 )
@@ -97,6 +101,8 @@ def check_config(config: Config) -> None:
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
             "step would be skipped; try 1000"
         )
+    if config.sampling.guidance_interval:
+        check_interval(config.sampling.guidance_interval)
     size = config.data.image_size
     if not all(0 <= side <= _MOST for side in (size if isinstance(size, (tuple, list)) else (size,))):
         raise ValueError(f"config.data.image_size must be from 0 to {_MOST}, got {size}; set the pixels of a side")

@@ -88,7 +88,7 @@ def with_classes_of_classifier(config: Config, kind: AnyKind) -> AnyKind:
     return replace(kind, num_classes=theirs.num_classes, class_names=theirs.class_names)
 
 
-def guide_by_classifier(config: Config, model: ScoreModel, device: torch.device) -> ScoreModel:
+def guide_by_classifier(config: Config, model: ScoreModel) -> ScoreModel:
     """A model guided by ``sampling.classifier``, or as it is where there is none.
 
     The classifier computes in float32 and is not compiled, since its gradient is what guides.
@@ -96,7 +96,6 @@ def guide_by_classifier(config: Config, model: ScoreModel, device: torch.device)
     Args:
         config: The config of the model.
         model: The model.
-        device: Where it is.
 
     Raises:
         ValueError: If there is no such classifier, or it was trained on another SDE.
@@ -104,7 +103,7 @@ def guide_by_classifier(config: Config, model: ScoreModel, device: torch.device)
     sampling = config.sampling
     if not sampling.classifier:
         return model
-    classifier = load_classifier(sampling.classifier, device)
+    classifier = load_classifier(sampling.classifier, next(model.parameters()).device)
     try:
         return ClassifierGuidedScoreModel(model, classifier, scale=sampling.classifier_scale)
     except ValueError as error:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from data import AnyDataset, AnyKind, DataError, ImageKind, RealSpace, VectorKind, image_kind
-from models import NetworkModel, NetworkScoreModel
+from models import NetworkModel, NetworkScoreModel, NoisyClassifier
 from runtime.files import one_line
 from runtime.messages import say
 
 from .build import build_dataset, build_model
-from .checkpoints.folder import checkpoint_folders, peek_state
+from .checkpoints.folder import checkpoint_folders, peek_state, step_of
 from .checkpoints.store import load_newest
 from .config import Config
 from .weights import load_weights, named_weights
@@ -83,6 +83,19 @@ def trained_channels(config: Config, workdir: Path) -> int | None:
     """Channels of a folder's images if a work directory's model is of colours: an earlier version took all for that."""
     _, said = _said(workdir / "checkpoints") or (None, {})
     return 3 if config.data.dataset == "folder" and (said.get("image_shape") or [0])[0] == 3 else None
+
+
+def check_step(workdir: Path, step: int | None) -> None:
+    """Refuse the step of a checkpoint that a work directory does not have; None is the newest.
+
+    Raises:
+        ValueError: With the steps that there are.
+    """
+    steps = [step_of(folder) for folder in checkpoint_folders(workdir / "checkpoints")]
+    if step is not None and step not in steps:
+        raise ValueError(
+            f"{workdir} has no checkpoint of step {step}; choose one of: {', '.join(map(str, steps)) or 'none'}"
+        )
 
 
 def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str, ...]:
@@ -206,7 +219,7 @@ def as_score_model(model: NetworkModel, workdir: Path) -> NetworkScoreModel:
     Raises:
         ValueError: If it is a classifier.
     """
-    if not isinstance(model, NetworkScoreModel):
+    if isinstance(model, NoisyClassifier):
         raise ValueError(
             f"{workdir} holds a classifier, which has no score of its own; pass the --workdir of a score model, which "
             f"sampling.classifier={workdir} guides"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,12 +59,21 @@ def as_trained(ranks: Ranks, config: Config, workdir: Path, dataset: AnyDataset)
 
 
 def load_same_trained(
-    ranks: Ranks, config: Config, workdir: Path, kind: AnyKind, device: torch.device
+    ranks: Ranks,
+    config: Config,
+    workdir: Path,
+    kind: AnyKind,
+    device: torch.device,
+    *,
+    key: str = "checkpoint",
+    weights: str = "ema",
+    step: int | None = None,
 ) -> tuple[NetworkModel, int]:
     """``load_trained`` on every process, of the step that rank 0 finds: a trainer may write another in the meantime."""
-    found = load_trained(config, workdir, kind, device) if ranks.first else None
-    step = ranks.share("checkpoint", lambda: found and found[1])
-    return found or load_trained(config, workdir, kind, device, step=step)
+    load = partial(load_trained, config, workdir, kind, device, weights=weights)
+    found = load(step=step) if ranks.first else None
+    step = ranks.share(key, lambda: found and found[1])
+    return found or load(step=step)
 
 
 def pick_together(

@@ -15,7 +15,9 @@ from .workdir import read_whole_config
 DEFAULTS: dict[str, dict[str, Any]] = {
     "sampling": {
         "sampler": "ancestral", "num_steps": 1000, "grid": "uniform", "options": "", "clip_x0": True,
-        "threshold_x0": 0.0, "classifier": "", "classifier_scale": 1.0,
+        "threshold_x0": 0.0, "guidance_weight": 1.0, "guidance_schedule": "constant", "guidance_interval": (),
+        "guidance_rescale": 0.0, "guidance_reference": "", "guidance_reference_weights": "ema", "classifier": "",
+        "classifier_scale": 1.0,
     },
     "eval": {
         "likelihoods": ("vlb", "ode"), "batch_size": 128, "clip_x0": True, "vlb_variance": "auto", "vlb_num_steps": 0,
@@ -28,7 +30,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def saved_config(workdir: Path) -> Config:
-    """The config of a work directory, to use its model: keys of later versions at their defaults.
+    """The config of a work directory, with the keys that its model is used by and that later versions added.
 
     Raises:
         ValueError: If there is no run, or its config cannot be read.

@@ -18,13 +18,13 @@ from runtime.registry import choices_message
 from samplers import Sampler
 from sde_lib import SDE, NoiseStreams
 
-from .build import bound_x0, build_sampler, named_device
-from .checkpoints.folder import step_of
-from .checkpoints.store import checkpoint_folders
+from .build import build_sampler, named_device
 from .classes import class_number
+from .classifier import with_classes_of_classifier
 from .config import Config
 from .estimators import build_estimators, model_for
-from .from_checkpoints import as_score_model, load_trained, trained_kind
+from .from_checkpoints import as_score_model, check_step, load_trained, trained_kind
+from .guidance import load_reference, sampled_model
 from .saved_config import saved_config
 
 
@@ -34,7 +34,7 @@ class TrainedRun:
 
     Attributes:
         model: The score model, in evaluation mode and without gradients of its weights. Samplers and likelihoods take
-            it as it is; ``--mode sample`` wraps it in ``ClippedScoreModel`` where ``config.sampling.clip_x0`` says so.
+            it as it is; ``--mode sample`` guides it and bounds its x0 as ``config.sampling`` says.
         kind: The images or vectors that it was trained on: ``image_shape``, ``num_levels``, ``num_classes``,
             ``class_names`` and ``space``.
         config: Its config, as ``config.json`` has it.
@@ -92,7 +92,8 @@ class TrainedRun:
         device = next(self.model.parameters()).device
         x_T = sampler.prior_sample(self.sde, self.sample_shape, noise, device=device)
         cond = self._labels(count, label)
-        model = bound_x0(self.config, self.model, self.kind)
+        reference = load_reference(self.config, self.kind, device)
+        model = sampled_model(self.config, self.model, self.kind, sampler, reference and reference.model)
         result = sampler.sample(model, x_T, cond=None if cond is None else cond.to(device), noise=noise)
         return self.decode(result.x0.cpu())
 
@@ -147,13 +148,14 @@ class TrainedRun:
         return torch.cat(bits)
 
     def _labels(self, count: int, label: int | str | None) -> Tensor | None:
-        if not self.config.model.class_conditional:
+        if not (self.config.model.class_conditional or self.config.sampling.classifier):
             if label is not None:
                 raise ValueError(f"label={label!r} needs a class-conditional model, got one without; leave it out")
             return None
+        kind = with_classes_of_classifier(self.config, self.kind)
         if label is None:
-            return torch.arange(count) % self.kind.num_classes
-        return torch.full((count,), class_number(label, self.kind.num_classes, self.kind.class_names))
+            return torch.arange(count) % kind.num_classes
+        return torch.full((count,), class_number(label, kind.num_classes, kind.class_names))
 
 
 def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema", step: int | None = None) -> TrainedRun:
@@ -180,9 +182,7 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
         raise ValueError(choices_message("weights", weights, ["ema", "raw"]))
     workdir = Path(workdir).expanduser()
     config = saved_config(workdir)
-    steps = [step_of(folder) for folder in checkpoint_folders(workdir / "checkpoints")]
-    if step is not None and step not in steps:
-        raise ValueError(f"{workdir} has no checkpoint of step {step}; choose one of: {', '.join(map(str, steps))}")
+    check_step(workdir, step)
     kind = trained_kind(config, workdir)
     model, step = load_trained(config, workdir, kind, named_device(device), weights=weights, step=step)
     return TrainedRun(as_score_model(model, workdir), kind, config, step, _report(workdir))

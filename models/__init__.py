@@ -23,4 +23,4 @@ from .reverse_variance import ReverseVariance, check_variance, interpolate_log_v
 from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_network_calls
 from .wrappers.classifier_guidance import ClassifierGuidedScoreModel
 from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
-from .wrappers.guidance import CFGPlusPlusWeight, GuidedScoreModel
+from .wrappers.guidance import CFGPlusPlusWeight, GuidedScoreModel, check_interval

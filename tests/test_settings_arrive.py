@@ -17,7 +17,8 @@ from configs.default import get_default_config
 from evaluation.step_weights import _PILOT
 from experiment.build import bound_x0, build_model
 from experiment.config import Config, flatten, load_config
-from models import Parameterization, ScoreModel
+from experiment.guidance import load_reference
+from models import GuidedScoreModel, Parameterization, ScoreModel
 from models.backbones import Backbone
 from sde_lib import derive_seed
 from training.trainer import Trainer
@@ -144,6 +145,31 @@ def guided(key: str) -> Read:
     return read
 
 
+def guidance(name: str) -> Read:
+    """An attribute of the guided model inside the bounds of its x0; None without guidance."""
+
+    def read(bench: Bench, config: Config) -> Any:
+        parts = bench.sample(config).args[1].modules()
+        return next((getattr(part, name) for part in parts if isinstance(part, GuidedScoreModel)), None)
+
+    return read
+
+
+def reference(_: Bench, config: Config) -> tuple[str, Any, Any] | None:
+    """Folder, weights and step of the model that guidance moves away from."""
+    kind, folders = digits_like(1).kind, []
+    with pytest.MonkeyPatch.context() as patched:
+        for name, does in {
+            "saved_config": lambda folder: folders.append(str(folder)) or config,
+            "check_step": lambda *_: None,
+            "trained_kind": lambda *_: kind,
+            "load_same_trained": lambda *_, weights, step, **__: (weights, step),
+        }.items():
+            patched.setattr(f"experiment.guidance.{name}", does)
+        found = load_reference(config, kind, torch.device("cpu"))
+    return found and (folders[0], found.model, found.step)
+
+
 def sample_set(name: str) -> Read:
     return lambda bench, config: bench.sample(config, "commands.sample.SampleSet").kwargs[name]
 
@@ -228,6 +254,9 @@ ODE = ("eval.likelihoods=ode", "eval.ode_rtol=1e-3")
 HEUN = (*ODE, "eval.ode_solver=heun", "eval.ode_num_steps=4")
 IMPORT = ("source.name=edm", "source.checkpoint=weights.pt")
 DRAWN = ("eval.vlb_num_steps=4", "eval.vlb_steps_per_image=2")
+
+
+GUIDED = ("model.class_conditional=True", "model.network.null_class=True", "sampling.guidance_weight=2")
 
 
 def network(key: str, value: str, expected: Any, *needs: str) -> Arrival:
@@ -384,6 +413,16 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
                 bound_x0(config, build_model(config, digits_like(1).kind), digits_like(1).kind), "quantile", None
             ),
         ],
+    ),
+    "sampling.guidance_weight": _one("3", 3.0, guidance("weight"), needs=GUIDED[:2]),
+    "sampling.guidance_schedule": _one(
+        "cfg++", "CFGPlusPlusWeight", lambda *of: type(guidance("weight")(*of)).__name__, needs=GUIDED
+    ),
+    "sampling.guidance_interval": _one("0.2,3", (0.2, 3.0), guidance("interval"), needs=GUIDED),
+    "sampling.guidance_rescale": _one("0.7", 0.7, guidance("rescale"), needs=GUIDED),
+    "sampling.guidance_reference": _one("runs/x@7", ("runs/x", "ema", 7), reference, needs=GUIDED),
+    "sampling.guidance_reference_weights": _one(
+        "raw", ("runs/x", "raw", None), reference, needs=(*GUIDED, "sampling.guidance_reference=runs/x")
     ),
     "sampling.precision": _one("bf16", "bf16", mode_of("sample", 0)),
     "sampling.compile": _one("on", "on", mode_of("sample", 1)),

@@ -26,6 +26,8 @@ RENAMED = {
 }
 # The one key of two types: a number, or a tuple of two.
 IMAGE_SIZE = "data.image_size"
+# Keys whose default, an empty tuple, does not say what they hold.
+EXAMPLES: dict[str, Any] = {"sampling.guidance_interval": (0.2, 2.0)}
 
 
 def unknown_key(config: Config, where: str, name: str) -> ValueError:
@@ -145,7 +147,7 @@ def _check_values(config: Config, defaults: Config, where: str, *, may_lack: tup
             _check_values(value, default, dotted, may_lack=may_lack)
             continue
         two = dotted == IMAGE_SIZE and isinstance(value, (tuple, list)) and len(value) == 2
-        found = fitting(value, (0, 0) if two else default)
+        found = fitting(value, (0, 0) if two else EXAMPLES.get(dotted, default))
         if found is None:
             raise ValueError(
                 f"config.{dotted} must be of type {type(default).__name__}, got {value!r}; its default is {default!r}"
@@ -172,6 +174,9 @@ def fitting(value: Any, default: Any) -> Any:
         return float(value) if number else None
     if isinstance(default, tuple):
         items = tuple(value) if isinstance(value, (tuple, list)) else (None,)
+        if default and isinstance(default[0], float):
+            numbers = tuple(fitting(item, 0.0) for item in items)
+            return None if None in numbers else numbers
         # an empty default does not say which it holds
         kind = type((default or items or (0,))[0])
         return items if kind in (int, str) and all(type(item) is kind for item in items) else None

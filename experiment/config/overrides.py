@@ -12,7 +12,7 @@ from runtime.messages import say
 from runtime.processes.rendezvous import place
 from sde_lib import available_sdes, sde_defaults
 
-from .keys import IMAGE_SIZE, OPEN_SECTIONS, RENAMED, fitting, say_renamed, unknown_key
+from .keys import EXAMPLES, IMAGE_SIZE, OPEN_SECTIONS, RENAMED, fitting, say_renamed, unknown_key
 
 if TYPE_CHECKING:
     from .files import Config
@@ -98,11 +98,8 @@ def parse_as(dotted: str, text: str, default: Any) -> Any:
                 f"config.{dotted} must be one number, or height and width as in 32,48, got {text!r}; set it so"
             )
         return sides[0] if len(set(sides)) == 1 else sides
-    value = (
-        _items(text, names=bool(default) and isinstance(default[0], str))
-        if isinstance(default, tuple)
-        else literal(text)
-    )
+    default = EXAMPLES.get(dotted, default)
+    value = _items(text, of=type(default[0]) if default else None) if isinstance(default, tuple) else literal(text)
     if isinstance(default, bool):
         value = {"1": True, "0": False}.get(text, value)
     found = fitting(value, default)
@@ -114,10 +111,12 @@ def parse_as(dotted: str, text: str, default: Any) -> Any:
     return found
 
 
-def _items(text: str, *, names: bool = False) -> Any:
-    """A Python tuple, or whole numbers or names separated by commas; ``names`` may be numbers, too."""
+def _items(text: str, *, of: type | None = None) -> Any:
+    """A Python tuple, or numbers or names separated by commas; of ``str``, numbers are names."""
+    if of is float:
+        return tuple(literal(item) for item in text.strip().strip("()[]").split(",") if item.strip())
     items = tuple(item.strip() for item in text.split(",") if item.strip())
     if text.lstrip().startswith(("(", "[")) or (text.strip() and not items):
         return literal(text)
-    numbers = all(item.removeprefix("-").isdecimal() for item in items) and not names
+    numbers = all(item.removeprefix("-").isdecimal() for item in items) and of is not str
     return tuple(map(int, items)) if numbers else items

@@ -29,6 +29,7 @@ MAY_BE_0 = {
     "seed", "data.image_size", "data.channels", "model.head_channels", "model.dropout", "training.explosion_factor",
     "training.max_bad_steps", "training.ema_decay", "training.grad_clip", "training.sample_every", "optim.beta1",
     "optim.beta2", "optim.weight_decay", "optim.warmup_steps", "optim.decay_steps", "sampling.threshold_x0",
+    "sampling.guidance_weight", "sampling.guidance_rescale",
     "eval.num_images", "eval.vlb_num_steps", "eval.vlb_steps_per_image", "eval.ode_num_steps", "eval.ode_max_nfe",
     "eval.ode_t_end",
 }  # fmt: skip

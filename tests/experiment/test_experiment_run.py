@@ -18,7 +18,8 @@ from data import ImageKind, LevelSpace, load_dataset
 from experiment import build
 from experiment.build import bound_x0, build_sampler
 from experiment.config import load_config
-from experiment.trained_run import DEFAULTS, load_run
+from experiment.saved_config import DEFAULTS
+from experiment.trained_run import load_run
 from models import ScoreModel
 from sde_lib import NoiseStreams
 
@@ -150,7 +151,7 @@ def test_an_imported_run_is_loaded_too(tmp_path: Path):
         ({"step": 4}, "has no checkpoint of step 4; choose one of: 6, 3"),
         ({"weights": "emma"}, "unknown weights 'emma'; did you mean 'ema'?"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
-        ({"workdir": "nowhere"}, "nowhere holds no trained run; pass the --workdir of one"),
+        ({"workdir": "nowhere"}, "nowhere holds no trained run; name the work directory of one"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(run_copy: Path, how: dict, message: str):

@@ -1,0 +1,157 @@
+"""The model that ``--mode sample`` draws with: the network, guided, and its x0 in range, in this order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import AnyKind
+from models import CFGPlusPlusWeight, GuidedScoreModel, NetworkScoreModel, ScoreModel
+from runtime.processes.ranks import ALONE, Ranks
+from samplers import Sampler
+from samplers.grid_sampler import GridSampler
+from sde_lib import AdaptiveSolver
+
+from .build import bound_x0
+from .classifier import guide_by_classifier
+from .config import Config
+from .from_checkpoints import as_score_model, check_step, trained_kind
+from .rank0_first import load_on_rank0_first, load_same_trained
+from .saved_config import saved_config
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model of another run, away from which autoguidance moves.
+
+    Attributes:
+        model: The model.
+        step: The training step of its weights.
+        config: The config of its run.
+    """
+
+    model: NetworkScoreModel
+    step: int
+    config: Config
+
+
+def is_guided(config: Config) -> bool:
+    """True if ``config.sampling`` asks for guidance: a weight other than 1, or weights by a schedule."""
+    return config.sampling.guidance_weight != 1 or config.sampling.guidance_schedule != "constant"
+
+
+def check_unguided(config: Config) -> None:
+    """Refuse to measure a guided model.
+
+    Raises:
+        ValueError: If the config asks for guidance.
+    """
+    if is_guided(config) or config.sampling.classifier:
+        raise ValueError(
+            "a guided model has no likelihood, since what guidance gives is no density's score; measure with "
+            "--config.sampling.guidance_weight=1 --config.sampling.guidance_schedule=constant, and without "
+            "sampling.classifier"
+        )
+
+
+def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: Ranks = ALONE) -> Reference | None:
+    """The model of ``config.sampling.guidance_reference``; None if none is named, or there is no guidance.
+
+    Args:
+        config: The config.
+        kind: The data of the model that is guided.
+        device: Where the reference goes.
+        ranks: The processes of the job.
+
+    Raises:
+        ValueError: In one line: there is no such run or checkpoint, or it is of other data or classes.
+    """
+    settings = config.sampling
+    if not settings.guidance_reference or not is_guided(config):
+        return None
+    workdir, step = _place(settings.guidance_reference)
+    theirs = saved_config(workdir)
+    check_step(workdir, step)
+    their_kind = load_on_rank0_first(ranks, "data of the reference", lambda: trained_kind(theirs, workdir))
+    if (their_kind.image_shape, their_kind.space) != (kind.image_shape, kind.space):
+        raise ValueError(
+            f"sampling.guidance_reference={workdir} is of other data, {list(their_kind.image_shape)} in "
+            f"{their_kind.space}, got a model of {list(kind.image_shape)} in {kind.space}; take one of the same data"
+        )
+    if theirs.model.class_conditional:
+        known = (kind.num_classes, kind.class_names) if config.model.class_conditional else (0, ())
+        if (their_kind.num_classes, their_kind.class_names) != known:
+            raise ValueError(
+                f"sampling.guidance_reference={workdir} is told {their_kind.num_classes} classes, got a model of "
+                f"{known[0] or 'none'} or with other names; take one of the same classes"
+            )
+    weights = settings.guidance_reference_weights
+    model, step = load_same_trained(
+        ranks, theirs, workdir, their_kind, device, key="reference", weights=weights, step=step
+    )
+    return Reference(as_score_model(model, workdir), step, theirs)
+
+
+def _place(named: str) -> tuple[Path, int | None]:
+    """The work directory, and the step if one is named, as in "runs/x@1000"."""
+    folder, _, step = named.rpartition("@")
+    if folder and step.isdecimal() and not Path(named).expanduser().exists():
+        return Path(folder).expanduser(), int(step)
+    return Path(named).expanduser(), None
+
+
+def sampled_model(
+    config: Config, model: ScoreModel, kind: AnyKind, sampler: Sampler, reference: ScoreModel | None = None
+) -> ScoreModel:
+    """The network with all that ``config.sampling`` puts around it: guidance first, bounds of x0 last.
+
+    Args:
+        config: The config.
+        model: The network.
+        kind: The data that it is for.
+        sampler: The sampler, whose grid CFG++ needs.
+        reference: What ``load_reference`` gives, if anything.
+
+    Raises:
+        ValueError: In one line: guidance of a network without a null condition, a reference of another SDE, or CFG++
+            with a sampler that chooses its own steps.
+    """
+    settings = config.sampling
+    if is_guided(config):
+        weight = settings.guidance_weight
+        if settings.guidance_schedule == "cfg++":
+            weight = CFGPlusPlusWeight(weight, _times(sampler, model))
+        interval = {"interval": settings.guidance_interval} if settings.guidance_interval else {}
+        model = GuidedScoreModel(
+            model, weight=weight, reference=reference, rescale=settings.guidance_rescale, **interval
+        )
+    return bound_x0(config, guide_by_classifier(config, model), kind)
+
+
+def _times(sampler: Sampler, model: ScoreModel) -> torch.Tensor:
+    if not isinstance(sampler, GridSampler) or isinstance(getattr(sampler, "solver", None), AdaptiveSolver):
+        raise ValueError(
+            "sampling.guidance_schedule=cfg++ needs a sampler that steps along sampling.grid, got one that chooses its "
+            "own steps; take ddim"
+        )
+    return sampler.times(model.sde)
+
+
+def described(config: Config, reference: Reference | None) -> dict[str, Any] | None:
+    """The guidance of samples, for ``samples.json``; None without."""
+    if not is_guided(config):
+        return None
+    settings = config.sampling
+    away_from = None if reference is None else {
+        "workdir": settings.guidance_reference, "step": reference.step, "weights": settings.guidance_reference_weights,
+    }  # fmt: skip
+    return {
+        "weight": settings.guidance_weight,
+        "schedule": settings.guidance_schedule,
+        "interval": list(settings.guidance_interval) or None,
+        "rescale": settings.guidance_rescale,
+        "reference": away_from,
+    }
