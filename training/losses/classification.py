@@ -14,7 +14,7 @@ from .base import Loss, register_loss
 
 @register_loss("cross_entropy")
 class CrossEntropyLoss(Loss):
-    """-log p(class | x_t) in nats, with t uniform on [t_min, t_max] (Dhariwal and Nichol 2021, Section 4.1).
+    """-log p(class | x_t) in nats, with t uniform on [t_min, t_max] (Dhariwal and Nichol 2021, Section 4.3).
 
     Its least mean at a time t is the class's entropy given x_t, which rises to the entropy of the classes where x_t is
     noise. The model is a ``NoisyClassifier``, and the condition the class that it is to find.
