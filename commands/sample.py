@@ -21,9 +21,10 @@ from evaluation.trajectory import MOST_SAMPLES
 from experiment.build import build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.classes import classes_of
+from experiment.classifier import with_classes_of_classifier
 from experiment.conditions import build_conditions
 from experiment.config import Config
-from experiment.from_checkpoints import trained_kind
+from experiment.from_checkpoints import as_score_model, trained_kind
 from experiment.guidance import described, is_guided, load_reference, sampled_model
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
@@ -78,9 +79,11 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
             got = "vectors" if kind.num_levels is None else kind.image_shape[0]
             raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
+        kind = with_classes_of_classifier(config, kind)
         classes = classes_of(config, kind)
         conditions = _conditions_of(config, kind, classes, input, ranks)
-        trained, step = load_same_trained(ranks, config, workdir, kind, device)
+        loaded, step = load_same_trained(ranks, config, workdir, kind, device)
+        trained = as_score_model(loaded, workdir)
         reference = load_reference(config, kind, device, ranks)
         num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps * (1 + is_guided(config))
         precision, compiled = settings.precision, settings.compile
@@ -100,7 +103,7 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         labels = conditions.observed(range(settings.num_samples)).labels
         samples = SampleSet(
             folder,
-            samples_fingerprint(config, trained, step, kind, classes, mode.recorded(), device, reference)
+            samples_fingerprint(config, model, step, kind, classes, mode.recorded(), device, reference)
             | ({} if conditions.digest is None else {"conditions": conditions.digest}),
             about_of(config, step, kind, classes, mode.recorded(), variance, described(config, reference)),
             num_samples=settings.num_samples,
@@ -184,7 +187,8 @@ def _conditions_of(
     if conditions.only_labels:
         return SampleConditions(conditions, classes=classes)
     noise = {"noise_t": settings.condition_noise_t, "seed": config.seed}
-    asked = classes if settings.classes else None
+    # one that is not told classes may be guided towards them
+    asked = classes if settings.classes or not conditions.labels else None
     if given:
         return SampleConditions(conditions, classes=asked, source=read_given(Path(given), conditions), **noise)
     split = settings.condition_split
