@@ -29,8 +29,8 @@ from experiment.guidance import described, is_guided, load_reference, sampled_mo
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
-from experiment.prior_warning import say_lost_signal
 from experiment.rank0_first import load_on_rank0_first, load_same_trained, pick_together
+from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_use
 from models import ScoreModel
 from runtime.files import one_line

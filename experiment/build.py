@@ -25,7 +25,7 @@ from sde_lib import SDE, check_sde, make_sde
 
 from .config import Config, data_root, parse_options
 from .network import build_backbone, is_classifier
-from .prior_warning import cure_of_no_signal
+from .warnings.prior import cure_of_no_signal
 
 
 def build_sde(config: Config) -> SDE:

@@ -80,6 +80,8 @@ def test_what_cannot_guide_is_one_line(
     scale = "--config.sampling.classifier_scale"
     assert "sampling.classifier_scale=2.0 needs sampling.classifier" in said("", f"{scale}=2")
     assert "config.sampling.classifier_scale must be at least 0, got -1.0" in said(classifier_run, f"{scale}=-1")
+    guided = f"--config.sampling.classifier={classifier_run}"
+    assert "a guided model has no likelihood" in error(capsys, tiny_command("eval", tiny_run, guided))
 
 
 @pytest.mark.parametrize(
