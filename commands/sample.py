@@ -21,11 +21,10 @@ from evaluation.trajectory import MOST_SAMPLES
 from experiment.build import build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.classes import classes_of
-from experiment.classifier import with_classes_of_classifier
 from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.from_checkpoints import as_score_model, trained_kind
-from experiment.guidance import described, is_guided, load_reference, sampled_model
+from experiment.guidance import described, is_guided, load_reference, sampled_model, with_classes_of_classifier
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode

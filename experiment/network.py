@@ -74,7 +74,7 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
     """
     conditions, model = build_conditions(config, kind), config.model
     options = conditions.network_options
-    for name in options.keys() - known.keys():
+    for name in [name for name, size in options.items() if size and name not in known]:
         what = "an image" if name == "cond_channels" else "values"
         raise ValueError(
             f"backbone {model.backbone} cannot be told {what}, which data.condition="
@@ -90,7 +90,8 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
             f"model.condition_noise_t={model.condition_noise_t:g} needs a condition image, got none; set "
             "data.condition=lowres, or leave it at 0"
         )
-    return {**options, **({"null_condition": True} if model.get("condition_dropout", 0.0) else {})}
+    told = {name: size for name, size in options.items() if name in known}
+    return {**told, **({"null_condition": True} if model.get("condition_dropout", 0.0) else {})}
 
 
 def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -> Backbone:

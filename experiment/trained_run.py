@@ -20,12 +20,11 @@ from sde_lib import SDE, NoiseStreams
 
 from .build import build_sampler, named_device
 from .classes import class_number
-from .classifier import with_classes_of_classifier
 from .conditions import Conditions, build_conditions
 from .config import Config
 from .estimators import build_estimators, model_for
 from .from_checkpoints import as_score_model, check_step, load_trained, trained_kind
-from .guidance import load_reference, sampled_model
+from .guidance import load_reference, sampled_model, with_classes_of_classifier
 from .saved_config import saved_config
 
 

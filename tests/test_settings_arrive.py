@@ -141,9 +141,9 @@ def guided(key: str) -> Read:
             return model
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("experiment.classifier.classifier_kind", lambda _: digits_like(1).kind)
-            patched.setattr("experiment.classifier.load_classifier", lambda workdir, _: workdir)
-            patched.setattr("experiment.classifier.ClassifierGuidedScoreModel", guide)
+            patched.setattr("experiment.guidance.classifier.classifier_kind", lambda _: digits_like(1).kind)
+            patched.setattr("experiment.guidance.classifier.load_classifier", lambda workdir, _: workdir)
+            patched.setattr("experiment.guidance.classifier.ClassifierGuidedScoreModel", guide)
             bench.sample(config)
         return calls[0][key] if calls else None
 
@@ -170,7 +170,7 @@ def reference(_: Bench, config: Config) -> tuple[str, Any, Any] | None:
             "trained_kind": lambda *_: kind,
             "load_same_trained": lambda *_, weights, step, **__: (weights, step),
         }.items():
-            patched.setattr(f"experiment.guidance.{name}", does)
+            patched.setattr(f"experiment.guidance.sampled.{name}", does)
         found = load_reference(config, kind, torch.device("cpu"))
     return found and (folders[0], found.model, found.step)
 

@@ -13,8 +13,8 @@ from importer_references import Reference, worst_error
 from tiny import ROOT, error, tiny_command
 
 import main
-from experiment.classifier import load_classifier
 from experiment.from_checkpoints import trained_kind
+from experiment.guidance import load_classifier
 from experiment.saved_config import saved_config
 
 CONDITIONAL = "--config.model.class_conditional=True"
@@ -104,7 +104,7 @@ def test_a_classifier_of_other_data_is_one_line(
     kind = trained_kind(saved_config(classifier_run), classifier_run)
     for name, value in changes.items():
         object.__setattr__(kind, name, tuple(value) if isinstance(value, list) else value)
-    monkeypatch.setattr("experiment.classifier.classifier_kind", lambda _: kind)
+    monkeypatch.setattr("experiment.guidance.classifier.classifier_kind", lambda _: kind)
     guided = [CONDITIONAL, f"--config.sampling.classifier={classifier_run}"]
     assert message in error(capsys, tiny_command("sample", tmp_path / "run", *guided))
 

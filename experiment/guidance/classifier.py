@@ -12,10 +12,10 @@ from data import AnyKind
 from models import ClassifierGuidedScoreModel, NoisyClassifier, ScoreModel
 from runtime.files import one_line
 
-from .config import Config
-from .from_checkpoints import load_trained, trained_kind
-from .network import is_classifier
-from .saved_config import saved_config
+from ..config import Config
+from ..from_checkpoints import load_trained, trained_kind
+from ..network import is_classifier
+from ..saved_config import saved_config
 
 
 def classifier_kind(workdir: Path) -> AnyKind:

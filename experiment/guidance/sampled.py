@@ -15,12 +15,12 @@ from samplers import Sampler
 from samplers.grid_sampler import GridSampler
 from sde_lib import AdaptiveSolver
 
-from .build import bound_x0
+from ..build import bound_x0
+from ..config import Config
+from ..from_checkpoints import as_score_model, check_step, trained_kind
+from ..rank0_first import load_on_rank0_first, load_same_trained
+from ..saved_config import saved_config
 from .classifier import guide_by_classifier
-from .config import Config
-from .from_checkpoints import as_score_model, check_step, trained_kind
-from .rank0_first import load_on_rank0_first, load_same_trained
-from .saved_config import saved_config
 
 
 @dataclass(frozen=True)
