@@ -23,12 +23,12 @@ from experiment.checks import check_config
 from experiment.classes import classes_of
 from experiment.conditions import build_conditions
 from experiment.config import Config
-from experiment.from_checkpoints import as_score_model, trained_kind
+from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
 from experiment.guidance import described, is_guided, load_reference, sampled_model, with_classes_of_classifier
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
-from experiment.rank0_first import load_on_rank0_first, load_same_trained, pick_together
+from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained, pick_together
 from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_use
 from models import ScoreModel
@@ -80,7 +80,7 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
             raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
         kind = with_classes_of_classifier(config, kind)
         classes = classes_of(config, kind)
-        conditions = _conditions_of(config, kind, classes, input, ranks)
+        conditions = _conditions_of(config, workdir, kind, classes, input, ranks)
         loaded, step = load_same_trained(ranks, config, workdir, kind, device)
         trained = as_score_model(loaded, workdir)
         reference = load_reference(config, kind, device, ranks)
@@ -167,7 +167,7 @@ def _draw(
 
 
 def _conditions_of(
-    config: Config, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks
+    config: Config, workdir: Path, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks
 ) -> SampleConditions:
     """The conditions to draw samples of.
 
@@ -190,13 +190,11 @@ def _conditions_of(
     asked = classes if settings.classes or not conditions.labels else None
     if given:
         return SampleConditions(conditions, classes=asked, source=read_given(Path(given), conditions), **noise)
-    split = settings.condition_split
-    dataset = load_on_rank0_first(ranks, "condition data", lambda: build_dataset(config, split))
-    if dataset.image_shape != kind.image_shape:
-        raise ValueError(
-            f"{dataset.name} has images of {list(dataset.image_shape)}, but the model is of {list(kind.image_shape)}; "
-            "use the data that it was trained on"
-        )
+    channels = trained_channels(config, workdir)
+    split = load_on_rank0_first(
+        ranks, "condition data", lambda: build_dataset(config, settings.condition_split, channels)
+    )
+    dataset = as_trained(ranks, config, workdir, split)
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
 
 
