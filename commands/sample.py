@@ -25,13 +25,20 @@ from experiment.checks import check_config
 from experiment.classes import classes_of
 from experiment.conditions import build_conditions
 from experiment.config import Config
-from experiment.from_checkpoints import trained_kind
-from experiment.guidance import Reference, described, is_guided, load_reference, sampled_model
+from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
+from experiment.guidance import (
+    Reference,
+    described,
+    is_guided,
+    load_reference,
+    sampled_model,
+    with_classes_of_classifier,
+)
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import NetworkMode, fast_inference, pick_mode
-from experiment.prior_warning import say_lost_signal
-from experiment.rank0_first import load_on_rank0_first, load_same_trained, pick_together
+from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained, pick_together
+from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_use
 from models import NetworkScoreModel, ReverseVariance, ScoreModel
 from runtime.files import one_line
@@ -75,7 +82,7 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         check_folder(folder)
         device = ranks.device(pick_device(config))
         run = load_sampled(config, workdir, device, ranks)
-        conditions = _conditions_of(config, run.kind, run.classes, input, ranks)
+        conditions = _conditions_of(config, workdir, run.kind, run.classes, input, ranks)
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             run.say_notes()
@@ -155,7 +162,7 @@ class SampledRun:
         """See ``samples_fingerprint``."""
         how = self.mode.recorded()
         return samples_fingerprint(
-            self.config, self.trained, self.step, self.kind, self.classes, how, self.device, self.reference
+            self.config, self.model, self.step, self.kind, self.classes, how, self.device, self.reference
         )
 
     def about(self) -> dict[str, Any]:
@@ -182,8 +189,10 @@ def load_sampled(config: Config, workdir: Path, device: torch.device, ranks: Ran
     if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
         got = "vectors" if kind.num_levels is None else kind.image_shape[0]
         raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
+    kind = with_classes_of_classifier(config, kind)
     classes = classes_of(config, kind)
-    trained, step = load_same_trained(ranks, config, workdir, kind, device)
+    loaded, step = load_same_trained(ranks, config, workdir, kind, device)
+    trained = as_score_model(loaded, workdir)
     reference = load_reference(config, kind, device, ranks)
     num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps * (1 + is_guided(config))
     precision, compiled = settings.precision, settings.compile
@@ -232,7 +241,7 @@ def _draw(
 
 
 def _conditions_of(
-    config: Config, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks
+    config: Config, workdir: Path, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks
 ) -> SampleConditions:
     """The conditions to draw samples of.
 
@@ -251,16 +260,15 @@ def _conditions_of(
     if conditions.only_labels:
         return SampleConditions(conditions, classes=classes)
     noise = {"noise_t": settings.condition_noise_t, "seed": config.seed}
-    asked = classes if settings.classes else None
+    # one that is not told classes may be guided towards them
+    asked = classes if settings.classes or not conditions.labels else None
     if given:
         return SampleConditions(conditions, classes=asked, source=read_given(Path(given), conditions), **noise)
-    split = settings.condition_split
-    dataset = load_on_rank0_first(ranks, "condition data", lambda: build_dataset(config, split))
-    if dataset.image_shape != kind.image_shape:
-        raise ValueError(
-            f"{dataset.name} has images of {list(dataset.image_shape)}, but the model is of {list(kind.image_shape)}; "
-            "use the data that it was trained on"
-        )
+    channels = trained_channels(config, workdir)
+    split = load_on_rank0_first(
+        ranks, "condition data", lambda: build_dataset(config, settings.condition_split, channels)
+    )
+    dataset = as_trained(ranks, config, workdir, split)
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
 
 

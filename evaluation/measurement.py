@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,15 @@ from torch import Tensor
 
 from data import AnyDataset, RealSpace, eval_batches
 from experiment.conditions import Conditions
-from likelihood import LikelihoodEstimator, LikelihoodTerms, RunningMean, nats_to_bits_per_dim
-from models import ScoreModel
+from likelihood import RunningMean, nats_to_bits_per_dim
 from sde_lib import NoiseStreams
 
 Values = dict[str, np.ndarray]
 TERMS = ("prior", "diffusion", "reconstruction")
 
 
-def values_of(terms: LikelihoodTerms) -> Values:
-    """The terms of a batch as arrays, under the names they have there; those that are None are left out."""
+def values_of(terms: Any) -> Values:
+    """The terms of a batch, a dataclass, as arrays under the names they have there; None is left out."""
     values: Values = {}
     for field in dataclasses.fields(terms):
         value = getattr(terms, field.name)
@@ -79,8 +78,14 @@ class EvalSplit:
         """The number of images of batch k."""
         return len(self._batches[k][0])
 
-    def measure(self, k: int, estimator: LikelihoodEstimator, model: ScoreModel) -> Values:
-        """Measure batch k: a function of the arguments and the seed alone."""
+    def measure(self, k: int, estimator: Callable[..., Any], model: Any) -> Values:
+        """Measure batch k: a function of the arguments and the seed alone.
+
+        Args:
+            k: The batch.
+            estimator: A ``LikelihoodEstimator``, or what is called in the same way and returns a dataclass.
+            model: What it measures.
+        """
         images, labels = self._batches[k]
         first = k * self.batch_size
         noise = NoiseStreams(self.seed, range(first, first + len(images)))
@@ -91,7 +96,9 @@ class EvalSplit:
         values = values_of(estimator(model, x0, cond=cond, noise=noise))
         if isinstance(space, RealSpace):
             # the density is of the vectors as they are stored
-            values["diffusion"] = values["diffusion"] + space.log_volume
+            for name in ("diffusion", "class_nats", "null_nats"):
+                if name in values:
+                    values[name] = values[name] + space.log_volume
         return values
 
 
@@ -123,6 +130,7 @@ class Measurement:
 
     def __init__(self, batches: Sequence[Values]) -> None:
         num_dims = int(batches[0]["num_dims"])
+        self._batches = batches
         self.per_image = np.concatenate([bits_per_dim_of(values) for values in batches])
         self.total = _moments(self.per_image)
         self.per_image_terms = {name: _joined(batches, name, num_dims) for name in TERMS}
@@ -145,6 +153,10 @@ class Measurement:
         if "sampling_variance" in batches[0]:
             nats = np.concatenate([values["sampling_variance"] for values in batches])
             self.sampling_variance = _moments(nats / (num_dims * math.log(2)) ** 2)
+
+    def values(self, name: str) -> np.ndarray | None:
+        """The field of the terms of that name, of all images, [N, ...]; None if they have none."""
+        return np.concatenate([values[name] for values in self._batches]) if name in self._batches[0] else None
 
     def report(self) -> dict[str, Any]:
         """The entry of ``eval/report.json``."""

@@ -43,6 +43,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("sampling", "batch_size", 1, _MOST),
     ("sampling", "threshold_x0", 0, 1),
     ("sampling", "condition_noise_t", 0, 1),
+    ("sampling", "classifier_scale", 0, 1e6),
     ("sampling", "guidance_weight", 0, 1e3),
     ("sampling", "guidance_rescale", 0, 1),
     ("eval", "batch_size", 1, _MOST),
@@ -56,6 +57,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("eval", "ode_num_steps", 0, _MOST),
     ("eval", "ode_max_nfe", 0, 10**12),
     ("eval", "ode_t_end", 0, _BELOW_1),
+    ("eval", "classify_rounds", 1, _MOST),
+    ("eval", "classify_z", 0, _LARGE),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),

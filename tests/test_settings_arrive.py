@@ -16,12 +16,13 @@ from training_runs import ROOT, digits_like
 
 import main
 from commands.cascade import run_cascade
+from commands.classify import classify
 from configs.default import get_default_config
 from evaluation.step_weights import _PILOT
 from experiment.build import bound_x0, build_model
 from experiment.config import Config, flatten, load_config, load_stages
 from experiment.guidance import load_reference
-from models import GuidedScoreModel, Parameterization
+from models import GuidedScoreModel, Parameterization, ScoreModel
 from models.backbones import Backbone
 from runtime.processes.ranks import ALONE
 from sde_lib import derive_seed
@@ -133,6 +134,26 @@ def sampled_model(bench: Bench, config: Config) -> str:
     return type(bench.sample(config).args[1]).__name__
 
 
+def guided(key: str) -> Read:
+    """An argument of classifier guidance, "classifier" or "scale"; None without."""
+
+    def read(bench: Bench, config: Config) -> Any:
+        calls: list[dict[str, Any]] = []
+
+        def guide(model: ScoreModel, classifier: Path, *, scale: float) -> ScoreModel:
+            calls.append({"classifier": str(classifier), "scale": scale})
+            return model
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("experiment.guidance.classifier.classifier_kind", lambda _: digits_like(1).kind)
+            patched.setattr("experiment.guidance.classifier.load_classifier", lambda workdir, _: workdir)
+            patched.setattr("experiment.guidance.classifier.ClassifierGuidedScoreModel", guide)
+            bench.sample(config)
+        return calls[0][key] if calls else None
+
+    return read
+
+
 def guidance(name: str) -> Read:
     """An attribute of the guided model inside the bounds of its x0; None without guidance."""
 
@@ -153,7 +174,7 @@ def reference(_: Bench, config: Config) -> tuple[str, Any, Any] | None:
             "trained_kind": lambda *_: kind,
             "load_same_trained": lambda *_, weights, step, **__: (weights, step),
         }.items():
-            patched.setattr(f"experiment.guidance.{name}", does)
+            patched.setattr(f"experiment.guidance.sampled.{name}", does)
         found = load_reference(config, kind, torch.device("cpu"))
     return found and (folders[0], found.model, found.step)
 
@@ -176,6 +197,11 @@ def seen(name: str, likelihood: str = "vlb") -> Read:
         return found
 
     return read
+
+
+def by_class(read: Callable[[dict[str, Any]], Any]) -> Read:
+    """Of the likelihoods that --mode classify measures, each with the model as it sees it."""
+    return lambda bench, config: read(bench.eval(config, command=classify).args[1])
 
 
 def estimators(bench: Bench, config: Config) -> list[str]:
@@ -433,6 +459,8 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     ),
     "sampling.grid": _one("quadratic", "quadratic", sampler("grid")),
     "sampling.options": _one("eta=0.5", 0.5, sampler("eta"), needs=("sampling.sampler=ddim",)),
+    "sampling.classifier": _one("runs/other", "runs/other", guided("classifier")),
+    "sampling.classifier_scale": _one("3.0", 3.0, guided("scale"), needs=("sampling.classifier=runs/other",)),
     "sampling.clip_x0": _one("False", "NetworkScoreModel", sampled_model),
     "sampling.threshold_x0": Arrival(
         "0.9",
@@ -495,6 +523,11 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "cascade.noise_t": _one("0.1,0.2", (0.1, 0.2), cascade("noise_t")),
     "cascade.truncated": _one("True", True, cascade("truncated")),
     "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
+    "eval.classify_by": _one("vlb_continuous", ["vlb_continuous"], by_class(list), needs=CONDITIONAL),
+    "eval.classify_rounds": _one("3", 3, by_class(lambda seen: seen["vlb"][0].rounds), needs=CONDITIONAL),
+    "eval.classify_z": _one(
+        "2.5", 2.5, by_class(lambda seen: seen["vlb"][0].z), needs=(*CONDITIONAL, "eval.classify_rounds=2")
+    ),
 }  # fmt: skip
 
 
