@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.cascade_report import cascade_report, read_stage
 from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.sample_set import SampleSet
 from experiment.build import build_dataset, pick_device
@@ -29,6 +28,7 @@ from runtime.terminal import ProgressBar
 from samplers import StepState
 from tasks import Cascade, Stage, check_stages
 
+from .cascade_report import cascade_report, read_stage
 from .run_mode import run_mode
 from .sample import SampledRun, check_folder, load_sampled, plan_batches
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.quote import quote_cascade
+from evaluation.table import without_nan
 from likelihood import mean_and_stderr
 from runtime.files import parse_json, read_regular
-
-from .quote import quote_cascade
-from .table import without_nan
 
 # what the stages' measurements must agree on, for images to be the same ones
 _SAME = ("dataset", "split", "num_images", "split_size", "weights")
