@@ -144,8 +144,8 @@ class Conditions:
         if values is None or values.ndim != 2 or len(values) != count or size not in ("K", values.shape[1]):
             got = "none" if values is None else list(values.shape)
             raise DataError(
-                f"the model is told values [{count}, {size}], got {got}; give each sample {size}, in an npz data set as "
-                "the array 'values'"
+                f"the model is told values [{count}, {size}], got {got}; give each sample {size}, in an npz data set "
+                "as the array 'values'"
             )
         return values.float()
 

@@ -22,7 +22,11 @@ NUM_VALUES = {"images": 2, "vectors": 1}
 def commanded(kind: str, mode: str, workdir: Path, data: Path, *extra: str) -> list[str]:
     """A command line on data of a kind."""
     if kind == "vectors":
-        small = ("--config.model.network={'hidden': 16, 'num_layers': 1}", "--config.eval.num_images=4")
+        small = (
+            "--config.model.network.hidden=16",
+            "--config.model.network.num_layers=1",
+            "--config.eval.num_images=4",
+        )
         loose = ("--config.eval.ode_rtol=1e-2", "--config.eval.ode_atol=1e-2", "--config.eval.batch_size=3")
         return command(mode, workdir, data, *small, *loose, *TOLD, *extra)
     npz = ("--config.data.dataset=npz", f"--config.data.root={data}", "--config.eval.num_images=4")

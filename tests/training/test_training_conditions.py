@@ -137,7 +137,7 @@ def test_fit_tells_a_network_values_of_ones_own():
     data = TensorDataset(x, torch.zeros(512, dtype=torch.int64))
     with pytest.raises(ValueError, match="labels and values are for tensors, got a data set"):
         fit(score_model(network), data, values=c, steps=1)
-    with pytest.raises(ValueError, match=r"told values \[64, K\], got none; give each sample K"):
+    with pytest.raises(ValueError, match=r"told values \[16, K\], got none; give each sample K"):
         fit(score_model(network), data, conditions=make_conditions(("values",)), steps=1, batch_size=64)
 
 
