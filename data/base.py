@@ -79,8 +79,8 @@ class Dataset:
                 f"num_images must be 1 .. {len(self)}, the size of the {self.name} {self.split} split, "
                 f"got {num_images}; ask for fewer images"
             )
-        first = {self.samples_are: self.stored[:num_images], "labels": self.labels[:num_images]}
-        return self._replace(**first, values=None if self.values is None else self.values[:num_images])
+        every = {self.samples_are: self.stored, "labels": self.labels, "values": self.values}
+        return self._replace(**{name: one[:num_images] for name, one in every.items() if one is not None})
 
     def with_class_order(self: T, class_names: Sequence[str]) -> T:
         """Number the classes in another order, such as that of a model that was trained before.

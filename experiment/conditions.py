@@ -120,10 +120,10 @@ class Conditions:
         return self.kind
 
     def observe(self, samples: Tensor, labels: Tensor, values: Tensor | None = None) -> Observed:
-        """Observe samples as they are stored, with their classes, int64 [N], and values, float32 [N, K].
+        """Observe samples as they are stored, with their classes, int64 [N], and values, floats [N, K].
 
         Raises:
-            DataError: If they have no values, or another number, where the model is told them.
+            DataError: If they have no values, or another number, and the model is told them.
         """
         images = tuple(maker.observe(samples, self._of_images) for maker in self.images)
         told = [
