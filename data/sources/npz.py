@@ -211,7 +211,8 @@ def _values(arrays: NpzFile, path: Path, key: str) -> np.ndarray | None:
     if values.ndim not in (1, 2) or values.dtype.kind != "f" or not values[:1].size:
         got = f"{values.dtype} {list(values.shape)}"
         raise DataError(f"{path}: {key} must be finite floats [N, K] or [N], got {got}; save them as that")
-    rows = values.astype(np.float32).reshape(len(values), -1)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        rows = values.astype(np.float32).reshape(len(values), -1)
     bad = int((~np.isfinite(rows)).any(1).sum())
     if bad:
         raise DataError(
