@@ -48,8 +48,8 @@ def _data() -> ConfigDict:
             "channels": 0,  # of folder only: 1 or 3; 0: 1 if all images are grey, else 3
             "random_flip": False,  # flip images left to right at random, in training only
             "downscale": (),  # means of boxes in place of the images, by these factors one after the other: (2,)
-            # conditions that are made of each image and told to the network: lowres, gray, masked, ink, or one that a
-            # plugin registers; several: lowres,ink
+            # conditions that are told to the network: lowres, gray, masked and ink are made of each image, values come
+            # with the images or vectors of an npz file; or one that a plugin registers; several: lowres,ink
             "condition": (),
             "condition_options": "",  # their options, as in "factor=2"
         }
