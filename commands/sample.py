@@ -104,7 +104,8 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
             folder,
             samples_fingerprint(config, model, step, kind, classes, mode.recorded(), device, reference)
             | ({} if conditions.digest is None else {"conditions": conditions.digest}),
-            about_of(config, step, kind, classes, mode.recorded(), variance, described(config, reference)),
+            about_of(config, step, kind, conditions.classes, mode.recorded(), variance, described(config, reference))
+            | _told(config, conditions, input),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=kind,
@@ -198,6 +199,14 @@ def _conditions_of(
             "use the data that it was trained on"
         )
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
+
+
+def _told(config: Config, conditions: SampleConditions, given: str) -> dict[str, Any]:
+    """What ``samples.json`` says of observations, if there are any."""
+    if conditions.digest is None:
+        return {}
+    origin = {"input": given} if given else {"condition_split": config.sampling.condition_split}
+    return origin | {"condition_noise_t": config.sampling.condition_noise_t}
 
 
 def _chosen(classes: Sequence[int], names: Sequence[str]) -> str:
