@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from data import VectorDataset
+from data import AnyDataset, VectorDataset
 from evaluation.batch_schedule import Schedule
 from evaluation.density_picture import draw_density
 from evaluation.fingerprints import measurement_fingerprints
@@ -54,26 +57,52 @@ from runtime.processes.ranks import ALONE, Ranks
 _NUM_CALLS = 100  # of the network for a batch, about, to judge whether compiling it is worth while
 
 
-def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Measure the averaged weights of the newest good checkpoint; print a table, write ``eval/report.json``.
+@dataclass(frozen=True)
+class Measured:
+    """A split, measured.
 
-    What is measured is kept in ``eval/partial`` batch by batch, so that an interrupted command goes on to the same
-    bits; once the report is written it is deleted, and the next command measures anew. Under torchrun the batches are
-    dealt to its processes, with the same report to the bit.
+    Attributes:
+        measurements: The values of each likelihood.
+        estimators: The likelihoods.
+        settings: What the report says of their settings.
+        model: The model.
+        split: The images.
+        head: What the report says of model and data.
+    """
+
+    measurements: dict[str, Measurement]
+    estimators: dict[str, LikelihoodEstimator]
+    settings: dict[str, dict[str, Any]]
+    model: ScoreModel
+    split: EvalSplit
+    head: dict[str, Any]
+
+
+@contextlib.contextmanager
+def measured(
+    config: Config,
+    workdir: Path,
+    mode: str,
+    ranks: Ranks,
+    *,
+    by_class: Callable[[LikelihoodEstimator, AnyDataset, nn.Module], LikelihoodEstimator] | None = None,
+) -> Iterator[Measured | None]:
+    """Measure the averaged weights of the newest good checkpoint by all of ``config.eval.likelihoods``.
+
+    What is measured is kept in the mode's folder batch by batch until the ``with`` block has written its report.
 
     Args:
         config: The config the work directory was trained with; ``eval`` may differ.
         workdir: The work directory.
+        mode: The mode, whose name its lock and its folder have.
         ranks: The processes of the job.
+        by_class: Makes an estimator of every class out of one, the data and the network.
 
-    Returns:
-        The report; an empty one on ranks other than 0.
+    Yields:
+        The measurements on rank 0; None on the others.
 
     Raises:
-        ValueError: If the config does not fit the work directory or asks for guidance, or there is no good checkpoint.
-        FloatingPointError: If a value is not finite.
-        RuntimeError: If a solver gave up, or another command measures there.
-        Interrupted: After Ctrl-C.
+        ValueError: And the others' errors: see ``evaluate``.
     """
     check_config(config)
     check_unguided(config)
@@ -99,58 +128,83 @@ def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
             trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
             num_calls = _NUM_CALLS * len(split)
             precision, compiled = config.eval.precision, config.eval.compile
-            mode = pick_together(
+            computing = pick_together(
                 ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
             )
-            model = fast_inference(trained, mode)
+            model = fast_inference(trained, computing)
             if ranks.first:
-                held.enter_context(locked(workdir, "eval"))
-                for reason in mode.reasons:
+                held.enter_context(locked(workdir, mode))
+                for reason in computing.reasons:
                     say(reason)
                 say_changed_plugins(workdir, config.plugins)
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
             seen = {name: (one, model_for(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
             step_weights = fit_step_weights(config, seen, dataset, device, ranks)
+            if by_class is not None:
+                seen = {name: (by_class(one, dataset, trained.backbone), of) for name, (one, of) in seen.items()}
         schedule = Schedule(
             split,
             seen,
-            folder=workdir / "eval" / "partial",
-            fingerprints=measurement_fingerprints(config, trained, step, split, step_weights, mode.recorded()),
+            folder=workdir / mode / "partial",
+            fingerprints=measurement_fingerprints(
+                config, trained, step, split, step_weights, computing.recorded(), by_class=by_class is not None
+            ),
             ranks=ranks,
         )
         with says_what_is_kept(lambda: f"stopped with {schedule.kept()} kept; the same command goes on from there"):
             measurements = schedule.run()
         if not ranks.first:
+            yield None
+            return
+        head = describe(config, split) | {"step": step, "precision": computing.recorded()["precision"]}
+        yield Measured(measurements, estimators, settings, model, split, head)
+        schedule.forget()
+
+
+def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Measure the averaged weights of the newest good checkpoint; print a table, write ``eval/report.json``.
+
+    What is measured is kept in ``eval/partial`` batch by batch, so that an interrupted command goes on to the same
+    bits; once the report is written it is deleted, and the next command measures anew. Under torchrun the batches are
+    dealt to its processes, with the same report to the bit.
+
+    Args:
+        config: The config the work directory was trained with; ``eval`` may differ.
+        workdir: The work directory.
+        ranks: The processes of the job.
+
+    Returns:
+        The report; an empty one on ranks other than 0.
+
+    Raises:
+        ValueError: If the config does not fit the work directory, or there is no good checkpoint.
+        FloatingPointError: If a value is not finite.
+        RuntimeError: If a solver gave up, or another command measures there.
+        Interrupted: After Ctrl-C.
+    """
+    with measured(config, workdir, "eval", ranks) as done:
+        if done is None:
             return {}
-        head = describe(config, split) | {"step": step, "precision": mode.recorded()["precision"]}
-        report = _write(settings, workdir, estimators, measurements, model, split, head)
+        report, dataset = _write(workdir, done), done.split.dataset
         if isinstance(dataset, VectorDataset) and dataset.num_dims == 2:
             with says_what_is_kept(lambda: "stopped at the picture of the density; the report is written"):
                 num_classes = dataset.num_classes if config.model.class_conditional else None
                 path, sampler = workdir / "eval" / "density.png", build_sampler(config)
-                draw_density(path, model, dataset, sampler, seed=config.seed, num_classes=num_classes)
+                draw_density(path, done.model, dataset, sampler, seed=config.seed, num_classes=num_classes)
                 say(f"wrote {path}")
-        schedule.forget()
         return report
 
 
-def _write(
-    settings: dict[str, dict[str, Any]],
-    workdir: Path,
-    estimators: dict[str, LikelihoodEstimator],
-    measurements: dict[str, Measurement],
-    model: ScoreModel,
-    split: EvalSplit,
-    head: dict[str, Any],
-) -> dict[str, Any]:
+def _write(workdir: Path, done: Measured) -> dict[str, Any]:
     """Write the values of the images, the curve of L_t and, last, the report; print table, quotes and warnings."""
+    measurements, estimators, model, split = done.measurements, done.estimators, done.model, done.split
     dataset, folder = split.dataset, workdir / "eval"
-    report: dict[str, Any] = dict(head)
+    report: dict[str, Any] = dict(done.head)
     arrays: dict[str, np.ndarray] = {}
     for name, measurement in measurements.items():
         estimator = estimators[name]
-        report[name] = {"kind": estimator.kind} | measurement.report() | settings[name]
+        report[name] = {"kind": estimator.kind} | measurement.report() | done.settings[name]
         if dataset.num_levels is None:
             a_dimension = dataset.num_dims * math.log(2)
             report[name]["nats"] = measurement.total.mean * a_dimension
@@ -173,7 +227,7 @@ def _write(
     save_npz(folder / "per_image.npz", arrays)
     write_json(folder / "report.json", without_nan(report))
     measured = f"{dataset.name} {dataset.split}, {split.num_images} {dataset.samples_are}"
-    title = f"{measured}, step {head['step']}, {head['units']}"
+    title = f"{measured}, step {report['step']}, {report['units']}"
     print(table(measurements, title))
     for name in measurements:
         print(f"{name} {report[name]['quote']}")

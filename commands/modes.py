@@ -45,6 +45,11 @@ MODES = {
         "measure the likelihood of the test images",
         "--config configs/vp/digits.py --mode eval --config.eval.num_images=20",
     ),
+    "classify": Mode(
+        "classify:classify",
+        "tell the classes of the test images by likelihood",
+        "--config configs/vp/digits.py --mode classify --config.model.class_conditional=true",
+    ),
     "sample": Mode(
         "sample:sample",
         "draw samples",

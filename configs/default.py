@@ -174,7 +174,7 @@ def _sampling() -> ConfigDict:
 
 
 def _eval() -> ConfigDict:
-    """Settings of --mode eval. docs/likelihood.md says what the numbers mean."""
+    """Settings of --mode eval and --mode classify. docs/likelihood.md says what the numbers mean."""
     return ConfigDict(
         {
             # vlb: the variational bound; vlb_continuous: its limit of many steps; ode: the likelihood of the
@@ -204,5 +204,9 @@ def _eval() -> ConfigDict:
             "ode_grid": "log_snr",  # where those steps are
             "ode_max_nfe": 10_000,  # network calls, above which the measurement ends with an error
             "ode_t_end": 0.0,  # the time next to the data where the ODE begins; 0: the smallest that networks know
+            "classify_by": "vlb",  # of --mode classify: vlb, vlb_continuous or ode
+            "classify_rounds": 1,  # estimates of each class, each with draws of its own, that are averaged
+            # standard errors above the best class at which a class is dropped after a round; 3 is usual, 0: never
+            "classify_z": 0.0,
         }
     )

@@ -74,6 +74,8 @@ def measurement_fingerprints(
     split: EvalSplit,
     step_weights: dict[str, list[float]],
     network: dict[str, Any],
+    *,
+    by_class: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """All that the values of a batch depend on, for each of ``config.eval.likelihoods``.
 
@@ -86,11 +88,12 @@ def measurement_fingerprints(
         split: The images.
         step_weights: What steps are drawn by, of the likelihoods that draw them so.
         network: How the network computes.
+        by_class: The values are those of every class: the settings of that are in it too.
     """
     dataset, count = split.dataset, split.num_images
     common = _common(config, "eval", model, step, dataset.space, network, split.device.type)
     common |= {"images": digest_of(dataset.stored[:count], dataset.labels[:count]), "num_images": count}
-    prefixes = {name.split("_")[0] for name in available_likelihoods()}
+    prefixes = {name.split("_")[0] for name in available_likelihoods()} | (set() if by_class else {"classify"})
     result = {}
     for name in config.eval.likelihoods:
         foreign = tuple(f"eval.{prefix}_" for prefix in prefixes - {name.split("_")[0]})

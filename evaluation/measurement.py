@@ -91,7 +91,9 @@ class EvalSplit:
         values = values_of(estimator(model, x0, cond=cond, noise=noise))
         if isinstance(space, RealSpace):
             # the density is of the vectors as they are stored
-            values["diffusion"] = values["diffusion"] + space.log_volume
+            for name in ("diffusion", "class_nats", "null_nats"):
+                if name in values:
+                    values[name] = values[name] + space.log_volume
         return values
 
 
@@ -123,6 +125,7 @@ class Measurement:
 
     def __init__(self, batches: Sequence[Values]) -> None:
         num_dims = int(batches[0]["num_dims"])
+        self._batches = batches
         self.per_image = np.concatenate([bits_per_dim_of(values) for values in batches])
         self.total = _moments(self.per_image)
         self.per_image_terms = {name: _joined(batches, name, num_dims) for name in TERMS}
@@ -145,6 +148,10 @@ class Measurement:
         if "sampling_variance" in batches[0]:
             nats = np.concatenate([values["sampling_variance"] for values in batches])
             self.sampling_variance = _moments(nats / (num_dims * math.log(2)) ** 2)
+
+    def values(self, name: str) -> np.ndarray | None:
+        """The field of the terms of that name, of all images, [N, ...]; None if they have none."""
+        return np.concatenate([values[name] for values in self._batches]) if name in self._batches[0] else None
 
     def report(self) -> dict[str, Any]:
         """The entry of ``eval/report.json``."""

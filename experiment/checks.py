@@ -56,6 +56,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("eval", "ode_num_steps", 0, _MOST),
     ("eval", "ode_max_nfe", 0, 10**12),
     ("eval", "ode_t_end", 0, _BELOW_1),
+    ("eval", "classify_rounds", 1, _MOST),
+    ("eval", "classify_z", 0, _LARGE),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),

@@ -7,6 +7,7 @@ from .base import (
     make_likelihood,
     register_likelihood,
 )
+from .by_class import ClassTerms, LikelihoodByClass
 from .continuous import ContinuousBound
 from .decoder import discretized_gaussian_log_prob, level_entropy, levels_of
 from .probability_flow import FlowLikelihood

@@ -28,8 +28,9 @@ class LikelihoodTerms:
         nfe: Network calls, counted at the network; a batch is one call.
         num_dims: Number of dimensions of one image.
         step_index: Which of the steps were evaluated, 0 nearest to the data, [B, K]; None where there are no steps.
-        step_nats: L_t of those steps in nats, float64 [B, K]. Which images a step is drawn for does not depend on what
-            they show: its mean over those is unbiased as it is, however the steps were drawn.
+        step_nats: L_t of those steps in nats, float64 [B, K]; of a bound that is an integral, its integrand. Which
+            images a step is drawn for does not depend on what they show: its mean over those is unbiased as it is,
+            however the steps were drawn.
         step_scale: What each counts for: ``diffusion`` is the sum of step_scale times step_nats, float64 [B, K].
         probe_nats: ``diffusion`` by each probe of a randomized divergence, float64 [B, P]; None where it has none.
         sampling_variance: Variance of ``diffusion`` for this image, over the draws of steps and of noise, in nats^2, or

@@ -89,13 +89,16 @@ class ContinuousBound(SampledBound):
             log_snr = (low + width * (draws.index + draws.place)).to(x0.device)
             values = [self._integrand(model, x0, column, cond, noise) for column in log_snr.unbind(1)]
             prior = prior_kl(x0, sde, float(ends[1]))
-        shares = width * draws.scale.to(x0.device) * torch.stack(values, 1)
+        nats, scale = torch.stack(values, 1), width * draws.scale.to(x0.device)
+        shares = scale * nats
         return LikelihoodTerms(
             prior=prior,
             diffusion=shares.sum(1),
             reconstruction=reconstruction,
             nfe=counter.calls,
             num_dims=x0[0].numel(),
+            step_nats=nats,
+            step_scale=scale,
             sampling_variance=self._variance_of_sum(shares),
         )
 

@@ -100,13 +100,18 @@ class Bench:
             patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)
             return self.call(lambda: sample.sample(config, self._folder / "run"), target)
 
-    def eval(self, config: Config, target: str = "commands.eval.Schedule") -> Call:
+    def eval(
+        self,
+        config: Config,
+        target: str = "commands.eval.Schedule",
+        command: Callable[[Config, Path], object] = evaluate,
+    ) -> Call:
         with self._monkeypatch.context() as patched:
             self._with_model(eval_command, patched)
             patched.setattr(eval_command, "as_trained", lambda *args: args[-1])
             if target != "experiment.build.load_dataset":
                 patched.setattr(build, "load_dataset", lambda *_, **__: self._images(config))
-            return self.call(lambda: evaluate(config, self._folder / "run"), target)
+            return self.call(lambda: command(config, self._folder / "run"), target)
 
     def imported(self, config: Config, source: str) -> Call:
         name = f"from_{source}"

@@ -13,6 +13,7 @@ from tiny import TINY
 from training_runs import ROOT, digits_like
 
 import main
+from commands.classify import classify
 from configs.default import get_default_config
 from evaluation.step_weights import _PILOT
 from experiment.build import bound_x0, build_model
@@ -172,6 +173,11 @@ def seen(name: str, likelihood: str = "vlb") -> Read:
         return found
 
     return read
+
+
+def by_class(read: Callable[[dict[str, Any]], Any]) -> Read:
+    """Of the likelihoods that --mode classify measures, each with the model as it sees it."""
+    return lambda bench, config: read(bench.eval(config, command=classify).args[1])
 
 
 def estimators(bench: Bench, config: Config) -> list[str]:
@@ -470,6 +476,11 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "eval.ode_grid": _one("quadratic", "quadratic", seen("solver.grid", "ode"), needs=HEUN),
     "eval.ode_max_nfe": _one("77", 77, seen("solver.max_nfe", "ode"), needs=ODE),
     "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
+    "eval.classify_by": _one("vlb_continuous", ["vlb_continuous"], by_class(list), needs=CONDITIONAL),
+    "eval.classify_rounds": _one("3", 3, by_class(lambda seen: seen["vlb"][0].rounds), needs=CONDITIONAL),
+    "eval.classify_z": _one(
+        "2.5", 2.5, by_class(lambda seen: seen["vlb"][0].z), needs=(*CONDITIONAL, "eval.classify_rounds=2")
+    ),
 }  # fmt: skip
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data import Dataset, ImageDataset, TensorDataset
+from data import ConditionMaker, Dataset, ImageDataset, TensorDataset
 from experiment.build import named_device
+from experiment.conditions import Conditions
 from models import EDMParameterization, NetworkScoreModel
 
 from .ema import ExponentialMovingAverage
@@ -23,6 +25,7 @@ def fit(
     *,
     steps: int,
     labels: Tensor | None = None,
+    conditions: Sequence[ConditionMaker] = (),
     loss: str | Loss = "auto",
     step_sampling: str = "uniform",
     ema_decay: float = 0.9999,
@@ -37,13 +40,14 @@ def fit(
             which it sees as they are; or a data set, as ``load_dataset`` gives it.
         steps: Optimizer steps.
         labels: Classes, int64 [N], of a network that is told them; of a data set pass none, it has its own.
+        conditions: Makers of what the network is told besides, such as ``make_conditions(("lowres",))``, of images.
         loss: A loss or its name; "auto" is L_simple on the table, or denoising score matching in continuous time.
         step_sampling: "uniform", "low_discrepancy" or "importance"; see ``Loss.time_sampler``.
         ema_decay: Decay of the moving average of the weights in the long run, in [0, 1); a short training averages
             about its last tenth.
         device: The device to train on; "auto" takes a GPU if there is one.
         **options: Other fields of ``TrainingOptions``, such as ``batch_size``, ``learning_rate``, ``warmup_steps``,
-            ``grad_clip``, ``seed`` and ``random_flip``.
+            ``grad_clip``, ``seed``, ``random_flip``, ``condition_dropout`` and ``condition_noise_t``.
 
     Returns:
         The moving average of the model, in evaluation mode: sample from it, and measure it.
@@ -69,7 +73,12 @@ def fit(
         loss,
         loss.time_sampler(model.sde, step_sampling),
     )
-    trainer = Trainer(state, dataset, TrainingOptions(steps, class_conditional=conditional, **options))
+    told = None
+    if isinstance(dataset, ImageDataset):
+        told = Conditions(dataset.kind, labels=conditional, makers=conditions)
+    elif conditions:
+        raise ValueError("conditions are made of images, got other data; leave them out")
+    trainer = Trainer(state, dataset, TrainingOptions(steps, class_conditional=conditional, **options), conditions=told)
     # a step seeds the global generators, for dropout; the caller's streams go on as if nothing had been drawn
     with torch.random.fork_rng():
         trainer.run()

@@ -58,10 +58,9 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
     is_new = not init_from and not checkpoint_folders(workdir / "checkpoints")
     if is_new:
         check_trained_classes(config, dataset)
+        check_null_condition(config)
     kind = fit_kind(config, dataset.kind, init_from) if begins else dataset.kind
     state = build_state(config, kind, device, sharded=communication.sharded)
-    if is_new:
-        check_null_condition(config, state.loss)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
     # the first process writes step 0 meanwhile where it has --init-from, so that the others are not to look
     looks = ranks.first or not init_from

@@ -5,8 +5,6 @@ from __future__ import annotations
 from data import AnyDataset
 from experiment.config import Config
 
-from .losses import Loss
-
 _MOST_NUMBERS = 5  # that a line lists
 _CURES = {
     "folder": "put the images of each class into a folder of its own",
@@ -41,21 +39,18 @@ def check_trained_classes(config: Config, dataset: AnyDataset) -> None:
         )
 
 
-def check_null_condition(config: Config, loss: Loss) -> None:
-    """Refuse to begin a run whose network takes the label -1, no class, but is never trained with it.
-
-    Args:
-        config: The config.
-        loss: Its loss.
+def check_null_condition(config: Config) -> None:
+    """Refuse to begin a run whose network takes no condition too, label -1 or NaN, but is never trained so.
 
     Raises:
         ValueError: In one line, with the cure.
     """
-    null_condition = config.model.network.get("null_condition")
-    if null_condition and not loss.drops_class:
+    network = config.model.network
+    promised = network.get("null_condition") or network.get("null_class")
+    if promised and not config.model.get("condition_dropout", 0.0):
         raise ValueError(
-            f"config.model.network.null_condition={null_condition} promises a network trained without its class now "
-            "and then, which it is not; set config.model.condition_dropout=0.1 instead"
+            "config.model.network.null_condition=True promises a network that is trained without its condition now and "
+            "then, which it is not; set config.model.condition_dropout=0.1 instead"
         )
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 from tiny import error, last_tensors, snapshot, tiny_command
 
 import main
+from experiment.trained_run import load_run
 from training import job
-from training.losses import DDPMLoss
 
 CONDITIONAL = "--config.model.class_conditional=True"
 
@@ -76,13 +76,10 @@ def test_no_class_is_not_promised(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_leaves_the_class_out_may_train_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(DDPMLoss, "drops_class", True)
-    flags = [CONDITIONAL, "--config.model.network.null_condition=True", "--config.training.num_steps=1"]
-    assert main.run(tiny_command("train", tmp_path / "run", *flags)) == 0
-    # what was begun may go on
-    monkeypatch.setattr(DDPMLoss, "drops_class", False)
-    assert main.run(tiny_command("train", tmp_path / "run", *flags[:-1], "--config.training.num_steps=2")) == 0
+def test_dropout_of_the_class_trains_a_network_without_it(tmp_path: Path):
+    flags = [CONDITIONAL, "--config.model.network.null_class=True", "--config.model.condition_dropout=0.5"]
+    assert main.run(tiny_command("train", tmp_path / "run", *flags, "--config.training.num_steps=1")) == 0
+    assert load_run(tmp_path / "run", device="cpu").model.backbone.null_condition
 
 
 def test_classes_without_images_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -20,6 +20,7 @@ from models import Condition
 from models.backbones import UNet
 from runtime.processes.rank_slice import RankSlice
 from training.ema import ExponentialMovingAverage
+from training.fit import fit
 from training.losses import make_loss
 from training.state import TrainingState
 from training.trainer import Trainer, TrainingOptions
@@ -99,6 +100,21 @@ def test_noise_on_the_image_is_what_its_log_snr_says(monkeypatch: Any):
     assert float(noisy.image_log_snr.min()) >= lowest
     share = float((noisy.image_log_snr > median).float().mean())
     assert abs(share - 0.5) < 4 * 0.5 / BATCH**0.5
+
+
+def test_fit_tells_a_network_what_its_makers_make():
+    images = digits_like(64).images
+    network = UNet(
+        image_size=8, in_channels=1, channels=8, channel_mult=(1,), attention_resolutions=(), cond_channels=1,
+        norm_groups=4,
+    )  # fmt: skip
+    makers = make_conditions(("lowres",))
+    told = fit(score_model(network), images, steps=3, conditions=makers, batch_size=4, device="cpu")
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.7])
+    one, other = (told(x, t, cond=Condition(image=torch.full((2, 1, 8, 8), value))).eps for value in (-1.0, 1.0))
+    assert (one - other).abs().flatten(1).amax(1).min() > 0
+    with pytest.raises(ValueError, match="conditions are made of images, got other data"):
+        fit(score_model(network), torch.randn(4, 1, 8, 8), steps=1, conditions=makers)
 
 
 CONDITIONS = [

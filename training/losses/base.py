@@ -68,13 +68,11 @@ class Loss(ShowsOptions, ABC):
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
             would depend on how a batch is cut into micro-batches.
-        drops_class: Whether it leaves out the class of some samples, as label -1, which is what trains that label.
     """
 
     name = "a loss of your own"
     own_weighting: Weighting | None = None
     wants_more_noise = False
-    drops_class = False
 
     def __init__(
         self,

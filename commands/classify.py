@@ -1,0 +1,94 @@
+"""Classes by likelihood, and the worth of a label: ``--mode classify``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from data import AnyDataset
+from evaluation.classification import classification_report, classification_table, label_worth
+from evaluation.table import without_nan
+from experiment.checks import check_config
+from experiment.config import Config
+from experiment.workdir import save_npz, write_json
+from likelihood import LikelihoodByClass, LikelihoodEstimator
+from runtime.processes.ranks import ALONE, Ranks
+
+from .eval import Measured, measured
+
+
+def classify(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Measure the images of a split under every class; print a table, write ``classify/report.json``.
+
+    Interrupted, and under torchrun, it goes on as ``--mode eval`` does. Classes are taken to be equally likely.
+
+    Args:
+        config: The config the work directory was trained with; ``eval`` may differ.
+        workdir: The work directory.
+        ranks: The processes of the job.
+
+    Returns:
+        The report; an empty one on ranks other than 0.
+
+    Raises:
+        ValueError: If the model knows no classes, and as ``--mode eval``.
+        FloatingPointError: If a value is not finite.
+        RuntimeError: If a solver gave up, or another command classifies there.
+        Interrupted: After Ctrl-C.
+    """
+    check_config(config)
+    if not config.model.class_conditional:
+        raise ValueError(
+            "--mode classify needs a class-conditional model, got one without classes; train one with "
+            "model.class_conditional=True"
+        )
+    settings = config.eval
+    if settings.classify_z and settings.classify_rounds == 1:
+        raise ValueError(
+            f"eval.classify_z={settings.classify_z:g} drops classes between rounds, got eval.classify_rounds=1; set 4, "
+            "or leave it at 0"
+        )
+    config = config.copy_and_resolve_references()
+    config.eval.likelihoods = (settings.classify_by,)
+
+    def by_class(estimator: LikelihoodEstimator, dataset: AnyDataset, network: nn.Module) -> LikelihoodByClass:
+        return LikelihoodByClass(
+            estimator,
+            num_classes=dataset.num_classes,
+            rounds=settings.classify_rounds,
+            z=settings.classify_z,
+            null=bool(getattr(network, "null_condition", False)),
+        )
+
+    with measured(config, workdir, "classify", ranks, by_class=by_class) as done:
+        return {} if done is None else _write(config, workdir / "classify", done)
+
+
+def _write(config: Config, folder: Path, done: Measured) -> dict[str, Any]:
+    """Write the values of the images and, last, the report; print the table."""
+    ((name, measurement),) = done.measurements.items()
+    split = done.split
+    nats, rounds = measurement.values("class_nats"), measurement.values("class_rounds")
+    calls, null = measurement.values("class_calls"), measurement.values("null_nats")
+    assert nats is not None and rounds is not None and calls is not None
+    labels = split.dataset.labels[: len(nats)].numpy()
+    worth, per_image = label_worth(nats, labels, split.dataset.num_dims, null)
+    saved = 1 - float(rounds.mean()) / config.eval.classify_rounds
+    report = done.head | {"likelihood": name, "rounds": config.eval.classify_rounds, "z": config.eval.classify_z}
+    report |= classification_report(nats, labels) | {
+        "bits_per_dim": worth,
+        "calls": {"mean": float(calls.mean()), "saved": saved},
+        name: {"kind": done.estimators[name].kind} | done.settings[name],
+    }
+    arrays = {"nats": nats, "rounds": rounds, "labels": labels, **per_image}
+    save_npz(folder / "per_image.npz", arrays)
+    write_json(folder / "report.json", without_nan(report))
+    measured_on = f"{split.dataset.name} {split.dataset.split}, {split.num_images} {split.dataset.samples_are}"
+    title = f"{measured_on}, step {report['step']}, {nats.shape[1]} classes by {name}"
+    print(classification_table(report, title))
+    sys.stdout.flush()
+    print(f"wrote {folder / 'report.json'}", file=sys.stderr)
+    return report

@@ -1,0 +1,151 @@
+"""The likelihood of an image under each class, from the same draws for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from models import Cond, ScoreModel
+from models.condition import label_of
+from runtime.options import whole_number
+from sde_lib import NoiseStreams, derive_seed
+
+from .base import LikelihoodEstimator, LikelihoodTerms
+from .batch_checks import check_batch
+from .term_sampling import SampledBound, sampling_variance
+
+_ROUND = 0x726F756E64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTerms(LikelihoodTerms):
+    """The terms of each image under its own class, and the sums of them under every class.
+
+    Attributes:
+        class_nats: -log p(x0 | c), or a bound above it, in nats, float64 [B, C].
+        class_rounds: Rounds that each of them is the mean of, int64 [B, C].
+        null_nats: The same without a class, float64 [B]; None where it is not asked for.
+        class_calls: Network evaluations for an image, over its classes and rounds, int64 [B]; ``null_nats`` not in it.
+    """
+
+    class_nats: Float[Tensor, "batch classes"]
+    class_rounds: Int64[Tensor, "batch classes"]
+    null_nats: Float[Tensor, " batch"] | None
+    class_calls: Int64[Tensor, " batch"]
+
+
+class LikelihoodByClass(LikelihoodEstimator):
+    """-log p(x0 | c) of every class c, or a bound above it, by an estimator that is given the same draws for each.
+
+    Image k draws its times and its noise from the same streams for every class, so that most of their noise is not in
+    the differences between classes, which alone decide p(c | x0). The streams of the first round are those that the
+    estimator is given by itself: the terms of an image's own class are then the same.
+
+    With several rounds, each with draws of its own, the values are means over them. After each, a class may be
+    dropped for an image: if it lies above the best one by more than ``z`` standard errors of their difference, which
+    the common draws give (``sampling_variance``; that of the decoder's single draw a round is not in it). This is the
+    adaptive evaluation of Li et al. 2023, Algorithm 2, with a test in place of a fixed schedule. A class that is
+    dropped keeps the mean of the rounds that it had. Steps had better be drawn by importance: of uniform draws few make
+    most of the sum, and where they are missed the standard error is too small.
+
+    Args:
+        estimator: Any estimator of one class.
+        num_classes: C, at least 2.
+        rounds: Estimates of each class, at least 1.
+        z: Standard errors at which a class is dropped; 0 drops none.
+        null: Measure the model without a class too, with the draws of all rounds.
+
+    Raises:
+        ValueError: If a number is out of range, or ``z`` is given for an estimator that draws no terms.
+    """
+
+    def __init__(
+        self, estimator: LikelihoodEstimator, *, num_classes: int, rounds: int = 1, z: float = 0.0, null: bool = False
+    ) -> None:
+        self.estimator, self.kind, self.null = estimator, estimator.kind, null
+        self.num_classes = whole_number("num_classes", num_classes, least=2, fix="one class leaves nothing to tell")
+        self.rounds = whole_number("rounds", rounds, fix="one is usual")
+        if not 0 <= z < float("inf"):
+            raise ValueError(f"z must be a number of standard errors, at least 0, got {z}; 3 is usual, 0 drops none")
+        if z and not (isinstance(estimator, SampledBound) and estimator.steps_per_image != 1):
+            raise ValueError(
+                f"z={z:g} drops classes by the spread of two or more terms of a bound, got {estimator}; leave it at 0"
+            )
+        self.z = z
+
+    def __call__(
+        self, model: ScoreModel, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None
+    ) -> ClassTerms:
+        """The terms of every class; see ``LikelihoodEstimator``. ``cond`` is each image's own class, int64 [B]."""
+        noise = check_batch(x0, cond, noise)
+        label = label_of(cond)
+        if label is None:
+            raise ValueError("cond must be each image's own class, got None; pass the labels, int64 [B]")
+        shape = (len(x0), self.num_classes)
+        sums = torch.zeros(3, *shape, dtype=torch.float64, device=x0.device)
+        rounds = torch.zeros(shape, dtype=torch.int64, device=x0.device)
+        calls = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
+        null = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+        undecided = torch.ones(shape, dtype=torch.bool, device=x0.device)
+        shares: list[Tensor] = []
+        for turn in range(self.rounds):
+            for c in range(self.num_classes):
+                rows = undecided[:, c].nonzero().flatten()
+                if not len(rows):
+                    continue
+                terms = self._measure(model, x0, c, noise, turn, rows)
+                sums[:, rows, c] += torch.stack([terms.prior, terms.diffusion, terms.reconstruction])
+                rounds[rows, c] += 1
+                calls[rows] += terms.nfe
+                if self.z and terms.step_scale is not None and terms.step_nats is not None:
+                    share = terms.step_scale * terms.step_nats
+                    if len(shares) == turn:
+                        shares.append(share.new_zeros(*shape, share.shape[1]))
+                    shares[turn][rows, c] = share
+            if self.null:
+                null += self._measure(model, x0, -1, noise, turn, torch.arange(len(x0))).total / self.rounds
+            if self.z and turn + 1 < self.rounds:
+                undecided = self._undecided(undecided, sums.sum(0) / rounds, shares)
+        prior, diffusion, reconstruction = (sums / rounds).gather(2, label[None, :, None].expand(3, -1, 1)).squeeze(2)
+        return ClassTerms(
+            prior=prior,
+            diffusion=diffusion,
+            reconstruction=reconstruction,
+            nfe=int(calls.max()),
+            num_dims=x0[0].numel(),
+            class_nats=sums.sum(0) / rounds,
+            class_rounds=rounds,
+            null_nats=null if self.null else None,
+            class_calls=calls,
+        )
+
+    def _measure(
+        self, model: ScoreModel, x0: Tensor, c: int, noise: NoiseStreams, turn: int, rows: Int64[Tensor, " rows"]
+    ) -> LikelihoodTerms:
+        """The terms of some images under class c, or under none for -1, by the draws of a round."""
+        seed = derive_seed(noise.seed, _ROUND, turn) if turn else noise.seed
+        streams = NoiseStreams(seed, [noise.indices[row] for row in rows.tolist()])
+        cond = torch.full((len(rows),), c, dtype=torch.int64, device=x0.device)
+        return self.estimator(model, x0[rows], cond=cond, noise=streams)
+
+    def _undecided(
+        self,
+        before: Bool[Tensor, "batch classes"],
+        nats: Float[Tensor, "batch classes"],
+        shares: list[Tensor],
+    ) -> Bool[Tensor, "batch classes"]:
+        """The classes that stay, by the means and the shares [B, C, K] of all rounds so far; none once one is left."""
+        assert isinstance(self.estimator, SampledBound)
+        independent = self.estimator.step_sampling == "uniform"
+        best = nats.masked_fill(~before, torch.inf).argmin(1, keepdim=True)
+        variance = torch.zeros_like(nats)
+        for one in shares:
+            difference = one - one.gather(1, best[..., None].expand(-1, 1, one.shape[2]))
+            found = sampling_variance(difference.flatten(0, 1), independent=independent)
+            assert found is not None  # one draw alone is refused
+            variance += found.view_as(nats)
+        stay = before & (nats - nats.gather(1, best) <= self.z * variance.sqrt() / len(shares))
+        return stay & (stay.sum(1, keepdim=True) > 1)

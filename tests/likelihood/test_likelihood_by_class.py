@@ -1,0 +1,140 @@
+"""Likelihoods of every class against Bayes' rule; common draws; classes that are dropped."""
+
+import pytest
+import torch
+from likelihood_oracles import rescaled_ddpm
+
+from evaluation.classification import class_log_probs
+from likelihood import ContinuousBound, FlowLikelihood, LikelihoodByClass, VariationalBound
+from models import DiscreteScoreModel, LabelledMixtureScoreModel, Prediction, ScoreModel
+from sde_lib import VP, NoiseStreams
+
+POINTS = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)] * 2)
+RANDOM = torch.rand(3, 9, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+MILD, CLEAR = ((RANDOM + 0.5), RANDOM**3)
+
+
+class LabelledPoints(ScoreModel):
+    """The exact denoiser of two pixels of three levels, whose nine images have other probabilities in each class."""
+
+    def __init__(self, sde, weights=MILD):
+        super().__init__(sde)
+        self.probs = weights / weights.sum(1, keepdim=True)
+        self.classes = [DiscreteScoreModel(sde, points=POINTS, probs=probs.tolist()) for probs in self.probs]
+
+    def forward(self, x_t, t, *, cond=None):
+        answers = [model(x_t, t) for model in self.classes]
+        x0, eps = (
+            torch.stack([getattr(answer, name) for answer in answers])[cond, range(len(x_t))] for name in ("x0", "eps")
+        )
+        return Prediction(x0=x0, eps=eps, sigma=self.sde.sigma(t))
+
+
+def bound(**settings):
+    return VariationalBound(num_levels=3, **settings)
+
+
+def by_class(estimator, model, x0, label=None, seed=0, indices=None, **settings):
+    streams = NoiseStreams(seed, range(len(x0)) if indices is None else indices)
+    label = torch.zeros(len(x0), dtype=torch.int64) if label is None else label
+    return LikelihoodByClass(estimator, num_classes=3, **settings)(model, x0, cond=label, noise=streams)
+
+
+def test_the_flow_gives_bayes_posterior_and_bayes_accuracy():
+    generator = torch.Generator().manual_seed(1)
+    means = torch.tensor([[-0.8, 0.3], [0.6, -0.4], [0.2, 0.7], [0.9, 0.9]], dtype=torch.float64)
+    factors = 0.4 * torch.randn(4, 2, 2, generator=generator, dtype=torch.float64)
+    weights = [1 / 3, 1 / 3, 1 / 6, 1 / 6]
+    model = LabelledMixtureScoreModel(
+        VP(beta_max=50.0),
+        means=means,
+        covs=factors @ factors.mT + 0.05 * torch.eye(2),
+        labels=[0, 1, 2, 2],
+        weights=weights,
+    )
+    x0 = model.sample_data(12, generator)
+    flow = FlowLikelihood(dequantization="none", divergence="exact", rtol=1e-6, atol=1e-6)
+    log_probs = class_log_probs(by_class(flow, model, x0).class_nats)
+    t = flow.noisy_times(model.sde)[:1].expand(12)
+    exact = model.class_log_prob(model.sde.alpha(t)[:, None] * x0, t)
+    torch.testing.assert_close(log_probs.exp(), exact.exp(), rtol=0, atol=1e-5)
+    assert torch.equal(log_probs.argmax(1), exact.argmax(1))
+    assert float((exact.exp().max(1).values < 0.9).double().mean()) > 0.02  # it is no easy case
+
+
+def test_the_bounds_posterior_tends_to_the_exact_one():
+    copies, errors = 20, []
+    for num_steps in (10, 40, 160):
+        model = LabelledPoints(rescaled_ddpm(num_steps))
+        nats = by_class(bound(), model, POINTS.repeat_interleave(copies, 0)).class_nats
+        log_probs = class_log_probs(nats.unflatten(0, (9, copies)).mean(1))
+        errors.append(float((log_probs.exp() - model.probs.T / model.probs.T.sum(1, keepdim=True)).abs().max()))
+    assert errors[2] < 0.03 and errors[2] < 0.4 * errors[1] < 0.16 * errors[0], errors
+
+
+def test_all_classes_see_the_same_draws():
+    sde = rescaled_ddpm(50)
+    blind = DiscreteScoreModel(sde, points=POINTS, probs=[1 / 9] * 9)
+    for estimator in (bound(steps_per_image=4), ContinuousBound(num_levels=3, steps_per_image=4)):
+        terms = by_class(estimator, blind, POINTS, rounds=2, null=True)
+        assert torch.equal(terms.class_nats, terms.class_nats[:, :1].expand(-1, 3))
+        torch.testing.assert_close(terms.null_nats, terms.class_nats[:, 0], rtol=1e-12, atol=0)
+
+
+def test_common_draws_take_noise_out_of_the_differences():
+    model, x0 = LabelledPoints(rescaled_ddpm(50)), POINTS[4].expand(100, 2).contiguous()
+    common = by_class(bound(steps_per_image=4), model, x0).class_nats
+    others = by_class(bound(steps_per_image=4), model, x0, seed=1).class_nats
+    variance = [float((common[:, 0] - nats[:, 1]).var()) for nats in (common, others)]
+    assert variance[0] < 0.2 * variance[1], variance
+
+
+def test_the_terms_of_the_own_class_are_those_of_the_estimator_itself():
+    model, label = LabelledPoints(rescaled_ddpm(50)), torch.arange(9) % 3
+    estimator = bound(steps_per_image=4)
+    alone = estimator(model, POINTS, cond=label, noise=NoiseStreams(0, range(9)))
+    terms = by_class(estimator, model, POINTS, label)
+    for name in ("prior", "diffusion", "reconstruction"):
+        torch.testing.assert_close(getattr(terms, name), getattr(alone, name), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(terms.class_nats[range(9), label], alone.total, rtol=1e-12, atol=1e-12)
+    assert terms.class_calls.tolist() == [3 * alone.nfe] * 9 and terms.nfe == 3 * alone.nfe
+
+
+def test_classes_that_cannot_win_are_dropped_and_the_answer_stays():
+    model, x0 = LabelledPoints(rescaled_ddpm(50), CLEAR), POINTS.repeat_interleave(6, 0)
+    estimator = bound(steps_per_image=16, step_sampling="importance")
+    estimator.fit_steps(model, POINTS, cond=torch.arange(9) % 3, noise=NoiseStreams(9, range(9)))
+    whole, less = (by_class(estimator, model, x0, rounds=4, z=z) for z in (0.0, 3.0))
+    assert bool((whole.class_rounds == 4).all()) and int(less.class_rounds.min()) == 1
+    assert int(less.class_calls.sum()) < 0.8 * int(whole.class_calls.sum())
+    assert torch.equal(less.class_calls, 17 * less.class_rounds.sum(1))
+    decided = class_log_probs(whole.class_nats).exp().max(1).values > 0.8
+    assert 20 < int(decided.sum()) < 54
+    assert torch.equal(less.class_nats.argmin(1)[decided], whole.class_nats.argmin(1)[decided])
+    kept = less.class_rounds == 4
+    torch.testing.assert_close(less.class_nats[kept], whole.class_nats[kept], rtol=1e-12, atol=1e-12)
+
+
+def test_no_image_depends_on_its_batch_mates():
+    model, x0 = LabelledPoints(rescaled_ddpm(50), CLEAR), POINTS.repeat_interleave(2, 0)
+    settings = {"rounds": 3, "z": 2.0}
+    whole = by_class(bound(steps_per_image=6), model, x0, **settings)
+    parts = [by_class(bound(steps_per_image=6), model, x0[k::3], indices=range(k, 18, 3), **settings) for k in range(3)]
+    for k, part in enumerate(parts):
+        assert torch.equal(part.class_rounds, whole.class_rounds[k::3])
+        torch.testing.assert_close(part.class_nats, whole.class_nats[k::3], rtol=1e-10, atol=1e-10)
+
+
+def test_bad_input():
+    for settings, message in (
+        ({"num_classes": 1}, "num_classes must be at least 2, a whole number, got 1"),
+        ({"num_classes": 3, "rounds": 0}, "rounds must be at least 1, a whole number, got 0"),
+        ({"num_classes": 3, "z": -1.0}, "z must be a number of standard errors"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LikelihoodByClass(bound(), **settings)
+    for estimator in (FlowLikelihood(num_levels=3), bound(steps_per_image=1)):
+        with pytest.raises(ValueError, match="drops classes by the spread of two or more terms"):
+            LikelihoodByClass(estimator, num_classes=3, z=3.0)
+    with pytest.raises(ValueError, match="cond must be each image's own class, got None"):
+        LikelihoodByClass(bound(), num_classes=3)(LabelledPoints(rescaled_ddpm(20)), POINTS)
