@@ -35,7 +35,6 @@ from evaluation.quality import (
 from evaluation.sample_batch import draw_batch
 from experiment import TrainedRun
 from experiment.build import build_sampler
-from experiment.checks import check_config
 from experiment.config import Config
 from experiment.guidance import load_reference, sampled_model
 from experiment.pictures import image_grid, save_png
@@ -200,7 +199,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for label, keys in tqdm(list(settings(args)), unit="setting", dynamic_ncols=True):
         config = run.config.copy_and_resolve_references()
         config.sampling.update({"sampler": args.sampler, "num_steps": args.num_steps, "options": ""} | keys)
-        check_config(config)
         x0, labels, nfe = draw(run, config, per_class=args.per_class, batch_size=args.batch_size)
         points.append({"label": label, "keys": keys, "nfe": nfe} | asdict(measure(x0, labels)))
         if args.pictures:

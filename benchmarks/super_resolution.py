@@ -28,7 +28,6 @@ from evaluation.sample_batch import draw_batch
 from evaluation.sample_conditions import SampleConditions
 from experiment import TrainedRun
 from experiment.build import build_sampler
-from experiment.checks import check_config
 from experiment.config import Config
 from experiment.guidance import load_reference, sampled_model
 from experiment.pictures import image_grid, save_png
@@ -212,7 +211,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = run.config.copy_and_resolve_references()
         keys = {"sampler": args.sampler, "num_steps": args.num_steps, "options": "", "condition_noise_t": noise_t}
         config.sampling.update(keys)
-        check_config(config)
         levels = draw(scenes, config, num_draws=args.num_draws, batch_size=args.batch_size)
         points.append({"noise_t": noise_t} | {name: asdict(one) for name, one in scenes.measure(levels).items()})
         if args.picture and len(points) == 1:
