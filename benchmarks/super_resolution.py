@@ -35,7 +35,7 @@ from experiment.workdir import write_json
 from likelihood import mean_and_stderr
 
 RESULT = Path(__file__).parent / "results" / "super_resolution.json"
-SHOWN = 8  # images of the picture, and draws of each
+SHOWN_IMAGES, SHOWN_DRAWS = 8, 4
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Scenes:
     """Held-out images and what is observed of them, in [0, 1].
 
     Args:
-        run: A run that is told the image of the condition ``lowres`` and nothing else.
+        run: A run that is told ``lowres``, and may be told the class.
         held_out: The images.
 
     Raises:
@@ -101,7 +101,8 @@ class Scenes:
 
     def observe(self, images: Tensor) -> Tensor:
         """The small image of each of some images of grey levels, in [0, 1]."""
-        (small,) = self.conditions.observe(images, images).images
+        (maker,) = self.conditions.images
+        small = maker.observe(images, self.held_out.kind)
         return small.float() / (self.conditions.observed_kind.num_levels - 1)
 
     def upsampled(self, mode: str) -> Tensor:
@@ -132,8 +133,8 @@ class Scenes:
         """A row of each of the first images: observed, truth, bicubic, mean of the draws, draws."""
         draws = self._grey(levels)
         columns = [self.upsampled("nearest"), self.truth, self.upsampled("bicubic"), draws.mean(1)]
-        columns += list(draws[:, : SHOWN // 2].unbind(1))
-        shown = (torch.stack(columns, dim=1)[:SHOWN] * 255).round().byte()
+        columns += list(draws[:, :SHOWN_DRAWS].unbind(1))
+        shown = (torch.stack(columns, dim=1)[:SHOWN_IMAGES] * 255).round().byte()
         return image_grid(shown.flatten(0, 1).permute(0, 2, 3, 1).numpy(), columns=len(columns))
 
 

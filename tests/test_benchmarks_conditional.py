@@ -57,9 +57,7 @@ def test_exact_draws_of_a_posterior_are_calibrated_and_as_far_from_y_as_its_nois
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
-def test_draws_that_are_too_sure_or_too_unsure_are_found_out(
-    scale: float, posterior: tuple[Tensor, Tensor, Tensor, float]
-):
+def test_draws_that_are_too_sure_or_too_unsure_are_found_out(scale: float):
     # with s times the spread about the posterior mean: E var = s^2 v, E (mean - truth)^2 = v (1 + s^2 / m)
     generator = torch.Generator().manual_seed(2)
     truth, draws = (torch.randn(*shape, 4, generator=generator) for shape in ((1000,), (1000, 4)))
