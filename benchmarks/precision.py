@@ -55,6 +55,7 @@ def train(seed: int, precision: torch.dtype, *, num_steps: int, channels: int, b
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 50)
         optimizer.step()
         ema.update(model)
+    assert isinstance(ema.model, NetworkScoreModel)
     return ema.model
 
 

@@ -35,8 +35,9 @@ from experiment.checks import check_config
 from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
-from experiment.from_checkpoints import trained_channels
+from experiment.from_checkpoints import as_score_model, trained_channels
 from experiment.guidance import check_unguided
+from experiment.network import is_classifier
 from experiment.pictures import save_bound_curve
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
@@ -53,6 +54,8 @@ from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
+
+from .eval_classifier import evaluate_classifier
 
 _NUM_CALLS = 100  # of the network for a batch, about, to judge whether compiling it is worth while
 
@@ -125,7 +128,8 @@ def measured(
                 conditions=build_conditions(config, dataset.kind),
                 device=device,
             )
-            trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
+            loaded, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
+            trained = as_score_model(loaded, workdir)
             num_calls = _NUM_CALLS * len(split)
             precision, compiled = config.eval.precision, config.eval.compile
             computing = pick_together(
@@ -183,6 +187,8 @@ def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
         RuntimeError: If a solver gave up, or another command measures there.
         Interrupted: After Ctrl-C.
     """
+    if is_classifier(config):
+        return evaluate_classifier(config, workdir, ranks=ranks)
     with measured(config, workdir, "eval", ranks) as done:
         if done is None:
             return {}

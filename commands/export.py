@@ -10,7 +10,7 @@ import torch
 
 from experiment.checks import check_config
 from experiment.config import Config
-from experiment.from_checkpoints import load_trained, trained_kind
+from experiment.from_checkpoints import as_score_model, load_trained, trained_kind
 from experiment.workdir import check_for_use
 from models.pretrained import export_diffusers
 from runtime.files import make_folder, sync_folder, sync_tree
@@ -45,7 +45,8 @@ def export_model(config: Config, workdir: Path, *, format: str = "", output: str
     check_config(config)
     check_for_use(workdir, config)
     folder = Path(output) if output else workdir / format
-    model, step = load_trained(config, workdir, trained_kind(config, workdir), torch.device("cpu"))
+    loaded, step = load_trained(config, workdir, trained_kind(config, workdir), torch.device("cpu"))
+    model = as_score_model(loaded, workdir)
     with locked(workdir, "export"):
         if folder.exists() and not (folder.is_dir() and ((folder / _INDEX).is_file() or not any(folder.iterdir()))):
             raise ValueError(f"{folder} holds something else than an export; choose another --output")

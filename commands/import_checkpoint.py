@@ -17,11 +17,12 @@ from experiment.imported_config import config_of_checkpoint
 from experiment.workdir import check_for_training
 from models.pretrained import (
     ModelPlan,
+    PlannedClassifier,
     PlannedModel,
     from_ddpm,
     from_diffusers,
     from_edm,
-    from_guided_diffusion,
+    from_guided_file,
     from_improved_diffusion,
     from_score_sde,
 )
@@ -33,11 +34,11 @@ from runtime.registry import choices_message
 from training.build import state_of_weights
 from training.init_from import save_beginning
 
-_SOURCES: dict[str, Callable[..., PlannedModel]] = {
+_SOURCES: dict[str, Callable[..., PlannedModel | PlannedClassifier]] = {
     "ddpm": from_ddpm,
     "diffusers": from_diffusers,
     "edm": from_edm,
-    "guided_diffusion": from_guided_diffusion,
+    "guided_diffusion": from_guided_file,
     "improved_diffusion": from_improved_diffusion,
     "score_sde": from_score_sde,
 }
@@ -52,7 +53,7 @@ def _one_of(flag: str, given: str, key: str, said: str) -> str:
     return given or said
 
 
-def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> PlannedModel:
+def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> PlannedModel | PlannedClassifier:
     """Read the checkpoint that ``config.source`` and the flags name.
 
     Args:
@@ -141,7 +142,7 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
     return kind
 
 
-def _check_finite(model: PlannedModel, checkpoint: str) -> None:
+def _check_finite(model: PlannedModel | PlannedClassifier, checkpoint: str) -> None:
     for name, tensor in model.backbone.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"checkpoint {checkpoint} has weights that are not finite ({name}); fetch it again")

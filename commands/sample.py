@@ -23,13 +23,13 @@ from experiment.checks import check_config
 from experiment.classes import classes_of
 from experiment.conditions import build_conditions
 from experiment.config import Config
-from experiment.from_checkpoints import trained_kind
-from experiment.guidance import described, is_guided, load_reference, sampled_model
+from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
+from experiment.guidance import described, is_guided, load_reference, sampled_model, with_classes_of_classifier
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import fast_inference, pick_mode
-from experiment.prior_warning import say_lost_signal
-from experiment.rank0_first import load_on_rank0_first, load_same_trained, pick_together
+from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained, pick_together
+from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_use
 from models import ScoreModel
 from runtime.files import one_line
@@ -78,9 +78,11 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
             got = "vectors" if kind.num_levels is None else kind.image_shape[0]
             raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
+        kind = with_classes_of_classifier(config, kind)
         classes = classes_of(config, kind)
-        conditions = _conditions_of(config, kind, classes, input, ranks)
-        trained, step = load_same_trained(ranks, config, workdir, kind, device)
+        conditions = _conditions_of(config, workdir, kind, classes, input, ranks)
+        loaded, step = load_same_trained(ranks, config, workdir, kind, device)
+        trained = as_score_model(loaded, workdir)
         reference = load_reference(config, kind, device, ranks)
         num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps * (1 + is_guided(config))
         precision, compiled = settings.precision, settings.compile
@@ -100,7 +102,7 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         labels = conditions.observed(range(settings.num_samples)).labels
         samples = SampleSet(
             folder,
-            samples_fingerprint(config, trained, step, kind, classes, mode.recorded(), device, reference)
+            samples_fingerprint(config, model, step, kind, classes, mode.recorded(), device, reference)
             | ({} if conditions.digest is None else {"conditions": conditions.digest}),
             about_of(config, step, kind, classes, mode.recorded(), variance, described(config, reference)),
             num_samples=settings.num_samples,
@@ -165,7 +167,7 @@ def _draw(
 
 
 def _conditions_of(
-    config: Config, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks
+    config: Config, workdir: Path, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks
 ) -> SampleConditions:
     """The conditions to draw samples of.
 
@@ -184,16 +186,15 @@ def _conditions_of(
     if conditions.only_labels:
         return SampleConditions(conditions, classes=classes)
     noise = {"noise_t": settings.condition_noise_t, "seed": config.seed}
-    asked = classes if settings.classes else None
+    # one that is not told classes may be guided towards them
+    asked = classes if settings.classes or not conditions.labels else None
     if given:
         return SampleConditions(conditions, classes=asked, source=read_given(Path(given), conditions), **noise)
-    split = settings.condition_split
-    dataset = load_on_rank0_first(ranks, "condition data", lambda: build_dataset(config, split))
-    if dataset.image_shape != kind.image_shape:
-        raise ValueError(
-            f"{dataset.name} has images of {list(dataset.image_shape)}, but the model is of {list(kind.image_shape)}; "
-            "use the data that it was trained on"
-        )
+    channels = trained_channels(config, workdir)
+    split = load_on_rank0_first(
+        ranks, "condition data", lambda: build_dataset(config, settings.condition_split, channels)
+    )
+    dataset = as_trained(ranks, config, workdir, split)
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
 
 

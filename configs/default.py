@@ -60,7 +60,8 @@ def _model() -> ConfigDict:
     """The network and the meaning of its output. The docstrings in models/backbones say more of each option."""
     return ConfigDict(
         {
-            # unet, adm or ncsnpp for images, mlp for vectors; or checkpoint: network, SDE, parameterization and time
+            # unet, adm or ncsnpp for images, mlp for vectors; classifier: no score model, but one of the classes of
+            # noisy images, whose gradient guides; or checkpoint: network, SDE, parameterization and time
             # input of the model that was imported into the work directory; a config that names them must agree
             "backbone": "unet",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
@@ -84,7 +85,8 @@ def _model() -> ConfigDict:
             "input_frequencies": (),  # n of sin(2^n pi x), cos(2^n pi x) appended to the input; (7, 8) as VDM
             "learned_variance": False,  # predict the reverse variance too; with training.loss=hybrid or vlb
             "dequantizer": False,  # learn the noise that fills the bins of grey levels; with training.loss=dequantized
-            "class_conditional": False,  # the network is given the label; needs data with two classes or more
+            # the network is given the label, or is a classifier, which finds it; needs data with two classes or more
+            "class_conditional": False,
             # share of the samples whose condition is left out in training, so that the network can answer without, as
             # classifier-free guidance asks; 0.1 is usual
             "condition_dropout": 0.0,
@@ -102,7 +104,7 @@ def _training() -> ConfigDict:
             "batch_size": 128,  # samples a step, of all processes together
             # ddpm: L_simple on a table; dsm: denoising score matching in continuous time; auto: one of these, by the
             # SDE; hybrid: L_simple, and the bound for the learned variance; vlb on a table, vlb_continuous and
-            # dequantized: the bound itself
+            # dequantized: the bound itself; cross_entropy: that of a classifier
             "loss": "auto",
             # the error that has weight 1: eps, x0, v, edm or, with dsm, likelihood; auto: edm for the parameterization
             # edm, else eps
@@ -149,11 +151,14 @@ def _sampling() -> ConfigDict:
             "num_steps": 1000,  # of the sampler; samplers with their own steps ignore it
             "num_samples": 64,  # how many are drawn
             "batch_size": 64,  # drawn at once
-            "classes": (),  # of a class-conditional model: numbers or names, as in 3,7, drawn in turn; (): all
+            # of a class-conditional or guided model: numbers or names, as in 3,7, drawn in turn; (): all
+            "classes": (),
             "condition_split": "test",  # sample k is told what is observed of image k of this split, or of --input
             "condition_noise_t": 0.0,  # noise on that image, that of x_t at this t; model.condition_noise_t at most
             "grid": "uniform",  # where the steps are: uniform, quadratic, trailing, leading, karras or log_snr
             "options": "",  # the sampler's own options, as in "eta=0.5"
+            "classifier": "",  # the work directory of a classifier whose gradient guides towards classes; "": none
+            "classifier_scale": 1.0,  # what its gradient is multiplied by; 1: Bayes' rule
             "clip_x0": True,  # clip the predicted x0 to the range of images; without effect on vectors
             "threshold_x0": 0.0,  # instead, scale x0 so that this quantile of |x0| is in range; 0.995 is usual, 0: off
             # w of unconditional + w (conditional - unconditional), in --mode sample alone; 1: no guidance

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
-from likelihood import LikelihoodEstimator, RunningMean
-from models import ScoreModel
+from likelihood import RunningMean
 from runtime.messages import say
 from runtime.processes.ranks import Ranks
 from runtime.terminal import ProgressBar
@@ -17,10 +18,12 @@ from .kept_batches import PartialResults
 from .measurement import EvalSplit, Measurement, Values, bits_per_dim_of
 from .over_ranks import deal
 
-Measured = dict[str, tuple[LikelihoodEstimator, ScoreModel]]
+# each measure by name: a likelihood's estimator and the model as it sees it, or the like
+Measured = dict[str, tuple[Callable[..., Any], Any]]
+Summary = TypeVar("Summary")
 
 
-class Schedule:
+class Schedule(Generic[Summary]):
     """The batches of a split, by several likelihoods, dealt to the processes of a job.
 
     Batch by batch, each by all likelihoods: so the running means can be compared, and a setting that cannot work
@@ -29,10 +32,13 @@ class Schedule:
 
     Args:
         split: The images.
-        measured: Each likelihood's estimator, and the model as it sees it.
+        measured: Each likelihood's estimator, and the model as it sees it; see ``EvalSplit.measure``.
         folder: Where batches are kept.
         fingerprints: All that the values depend on, for each likelihood.
         ranks: The processes.
+        summarize: Makes the result of all batches.
+        value_of: The value of each image of a batch, [B], that the progress bar shows the mean of.
+        units: Those of the values.
     """
 
     def __init__(
@@ -43,14 +49,18 @@ class Schedule:
         folder: Path,
         fingerprints: dict[str, dict[str, Any]],
         ranks: Ranks,
+        summarize: Callable[[Sequence[Values]], Summary] = Measurement,
+        value_of: Callable[[Values], np.ndarray] = bits_per_dim_of,
+        units: str = "bits/dim",
     ) -> None:
         self._split, self._measured, self._ranks = split, measured, ranks
+        self._summarize, self._value_of, self._units = summarize, value_of, units
         self._partial = {name: PartialResults(folder / name, fingerprints[name]) for name in measured}
         self._known: dict[str, dict[int, Values]] = {name: {} for name in measured}
         self._running = {name: RunningMean() for name in measured}
         self._bar: ProgressBar | None = None
 
-    def run(self) -> dict[str, Measurement]:
+    def run(self) -> dict[str, Summary]:
         """Measure what is not known yet.
 
         Returns:
@@ -79,7 +89,9 @@ class Schedule:
             deal(self._ranks, plan["todo"], self._measure, self._take)
         if not self._ranks.first:
             return {}
-        return {name: Measurement([known[k] for k in range(len(self._split))]) for name, known in self._known.items()}
+        return {
+            name: self._summarize([known[k] for k in range(len(self._split))]) for name, known in self._known.items()
+        }
 
     def kept(self) -> str:
         """The number of batches that are kept, by whatever process, in words."""
@@ -112,11 +124,11 @@ class Schedule:
         name, k = _parsed(unit)
         estimator, model = self._measured[name]
         values = self._split.measure(k, estimator, model)
-        bits = torch.from_numpy(bits_per_dim_of(values))
-        if not bool(torch.isfinite(bits).all()):
-            worst = int((~torch.isfinite(bits)).nonzero()[0])
+        shown = torch.from_numpy(self._value_of(values))
+        if not bool(torch.isfinite(shown).all()):
+            worst = int((~torch.isfinite(shown)).nonzero()[0])
             raise FloatingPointError(
-                f"{name} is {float(bits[worst])} for image {k * self._split.batch_size + worst}; the network's output "
+                f"{name} is {float(shown[worst])} for image {k * self._split.batch_size + worst}; the network's output "
                 "is not finite, or p(x) is 0 there: look at its checkpoint"
             )
         return self._partial[name].encode(k, values)
@@ -138,10 +150,10 @@ class Schedule:
         """Take batches into the running means, and show them."""
         assert self._bar is not None
         for k, name in units:
-            self._running[name].update(torch.from_numpy(bits_per_dim_of(self._known[name][k])))
+            self._running[name].update(torch.from_numpy(self._value_of(self._known[name][k])))
         shown = [f"{name} {mean.mean:.4f} ± {mean.stderr:.4f}" for name, mean in self._running.items() if mean.count]
         if shown:
-            self._bar.set_postfix_str(", ".join(shown) + " bits/dim")
+            self._bar.set_postfix_str(f"{', '.join(shown)} {self._units}")
 
 
 def _parsed(unit: str) -> tuple[str, int]:

@@ -17,7 +17,7 @@ from experiment.config import Config, flatten
 from experiment.guidance import Reference
 from experiment.plugins import plugin_digests
 from likelihood import available_likelihoods
-from models import ScoreModel
+from models import NetworkModel, ScoreModel
 
 from .measurement import EvalSplit
 
@@ -27,7 +27,7 @@ _OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "data.downscale
 _FREE = (
     *("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images", "eval.precision", "eval.compile"),
     *("sampling.num_samples", "sampling.classes", "sampling.png_folder", "sampling.precision", "sampling.compile"),
-    *("sampling.guidance_reference", "sampling.guidance_reference_weights"),
+    *("sampling.guidance_reference", "sampling.guidance_reference_weights", "sampling.classifier"),
 )
 
 
@@ -41,7 +41,7 @@ def digest_of(*arrays: torch.Tensor) -> str:
     return total.hexdigest()
 
 
-def _weights_of(model: ScoreModel) -> str:
+def _weights_of(model: ScoreModel | NetworkModel) -> str:
     state = model.state_dict()
     return digest_of(*(state[key] for key in sorted(state)))
 
@@ -56,7 +56,13 @@ def _code_digest() -> str:
 
 
 def _common(
-    config: Config, section: str, model: ScoreModel, step: int, space: Space, network: dict[str, Any], device: str
+    config: Config,
+    section: str,
+    model: ScoreModel | NetworkModel,
+    step: int,
+    space: Space,
+    network: dict[str, Any],
+    device: str,
 ) -> dict[str, Any]:
     """All that a value depends on, of whatever kind: settings, weights and code."""
     fixed = (*_OF_MODEL, f"{section}.")
@@ -69,15 +75,16 @@ def _common(
 
 def measurement_fingerprints(
     config: Config,
-    model: ScoreModel,
+    model: NetworkModel,
     step: int,
     split: EvalSplit,
     step_weights: dict[str, list[float]],
     network: dict[str, Any],
     *,
     by_class: bool = False,
+    names: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """All that the values of a batch depend on, for each of ``config.eval.likelihoods``.
+    """All that the values of a batch depend on, for each measure.
 
     A setting of ``eval`` whose name begins with another likelihood's ("ode_rtol" for "vlb") is not in it.
 
@@ -89,13 +96,14 @@ def measurement_fingerprints(
         step_weights: What steps are drawn by, of the likelihoods that draw them so.
         network: How the network computes.
         by_class: The values are those of every class: the settings of that are in it too.
+        names: The measures; those of ``config.eval.likelihoods`` if there are none.
     """
     dataset, count = split.dataset, split.num_images
     common = _common(config, "eval", model, step, dataset.space, network, split.device.type)
     common |= {"images": digest_of(dataset.stored[:count], dataset.labels[:count]), "num_images": count}
     prefixes = {name.split("_")[0] for name in available_likelihoods()} | (set() if by_class else {"classify"})
     result = {}
-    for name in config.eval.likelihoods:
+    for name in names or config.eval.likelihoods:
         foreign = tuple(f"eval.{prefix}_" for prefix in prefixes - {name.split("_")[0]})
         ours = {key: value for key, value in common.items() if not key.startswith(foreign)}
         if name in step_weights:
@@ -118,7 +126,7 @@ def samples_fingerprint(
 
     Args:
         config: The config.
-        model: The model that samples.
+        model: The model that samples, with what guides it.
         step: The training step of its weights.
         kind: The images that it is for.
         classes: The classes that are drawn in turn.

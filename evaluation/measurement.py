@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,15 @@ from torch import Tensor
 
 from data import AnyDataset, RealSpace, eval_batches
 from experiment.conditions import Conditions
-from likelihood import LikelihoodEstimator, LikelihoodTerms, RunningMean, nats_to_bits_per_dim
-from models import ScoreModel
+from likelihood import RunningMean, nats_to_bits_per_dim
 from sde_lib import NoiseStreams
 
 Values = dict[str, np.ndarray]
 TERMS = ("prior", "diffusion", "reconstruction")
 
 
-def values_of(terms: LikelihoodTerms) -> Values:
-    """The terms of a batch as arrays, under the names they have there; those that are None are left out."""
+def values_of(terms: Any) -> Values:
+    """The terms of a batch, a dataclass, as arrays under the names they have there; None is left out."""
     values: Values = {}
     for field in dataclasses.fields(terms):
         value = getattr(terms, field.name)
@@ -79,8 +78,14 @@ class EvalSplit:
         """The number of images of batch k."""
         return len(self._batches[k][0])
 
-    def measure(self, k: int, estimator: LikelihoodEstimator, model: ScoreModel) -> Values:
-        """Measure batch k: a function of the arguments and the seed alone."""
+    def measure(self, k: int, estimator: Callable[..., Any], model: Any) -> Values:
+        """Measure batch k: a function of the arguments and the seed alone.
+
+        Args:
+            k: The batch.
+            estimator: A ``LikelihoodEstimator``, or what is called in the same way and returns a dataclass.
+            model: What it measures.
+        """
         images, labels = self._batches[k]
         first = k * self.batch_size
         noise = NoiseStreams(self.seed, range(first, first + len(images)))

@@ -56,6 +56,8 @@ def about_of(
         "batch_size": settings.batch_size,
         "classes": None if classes is None else list(classes),
         "class_names": [names[k] for k in classes] if classes is not None and names else None,
+        "classifier": settings.classifier or None,
+        "classifier_scale": settings.classifier_scale if settings.classifier else None,
         # vectors have no range
         "clip_x0": settings.clip_x0 and kind.num_levels is not None,
         "threshold_x0": settings.threshold_x0,

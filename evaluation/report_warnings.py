@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiment.first_noise_warning import less_first_noise, wide_first_noise
-from experiment.prior_warning import cure_of_lost_signal
+from experiment.warnings.first_noise import less_first_noise, wide_first_noise
+from experiment.warnings.prior import cure_of_lost_signal
 from likelihood import ContinuousBound, FlowLikelihood, LikelihoodEstimator, VariationalBound
 from sde_lib import MOST_PRIOR_BITS, SDE, last_noisy_time
 

@@ -24,7 +24,7 @@ class SampleConditions:
 
     Args:
         conditions: What the model is told.
-        classes: Classes; None for those of the observations.
+        classes: Classes, of a model that is told them or guided towards them; None for those of the observations.
         source: A split whose samples are observed, or what was observed; None where only classes are told.
         noise_t: Time of the noise on condition images; 0 for none.
         seed: Seed of that noise.
@@ -71,9 +71,9 @@ class SampleConditions:
         elif self._source is not None:
             chosen = numbers % len(self._source)
             found = self._conditions.observe(self._source.stored[chosen], self._source.labels[chosen])
-        if not self._conditions.labels:
-            return replace(found, labels=None)
-        return found if self._classes is None else replace(found, labels=self._classes[numbers % len(self._classes)])
+        if self._classes is not None:
+            return replace(found, labels=self._classes[numbers % len(self._classes)])
+        return found if self._conditions.labels else replace(found, labels=None)
 
     def of(self, index: range, sde: SDE) -> Cond | None:
         """The condition of samples, by their numbers; the SDE is that of the noise on condition images."""

@@ -11,7 +11,9 @@ from data import AnyDataset, AnyKind, ImageDataset, VectorKind, downscale, load_
 from models import (
     ClippedScoreModel,
     Dequantizer,
+    NetworkModel,
     NetworkScoreModel,
+    NoisyClassifier,
     ScoreModel,
     ThresholdedScoreModel,
     make_parameterization,
@@ -22,8 +24,8 @@ from samplers import Sampler, make_sampler
 from sde_lib import SDE, check_sde, make_sde
 
 from .config import Config, data_root, parse_options
-from .network import build_backbone
-from .prior_warning import cure_of_no_signal
+from .network import build_backbone, is_classifier
+from .warnings.prior import cure_of_no_signal
 
 
 def build_sde(config: Config) -> SDE:
@@ -72,7 +74,7 @@ def _downscaled(dataset: AnyDataset, factors: Sequence[int]) -> ImageDataset:
     return downscale(dataset, factors)
 
 
-def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> NetworkScoreModel:
+def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> NetworkModel:
     """The network of ``config.model`` for a kind of data, initialised from ``config.seed``.
 
     Args:
@@ -95,6 +97,8 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> Networ
         torch.manual_seed(config.seed)
         backbone = build_backbone(config, kind, outputs_per_channel=parameterization.outputs_per_channel)
         dequantizer = Dequantizer(kind.image_shape[0]) if model.dequantizer else None
+    if is_classifier(config):
+        return NoisyClassifier(backbone, build_sde(config), time_input=model.time_input)
     return NetworkScoreModel(
         backbone,
         build_sde(config),

@@ -43,6 +43,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("sampling", "batch_size", 1, _MOST),
     ("sampling", "threshold_x0", 0, 1),
     ("sampling", "condition_noise_t", 0, 1),
+    ("sampling", "classifier_scale", 0, 1e6),
     ("sampling", "guidance_weight", 0, 1e3),
     ("sampling", "guidance_rescale", 0, 1),
     ("eval", "batch_size", 1, _MOST),

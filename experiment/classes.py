@@ -17,20 +17,20 @@ def classes_of(config: Config, kind: AnyKind) -> tuple[int, ...] | None:
 
     Args:
         config: The config.
-        kind: The images that the model is for.
+        kind: The images that the model is for, as ``with_classes_of_classifier`` gives them.
 
     Returns:
-        Numbers of classes; None of an unconditional model.
+        Numbers of classes; None of an unconditional model that no classifier guides.
 
     Raises:
         ValueError: If there is no such class, or the model knows no classes.
     """
     asked = tuple(config.sampling.classes)
-    if not config.model.class_conditional:
+    if not (config.model.class_conditional or config.sampling.classifier):
         if asked:
             raise ValueError(
                 f"sampling.classes={','.join(map(str, asked))} needs a class-conditional model, got one without "
-                "classes; leave it out, or train one with model.class_conditional=True"
+                "classes; leave it out, train one with model.class_conditional=True, or set sampling.classifier"
             )
         return None
     names = kind.class_names

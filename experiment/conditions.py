@@ -74,10 +74,9 @@ class Conditions:
 
     @property
     def network_options(self) -> dict[str, int]:
-        """``cond_channels`` and ``cond_values`` of a backbone, those that are not 0."""
+        """``cond_channels`` and ``cond_values`` of a backbone."""
         channels = sum(maker.channels(self._of_images) for maker in self.images)
-        sizes = {"cond_channels": channels, "cond_values": sum(maker.size(self._of_images) for maker in self.values)}
-        return {name: size for name, size in sizes.items() if size}
+        return {"cond_channels": channels, "cond_values": sum(maker.size(self._of_images) for maker in self.values)}
 
     @property
     def observed_kind(self) -> ImageKind:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from data import AnyDataset, AnyKind, DataError, ImageKind, RealSpace, VectorKind, image_kind
-from models import NetworkScoreModel
+from models import NetworkModel, NetworkScoreModel, NoisyClassifier
 from runtime.files import one_line
 from runtime.messages import say
 
@@ -181,7 +181,7 @@ def load_trained(
     *,
     weights: str = "ema",
     step: int | None = None,
-) -> tuple[NetworkScoreModel, int]:
+) -> tuple[NetworkModel, int]:
     """The model of a work directory's newest good checkpoint.
 
     Args:
@@ -211,3 +211,17 @@ def load_trained(
         say(note)
     load_weights(model, checkpoint.tensors, "ema." if weights == "ema" else "model.")
     return model, checkpoint.step
+
+
+def as_score_model(model: NetworkModel, workdir: Path) -> NetworkScoreModel:
+    """The model, if it is one of scores.
+
+    Raises:
+        ValueError: If it is a classifier.
+    """
+    if isinstance(model, NoisyClassifier):
+        raise ValueError(
+            f"{workdir} holds a classifier, which has no score of its own; pass the --workdir of a score model, which "
+            f"sampling.classifier={workdir} guides"
+        )
+    return model

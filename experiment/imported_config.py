@@ -27,6 +27,7 @@ def sections_of(plan: ModelPlan) -> tuple[dict[str, Any], dict[str, Any]]:
         "time_input": plan.time_input,
         "data_std": 0.5,
         "dequantizer": False,
+        "learned_variance": False,
         "class_conditional": options["num_classes"] is not None,
         **{key: plain(options[key]) for key in SHARED if key in options},
     }

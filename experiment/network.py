@@ -24,6 +24,11 @@ OF_DATA = ("cond_channels", "cond_values", "image_size", "in_channels", "num_cla
 DERIVED = "outputs_per_channel"
 
 
+def is_classifier(config: Config) -> bool:
+    """Tell a classifier of noisy images from a score model."""
+    return config.model.get("backbone", "unet") == "classifier"
+
+
 def network_defaults(backbone: str) -> dict[str, Any]:
     """A backbone's options and their defaults; ``inspect.Parameter.empty`` where there is none."""
     if backbone == "checkpoint":
@@ -69,7 +74,7 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
     """
     conditions, model = build_conditions(config, kind), config.model
     options = conditions.network_options
-    for name in options.keys() - known.keys():
+    for name in [name for name, size in options.items() if size and name not in known]:
         what = "an image" if name == "cond_channels" else "values"
         raise ValueError(
             f"backbone {model.backbone} cannot be told {what}, which data.condition="
@@ -85,7 +90,8 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
             f"model.condition_noise_t={model.condition_noise_t:g} needs a condition image, got none; set "
             "data.condition=lowres, or leave it at 0"
         )
-    return {**options, **({"null_condition": True} if model.get("condition_dropout", 0.0) else {})}
+    told = {name: size for name, size in options.items() if name in known}
+    return {**told, **({"null_condition": True} if model.get("condition_dropout", 0.0) else {})}
 
 
 def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -> Backbone:
@@ -105,7 +111,11 @@ def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -
     arguments = {key: plain(model[key]) for key in SHARED if key in known}
     if "head_channels" in arguments:
         arguments["head_channels"] = arguments["head_channels"] or None
+    if is_classifier(config) and not model.class_conditional:
+        raise ValueError("backbone classifier is of classes, got model.class_conditional=False; set it to True")
     arguments |= _shape_arguments(backbone, kind, outputs_per_channel)
+    if DERIVED not in known:
+        arguments.pop(DERIVED, None)
     arguments["num_classes"] = kind.num_classes if model.class_conditional else None
     arguments |= _condition_arguments(config, kind, known)
     free = sorted(known.keys() - {*SHARED, DERIVED})

@@ -1,11 +1,12 @@
-"""Samples as files have them, and pictures of samples, of the learning curve and of L_t."""
+"""Samples as files have them, and pictures of samples and of curves: the loss, L_t, a classifier's answers."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -138,7 +139,7 @@ def save_learning_curve(path: Path, steps: Sequence[int], losses: Sequence[float
     if len(losses) >= 2 * width > 2:
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
         axes.plot(np.asarray(steps)[width - 1 :], smooth, color="tab:blue", label=f"mean of {width}")
-    axes.set(xlabel="step", ylabel="loss per dimension", yscale="log", title="Training loss")
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title="Training loss")
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(path, figure)
@@ -165,4 +166,24 @@ def save_bound_curve(
     if len(positive):
         axes.set_ylim(positive.min() / 2, mean.max() * 2)
     axes.grid(alpha=0.3)
+    save_figure(path, figure)
+
+
+def save_classifier_curve(path: Path, curve: Mapping[str, Any]) -> None:
+    """Plot a classifier's cross-entropy and accuracy over t, with two standard errors either side.
+
+    Args:
+        path: PNG to write.
+        curve: "t", "cross_entropy" and "accuracy" with "_stderr" of each, [T], and "class_entropy", all in nats.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("cross_entropy", "accuracy"), strict=True):
+        mean, error = np.asarray(curve[name]), np.nan_to_num(np.asarray(curve[f"{name}_stderr"]))
+        axes.fill_between(curve["t"], mean - 2 * error, mean + 2 * error, alpha=0.3, lw=0)
+        axes.plot(curve["t"], mean, ".-", lw=1.2)
+        axes.set(xlabel="t", ylabel=name.replace("_", "-") + (", nats" if name == "cross_entropy" else ""))
+        axes.grid(alpha=0.3)
+        if name == "cross_entropy":
+            axes.axhline(curve["class_entropy"], color="black", ls="--", lw=1, label="entropy of the classes")
+            axes.legend()
     save_figure(path, figure)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from models import NetworkScoreModel
+from models import NetworkScoreModel, NoisyClassifier
 from models.backbones import ConditioningEmbedding, ConditionInput, NoiseLabelEmbedding, Upsample
 from runtime.compilation import CompiledCall, missing_compiler
 from runtime.processes.collectives import is_sharded
@@ -219,7 +219,10 @@ class InferenceBackbone(PrecisionBackbone):
         return super()._network(x)
 
 
-def fast_inference(model: NetworkScoreModel, mode: NetworkMode) -> NetworkScoreModel:
+Model = TypeVar("Model", NetworkScoreModel, NoisyClassifier)
+
+
+def fast_inference(model: Model, mode: NetworkMode) -> Model:
     """A model for sampling and evaluation, whose network is a frozen copy; see ``InferenceBackbone``.
 
     Args:

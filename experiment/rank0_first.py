@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from data import AnyDataset, AnyKind, RealSpace, VectorDataset
-from models import NetworkScoreModel
+from models import NetworkModel
 from runtime.processes.ranks import Ranks
 
 from .config import Config
@@ -68,7 +68,7 @@ def load_same_trained(
     key: str = "checkpoint",
     weights: str = "ema",
     step: int | None = None,
-) -> tuple[NetworkScoreModel, int]:
+) -> tuple[NetworkModel, int]:
     """``load_trained`` on every process, of the step that rank 0 finds: a trainer may write another in the meantime."""
     load = partial(load_trained, config, workdir, kind, device, weights=weights)
     found = load(step=step) if ranks.first else None

@@ -23,8 +23,8 @@ from .classes import class_number
 from .conditions import Conditions, build_conditions
 from .config import Config
 from .estimators import build_estimators, model_for
-from .from_checkpoints import check_step, load_trained, trained_kind
-from .guidance import load_reference, sampled_model
+from .from_checkpoints import as_score_model, check_step, load_trained, trained_kind
+from .guidance import load_reference, sampled_model, with_classes_of_classifier
 from .saved_config import saved_config
 
 
@@ -166,13 +166,14 @@ class TrainedRun:
     def _labels(self, count: int, label: int | str | None) -> Tensor | None:
         if not self.conditions.only_labels:
             raise ValueError("the model is told more than a class; pass cond, as from run.conditions")
-        if not self.config.model.class_conditional:
+        if not (self.config.model.class_conditional or self.config.sampling.classifier):
             if label is not None:
                 raise ValueError(f"label={label!r} needs a class-conditional model, got one without; leave it out")
             return None
+        kind = with_classes_of_classifier(self.config, self.kind)
         if label is None:
-            return torch.arange(count) % self.kind.num_classes
-        return torch.full((count,), class_number(label, self.kind.num_classes, self.kind.class_names))
+            return torch.arange(count) % kind.num_classes
+        return torch.full((count,), class_number(label, kind.num_classes, kind.class_names))
 
 
 def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema", step: int | None = None) -> TrainedRun:
@@ -202,7 +203,7 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
     check_step(workdir, step)
     kind = trained_kind(config, workdir)
     model, step = load_trained(config, workdir, kind, named_device(device), weights=weights, step=step)
-    return TrainedRun(model, kind, config, step, _report(workdir))
+    return TrainedRun(as_score_model(model, workdir), kind, config, step, _report(workdir))
 
 
 def _report(workdir: Path) -> dict[str, Any]:

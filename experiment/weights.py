@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import NetworkScoreModel
+from models import NetworkModel
 
 from .checkpoints.sharding import split_like
 
 
-def _learned_besides(model: NetworkScoreModel) -> list[tuple[str, nn.Module]]:
+def _learned_besides(model: NetworkModel) -> list[tuple[str, nn.Module]]:
     """The modules that a model learns besides its backbone, which most have none of."""
-    pairs = (("sde", model.sde), ("dequantizer", model.dequantizer))
+    pairs = (("sde", model.sde), ("dequantizer", getattr(model, "dequantizer", None)))
     return [(name, module) for name, module in pairs if isinstance(module, nn.Module)]
 
 
-def named_weights(model: NetworkScoreModel, averaged: NetworkScoreModel) -> dict[str, Tensor]:
+def named_weights(model: NetworkModel, averaged: NetworkModel) -> dict[str, Tensor]:
     """Names and tensors of both sets of weights, as checkpoints hold them.
 
     Args:
@@ -32,7 +32,7 @@ def named_weights(model: NetworkScoreModel, averaged: NetworkScoreModel) -> dict
 
 
 @torch.no_grad()
-def load_weights(model: NetworkScoreModel, tensors: dict[str, Tensor], prefix: str) -> None:
+def load_weights(model: NetworkModel, tensors: dict[str, Tensor], prefix: str) -> None:
     """Copy weights of a checkpoint into a model.
 
     Args:

@@ -5,6 +5,7 @@ from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel
 from .grey_levels import LevelsParameterization, level_posterior_mean
+from .noisy_classifier import NetworkModel, NoisyClassifier
 from .parameterization import (
     EDMParameterization,
     EpsParameterization,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sde_lib import SDE, check_per_sample
 
 from .parameterization import TimeInput, time_input
+from .score_model import NetworkScoreModel
 
 
 class NoisyClassifier(nn.Module):
@@ -29,6 +30,10 @@ class NoisyClassifier(nn.Module):
         self.backbone = backbone
         self.sde = sde
         self.time_input: TimeInput = time_input
+
+    def with_backbone(self, backbone: nn.Module) -> NoisyClassifier:
+        """The same classifier around another backbone; the SDE is shared."""
+        return NoisyClassifier(backbone, self.sde, time_input=self.time_input)
 
     def forward(self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
         """Logits of p(class | x_t).
@@ -70,3 +75,6 @@ def grad_of_class(
         x_t = x_t.detach().requires_grad_(True)
         # each sample's log-probability depends on its own x_t alone
         return torch.autograd.grad(log_probs(x_t).gather(1, label[:, None]).sum(), x_t)[0]
+
+
+NetworkModel = NetworkScoreModel | NoisyClassifier

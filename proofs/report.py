@@ -12,6 +12,8 @@ from runtime.files import write_atomically
 
 from .checked import Checked
 from .entries import entries
+from .guidance_report import KINDS as GUIDANCE_KINDS
+from .guidance_report import guidance_page, rows_of
 from .mixture import CELLS_A_SIDE, SAME_POINTS
 from .oracles import PARAMETERIZATIONS, SDES
 from .orders import FROM_NOISE, MIDDLE, TOLERANCE
@@ -38,10 +40,15 @@ def numbers(found: Mapping[Task, Any], *, num_points: int, seed: int) -> dict[st
         num_points: Monte-Carlo draws a cell.
         seed: The seed.
     """
-    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("gaussian", "mixture", "orders", "weak_orders")}
+    kinds = ("gaussian", "mixture", "orders", "weak_orders", *GUIDANCE_KINDS)
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     passed: list[tuple[str, bool]] = []
     for (kind, label, sde), result in sorted(found.items(), key=lambda item: item[0]):
-        if kind == "gaussian":
+        if kind in GUIDANCE_KINDS:
+            for row, name, well in rows_of(kind, label, sde, result):
+                rows[kind].append(row)
+                passed.append((name, well))
+        elif kind == "gaussian":
             for name, cell in result.items():
                 of = {"sampler": label, "sde": sde, "parameterization": name, "nfe": cell.nfe}
                 rows[kind].append(of | _pairs(cell.checks))
@@ -71,7 +78,7 @@ def _pairs(checks: Mapping[str, Checked | None]) -> dict[str, list[float] | None
 
 
 def write(report: dict[str, Any], root: Path) -> None:
-    """Write ``docs/proofs.json`` and ``docs/proofs.md``.
+    """Write ``docs/proofs.json``, ``docs/proofs.md`` and the tables of ``docs/guidance.md``.
 
     Args:
         report: All numbers.
@@ -79,6 +86,7 @@ def write(report: dict[str, Any], root: Path) -> None:
     """
     write_atomically(root / "docs" / "proofs.json", as_json(report).encode())
     write_atomically(root / "docs" / "proofs.md", page(report).encode())
+    write_atomically(root / "docs" / "guidance.md", guidance_page(report).encode())
 
 
 def as_json(report: dict[str, Any]) -> str:

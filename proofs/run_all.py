@@ -1,7 +1,7 @@
 """The whole table, in several processes. Its command line is ``python -m proofs``.
 
-It writes ``docs/proofs.json`` and ``docs/proofs.md``, and exits with 1 if a cell fails.
-The numbers repeat to the bit at a fixed number of points and a fixed seed.
+It writes ``docs/proofs.json``, ``docs/proofs.md`` and the tables of ``docs/guidance.md``, and exits with 1 if a cell
+fails. The numbers repeat to the bit at a fixed number of points and a fixed seed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from .entries import entries
 from .gaussian import prove_gaussian
+from .guidance import guided_entries, prove_condition, prove_forms, prove_guidance
+from .guidance_report import SDE_OF_GUIDANCE
 from .mixture import prove_mixture
 from .oracles import SDES
 from .orders import convergences
@@ -28,6 +30,10 @@ from .weak import weak_convergences
 def tasks(only: str = "") -> list[Task]:
     """All tasks, the longest first; ``only`` keeps the samplers whose label has it, and leaves the orders out."""
     listed: list[Task] = [] if only else [(kind, "", sde) for kind in ("weak_orders", "orders") for sde in SDES]
+    listed += [] if only else [("guidance_forms", "", SDE_OF_GUIDANCE)]
+    listed += [("guidance", entry.label, SDE_OF_GUIDANCE) for entry in guided_entries() if only in entry.label]
+    linear = [entry for entry in entries() if not entry.by_norms]
+    listed += [("condition", entry.label, SDE_OF_GUIDANCE) for entry in linear if only in entry.label]
     labels = sorted(
         (entry.label for entry in entries() if only in entry.label), key=lambda label: "none +" not in label
     )
@@ -43,7 +49,11 @@ def prove(task: Task, num_points: int, seed: int) -> Any:
         return list(convergences(sde))
     if kind == "weak_orders":
         return list(weak_convergences(sde))
+    if kind == "guidance_forms":
+        return prove_forms(sde)
     entry = next(entry for entry in entries() if entry.label == label)
+    if kind in ("guidance", "condition"):
+        return prove_guidance(sde, entry) if kind == "guidance" else prove_condition(sde, entry)
     of_kind = prove_gaussian if kind == "gaussian" else prove_mixture
     return of_kind(sde, entry, num_points=num_points, seed=seed)
 
@@ -72,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m proofs", description="Prove every sampler on every SDE.", allow_abbrev=False
+        prog="python -m proofs", description="Prove every sampler on every SDE, and guidance.", allow_abbrev=False
     )
     parser.add_argument("--num-points", type=int, default=100_000, help="Monte-Carlo draws a cell, at least 1,000")
     parser.add_argument("--seed", type=int, default=0)

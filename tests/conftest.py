@@ -10,6 +10,7 @@ choose_wait_policy()
 
 import pytest
 import torch
+from classifier_runs import classifier_command
 from killing import Killer
 from shortcuts import draw_figure, take_shortcuts
 from tiny import tiny_command
@@ -37,6 +38,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("experiment.pictures.save_figure", draw_figure)
         assert main.run(tiny_command("train", workdir)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a tiny classifier of digits; copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("classifier") / "run"
+    assert main.run(classifier_command("train", workdir)) == 0
     return workdir
 
 

@@ -13,6 +13,7 @@ from experiment.build import build_model, build_sampler, build_sde
 from experiment.checks import check_config
 from experiment.conditions import build_conditions
 from experiment.config import load_config
+from experiment.network import is_classifier
 from sde_lib import make_grid
 from training.build import build_options, build_state
 from training.trainer import Trainer
@@ -31,6 +32,7 @@ SHAPES = {
     "folder": (3, 32, 32, 256),
 }
 
+CLASSIFIERS = ("cifar10_classifier", "digits_classifier", "mnist_classifier")
 FOR_LIKELIHOOD = ("cifar10_improved", "digits_dequantized", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
 
 CONDITIONAL = ("cifar10_class", "cifar10_gray", "digits_class", "digits_sr", "mnist_class", "mnist_sr")
@@ -47,7 +49,12 @@ def _data(config: ConfigDict) -> AnyDataset:
 def test_the_promised_configs_are_there():
     names = [f"configs/{f}/{d}.py" for f in ("vp", "ve", "subvp") for d in ("digits", "mnist", "cifar10")]
     assert (
-        sorted([*names, *(f"configs/vp/{name}.py" for name in ("folder", "moons", *FOR_LIKELIHOOD, *CONDITIONAL))])
+        sorted(
+            [
+                *names,
+                *(f"configs/vp/{name}.py" for name in ("folder", "moons", *CLASSIFIERS, *FOR_LIKELIHOOD, *CONDITIONAL)),
+            ]
+        )
         == CONFIGS
     )
 
@@ -55,6 +62,7 @@ def test_the_promised_configs_are_there():
 @pytest.mark.parametrize("path", only([path for path in CONFIGS if "/vp/" in path or "digits" in path], CONFIGS))
 def test_config_builds_its_model_and_takes_one_step(path: str):
     overrides = ["--config.model.channels=16", "--config.model.num_res_blocks=1", "--config.training.batch_size=3"]
+    overrides.append("--config.model.head_channels=0")
     config = load_config(str(ROOT / path), overrides)
     check_config(config)
     dataset = _data(config)
@@ -65,7 +73,7 @@ def test_config_builds_its_model_and_takes_one_step(path: str):
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     first = trainer.step().loss
     # a new network says 0, so that the first loss is known up to the draw of the noise
-    if config.model.parameterization == "eps" and config.training.loss == "auto":
+    if config.model.parameterization == "eps" and not is_classifier(config) and config.training.loss == "auto":
         expected = 1.0
         numel = 3 * dataset.num_dims
         assert abs(first - expected) < 5 * (2 / numel) ** 0.5
@@ -127,3 +135,9 @@ def test_data_reaches_the_network_in_minus_one_to_one():
     assert isinstance(dataset, ImageDataset)
     x = dataset.space.encode(dataset.images)
     assert float(x.min()) == -1.0 and float(x.max()) == 1.0
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist", "cifar10"])
+def test_a_classifier_is_of_the_data_and_the_noise_of_the_models_that_it_guides(data: str):
+    one, other = (load_config(str(ROOT / f"configs/vp/{name}.py")) for name in (f"{data}_classifier", data))
+    assert (one.sde, one.data) == (other.sde, other.data)

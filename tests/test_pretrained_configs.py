@@ -20,7 +20,7 @@ from models.pretrained.ddpm import plan_ddpm
 from models.pretrained.diffusers.settings import plan_diffusers
 from models.pretrained.edm.importer import plan_edm
 from models.pretrained.edm.names import edm_sources
-from models.pretrained.guided.settings import plan_guided
+from models.pretrained.guided.settings import plan_classifier, plan_guided
 from models.pretrained.score_sde.configs import PUBLISHED
 from models.pretrained.score_sde.importer import plan_score_sde
 from models.pretrained.score_sde.layout import score_sde_sources
@@ -136,6 +136,10 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
     ("guided_imagenet256", ""): (lambda c: plan_guided(c.source.config), 553_838_086),
     ("guided_imagenet256_uncond", ""): (lambda c: plan_guided(c.source.config), 552_814_086),
     ("guided_imagenet512", ""): (lambda c: plan_guided(c.source.config), 558_997_638),
+    ("guided_imagenet64_classifier", ""): (lambda c: plan_classifier(c.source.config), 65),
+    ("guided_imagenet128_classifier", ""): (lambda c: plan_classifier(c.source.config), 43),
+    ("guided_imagenet256_classifier", ""): (lambda c: plan_classifier(c.source.config), 54),
+    ("guided_imagenet512_classifier", ""): (lambda c: plan_classifier(c.source.config), 54),
     ("guided_lsun", ""): (lambda c: plan_guided(c.source.config), 552_814_086),
     ("guided_lsun_horse_nodropout", ""): (lambda c: plan_guided(c.source.config), 552_814_086),
     # Nichol and Dhariwal 2021: of LSUN Ho et al.'s network, whose last convolution has three outputs more
@@ -203,6 +207,7 @@ def test_every_command_of_the_page_has_its_config():
 
 # one of each importer and backbone
 FAST = ("ddpm_cifar10", "diffusers_cifar10", "diffusers_ve_256", "edm_cifar10", "guided_imagenet64", "improved_cifar10")
+FAST += ("guided_imagenet64_classifier",)
 FAST += ("score_sde_vp_cifar10", "score_sde_ve_256", "score_sde_ve_1024")
 
 
@@ -281,6 +286,10 @@ PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
     "guided_imagenet256": (0.0, "ddpm", ""),
     "guided_imagenet256_uncond": (0.0, "ddpm", ""),
     "guided_imagenet512": (0.0, "ddpm", ""),
+    "guided_imagenet64_classifier": (0.0, "improved_ddpm", ""),
+    "guided_imagenet128_classifier": (0.0, "ddpm", ""),
+    "guided_imagenet256_classifier": (0.0, "ddpm", ""),
+    "guided_imagenet512_classifier": (0.0, "ddpm", ""),
     "guided_lsun": (0.1, "ddpm", ""),
     "guided_lsun_horse_nodropout": (0.0, "ddpm", ""),
     "improved_cifar10": (0.3, "improved_ddpm", ""),

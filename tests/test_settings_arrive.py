@@ -19,7 +19,7 @@ from evaluation.step_weights import _PILOT
 from experiment.build import bound_x0, build_model
 from experiment.config import Config, flatten, load_config
 from experiment.guidance import load_reference
-from models import GuidedScoreModel, Parameterization
+from models import GuidedScoreModel, Parameterization, ScoreModel
 from models.backbones import Backbone
 from sde_lib import derive_seed
 from training.trainer import Trainer
@@ -130,6 +130,26 @@ def sampled_model(bench: Bench, config: Config) -> str:
     return type(bench.sample(config).args[1]).__name__
 
 
+def guided(key: str) -> Read:
+    """An argument of classifier guidance, "classifier" or "scale"; None without."""
+
+    def read(bench: Bench, config: Config) -> Any:
+        calls: list[dict[str, Any]] = []
+
+        def guide(model: ScoreModel, classifier: Path, *, scale: float) -> ScoreModel:
+            calls.append({"classifier": str(classifier), "scale": scale})
+            return model
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("experiment.guidance.classifier.classifier_kind", lambda _: digits_like(1).kind)
+            patched.setattr("experiment.guidance.classifier.load_classifier", lambda workdir, _: workdir)
+            patched.setattr("experiment.guidance.classifier.ClassifierGuidedScoreModel", guide)
+            bench.sample(config)
+        return calls[0][key] if calls else None
+
+    return read
+
+
 def guidance(name: str) -> Read:
     """An attribute of the guided model inside the bounds of its x0; None without guidance."""
 
@@ -150,7 +170,7 @@ def reference(_: Bench, config: Config) -> tuple[str, Any, Any] | None:
             "trained_kind": lambda *_: kind,
             "load_same_trained": lambda *_, weights, step, **__: (weights, step),
         }.items():
-            patched.setattr(f"experiment.guidance.{name}", does)
+            patched.setattr(f"experiment.guidance.sampled.{name}", does)
         found = load_reference(config, kind, torch.device("cpu"))
     return found and (folders[0], found.model, found.step)
 
@@ -417,6 +437,8 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     ),
     "sampling.grid": _one("quadratic", "quadratic", sampler("grid")),
     "sampling.options": _one("eta=0.5", 0.5, sampler("eta"), needs=("sampling.sampler=ddim",)),
+    "sampling.classifier": _one("runs/other", "runs/other", guided("classifier")),
+    "sampling.classifier_scale": _one("3.0", 3.0, guided("scale"), needs=("sampling.classifier=runs/other",)),
     "sampling.clip_x0": _one("False", "NetworkScoreModel", sampled_model),
     "sampling.threshold_x0": Arrival(
         "0.9",

@@ -12,7 +12,8 @@ from torch import Tensor
 from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
-from models import NetworkScoreModel
+from experiment.network import is_classifier
+from models import NetworkModel
 from runtime.processes.collectives import is_sharded, shard
 from runtime.registry import choices_message
 from sde_lib import SDE
@@ -34,14 +35,14 @@ def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
     return make_loss(
         config.training.loss,
         sde=sde,
-        parameterization=config.model.parameterization,
+        parameterization=None if is_classifier(config) else config.model.parameterization,
         weighting=config.training.weighting,
         data_std=config.model.data_std,
         num_levels=kind.num_levels,
     )
 
 
-def build_optimizer(config: Config, model: NetworkScoreModel) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, model: NetworkModel) -> torch.optim.Optimizer:
     """Adam or AdamW of ``config.optim``; a noise schedule that is learned does not decay.
 
     Raises:
@@ -120,7 +121,7 @@ def state_of_weights(config: Config, kind: AnyKind, weights: Mapping[str, Tensor
     return _state_of(config, kind, model, ema)
 
 
-def _state_of(config: Config, kind: AnyKind, model: NetworkScoreModel, ema: ExponentialMovingAverage) -> TrainingState:
+def _state_of(config: Config, kind: AnyKind, model: NetworkModel, ema: ExponentialMovingAverage) -> TrainingState:
     training = config.training
     optimizer, loss = build_optimizer(config, model), build_loss(config, model.sde, kind)
     check_trains(loss, model)

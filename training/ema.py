@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from models import NetworkScoreModel
+from models import NetworkModel
 from runtime.processes.collectives import is_sharded
 
 from .optimization import ema_decay_at
@@ -25,13 +25,13 @@ class ExponentialMovingAverage:
         decay: The decay in the long run, in [0, 1).
     """
 
-    def __init__(self, model: NetworkScoreModel, decay: float) -> None:
+    def __init__(self, model: NetworkModel, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: NetworkScoreModel) -> None:
+    def update(self, model: NetworkModel) -> None:
         """Take in the weights of ``model``; buffers are copied."""
         decay = ema_decay_at(self.num_updates, self.decay)
         pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))

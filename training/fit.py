@@ -83,7 +83,9 @@ def fit(
     with torch.random.fork_rng():
         trainer.run()
     model.eval()
-    return state.ema.model
+    average = state.ema.model
+    assert isinstance(average, NetworkScoreModel)
+    return average
 
 
 def _checked_loss(model: NetworkScoreModel, loss: str | Loss, dataset: Dataset) -> Loss:

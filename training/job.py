@@ -14,12 +14,12 @@ from experiment.build import build_dataset
 from experiment.checkpoints.store import checkpoint_folders
 from experiment.conditions import build_conditions
 from experiment.config import Config
-from experiment.first_noise_warning import first_noise_warning
 from experiment.from_checkpoints import trained_channels
 from experiment.plugins import keep_plugins, say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
-from experiment.prior_warning import say_lost_signal
 from experiment.rank0_first import as_trained, load_on_rank0_first, pick_together
+from experiment.warnings.first_noise import first_noise_warning
+from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_training, claim_for_training
 from runtime.locks import locked
 from runtime.messages import say

@@ -14,7 +14,7 @@ from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismat
 from experiment.checkpoints.sharding import from_first, split_like, whole
 from experiment.checkpoints.store import Checkpoint, load_newest, save_checkpoint
 from experiment.weights import load_weights, named_weights
-from models import NetworkScoreModel
+from models import NetworkModel
 from runtime.messages import say
 
 from .bad_steps import BadSteps, bad_steps_mismatch
@@ -44,7 +44,7 @@ class TrainingState:
         train_files: ``Dataset.train_files`` as training began.
     """
 
-    model: NetworkScoreModel
+    model: NetworkModel
     ema: ExponentialMovingAverage
     optimizer: torch.optim.Optimizer
     loss: Loss

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from data import Dataset
 from experiment.conditions import Conditions, ImageNoise, Observed
 from experiment.pictures import as_array, picture_of
 from experiment.precision import NetworkMode, PrecisionBackbone
-from models import Cond, null_of
+from models import Cond, ScoreModel, null_of
 from runtime.messages import say
 from runtime.options import whole_number
 from runtime.processes.collectives import Communication
@@ -55,7 +56,7 @@ class TrainingOptions:
         log_every: Steps between two lines of numbers.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: Number of checkpoints to keep.
-        sample_every: Steps between two pictures of samples; 0 for none.
+        sample_every: Steps between two pictures of samples; 0 for none. A classifier has none.
     """
 
     num_steps: int
@@ -135,7 +136,8 @@ class Trainer:
         self._slice = self._ranks.rank_slice
         self._backbone = PrecisionBackbone(model.backbone, mode.precision, compiled=mode.compiled)
         self._network = self._ranks.wrap(self._backbone)
-        self._model = model.with_backbone(self._network).train()
+        # the loss says of which kind of model it is
+        self._model: Any = model.with_backbone(self._network).train()
         # the gradient of a variance is far larger than that of the loss, which a norm of both would scale away
         self._inner = model.sde.inner_parameters() if isinstance(model.sde, LearnedVP) else []
         inner, network = ({id(p) for p in some} for some in (self._inner, model.backbone.parameters()))
@@ -364,13 +366,14 @@ class Trainer:
         state.losses.clear()
 
     def _draw_samples(self, request: StopRequest) -> None:
-        """Log a picture of samples of the average; a request to stop does without it."""
+        """Log a picture of samples of the average; a request to stop does without it, and a classifier has none."""
         # of a sharded network all ranks are needed for a sample, and none can stop without the others
         sharded = self._ranks.sharded
-        if self.state.kind is None or not (self.first or sharded):
+        model = self.state.ema.model
+        if self.state.kind is None or not isinstance(model, ScoreModel) or not (self.first or sharded):
             return
         samples = preview_samples(
-            self.state.ema.model,
+            model,
             self.state.kind,
             seed=self.options.seed,
             cond=self._shown,

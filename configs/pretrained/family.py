@@ -46,6 +46,19 @@ def openai(source: str, flags: str, *, cifar10: bool = False, image_size: int = 
     return config
 
 
+def guided_classifier(flags: str, *, image_size: int) -> ConfigDict:
+    """Classifiers of guided-diffusion, trained on as its README's flags for 128x128 pixels say.
+
+    Args:
+        flags: Those of the README that are of the classifier and of its noise.
+        image_size: See ``pretrained``.
+    """
+    config = pretrained("guided_diffusion", flags, image_size=image_size)
+    config.training.batch_size = 256
+    config.optim.update({"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.05})
+    return config
+
+
 def score_sde(name: str, *, cifar10: bool = False, image_size: int = 0) -> ConfigDict:
     """Networks of score_sde_pytorch, whose samplers leave the predicted x0 as it is.
 

@@ -22,7 +22,7 @@ class AttentionPool(nn.Module):
     Args:
         image_size: Height and width, one number or ``(H, W)``.
         channels: Number of channels, ``C``.
-        head_channels: Channels of one head, ``d``.
+        head_channels: Channels of one head, ``d``; None for one head of all.
         out_features: Features of the result, ``F``.
 
     Raises:
@@ -31,8 +31,9 @@ class AttentionPool(nn.Module):
     Source: Radford et al. 2021, Section 2.4; Dhariwal and Nichol 2021, Section 4.3.
     """
 
-    def __init__(self, image_size: ImageSize, channels: int, *, head_channels: int, out_features: int) -> None:
+    def __init__(self, image_size: ImageSize, channels: int, *, head_channels: int | None, out_features: int) -> None:
         super().__init__()
+        head_channels = channels if head_channels is None else head_channels
         if head_channels < 1 or channels % head_channels:
             raise ValueError(f"head_channels must divide {channels} channels, got {head_channels}; use {channels}")
         self.num_heads = channels // head_channels
@@ -65,7 +66,7 @@ class EncoderClassifier(ADMBackbone):
         num_res_blocks: Residual blocks a level.
         attention_resolutions: Resolutions with attention after every residual block. The middle always has one. A
             level's resolution is its shorter side.
-        head_channels: Channels of one head.
+        head_channels: Channels of one head; None for one head of all.
         dropout: Probability inside the residual blocks, in [0, 1).
         scale_shift_norm: Let the embedding scale and shift the second norm instead of adding before it.
         resampling: "residual": residual blocks that average pixels; "convolution": strided convolutions.
@@ -95,7 +96,7 @@ class EncoderClassifier(ADMBackbone):
         channel_mult: Sequence[float] = (1, 2, 3, 4),
         num_res_blocks: int = 2,
         attention_resolutions: Sequence[int] = (32, 16, 8),
-        head_channels: int = 64,
+        head_channels: int | None = 64,
         dropout: float = 0.0,
         scale_shift_norm: bool = True,
         resampling: Resampling = "residual",

@@ -64,12 +64,13 @@ def test_the_commands_samples_are_those_of_the_wrappers(
     times = times_of(sampler, run.sde)
     middle = points_of(run.sde, times)[2].noise_ratio * 1.001
     cfgpp = CFGPlusPlusWeight(0.5, times)
-    for number, (settings, options, nfe) in enumerate([
+    cases: list[tuple[dict[str, Any], dict[str, Any], int]] = [
         ({"weight": 3}, {"weight": 3.0}, 10),
         ({"weight": 3, "interval": f"0,{middle}"}, {"weight": 3.0, "interval": (0.0, middle)}, 8),
         ({"weight": 4, "rescale": 0.7}, {"weight": 4.0, "rescale": 0.7}, 10),
         ({"weight": 0.5, "schedule": "cfg++"}, {"weight": cfgpp}, 10),
-    ]):  # fmt: skip
+    ]
+    for number, (settings, options, nfe) in enumerate(cases):
         capsys.readouterr()
         found, about = made(conditional, tmp_path / str(number), *guided(**settings))
         assert not np.array_equal(found, plain)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from tiny import tiny_command
 
 import main
-from experiment.prior_warning import say_lost_signal
+from experiment.warnings.prior import say_lost_signal
 from sde_lib import MOST_PRIOR_BITS, make_sde
 
 

@@ -223,7 +223,9 @@ def test_the_page_is_what_the_program_makes_of_the_numbers_beside_it():
     assert report.page(found) == (docs / "proofs.md").read_text()
     assert len(report.page(found).splitlines()) <= 100
     # five parameterizations and six SDEs; every registered sampler
-    count = len(found["gaussian"]) + 5 * len(found["mixture"]) + len(found["orders"]) + len(found["weak_orders"])
+    count = 5 * len(found["mixture"]) + sum(
+        len(found[kind]) for kind in ("gaussian", "orders", "weak_orders", "guidance", "guidance_forms", "condition")
+    )
     assert found["cells"] == count and found["failures"] == []
     assert {entry.name for entry in ENTRIES.values()} == set(
         re.findall(r"^\| `(\w+)` \|", report.page(found), re.MULTILINE)
@@ -240,8 +242,8 @@ def test_the_command_writes_and_reports(tmp_path, capsys, monkeypatch):
     assert table.main(arguments) == 0
     assert "cells pass" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "docs/proofs.json").read_text())
-    # two samplers, two SDEs, five parameterizations, two distributions
-    assert numbers["cells"] == 40 and numbers["failures"] == []
+    # two samplers, two SDEs, five parameterizations, two distributions; guidance by three weights, and a condition
+    assert numbers["cells"] == 40 + 6 + 2 and numbers["failures"] == []
     page = (tmp_path / "docs/proofs.md").read_text()
     assert "| `dpm_solver_pp` | " in page and "**All pass.**" in page and "FAIL" not in page
 

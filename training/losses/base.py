@@ -171,21 +171,21 @@ LOSSES: Registry[Loss] = Registry("loss")
 register_loss = LOSSES.register
 
 
-def make_loss(name: str, *, sde: SDE, parameterization: str, **kwargs: Any) -> Loss:
+def make_loss(name: str, *, sde: SDE, parameterization: str | None, **kwargs: Any) -> Loss:
     """Build a loss by name.
 
     Args:
-        name: "ddpm", "dsm", "hybrid", "vlb", "vlb_continuous", "dequantized", a registered name, or "auto": "ddpm"
-            where the SDE has a table, else "dsm".
+        name: "ddpm", "dsm", "hybrid", "vlb", "vlb_continuous", "dequantized", "cross_entropy", a registered name, or
+            "auto": "cross_entropy" for a classifier, "ddpm" where the SDE has a table, else "dsm".
         sde: The SDE, for "auto".
-        parameterization: The model's, for the "auto" weighting: "edm" for "edm", else "eps".
+        parameterization: The model's, for the "auto" weighting: "edm" for "edm", else "eps". None of a classifier.
         **kwargs: Options of the loss: ``weighting``, ``data_std``, ``num_levels``.
 
     Raises:
         ValueError: If a name is unknown or does not fit the SDE.
     """
     if name == "auto":
-        name = "dsm" if sde.table_size is None else "ddpm"
+        name = "cross_entropy" if parameterization is None else "dsm" if sde.table_size is None else "ddpm"
     asked = kwargs.get("weighting", "auto")
     if asked == "auto" and "weighting" in kwargs:
         kwargs["weighting"] = "edm" if parameterization == "edm" else "eps"

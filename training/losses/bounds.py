@@ -11,7 +11,9 @@ from likelihood import decoder_nats, discretized_gaussian_log_prob, levels_of, p
 from models import (
     Cond,
     LevelsParameterization,
+    NetworkModel,
     NetworkScoreModel,
+    NoisyClassifier,
     Prediction,
     ReverseVariance,
     ScoreModel,
@@ -20,6 +22,7 @@ from models import (
 from sde_lib import SDE, LearnedVP, expand_like
 
 from .base import Loss, register_loss
+from .classification import CrossEntropyLoss
 from .denoising import DenoisingScoreMatching, TableLoss
 from .step_sampling import TimeSampler
 
@@ -230,7 +233,7 @@ class DequantizedLoss(DenoisingScoreMatching):
         return diffusion + nats / (x0[0].numel() * math.log(2))
 
 
-def check_trains(loss: Loss, model: NetworkScoreModel) -> None:
+def check_trains(loss: Loss, model: NetworkModel) -> None:
     """Refuse a loss that cannot train all that a model learns, or a model that lacks what a loss trains.
 
     Args:
@@ -240,6 +243,13 @@ def check_trains(loss: Loss, model: NetworkScoreModel) -> None:
     Raises:
         ValueError: In one line, with the cure.
     """
+    if isinstance(model, NoisyClassifier) != isinstance(loss, CrossEntropyLoss):
+        ours = "a classifier" if isinstance(model, NoisyClassifier) else "a score model"
+        raise ValueError(
+            f"loss {loss.name!r} does not train {ours}; a classifier's is 'cross_entropy', leave it at auto"
+        )
+    if isinstance(model, NoisyClassifier):
+        return
     if model.learned_variance and not loss.trains_variance:
         raise ValueError(f"model.learned_variance needs a loss that trains it, got {loss.name!r}; use hybrid or vlb")
     if isinstance(loss, HybridLoss) and not model.learned_variance:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from sde_lib import make_sde
+from torch import Tensor
 
 from ...backbones import ADM, EncoderClassifier
-from ...noisy_classifier import NoisyClassifier
-from ..shared.plan import PlannedModel
+from ..shared.plan import PlannedClassifier, PlannedModel
 from ..shared.renaming import Source, fused_attention, level_blocks, load_renamed, pointwise, sources_of, transposed
 from ..shared.settings import Config, Settings
 from ..shared.tensors import check_project, read_tensors
@@ -86,15 +85,29 @@ def from_guided_diffusion(path: Path | str, config: Config, *, project: Project 
         ValueError: In one line: the file or the config cannot be read, or they contradict each other.
     """
     path = Path(path)
+    return _score_model(_read(path, "guided-diffusion or improved-diffusion"), path, config, project)
+
+
+def _read(path: Path, project: str) -> dict[str, Tensor]:
     tensors = read_tensors(path)
-    check_project(tensors, "input_blocks.0.0.weight", "guided-diffusion or improved-diffusion", path=path)
+    check_project(tensors, "input_blocks.0.0.weight", project, path=path)
+    return tensors
+
+
+def _score_model(tensors: Mapping[str, Tensor], path: Path, config: Config, project: Project) -> PlannedModel:
     table = tensors.get("label_emb.weight")
     plan = plan_guided(config, project=project, num_classes=None if table is None else len(table))
     return plan.load(tensors, _sources_for(config), path=path)
 
 
-def _sources_for(config: Config) -> Callable[[ADM | EncoderClassifier], Mapping[str, Source]]:
-    return partial(guided_sources, new_attention_order=Settings(config).flag("use_new_attention_order", False))
+def _sources_for(
+    config: Config, *, of_classifier: bool = False
+) -> Callable[[ADM | EncoderClassifier], Mapping[str, Source]]:
+    settings = Settings(config)
+    # their flags are of the score model: a classifier is built by them without
+    by_flags = "model_channels" not in settings.values
+    new = settings.flag("use_new_attention_order", False) and not (of_classifier and by_flags)
+    return partial(guided_sources, new_attention_order=new)
 
 
 def from_improved_diffusion(path: Path | str, config: Config) -> PlannedModel:
@@ -102,7 +115,7 @@ def from_improved_diffusion(path: Path | str, config: Config) -> PlannedModel:
     return from_guided_diffusion(path, config, project="improved")
 
 
-def from_guided_classifier(path: Path | str, config: Config) -> NoisyClassifier:
+def from_guided_classifier(path: Path | str, config: Config) -> PlannedClassifier:
     """Read a classifier of noisy images of guided-diffusion.
 
     Args:
@@ -118,9 +131,24 @@ def from_guided_classifier(path: Path | str, config: Config) -> NoisyClassifier:
         ValueError: In one line: the file or the config cannot be read, or they contradict each other.
     """
     path = Path(path)
-    tensors = read_tensors(path)
-    check_project(tensors, "input_blocks.0.0.weight", "guided-diffusion", path=path)
-    network, sde, time_input = plan_classifier(config)
-    backbone = EncoderClassifier(**network)
-    load_renamed(backbone, tensors, _sources_for(config)(backbone), path=path)
-    return NoisyClassifier(backbone, make_sde(**sde), time_input=time_input).eval()
+    return _classifier(_read(path, "guided-diffusion"), path, config)
+
+
+def _classifier(tensors: Mapping[str, Tensor], path: Path, config: Config) -> PlannedClassifier:
+    classifier = PlannedClassifier(plan_classifier(config)).eval()
+    network = classifier.backbone
+    assert isinstance(network, EncoderClassifier)
+    load_renamed(network, tensors, _sources_for(config, of_classifier=True)(network), path=path)
+    return classifier
+
+
+def from_guided_file(path: Path | str, config: Config) -> PlannedModel | PlannedClassifier:
+    """Read a file of guided-diffusion, whichever of the two it holds.
+
+    See ``from_guided_diffusion`` and ``from_guided_classifier``.
+    """
+    path = Path(path)
+    tensors = _read(path, "guided-diffusion")
+    if f"{_PLACES['pool.qkv']}.weight" in tensors:
+        return _classifier(tensors, path, config)
+    return _score_model(tensors, path, config, "guided")

@@ -69,14 +69,11 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
     return ModelPlan(backbone, network, sde, parameterization=parameterization, time_input=time_input)
 
 
-def plan_classifier(config: Config) -> tuple[dict[str, Any], dict[str, Any], TimeInput]:
+def plan_classifier(config: Config) -> ModelPlan:
     """Plan a classifier from the settings of guided-diffusion.
 
     Args:
         config: See ``from_guided_classifier``.
-
-    Returns:
-        The options of ``EncoderClassifier``; the SDE's name, under ``name``, and its options; and the time input.
 
     Raises:
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
@@ -117,7 +114,7 @@ def plan_classifier(config: Config) -> tuple[dict[str, Any], dict[str, Any], Tim
     }
     sde, time_input = _plan_sde(settings, "guided")
     settings.finish()
-    return network, sde, time_input
+    return ModelPlan("classifier", network, sde, time_input=time_input)
 
 
 def _plan_sde(settings: Settings, project: Project) -> tuple[dict[str, Any], TimeInput]:

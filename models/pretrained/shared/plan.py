@@ -13,12 +13,15 @@ from torch import Tensor
 from runtime.registry import choices_message
 from sde_lib import SDE, make_sde
 
-from ...backbones import ADM, MLP, Backbone, NCSNpp, UNet
+from ...backbones import ADM, MLP, Backbone, EncoderClassifier, NCSNpp, UNet
+from ...noisy_classifier import NoisyClassifier
 from ...parameterization import TimeInput, make_parameterization
 from ...score_model import NetworkScoreModel
 from .renaming import Source, load_renamed
 
-BACKBONES: dict[str, type[Backbone]] = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "mlp": MLP}
+BACKBONES: dict[str, type[Backbone]] = {
+    "unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "mlp": MLP, "classifier": EncoderClassifier,
+}  # fmt: skip
 
 
 def default_options(backbone: str) -> dict[str, Any]:
@@ -37,10 +40,10 @@ class ModelPlan:
     """A model, described by plain values.
 
     Attributes:
-        backbone: "unet", "adm" or "ncsnpp".
+        backbone: "unet", "adm", "ncsnpp" or "classifier".
         network: The backbone's options; those that are left out take its defaults, so that it holds all of them.
         sde: The SDE's name, under ``name``, and its options; see ``sde_lib.make_sde``.
-        parameterization: What the network predicts; see ``make_parameterization``.
+        parameterization: What the network predicts; see ``make_parameterization``. A classifier has none.
         time_input: What the network is told of t; see ``time_input``.
 
     Raises:
@@ -121,6 +124,27 @@ class PlannedModel(NetworkScoreModel):
             make_parameterization(plan.parameterization, time_input=plan.time_input),
             learned_variance=plan.network["learned_variance"],
         )
+        self.plan = plan
+
+
+class PlannedClassifier(NoisyClassifier):
+    """A classifier that knows by what plan it was built.
+
+    Args:
+        plan: The plan, whose backbone is "classifier".
+
+    Attributes:
+        plan: The plan.
+        notes: As of ``PlannedModel``.
+
+    Raises:
+        ValueError: In one line, if there can be no such model.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, plan: ModelPlan) -> None:
+        super().__init__(plan.build_backbone(), plan.build_sde(), time_input=plan.time_input)
         self.plan = plan
 
 

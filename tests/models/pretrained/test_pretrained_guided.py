@@ -8,7 +8,6 @@ import torch
 from importer_references import Reference, count, per_sample_error, randomize, worst_error
 
 from models import reverse_log_var
-from models.backbones import EncoderClassifier
 from models.pretrained.guided.importer import (
     from_guided_classifier,
     from_guided_diffusion,
@@ -139,8 +138,8 @@ def test_published_flags_of_improved_diffusion():
 
 def test_published_classifiers_have_the_published_size():
     for size, depth, millions in ((64, 4, 65), (128, 2, 43), (256, 2, 54), (512, 2, 54)):
-        network, *_ = plan_classifier(f"--image_size {size} --classifier_depth {depth} --classifier_scale 1.0")
-        assert round(count(lambda network=network: EncoderClassifier(**network)) / 1e6) == millions
+        plan = plan_classifier(f"--image_size {size} --classifier_depth {depth} --classifier_scale 1.0")
+        assert round(count(plan.build_backbone) / 1e6) == millions
 
 
 def test_a_linear_table_of_other_lengths_is_scaled():
@@ -298,7 +297,7 @@ def test_classifier_files_and_models_are_not_taken_for_each_other(tmp_path):
         from_guided_classifier(path, config)
     with pytest.raises(ValueError, match="pool='spatial' is not supported; only pool='attention' is"):
         from_guided_classifier(path, {**config, "pool": "spatial"})
-    network = randomize(EncoderClassifier(**plan_classifier(config)[0]))
+    network = randomize(plan_classifier(config).build_backbone())
     torch.save(renamed(network, guided_sources(network)), tmp_path / "classifier.pt")
     classifier = from_guided_classifier(tmp_path / "classifier.pt", config)
     x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from runtime.messages import say
 from sde_lib import MOST_PRIOR_BITS, SDE, sde_defaults
 
-from .config import Config
+from ..config import Config
 
 _CURES = {
     "vp": "raise sde.beta_max, 20 is usual",

@@ -15,11 +15,12 @@ from samplers import Sampler
 from samplers.grid_sampler import GridSampler
 from sde_lib import AdaptiveSolver
 
-from .build import bound_x0
-from .config import Config
-from .from_checkpoints import check_step, trained_kind
-from .rank0_first import load_on_rank0_first, load_same_trained
-from .saved_config import saved_config
+from ..build import bound_x0
+from ..config import Config
+from ..from_checkpoints import as_score_model, check_step, trained_kind
+from ..rank0_first import load_on_rank0_first, load_same_trained
+from ..saved_config import saved_config
+from .classifier import guide_by_classifier
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ def check_unguided(config: Config) -> None:
     Raises:
         ValueError: If the config asks for guidance.
     """
-    if is_guided(config):
+    if is_guided(config) or config.sampling.classifier:
         raise ValueError(
             "a guided model has no likelihood, since what guidance gives is no density's score; measure with "
-            "--config.sampling.guidance_weight=1 --config.sampling.guidance_schedule=constant"
+            "--config.sampling.guidance_weight=1 --config.sampling.guidance_schedule=constant, and without "
+            "sampling.classifier"
         )
 
 
@@ -90,7 +92,7 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
     model, step = load_same_trained(
         ranks, theirs, workdir, their_kind, device, key="reference", weights=weights, step=step
     )
-    return Reference(model, step, theirs)
+    return Reference(as_score_model(model, workdir), step, theirs)
 
 
 def _place(named: str) -> tuple[Path, int | None]:
@@ -126,7 +128,7 @@ def sampled_model(
         model = GuidedScoreModel(
             model, weight=weight, reference=reference, rescale=settings.guidance_rescale, **interval
         )
-    return bound_x0(config, model, kind)
+    return bound_x0(config, guide_by_classifier(config, model), kind)
 
 
 def _times(sampler: Sampler, model: ScoreModel) -> torch.Tensor:

@@ -1,0 +1,11 @@
+"""Dhariwal and Nichol 2021, the classifier of noisy ImageNet 64x64: 64x64_classifier.pt."""
+
+from ml_collections import ConfigDict
+
+from configs.pretrained.family import guided_classifier
+
+
+def get_config() -> ConfigDict:
+    """The flags of the project's README."""
+    flags = "--image_size 64 --diffusion_steps 1000 --noise_schedule cosine --classifier_depth 4"
+    return guided_classifier(flags, image_size=64)

@@ -1,0 +1,1 @@
+"""Settings that decide a number, and the lines that say so."""

@@ -1,0 +1,78 @@
+"""The rows of ``docs/proofs.json`` on guidance, and the tables of ``docs/guidance.md``, made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .checked import Checked
+from .entries import entries
+from .guidance import V_COND, V_NULL, WEIGHTS, guided_var, noise_share
+from .oracles import SDES
+
+KINDS = ("guidance", "guidance_forms", "condition")
+# the laws depend on sigma / alpha alone, and a condition changes the model, not the sampler: one SDE is enough
+SDE_OF_GUIDANCE = "VP"
+_PAGE = Path(__file__).resolve().parent.parent / "docs" / "guidance.md"
+_BEGIN, _END = "<!-- written by python -m proofs -->\n", "<!-- end -->\n"
+# of the 30 samplers, those whose numbers the page shows
+_SHOWN = (
+    "DDIM, eta = 0", "Heun", "DPM-Solver++ 2M", "UniPC 3", "flow, adams", "ancestral, small", "ancestral, large",
+    "Euler-Maruyama", "reverse diffusion", "SDE-DPM-Solver++ 2M", "DDIM, eta = 0.5", "annealed Langevin",
+)  # fmt: skip
+
+
+def rows_of(kind: str, label: str, sde: str, result: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
+    """The rows that a task's result makes, each with its name and whether it passed."""
+    if kind == "condition":
+        of = {"sampler": label, "sde": sde, "nfe": result.nfe}
+        yield of | {name: _pair(c) for name, c in result.checks.items()}, f"{label} on {sde}, condition", result.passed
+    elif kind == "guidance":
+        for weight, (cell, var) in result.items():
+            of = {"sampler": label, "sde": sde, "weight": weight, "nfe": cell.nfe, "var": _digits(var)}
+            yield of | {"error": _pair(cell.checks["var"])}, f"{label} on {sde}, guided by {weight:g}", cell.passed
+    else:
+        for form, (checked, var, predicted) in result.items():
+            of = {"form": form, "sde": sde, "var": _digits(var), "predicted": _digits(predicted)}
+            yield of | {"error": _pair(checked)}, f"{form} on {sde}", checked.passed
+
+
+def _pair(checked: Checked | None) -> list[float] | None:
+    return checked and [float(f"{number:.4g}") for number in (checked.value, checked.bound)]
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def guidance_page(report: dict[str, Any]) -> str:
+    """The text of ``docs/guidance.md`` with the tables that the numbers make."""
+    before, rest = _PAGE.read_text(encoding="utf-8").split(_BEGIN)
+    return f"{before}{_BEGIN}{_tables(report)}{_END}{rest.split(_END)[1]}"
+
+
+def _tables(report: dict[str, Any]) -> str:
+    measured = {(row["sampler"], row["weight"]): row["var"] for row in report["guidance"]}
+    limits = {
+        "probability flow": [guided_var(V_COND, V_NULL, w, start=(1e6, 1e12), r=1e-6) for w in WEIGHTS],
+        "reverse SDE": [(2 - 2 ** (2 - 2 * w)) / (2 * w - 1) for w in WEIGHTS],
+        "tilted law": [2 / (w + 1) for w in WEIGHTS],
+    }
+    lines = [
+        f"| sampler, on {SDE_OF_GUIDANCE} | leads to | " + " | ".join(f"w = {w:g}" for w in WEIGHTS) + " |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [f"| **closed form** | **{name}** | {_cells(values)} |" for name, values in limits.items()]
+    for entry in entries():
+        if entry.label in _SHOWN and (entry.label, WEIGHTS[0]) in measured:
+            noise = noise_share(entry.build(SDES[SDE_OF_GUIDANCE], 0))
+            leads = {0.0: "probability flow", 1.0: "reverse SDE", None: "tilted law"}.get(noise, f"eta² = {noise}")
+            lines.append(f"| {entry.label} | {leads} | {_cells([measured[entry.label, w] for w in WEIGHTS])} |")
+    lines += ["", f"| form, on {SDE_OF_GUIDANCE}, by DPM-Solver++ 2S | predicted | measured |", "|---|---|---|"]
+    lines += [f"| {row['form']} | {row['predicted']:.4f} | {row['var']:.4f} |" for row in report["guidance_forms"]]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(values: list[float]) -> str:
+    return " | ".join(f"{value:.4f}" for value in values)

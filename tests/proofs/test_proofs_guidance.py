@@ -1,0 +1,119 @@
+"""Guidance on Gaussians: the closed forms, the samplers' laws on a smaller budget, and that what is wrong fails."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from thinning import only
+
+from models import CFGPlusPlusWeight, GuidedScoreModel
+from proofs import guidance_report, report
+from proofs.checked import times_of
+from proofs.entries import entries
+from proofs.guidance import (
+    V_COND,
+    V_NULL,
+    WEIGHTS,
+    exact_law,
+    guided_entries,
+    guided_var,
+    line,
+    noise_share,
+    prove_condition,
+    prove_forms,
+    prove_guidance,
+)
+from proofs.oracles import SDES
+from samplers import make_sampler
+from sde_lib import VP
+
+GUIDED = {entry.label: entry for entry in guided_entries()}
+LINEAR = [entry for entry in entries() if not entry.by_norms]
+# those that take seconds
+QUICK = [label for label in GUIDED if label not in ("annealed Langevin", "flow, rk4")]
+
+
+@pytest.mark.parametrize("weight", [2.0, 4.0, 7.5])
+def test_the_limits_of_the_flow_and_of_the_reverse_sde(weight: float):
+    ends = {"start": (1e6, 1e12), "r": 1e-6}
+    flow = guided_var(1.0, 2.0, weight, **ends)
+    assert flow == pytest.approx(2 ** (1 - weight), rel=1e-9)
+    assert guided_var(0.5, 3.0, weight, **ends) == pytest.approx(0.5**weight * 3 ** (1 - weight), rel=1e-9)
+    reverse = guided_var(1.0, 2.0, weight, noise=1.0, **ends)
+    assert reverse == pytest.approx((2 - 2 ** (2 - 2 * weight)) / (2 * weight - 1), rel=1e-9)
+    # at finite R: that of the flow, from noise of variance R^2
+    start = guided_var(1.0, 2.0, weight, start=(3.0, 9.0), r=1e-9)
+    assert start == pytest.approx(9 * 10**-weight * (11 / 2) ** (weight - 1), rel=1e-9)
+
+
+def test_without_guidance_every_walk_from_the_marginal_leads_to_the_data():
+    for noise in (0.0, 0.25, 1.0):
+        assert guided_var(1.0, 2.0, 1.0, start=(5.0, 26.0), r=1e-6, noise=noise) == pytest.approx(1.0, rel=1e-9)
+
+
+def test_every_sampler_whose_limit_is_known_is_held_to_it():
+    left_out = {entry.label for entry in entries()} - GUIDED.keys()
+    assert left_out and all("langevin" in label or "churn" in label for label in left_out)
+    shares = {label: noise_share(entry.build(VP(), 0)) for label, entry in GUIDED.items()}
+    assert shares["annealed Langevin"] is None and shares["DDIM, eta = 0.5"] == 0.25
+    assert {label for label, share in shares.items() if share == 1} == {
+        label
+        for label in GUIDED
+        if label.startswith(("ancestral", "Euler", "reverse", "PC", "SDE")) or "eta = 1" in label
+    }
+
+
+@pytest.mark.parametrize("index", only(range(0, len(QUICK), 8), range(len(QUICK))), ids=QUICK)
+def test_samplers_lead_to_their_law(index: int):
+    sde = SDES[list(SDES)[index % 6]]
+    for weight, (cell, var) in prove_guidance(sde, GUIDED[QUICK[index]], [WEIGHTS[index % 3]]).items():
+        assert cell.passed, (weight, var, cell)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", [label for label in GUIDED if label not in QUICK])
+def test_slow_samplers_lead_to_their_law(label: str):
+    assert all(cell.passed for cell, _ in prove_guidance(VP(), GUIDED[label]).values())
+
+
+@pytest.mark.parametrize("name", only(["VE"], ["VP", "VE", "sub-VP"]))
+def test_an_interval_autoguidance_and_other_variances(name: str):
+    found = prove_forms(SDES[name])
+    assert len(found) == 3 and all(checked.passed for checked, _, _ in found.values()), found
+
+
+@pytest.mark.parametrize("label", only(["DDIM, eta = 0.5", "UniPC 2"], [entry.label for entry in LINEAR]))
+def test_a_condition_is_obeyed(label: str):
+    (entry,) = (entry for entry in LINEAR if entry.label == label)
+    assert prove_condition(VP(), entry).passed
+
+
+def test_what_is_wrong_fails():
+    # churn is not the flow
+    wrong = next(entry for entry in entries() if "churn" in entry.label)
+    too_slow = replace(GUIDED["DDIM, eta = 0"], order=3.0)
+    for entry in (wrong, too_slow):
+        assert not any(cell.passed for cell, _ in prove_guidance(VP(), entry, [4.0]).values())
+
+
+def test_cfgpp_has_no_limit_of_many_steps():
+    """Weights grow as steps get shorter, so that the variance falls with their number."""
+    found = []
+    for steps in (40, 80, 160):
+        sampler = make_sampler("ddim", num_steps=steps, grid="log_snr")
+        model = GuidedScoreModel(line(VP()), weight=CFGPlusPlusWeight(0.6, times_of(sampler, VP())))
+        start = (torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+        (_, cov), _ = exact_law(sampler, model, torch.zeros(1), start)
+        found.append(float(cov))
+    assert found[0] > 2 * found[1] > 4 * found[2]
+
+
+def test_the_page_is_what_the_program_makes_of_the_numbers():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    found = json.loads((docs / "proofs.json").read_text())
+    assert guidance_report.guidance_page(found) == (docs / "guidance.md").read_text()
+    samplers = {row["sampler"] for row in found["guidance"]}
+    assert samplers == GUIDED.keys() and {row["sampler"] for row in found["condition"]} == {e.label for e in LINEAR}
+    assert V_COND == 1 and V_NULL == 2 and report.as_json(found) == (docs / "proofs.json").read_text()
