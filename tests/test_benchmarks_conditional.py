@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_command
+from tiny import ROOT, tiny_command
 from torch import Tensor
 
 import main
 from benchmarks import guidance, super_resolution
+from benchmarks.timing import table
 from evaluation.quality import Estimate
 from evaluation.sample_batch import draw_batch
 from models import Condition, LabelledMixtureScoreModel, LinearGaussianScoreModel
@@ -151,3 +152,8 @@ def test_a_whole_run_of_super_resolution(tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match=r"noise of t up to 0\.5, got 0\.7; lower it"):
         super_resolution.main([f"--workdir={run}", "--noise-times=0.7"])
+
+
+def test_the_table_of_the_page_is_that_of_the_figures_beside_it():
+    report = json.loads((ROOT / "benchmarks" / "results" / "guidance.json").read_text())
+    assert table(guidance.rows(report)) in (ROOT / "docs" / "conditional.md").read_text()
