@@ -49,14 +49,15 @@ def _run(options: Namespace, overrides: list[str], ranks: Ranks) -> int:
     try:
         from commands.run_mode import run_mode
         from configs.default import get_default_config
-        from experiment.config import import_plugins, load_config
+        from experiment.config import import_plugins, load_config, load_stages
         from experiment.workdir import default_workdir
 
         check_flags(options.mode, vars(options))
         config = load_config(options.config, overrides, defaults=get_default_config())
         import_plugins(config.get("plugins", ()))
         workdir = Path(options.workdir) if options.workdir else default_workdir(options.config)
-        run_mode(options.mode, config, workdir, vars(options), ranks)
+        stages = load_stages(config, options.config, overrides, defaults=get_default_config())
+        run_mode(options.mode, config, workdir, vars(options), ranks, stages=stages)
     except KeyboardInterrupt as stopped:
         code = 128 + getattr(stopped, "signal_number", signal.SIGINT)
         if ranks.speaks(stopped, code):
@@ -67,8 +68,7 @@ def _run(options: Namespace, overrides: list[str], ranks: Ranks) -> int:
         if os.environ.get("SDE_TRACEBACK") or (ranks.world == 1 and not expected):
             raise
         if ranks.speaks(error, 2):
-            # off the line of rank 0's progress bar
-            head = "error: " if ranks.first else f"\nerror: rank {ranks.rank}: "
+            head = "error: " if ranks.first else f"\nerror: rank {ranks.rank}: "  # off rank 0's progress bar
             kind = "" if expected else f"{type(error).__name__}: "
             print(f"{head}{kind}{' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -193,7 +193,9 @@ def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
         if done is None:
             return {}
         report, dataset = _write(workdir, done), done.split.dataset
-        if isinstance(dataset, VectorDataset) and dataset.num_dims == 2:
+        conditions = done.split.conditions
+        # of a model that is told more than classes there is a density for every value
+        if isinstance(dataset, VectorDataset) and dataset.num_dims == 2 and conditions and conditions.only_labels:
             with says_what_is_kept(lambda: "stopped at the picture of the density; the report is written"):
                 num_classes = dataset.num_classes if config.model.class_conditional else None
                 path, sampler = workdir / "eval" / "density.png", build_sampler(config)

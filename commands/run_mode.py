@@ -15,7 +15,15 @@ from training.init_from import where_the_model_is
 from .modes import MODES
 
 
-def run_mode(name: str, config: Config, workdir: Path, flags: Mapping[str, Any], ranks: Ranks) -> None:
+def run_mode(
+    name: str,
+    config: Config,
+    workdir: Path,
+    flags: Mapping[str, Any],
+    ranks: Ranks,
+    *,
+    stages: Mapping[str, Config] | None = None,
+) -> None:
     """Do what a mode stands for.
 
     A config that leaves the model to an imported checkpoint is completed here, once for all modes.
@@ -26,11 +34,18 @@ def run_mode(name: str, config: Config, workdir: Path, flags: Mapping[str, Any],
         workdir: The work directory.
         flags: The command line's flags, "" or None where not given.
         ranks: The processes of the job.
+        stages: The configs of a cascade's stages by name; of a config without stages none.
 
     Raises:
         ValueError: In one line, and the others' errors: see the functions themselves.
     """
     mode = MODES[name]
+    if stages:
+        # imported here, since it runs modes itself
+        from .cascade import run_cascade
+
+        run_cascade(name, config, stages, workdir, flags, ranks)
+        return
     if mode.one_process and ranks.world > 1:
         raise ValueError(f"--mode {name} is for one process, got {ranks.world}; run it without torchrun")
     if name != "import":  # which completes the config itself

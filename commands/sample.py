@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data import AnyKind
 from evaluation.fingerprints import samples_fingerprint
@@ -24,14 +26,21 @@ from experiment.classes import classes_of
 from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
-from experiment.guidance import described, is_guided, load_reference, sampled_model, with_classes_of_classifier
+from experiment.guidance import (
+    Reference,
+    described,
+    is_guided,
+    load_reference,
+    sampled_model,
+    with_classes_of_classifier,
+)
 from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
-from experiment.precision import fast_inference, pick_mode
+from experiment.precision import NetworkMode, fast_inference, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained, pick_together
 from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_use
-from models import ScoreModel
+from models import NetworkScoreModel, ReverseVariance, ScoreModel
 from runtime.files import one_line
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
@@ -70,65 +79,130 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         contextlib.ExitStack() as held,
     ):
         check_for_use(workdir, config)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder; move it away, or choose another --output")
+        check_folder(folder)
         device = ranks.device(pick_device(config))
-        sampler = build_sampler(config)
-        kind = load_on_rank0_first(ranks, "data", lambda: trained_kind(config, workdir))
-        if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
-            got = "vectors" if kind.num_levels is None else kind.image_shape[0]
-            raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
-        kind = with_classes_of_classifier(config, kind)
-        classes = classes_of(config, kind)
-        conditions = _conditions_of(config, workdir, kind, classes, input, ranks)
-        loaded, step = load_same_trained(ranks, config, workdir, kind, device)
-        trained = as_score_model(loaded, workdir)
-        reference = load_reference(config, kind, device, ranks)
-        num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps * (1 + is_guided(config))
-        precision, compiled = settings.precision, settings.compile
-        mode = pick_together(
-            ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
-        )
-        model = sampled_model(
-            config, fast_inference(trained, mode), kind, sampler, reference and fast_inference(reference.model, mode)
-        )
+        run = load_sampled(config, workdir, device, ranks)
+        conditions = _conditions_of(config, workdir, run.kind, run.classes, input, ranks)
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
-            for reason in mode.reasons:
-                say(reason)
-            say_changed_plugins(workdir, config.plugins)
-            say_lost_signal(config, trained.sde)
-        variance = variance_of(sampler, learned=trained.learned_variance)
+            run.say_notes()
         labels = conditions.observed(range(settings.num_samples)).labels
         samples = SampleSet(
             folder,
-            samples_fingerprint(config, model, step, kind, classes, mode.recorded(), device, reference)
-            | ({} if conditions.digest is None else {"conditions": conditions.digest}),
-            about_of(config, step, kind, classes, mode.recorded(), variance, described(config, reference)),
+            run.fingerprint() | ({} if conditions.digest is None else {"conditions": conditions.digest}),
+            run.about(),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
-            kind=kind,
+            kind=run.kind,
             labels=None if labels is None else labels.numpy(),
             pngs=settings.png_folder,
-            condition_images=conditions.pictures(range(min(IN_GRID, settings.num_samples)), trained.sde),
+            condition_images=conditions.pictures(range(min(IN_GRID, settings.num_samples)), run.model.sde),
         )
-        todo = _plan(samples, ranks)
+        todo = plan_batches(samples, ranks)
         if todo is None:
             return
         with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
-            _draw(config, ranks, samples, todo, sampler, model, conditions)
+            _draw(config, ranks, samples, todo, run.sampler, run.model, conditions)
             if ranks.first:
                 nfe, notes = samples.finish()
                 for note in notes:
                     say(note)
-                chain = f" with the {variance} variance" if variance else ""
+                chain = f" with the {run.variance} variance" if run.variance else ""
                 guided = f", guided by {settings.guidance_weight:g}" if is_guided(config) else ""
-                chosen = _chosen(classes, kind.class_names) if settings.classes and classes else ""
-                written = "grid.png and samples.npz" if has_picture(kind) else "samples.npz"
+                chosen = _chosen(run.classes, run.kind.class_names) if settings.classes and run.classes else ""
+                written = "grid.png and samples.npz" if has_picture(run.kind) else "samples.npz"
                 say(
-                    f"{settings.num_samples} samples{chosen} of step {step} by {settings.sampler}{chain}{guided}, "
+                    f"{settings.num_samples} samples{chosen} of step {run.step} by {settings.sampler}{chain}{guided}, "
                     f"{nfe} network calls each; wrote {written} in {folder}"
                 )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to write samples where a file is in the way."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; move it away, or choose another --output")
+
+
+@dataclass(frozen=True)
+class SampledRun:
+    """A run that is to be drawn from, and all that its samples depend on but conditions and noise.
+
+    Attributes:
+        config: Its config.
+        workdir: Its work directory.
+        kind: What the samples are.
+        classes: The classes that are drawn in turn; None of an unconditional model.
+        sampler: The sampler.
+        trained: The network.
+        step: The training step of its weights.
+        reference: The model that guidance moves away from, if any.
+        mode: How the networks compute.
+        model: What is sampled: the network, guided, with bounds of its x0.
+        device: Where it is.
+    """
+
+    config: Config
+    workdir: Path
+    kind: AnyKind
+    classes: tuple[int, ...] | None
+    sampler: Sampler
+    trained: NetworkScoreModel
+    step: int
+    reference: Reference | None
+    mode: NetworkMode
+    model: ScoreModel
+    device: torch.device
+
+    @property
+    def variance(self) -> ReverseVariance | None:
+        """The reverse variance of the sampler, if it has one."""
+        return variance_of(self.sampler, learned=self.trained.learned_variance)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See ``samples_fingerprint``."""
+        how = self.mode.recorded()
+        return samples_fingerprint(
+            self.config, self.model, self.step, self.kind, self.classes, how, self.device, self.reference
+        )
+
+    def about(self) -> dict[str, Any]:
+        """See ``about_of``."""
+        guidance, how = described(self.config, self.reference), self.mode.recorded()
+        return about_of(self.config, self.step, self.kind, self.classes, how, self.variance, guidance)
+
+    def say_notes(self) -> None:
+        """Say how the network computes, and what has changed or is lost."""
+        for reason in self.mode.reasons:
+            say(reason)
+        say_changed_plugins(self.workdir, self.config.plugins)
+        say_lost_signal(self.config, self.trained.sde)
+
+
+def load_sampled(config: Config, workdir: Path, device: torch.device, ranks: Ranks) -> SampledRun:
+    """Load a run to draw from.
+
+    Raises:
+        ValueError: If there is no good checkpoint or no such class, or the settings cannot be.
+    """
+    settings, sampler = config.sampling, build_sampler(config)
+    kind = load_on_rank0_first(ranks, "data", lambda: trained_kind(config, workdir))
+    if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
+        got = "vectors" if kind.num_levels is None else kind.image_shape[0]
+        raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
+    kind = with_classes_of_classifier(config, kind)
+    classes = classes_of(config, kind)
+    loaded, step = load_same_trained(ranks, config, workdir, kind, device)
+    trained = as_score_model(loaded, workdir)
+    reference = load_reference(config, kind, device, ranks)
+    num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps * (1 + is_guided(config))
+    precision, compiled = settings.precision, settings.compile
+    mode = pick_together(
+        ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
+    )
+    model = sampled_model(
+        config, fast_inference(trained, mode), kind, sampler, reference and fast_inference(reference.model, mode)
+    )
+    return SampledRun(config, workdir, kind, classes, sampler, trained, step, reference, mode, model, device)
 
 
 def _draw(
@@ -204,7 +278,7 @@ def _chosen(classes: Sequence[int], names: Sequence[str]) -> str:
     return f" of {one_line(', '.join(named), 120)},"
 
 
-def _plan(samples: SampleSet, ranks: Ranks) -> list[list[str]] | None:
+def plan_batches(samples: SampleSet, ranks: Ranks) -> list[list[str]] | None:
     """Rank 0's list of the batches to draw, for all processes; None if the samples are there already."""
 
     def plan() -> dict[str, Any]:

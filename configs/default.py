@@ -18,6 +18,7 @@ def get_default_config() -> ConfigDict:
     config.optim = _optim()
     config.sampling = _sampling()
     config.eval = _eval()
+    config.cascade = _cascade()
     return config
 
 
@@ -48,8 +49,8 @@ def _data() -> ConfigDict:
             "channels": 0,  # of folder only: 1 or 3; 0: 1 if all images are grey, else 3
             "random_flip": False,  # flip images left to right at random, in training only
             "downscale": (),  # means of boxes in place of the images, by these factors one after the other: (2,)
-            # conditions that are made of each image and told to the network: lowres, gray, masked, ink, or one that a
-            # plugin registers; several: lowres,ink
+            # conditions that are told to the network: lowres, gray, masked and ink are made of each image, values come
+            # with the images or vectors of an npz file; or one that a plugin registers; several: lowres,ink
             "condition": (),
             "condition_options": "",  # their options, as in "factor=2"
         }
@@ -213,5 +214,19 @@ def _eval() -> ConfigDict:
             "classify_rounds": 1,  # estimates of each class, each with draws of its own, that are averaged
             # standard errors above the best class at which a class is dropped after a round; 3 is usual, 0: never
             "classify_z": 0.0,
+        }
+    )
+
+
+def _cascade() -> ConfigDict:
+    """The stages of a cascade, in whose config file all other sections are left as they are: docs/howto/cascade.md."""
+    return ConfigDict(
+        {
+            # configs of the stages, from the smallest images on: vp/digits_2,vp/digits_4_sr,vp/digits_sr; (): none
+            "stages": (),
+            # noise on what each stage but the first is told of the images before it, that of x_t at this t; at most the
+            # model.condition_noise_t of that stage
+            "noise_t": (),
+            "truncated": False,  # stop an earlier stage at that noise, instead of adding it to the finished image
         }
     )

@@ -3,6 +3,7 @@
 from .base import Dataset, ImageDataset, ImageKind
 from .conditions import (
     ConditionMaker,
+    GivenValues,
     ImageMaker,
     ValuesMaker,
     available_conditions,

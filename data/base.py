@@ -28,11 +28,14 @@ class Dataset:
         split: ``"train"`` or ``"test"``.
         class_names: Name of each class, in the order of their numbers; empty where the source names none.
         space: What networks see of the samples.
+        values: Values that each sample has beside its pixels and class, such as an angle, float32 [N, K], finite. They
+            should be of order 1, since networks are told them as they are. None without.
         train_files: Digest of the names of the train split's files; empty where adding a file cannot move others
             between the splits.
     """
 
     labels: Tensor
+    values: Tensor | None = None
     space: Space
     num_classes: int
     name: str
@@ -50,6 +53,11 @@ class Dataset:
     def num_dims(self) -> int:
         """Dimensions of one sample: what bits/dim divides by."""
         return self.stored[0].numel()
+
+    @property
+    def num_values(self) -> int:
+        """K of ``values``; 0 without."""
+        return 0 if self.values is None else self.values.shape[1]
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -71,7 +79,8 @@ class Dataset:
                 f"num_images must be 1 .. {len(self)}, the size of the {self.name} {self.split} split, "
                 f"got {num_images}; ask for fewer images"
             )
-        return self._replace(**{self.samples_are: self.stored[:num_images], "labels": self.labels[:num_images]})
+        every = {self.samples_are: self.stored, "labels": self.labels, "values": self.values}
+        return self._replace(**{name: one[:num_images] for name, one in every.items() if one is not None})
 
     def with_class_order(self: T, class_names: Sequence[str]) -> T:
         """Number the classes in another order, such as that of a model that was trained before.
@@ -98,8 +107,8 @@ class Dataset:
     def _replace(self: T, **changes: Any) -> T:
         return replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
-    def _check_labels(self, what: str) -> None:
-        """Refuse labels and names of classes that contradict each other."""
+    def _check_told(self, what: str) -> None:
+        """Refuse labels and names of classes that contradict each other, and values that are none."""
         where = f"{self.name} {self.split}"
         if self.labels.dtype != torch.int64 or self.labels.shape != self.stored.shape[:1]:
             got = f"{self.labels.dtype} {list(self.labels.shape)}"
@@ -116,6 +125,15 @@ class Dataset:
                 f"{where}: class_names must be {self.num_classes} different names, one a class, "
                 f"got {', '.join(names)}; correct them or num_classes"
             )
+        values = self.values
+        if values is None:
+            return
+        if values.dtype != torch.float32 or values.ndim != 2 or len(values) != len(self) or not values.shape[1]:
+            got = f"{values.dtype} {list(values.shape)}"
+            raise DataError(f"{where}: values must be torch.float32 [{len(self)}, K], got {got}; give one row {what}")
+        bad = int((~torch.isfinite(values)).any(1).sum())
+        if bad:
+            raise DataError(f"{where}: the values of {bad} of {len(self)} samples are not finite; leave them out")
 
 
 @dataclass(frozen=True)
@@ -127,12 +145,14 @@ class ImageKind:
         num_levels: Number of grey levels, 2 .. 256.
         num_classes: Number of classes, at least 1.
         class_names: Name of each class, in the order of the labels; empty where they are not known.
+        num_values: Number of values that each image has beside its pixels and class; see ``Dataset.values``.
     """
 
     image_shape: tuple[int, int, int]
     num_levels: int
     num_classes: int = 1
     class_names: tuple[str, ...] = ()
+    num_values: int = 0
 
     @property
     def space(self) -> LevelSpace:
@@ -156,6 +176,7 @@ class ImageDataset(Dataset):
         other_split_size: Number of images of the other split, where it is known without loading them.
         notes: Lines that a user should read once, such as what was left out.
         train_files: See ``Dataset``.
+        values: See ``Dataset``.
 
     Raises:
         DataError: If shapes, dtypes or values contradict the above, or if there is no image.
@@ -172,6 +193,7 @@ class ImageDataset(Dataset):
     other_split_size: int | None = None
     notes: tuple[str, ...] = ()
     train_files: str = ""
+    values: Tensor | None = None
     samples_are: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
@@ -188,7 +210,7 @@ class ImageDataset(Dataset):
             raise DataError(
                 f"{where}: pixel values must be 0 .. {self.num_levels - 1}, got {highest}; correct num_levels"
             )
-        self._check_labels("an image")
+        self._check_told("an image")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -198,8 +220,8 @@ class ImageDataset(Dataset):
 
     @property
     def kind(self) -> ImageKind:
-        """The data set without its pixels and labels."""
-        return ImageKind(self.image_shape, self.num_levels, self.num_classes, self.class_names)
+        """The data set without its pixels, labels and values."""
+        return ImageKind(self.image_shape, self.num_levels, self.num_classes, self.class_names, self.num_values)
 
     @property
     def space(self) -> LevelSpace:  # pyright: ignore[reportIncompatibleVariableOverride]

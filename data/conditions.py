@@ -1,4 +1,4 @@
-"""Conditions that are made of the data: an image of low resolution, in grey or partly hidden, and values."""
+"""Conditions: an image of low resolution, in grey or partly hidden, its values, or values that the data have."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from runtime.registry import Registry, choices_message
 from .base import ImageDataset, ImageKind
 from .errors import DataError
 from .space import LevelSpace
+from .vectors import AnyKind
 
 
 class ConditionMaker(ShowsOptions, ABC):
-    """A condition that is a function of the image: it is observed after a flip, and so is flipped with it."""
+    """A condition; one that is a function of the image is observed after a flip, and so is flipped with it."""
 
 
 class ValuesMaker(ConditionMaker):
@@ -182,6 +183,24 @@ class Ink(ValuesMaker):
     def values(self, images: Tensor, kind: ImageKind) -> Tensor:
         """mean(x0), [B, 1]."""
         return LevelSpace(kind.num_levels).encode(images).flatten(1).mean(1, keepdim=True)
+
+
+@register_condition("values")
+class GivenValues(ConditionMaker):
+    """The values that the data have beside each image or vector, as they are; see ``Dataset.values``."""
+
+    def size(self, kind: AnyKind) -> int:
+        """The number of values.
+
+        Raises:
+            DataError: If such data have none.
+        """
+        if not kind.num_values:
+            raise DataError(
+                "data.condition=values needs values of each sample, which the data do not have; save them as the array "
+                "'values', floats [N, K], of an npz data set"
+            )
+        return kind.num_values
 
 
 def downscale(dataset: ImageDataset, factors: Sequence[int]) -> ImageDataset:

@@ -21,6 +21,7 @@ class TensorDataset(Dataset):
         num_classes: Number of classes, at least 1.
         name: Name of the data set, for errors.
         split: ``"train"`` or ``"test"``.
+        values: See ``Dataset``.
 
     Raises:
         DataError: If shapes, dtypes or values contradict the above, or if there is no sample.
@@ -32,6 +33,7 @@ class TensorDataset(Dataset):
     name: str = "tensor"
     split: str = "train"
     class_names: tuple[str, ...] = ()
+    values: Tensor | None = None
     space: ClassVar[ModelSpace] = ModelSpace()  # pyright: ignore[reportIncompatibleVariableOverride]
     samples_are: ClassVar[str] = "x0"
 
@@ -42,4 +44,4 @@ class TensorDataset(Dataset):
         bad = int((~torch.isfinite(self.x0)).flatten(1).any(1).sum())
         if bad:
             raise DataError(f"{bad} of {len(self.x0)} samples are not finite; leave them out")
-        self._check_labels("a sample")
+        self._check_told("a sample")

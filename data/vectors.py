@@ -20,12 +20,14 @@ class VectorKind:
         space: What networks see of them.
         num_classes: Number of classes, at least 1.
         class_names: Name of each class, in the order of the labels; empty where they are not known.
+        num_values: Number of values that each vector has beside its numbers and class; see ``Dataset.values``.
     """
 
     image_shape: tuple[int]
     space: RealSpace
     num_classes: int = 1
     class_names: tuple[str, ...] = ()
+    num_values: int = 0
     num_levels: ClassVar[None] = None
 
 
@@ -44,6 +46,7 @@ class VectorDataset(Dataset):
         split_source: Origin of the two splits in a few words; empty if unknown.
         notes: Lines that a user should read once.
         other_split_size: Number of vectors of the other split, where it is known.
+        values: See ``Dataset``.
 
     Raises:
         DataError: If shapes, dtypes or values contradict the above, or if there is no vector.
@@ -59,6 +62,7 @@ class VectorDataset(Dataset):
     split_source: str = ""
     notes: tuple[str, ...] = ()
     other_split_size: int | None = None
+    values: Tensor | None = None
     samples_are: ClassVar[str] = "vectors"
     num_levels: ClassVar[None] = None
 
@@ -76,7 +80,7 @@ class VectorDataset(Dataset):
                 f"{where}: vectors have {self.vectors.shape[1]} dimensions, but those that they are standardized by "
                 f"{len(self.space.mean)}; give both splits one shape"
             )
-        self._check_labels("a vector")
+        self._check_told("a vector")
 
     @property
     def image_shape(self) -> tuple[int]:
@@ -85,8 +89,8 @@ class VectorDataset(Dataset):
 
     @property
     def kind(self) -> VectorKind:
-        """The data set without its vectors and labels."""
-        return VectorKind(self.image_shape, self.space, self.num_classes, self.class_names)
+        """The data set without its vectors, labels and values."""
+        return VectorKind(self.image_shape, self.space, self.num_classes, self.class_names, self.num_values)
 
 
 AnyKind = ImageKind | VectorKind

@@ -21,7 +21,10 @@ from models import NetworkModel, ScoreModel
 
 from .measurement import EvalSplit
 
-_ROOMS = ("runtime", "sde_lib", "data", "models", "samplers", "likelihood", "experiment", "evaluation", "commands")
+_ROOMS = (
+    *("runtime", "sde_lib", "data", "models", "samplers", "likelihood", "experiment", "tasks", "evaluation"),
+    "commands",
+)
 _OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "data.downscale", "data.condition", "sde.", "model.")
 # These change no value, or are in the fingerprint under another name.
 _FREE = (
@@ -100,7 +103,8 @@ def measurement_fingerprints(
     """
     dataset, count = split.dataset, split.num_images
     common = _common(config, "eval", model, step, dataset.space, network, split.device.type)
-    common |= {"images": digest_of(dataset.stored[:count], dataset.labels[:count]), "num_images": count}
+    of_samples = [one[:count] for one in (dataset.stored, dataset.labels, dataset.values) if one is not None]
+    common |= {"images": digest_of(*of_samples), "num_images": count}
     prefixes = {name.split("_")[0] for name in available_likelihoods()} | (set() if by_class else {"classify"})
     result = {}
     for name in names or config.eval.likelihoods:

@@ -86,12 +86,13 @@ class EvalSplit:
             estimator: A ``LikelihoodEstimator``, or what is called in the same way and returns a dataclass.
             model: What it measures.
         """
-        images, labels = self._batches[k]
+        images, _ = self._batches[k]
         first = k * self.batch_size
-        noise = NoiseStreams(self.seed, range(first, first + len(images)))
+        here = slice(first, first + len(images))
+        noise = NoiseStreams(self.seed, range(here.start, here.stop))
         space = self.dataset.space
         x0 = space.encode(images).to(self.device)
-        cond = None if self.conditions is None else self.conditions.tell(self.conditions.observe(images, labels))
+        cond = None if self.conditions is None else self.conditions.tell(self.conditions.observe_in(self.dataset, here))
         cond = None if cond is None else cond.to(self.device)
         values = values_of(estimator(model, x0, cond=cond, noise=noise))
         if isinstance(space, RealSpace):

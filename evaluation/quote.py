@@ -29,6 +29,15 @@ def quote(report: Mapping[str, Any], name: str) -> str:
     return f"{_SIGNS[ours['kind']]} {number} {report['units']}{of_vector}: {', '.join(parts)}"
 
 
+def quote_cascade(report: Mapping[str, Any], name: str) -> str:
+    """The number of a cascade, with the share of each stage in it."""
+    ours = report[name]
+    shares = ", ".join(f"{stage} {bits:.4f}" for stage, bits in ours["of_stages"].items())
+    number = plus_minus(ours["bits_per_dim"], ours["stderr"])
+    images = f"{report['num_images']} {report['split']} images of {report['dataset']}"
+    return f"{_SIGNS[ours['kind']]} {number} {report['units']}: cascade of {shares}; {images}"
+
+
 def _method(name: str, ours: Mapping[str, Any]) -> list[str]:
     """The likelihood and its settings, in words."""
     if "divergence" in ours:

@@ -56,10 +56,10 @@ class SampleConditions:
         if self._source is None:
             return None
         if isinstance(self._source, Observed):
-            return digest_of(
-                *(one for one in (*self._source.images, self._source.values, self._source.labels) if one is not None)
-            )
-        return digest_of(self._source.stored, self._source.labels)
+            parts = (*self._source.images, self._source.values, self._source.labels)
+        else:
+            parts = (self._source.stored, self._source.labels, self._source.values)
+        return digest_of(*(one for one in parts if one is not None))
 
     def observed(self, index: range) -> Observed:
         """The observations that samples are told, by their numbers."""
@@ -70,7 +70,7 @@ class SampleConditions:
             found = self._source[numbers % count]
         elif self._source is not None:
             chosen = numbers % len(self._source)
-            found = self._conditions.observe(self._source.stored[chosen], self._source.labels[chosen])
+            found = self._conditions.observe_in(self._source, chosen)
         if self._classes is not None:
             return replace(found, labels=self._classes[numbers % len(self._classes)])
         return found if self._conditions.labels else replace(found, labels=None)

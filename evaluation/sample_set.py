@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from os import replace as _replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from .measurement import Values
 from .sample_files import open_npz, read_npz, save_pngs, save_trajectory_gif
 from .table import without_nan
 
-_ABOUT = "samples.json"
+_ABOUT, _STAGES = "samples.json", "stages"
 # all that belongs to a set
-FILES = (_ABOUT, "samples.npz", "grid.png", "conditions.png", "png", "trajectory.npz", "trajectory.gif")
+FILES = (_ABOUT, "samples.npz", "grid.png", "conditions.png", "png", "trajectory.npz", "trajectory.gif", _STAGES)
 IN_GRID, _IN_SCATTER = 256, 10_000
 
 
@@ -45,6 +46,7 @@ class SampleSet:
         labels: Classes of the samples, int64 [num_samples]; None without classes.
         pngs: Whether a folder of PNGs is wanted.
         condition_images: What the model was told of the first samples, uint8 [n, H, W, C]; None where no image.
+        stages: The images of a cascade's earlier stages by name, which a batch has under that name too.
 
     Attributes:
         folder: Where the files go.
@@ -64,12 +66,13 @@ class SampleSet:
         labels: np.ndarray | None,
         pngs: bool,
         condition_images: np.ndarray | None = None,
+        stages: Mapping[str, ImageKind] | None = None,
     ) -> None:
         self.folder, self._fingerprint, self._about = folder, fingerprint, without_nan(about)
         self.kind, self._labels, self._pngs = kind, labels, pngs
         self._dtype = np.dtype(np.uint8 if isinstance(kind, ImageKind) else np.float32)
         self._num_samples, self._batch_size = num_samples, batch_size
-        self._condition_images = condition_images
+        self._condition_images, self._stages = condition_images, stages or {}
         self._made_by = {"num_samples": num_samples, "fingerprint": fingerprint}
         self._partial = PartialResults(folder / "partial" / _name(about, fingerprint), fingerprint, done="drawn")
         self.digest = self._partial.digest
@@ -116,7 +119,7 @@ class SampleSet:
         return sorted([*numbers, *taken]), notes
 
     def encode(self, k: int, values: Values) -> bytes:
-        """A batch as bytes: "images", uint8 [b, H, W, C] (vectors: float32 [b, D]), "nfe", perhaps a trajectory."""
+        """A batch as bytes: "images", uint8 [b, H, W, C] (vectors: float32 [b, D]), "nfe", a trajectory, stages."""
         return self._partial.encode(k, values)
 
     def keep(self, k: int, data: bytes) -> None:
@@ -169,12 +172,30 @@ class SampleSet:
             save_npz(folder / "trajectory.npz", {"states": states, "t": t})
             if isinstance(self.kind, ImageKind):
                 save_trajectory_gif(folder / "trajectory.gif", states, recorded[0]["scales"], self.kind.space)
+        for name, kind in self._stages.items():
+            self._write_stage(folder / _STAGES, name, kind)
         return nfe
+
+    def _write_stage(self, folder: Path, name: str, kind: ImageKind) -> None:
+        """Write the images of a stage, as ``samples.npz`` and ``grid.png`` have those of the last one."""
+        make_folder(folder)
+        shown, shape = [], (self._num_samples, *array_shape(kind))
+        with open_npz(folder / f"{name}.npz", shape, self._labels, dtype=self._dtype) as append:
+            for k in range(len(self)):
+                images = self._partial.read(k)[name]
+                append(images)
+                shown.append(images[: max(IN_GRID - self.index(k).start, 0)])
+        save_png(folder / f"{name}.png", picture_of(np.concatenate(shown)))
 
     def _is_complete(self, folder: Path) -> bool:
         found = _about(folder)
         same = {key: found.get(key) for key in self._made_by} == self._made_by
-        wanted = ["samples.npz", *["grid.png"] * has_picture(self.kind), *["png"] * self._pngs]
+        wanted = [
+            "samples.npz",
+            *["grid.png"] * has_picture(self.kind),
+            *["png"] * self._pngs,
+            *[_STAGES] * bool(self._stages),
+        ]
         # what is kept is deleted last
         unfinished = folder == self.folder and (self._partial.folder / "files").exists()
         return same and not unfinished and all((folder / name).exists() for name in wanted)
@@ -182,7 +203,7 @@ class SampleSet:
     def _take_over(self, numbers: list[int]) -> list[int]:
         """Keep batches of the samples that stand in the folder, if they are some of ours, as of a smaller number."""
         found = _about(self.folder)
-        if found.get("fingerprint") != self._made_by["fingerprint"] or found.get("record_trajectory"):
+        if found.get("fingerprint") != self._made_by["fingerprint"] or found.get("record_trajectory") or self._stages:
             return []
         taken = []
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from data import AnyDataset, eval_batches
+from data import AnyDataset
 from experiment.build import build_dataset
 from experiment.conditions import build_conditions
 from experiment.config import Config
@@ -47,13 +47,12 @@ def fit_step_weights(
     def fit() -> dict[str, list[float]]:
         pilot = _other_split(config, measured)
         count = min(NUM_PILOT_IMAGES, len(pilot))
-        ((images, labels),) = eval_batches(pilot, batch_size=count, num_images=count)
         conditions = build_conditions(config, pilot.kind)
-        cond = conditions.tell(conditions.observe(images, labels))
+        cond = conditions.tell(conditions.observe_in(pilot, slice(count)))
         fitted = {
             name: estimator.fit_steps(
                 estimators[name][1],
-                pilot.space.encode(images).to(device),
+                pilot.space.encode(pilot.stored[:count]).to(device),
                 cond=None if cond is None else cond.to(device),
                 noise=NoiseStreams(derive_seed(config.seed, _PILOT), range(count)),
             )

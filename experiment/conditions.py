@@ -1,4 +1,4 @@
-"""Conditions of each sample: its class, and what is made of its image."""
+"""Conditions of each sample: its class, its values, and what is made of its image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import AnyKind, ConditionMaker, DataError, ImageKind, ImageMaker, LevelSpace, ValuesMaker, make_conditions
+from data import (
+    AnyKind,
+    ConditionMaker,
+    DataError,
+    Dataset,
+    GivenValues,
+    ImageKind,
+    ImageMaker,
+    LevelSpace,
+    ValuesMaker,
+    make_conditions,
+)
 from models import Cond, Condition
 from sde_lib import SDE, expand_like
 
@@ -55,7 +66,7 @@ class Conditions:
     """Makes the condition of samples: their labels, and the fields that makers make of their images.
 
     Args:
-        kind: The images or vectors; None where only labels are told.
+        kind: The images or vectors; None of other data, which have labels and values alone.
         labels: Tell the class.
         makers: Makers of the other fields.
 
@@ -64,19 +75,24 @@ class Conditions:
     """
 
     def __init__(self, kind: AnyKind | None, *, labels: bool = False, makers: Sequence[ConditionMaker] = ()) -> None:
-        if makers and not isinstance(kind, ImageKind):
-            raise DataError("conditions are made of images, got vectors; leave data.condition empty")
+        if not isinstance(kind, ImageKind) and not all(isinstance(maker, GivenValues) for maker in makers):
+            raise DataError("conditions are made of images, got other data; tell values, or leave them out")
         self.kind, self.labels = kind, labels
         self.images = [maker for maker in makers if isinstance(maker, ImageMaker)]
-        self.values = [maker for maker in makers if isinstance(maker, ValuesMaker)]
+        self.values = [maker for maker in makers if isinstance(maker, (ValuesMaker, GivenValues))]
         for maker in self.images:
             maker.kind(self._of_images)
 
     @property
     def network_options(self) -> dict[str, int]:
         """``cond_channels`` and ``cond_values`` of a backbone."""
+        assert self.kind is not None
         channels = sum(maker.channels(self._of_images) for maker in self.images)
-        return {"cond_channels": channels, "cond_values": sum(maker.size(self._of_images) for maker in self.values)}
+        sizes = [
+            maker.size(self.kind) if isinstance(maker, GivenValues) else maker.size(self._of_images)
+            for maker in self.values
+        ]
+        return {"cond_channels": channels, "cond_values": sum(sizes)}
 
     @property
     def observed_kind(self) -> ImageKind:
@@ -103,11 +119,35 @@ class Conditions:
         assert isinstance(self.kind, ImageKind)
         return self.kind
 
-    def observe(self, samples: Tensor, labels: Tensor) -> Observed:
-        """Observe samples as they are stored, with their classes, int64 [N]."""
+    def observe(self, samples: Tensor, labels: Tensor, values: Tensor | None = None) -> Observed:
+        """Observe samples as they are stored, with their classes, int64 [N], and values, floats [N, K].
+
+        Raises:
+            DataError: If they have no values, or another number, and the model is told them.
+        """
         images = tuple(maker.observe(samples, self._of_images) for maker in self.images)
-        values = [maker.values(samples, self._of_images) for maker in self.values]
-        return Observed(images, torch.cat(values, dim=1) if values else None, labels if self.labels else None)
+        told = [
+            self._given(values, len(samples))
+            if isinstance(maker, GivenValues)
+            else maker.values(samples, self._of_images)
+            for maker in self.values
+        ]
+        return Observed(images, torch.cat(told, dim=1) if told else None, labels if self.labels else None)
+
+    def observe_in(self, dataset: Dataset, samples: slice | Tensor) -> Observed:
+        """Observe some samples of a data set, by slice or index; see ``observe``."""
+        values = None if dataset.values is None else dataset.values[samples]
+        return self.observe(dataset.stored[samples], dataset.labels[samples], values)
+
+    def _given(self, values: Tensor | None, count: int) -> Tensor:
+        size = "K" if self.kind is None else self.kind.num_values
+        if values is None or values.ndim != 2 or len(values) != count or size not in ("K", values.shape[1]):
+            got = "none" if values is None else list(values.shape)
+            raise DataError(
+                f"the model is told values [{count}, {size}], got {got}; give each sample {size}, in an npz data set "
+                "as the array 'values'"
+            )
+        return values.float()
 
     def tell(self, observed: Observed, *, noise: ImageNoise | None = None) -> Cond | None:
         """The condition that a model is told of observations.
@@ -126,6 +166,21 @@ class Conditions:
             fields["image"] = self._image(observed.images, noise)
             fields["image_log_snr"] = None if noise is None else noise.sde.log_snr(noise.t).to(fields["image"].dtype)
         return Condition(**fields)
+
+    def tell_image(self, y: Tensor, *, log_snr: Tensor | None = None, labels: Tensor | None = None) -> Condition:
+        """The condition of a model that is told one image, and perhaps the class, of an image that is not observed.
+
+        Args:
+            y: The image in model space, such as a sample of another model, with its noise if it has any, [B, c, h, w].
+            log_snr: log-SNR of that noise, [B]; None for none.
+            labels: Classes, int64 [B], unused where they are not told.
+        """
+        (maker,) = self.images
+        return Condition(
+            label=labels if self.labels else None,
+            image=maker.tell(y, self._of_images),
+            image_log_snr=None if log_snr is None else log_snr.to(y.dtype),
+        )
 
     def _image(self, observed: Sequence[Tensor], noise: ImageNoise | None) -> Tensor:
         told, used = [], 0

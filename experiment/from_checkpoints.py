@@ -59,11 +59,12 @@ def trained_kind(config: Config, workdir: Path) -> AnyKind:
         # an imported network says it itself, and one without labels needs none
         classes = config.model.get("network", {}).get("num_classes") or (None if config.model.class_conditional else 1)
     names, space = tuple(said.get("class_names") or ()), _space_of(said)
+    values = said.get("num_values") or 0
     if space is not None and classes is not None:
-        return VectorKind((len(space.mean),), space, classes, names)
+        return VectorKind((len(space.mean),), space, classes, names, values)
     if shape is None or levels is None or classes is None:
         return image_kind(config.data.dataset) or build_dataset(config, "train").kind
-    return ImageKind(tuple(shape), levels, classes, names)
+    return ImageKind(tuple(shape), levels, classes, names, values)
 
 
 def trained_space(workdir: Path) -> RealSpace | None:
@@ -121,6 +122,8 @@ def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str,
     ours: dict[str, Any] = {"image_shape": list(dataset.image_shape)}
     if dataset.num_levels is not None:
         ours["num_levels"] = dataset.num_levels
+    if "values" in config.data.get("condition", ()):
+        ours["num_values"] = dataset.num_values
     labelled = config.model.class_conditional
     names = tuple(map(str, said.get("class_names") or ())) if labelled else ()
     if names and dataset.class_names:
@@ -133,7 +136,8 @@ def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str,
     if different:
         raise ValueError(
             f"{folder} was trained on {'images' if 'num_levels' in said else 'vectors'} of {'; '.join(different)} in "
-            f"{source}; give both splits one shape and number of levels and classes, or choose another --workdir"
+            f"{source}; give both splits one shape and number of levels, classes and values, or choose another "
+            "--workdir"
         )
     if labelled and "class_names" not in said:
         return _order_before(folder, dataset)

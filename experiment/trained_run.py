@@ -36,7 +36,7 @@ class TrainedRun:
         model: The score model, in evaluation mode and without gradients of its weights. Samplers and likelihoods take
             it as it is; ``--mode sample`` guides it and bounds its x0 as ``config.sampling`` says.
         kind: The images or vectors that it was trained on: ``image_shape``, ``num_levels``, ``num_classes``,
-            ``class_names`` and ``space``.
+            ``class_names``, ``num_values`` and ``space``.
         config: Its config, as ``config.json`` has it.
         step: Number of training steps of the checkpoint.
         report: ``eval/report.json``, of the last ``--mode eval``; {} where nothing was measured.
@@ -65,7 +65,7 @@ class TrainedRun:
 
     @property
     def conditions(self) -> Conditions:
-        """The conditions of the model: ``conditions.tell(conditions.observe(images, labels))`` is a condition."""
+        """The conditions of the model: ``conditions.tell(conditions.observe(images, labels, values))`` is one."""
         return build_conditions(self.config, self.kind)
 
     def encode(self, stored: Tensor) -> Tensor:
@@ -115,6 +115,7 @@ class TrainedRun:
         data: Tensor,
         *,
         labels: Tensor | None = None,
+        values: Tensor | None = None,
         likelihood: str | None = None,
         seed: int | None = None,
         progress: bool = True,
@@ -128,6 +129,7 @@ class TrainedRun:
         Args:
             data: Grey levels, integers [N, C, H, W], or vectors [N, D].
             labels: Classes, int64 [N], of a class-conditional model.
+            values: Values, floats [N, K], of a model that is told those of its data set.
             likelihood: "vlb", "vlb_continuous" or "ode"; None for the first of ``config.eval.likelihoods``.
             seed: The seed; None for the config's.
             progress: Show a progress bar.
@@ -136,13 +138,18 @@ class TrainedRun:
             Bits/dim of each datum, or an upper bound of it, float64 [N], on the CPU.
 
         Raises:
-            ValueError: If labels are missing or not wanted, or the likelihood is not for such data.
+            ValueError: If labels or values are missing or not wanted, or the likelihood is not for such data.
         """
         if (labels is None) == bool(self.config.model.class_conditional):
             wanted = "labels, one a datum" if labels is None else "no labels; the model is told no class"
             raise ValueError(f"the model needs {wanted}")
-        if not len(data) or (labels is not None and len(labels) != len(data)):
-            raise ValueError(f"data and labels must be as many, and one at least, got {len(data)} data; check them")
+        if (values is None) == ("values" in self.config.data.get("condition", ())):
+            wanted = "values, floats [N, K]" if values is None else "no values; it is told none"
+            raise ValueError(f"the model needs {wanted}")
+        if not len(data) or any(len(one) != len(data) for one in (labels, values) if one is not None):
+            raise ValueError(
+                f"data, labels and values must be as many, and one at least, got {len(data)} data; check them"
+            )
         config = self.config.copy_and_resolve_references()
         config.eval.likelihoods = (likelihood or config.eval.likelihoods[0],)
         if config.eval.vlb_step_sampling == "importance":
@@ -153,7 +160,8 @@ class TrainedRun:
         bits = []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
             here = slice(begin, min(begin + config.eval.batch_size, len(data)))
-            observed = self.conditions.observe(data[here], data if labels is None else labels[here])
+            told = (data if labels is None else labels)[here]
+            observed = self.conditions.observe(data[here], told, None if values is None else values[here])
             cond = self.conditions.tell(observed)
             noise = NoiseStreams(config.seed if seed is None else seed, range(here.start, here.stop))
             terms = estimator(

@@ -3,7 +3,7 @@
 from .condition import Cond, Condition, null_of
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
-from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel
+from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel, ObservedGaussianScoreModel
 from .grey_levels import LevelsParameterization, level_posterior_mean
 from .noisy_classifier import NetworkModel, NoisyClassifier
 from .parameterization import (
@@ -23,4 +23,4 @@ from .reverse_variance import ReverseVariance, check_variance, interpolate_log_v
 from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_network_calls
 from .wrappers.classifier_guidance import ClassifierGuidedScoreModel
 from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
-from .wrappers.guidance import CFGPlusPlusWeight, GuidedScoreModel, check_interval
+from .wrappers.guidance import CFGPlusPlusWeight, GuidedScoreModel, check_interval, check_same_sde

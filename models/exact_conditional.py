@@ -197,3 +197,68 @@ class LinearGaussianScoreModel(ScoreModel):
             )
         # a row is told whole or not at all
         return told.masked_fill(told.isnan().any(1, keepdim=True), torch.nan)
+
+
+class ObservedGaussianScoreModel(ScoreModel):
+    """The exact score of x ~ N(mean, cov) that is told y_s = alpha_s A x + sigma_s eps, at any noise level s.
+
+    y_s is ``Condition.image`` flattened, or A times it where the image is as large as x, as ``LowResolution`` tells its
+    means; its level is ``Condition.image_log_snr``, without which y = A x is told. A sample that is told nothing has
+    x ~ N(mean, cov). Given y_s, with S = A cov A^T and gain G = alpha_s cov A^T (alpha_s^2 S + sigma_s^2 I)^-1,
+
+        x ~ N(mean + G (y_s - alpha_s A mean), cov - alpha_s G A cov).
+
+    Args:
+        sde: The SDE, of the noise on y too.
+        mean: [D].
+        cov: Symmetric and positive semi-definite, [D, D].
+        operator: A, [M, D], with A cov A^T of full rank.
+
+    Raises:
+        ValueError: If the shapes disagree or cov is no covariance.
+    """
+
+    mean: Tensor
+    cov: Tensor
+    operator: Tensor
+
+    def __init__(self, sde: SDE, *, mean: Tensor, cov: Tensor, operator: Tensor) -> None:
+        super().__init__(sde)
+        size = len(mean)
+        if mean.ndim != 1 or cov.shape != (size, size) or operator.ndim != 2 or operator.shape[1] != size:
+            shapes = [list(one.shape) for one in (mean, cov, operator)]
+            raise ValueError(f"mean, cov and operator must be [D], [D, D] and [M, D], got {shapes}; make them fit")
+        eigen_of_cov("cov", cov.double()[None])
+        for name, tensor in {"mean": mean, "cov": cov, "operator": operator}.items():
+            self.register_buffer(name, tensor.double())
+
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
+        """E[x0 | x_t, y_s] and E[eps | x_t, y_s], for x_t of any shape with D numbers a sample."""
+        check_per_sample("t", t, x_t.shape[0])
+        alpha, sigma = self.sde.alpha(t).double(), self.sde.sigma(t).double()
+        mean, cov = self.given(cond, len(x_t))
+        offset = x_t.double().flatten(1) - alpha[:, None] * mean
+        power = alpha[:, None, None].square() * cov + torch.diag_embed(sigma.square()[:, None].expand_as(mean))
+        whitened = torch.linalg.solve(power, offset)
+        x0 = mean + alpha[:, None] * torch.einsum("bde,be->bd", cov, whitened)
+        x0, eps = (one.reshape(x_t.shape).to(x_t.dtype) for one in (x0, sigma[:, None] * whitened))
+        return Prediction(x0=x0, eps=eps, sigma=sigma)
+
+    def given(self, cond: Cond | None, batch: int) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim dim"]]:
+        """Mean and covariance of x given what a batch is told, float64 [B, D] and [B, D, D]."""
+        if cond is None:
+            return self.mean.expand(batch, -1), self.cov.expand(batch, -1, -1)
+        if not isinstance(cond, Condition) or cond.image is None:
+            raise ValueError("this model is told an image, got none; pass Condition(image=...)")
+        y = cond.image.double().flatten(1)
+        if y.shape[1] == len(self.mean):
+            y = y @ self.operator.mT
+        alpha, var = torch.ones(batch, dtype=torch.float64, device=y.device), y.new_zeros(batch)
+        if cond.image_log_snr is not None:
+            alpha, sigma = self.sde.alpha_sigma(self.sde.time_from_log_snr(cond.image_log_snr.double()))
+            var = sigma.square()
+        crossed = alpha[:, None, None] * (self.cov @ self.operator.mT)
+        noise = torch.diag_embed(var[:, None].expand_as(y))
+        gain = torch.linalg.solve(alpha[:, None, None] * self.operator @ crossed + noise, crossed.mT).mT
+        offset = y - alpha[:, None] * (self.operator @ self.mean)
+        return self.mean + torch.einsum("bdm,bm->bd", gain, offset), self.cov - gain @ crossed.mT

@@ -8,13 +8,15 @@ import torch
 from ml_collections import ConfigDict
 from thinning import only
 
-from data import AnyDataset, ImageDataset, load_dataset
+from configs.default import get_default_config
+from data import AnyDataset, ImageDataset, downscale, load_dataset
 from experiment.build import build_model, build_sampler, build_sde
 from experiment.checks import check_config
 from experiment.conditions import build_conditions
-from experiment.config import load_config
+from experiment.config import load_config, load_stages
 from experiment.network import is_classifier
 from sde_lib import make_grid
+from tasks import check_stages
 from training.build import build_options, build_state
 from training.trainer import Trainer
 
@@ -36,6 +38,7 @@ CLASSIFIERS = ("cifar10_classifier", "digits_classifier", "mnist_classifier")
 FOR_LIKELIHOOD = ("cifar10_improved", "digits_dequantized", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
 
 CONDITIONAL = ("cifar10_class", "cifar10_gray", "digits_class", "digits_sr", "mnist_class", "mnist_sr")
+STAGES = ("digits_2", "digits_4_sr", "mnist_7", "mnist_14_sr")
 
 
 def _data(config: ConfigDict) -> AnyDataset:
@@ -43,7 +46,8 @@ def _data(config: ConfigDict) -> AnyDataset:
         return load_dataset("moons", root=".", split="train")
     channels, height, width, levels = SHAPES[config.data.dataset]
     images = torch.randint(levels, (12, channels, height, width), dtype=torch.uint8)
-    return ImageDataset(images, torch.arange(12) % 10, levels, 10, config.data.dataset, "train")
+    dataset = ImageDataset(images, torch.arange(12) % 10, levels, 10, config.data.dataset, "train")
+    return downscale(dataset, config.data.downscale)
 
 
 def test_the_promised_configs_are_there():
@@ -52,7 +56,10 @@ def test_the_promised_configs_are_there():
         sorted(
             [
                 *names,
-                *(f"configs/vp/{name}.py" for name in ("folder", "moons", *CLASSIFIERS, *FOR_LIKELIHOOD, *CONDITIONAL)),
+                *(
+                    f"configs/vp/{name}.py"
+                    for name in ("folder", "moons", *CLASSIFIERS, *FOR_LIKELIHOOD, *CONDITIONAL, *STAGES)
+                ),
             ]
         )
         == CONFIGS
@@ -93,6 +100,19 @@ def test_config_is_the_family_that_its_folder_says(path: str):
     build_sampler(config)
     grid = make_grid(config.sampling.grid, sde, config.sampling.num_steps)
     assert len(grid) == config.sampling.num_steps + 1
+
+
+@pytest.mark.parametrize("name", ["digits_2_4_8", "mnist_7_14_28"])
+def test_stages_of_a_cascade_fit_each_other(name: str):
+    path, defaults = str(ROOT / f"configs/cascade/{name}.py"), get_default_config()
+    cascade = load_config(path, defaults=defaults).cascade
+    stages = load_stages(load_config(path, defaults=defaults), path, defaults=defaults)
+    told = [build_conditions(config, _data(config).kind) for config in stages.values()]
+    check_stages(list(stages), told, cascade.noise_t, [config.model.condition_noise_t for config in stages.values()])
+    # one SDE, so that it can be truncated
+    assert len({str(build_sde(config)) for config in stages.values()}) == 1
+    sizes = [one.kind.image_shape for one in told if one.kind]
+    assert [f"{shape[1]}" for shape in sizes] == name.split("_")[1:]
 
 
 def test_cifar10_is_the_network_and_training_of_ho_et_al():

@@ -1,6 +1,6 @@
 """Imports run one way.
 
-runtime <- {sde_lib, data} <- models <- {samplers, likelihood} <- experiment <- {training, evaluation, proofs}
+runtime <- {sde_lib, data} <- models <- {samplers, likelihood} <- experiment <- {tasks, training, evaluation, proofs}
 <- commands <- main.
 """
 
@@ -24,10 +24,11 @@ MAY_IMPORT = {
     "samplers": {"runtime", "sde_lib", "models"},
     "likelihood": {"runtime", "sde_lib", "models"},
     "experiment": _CORE,
+    "tasks": _CORE | {"experiment"},
     "training": _CORE | {"experiment"},
     "evaluation": _CORE | {"experiment"},
     "proofs": _CORE | {"experiment"},
-    "commands": _CORE | {"experiment", "training", "evaluation"},
+    "commands": _CORE | {"experiment", "tasks", "training", "evaluation"},
     "configs": set(),
 }
 _FOLDERS = (*MAY_IMPORT, "benchmarks", "docs", "examples", "tests")
@@ -129,7 +130,7 @@ def test_docstrings_begin_with_a_noun_or_an_imperative():
 
 
 def test_nothing_in_a_library_package_seeds_globally():
-    for package in ("sde_lib", "models", "samplers", "likelihood", "data", "evaluation"):
+    for package in ("sde_lib", "models", "samplers", "likelihood", "data", "tasks", "evaluation"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.manual_seed", "np.random.seed"):

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +15,16 @@ from tiny import TINY
 from training_runs import ROOT, digits_like
 
 import main
+from commands.cascade import run_cascade
 from commands.classify import classify
 from configs.default import get_default_config
 from evaluation.step_weights import _PILOT
 from experiment.build import bound_x0, build_model
-from experiment.config import Config, flatten, load_config
+from experiment.config import Config, flatten, load_config, load_stages
 from experiment.guidance import load_reference
 from models import GuidedScoreModel, Parameterization, ScoreModel
 from models.backbones import Backbone
+from runtime.processes.ranks import ALONE
 from sde_lib import derive_seed
 from training.trainer import Trainer
 
@@ -234,6 +238,24 @@ def plugins(bench: Bench, config: Config) -> Any:
         f"--config.plugins={','.join(config.plugins)}",
     ]
     return bench.call(lambda: main.run(command), "experiment.config.import_plugins").args[0]
+
+
+def stages(_: Bench, config: Config) -> list[str]:
+    path = str(ROOT / "configs/cascade/digits_2_4_8.py")
+    return list(load_stages(config, path, defaults=get_default_config()))
+
+
+def cascade(name: str) -> Read:
+    """An argument of the cascade that is sampled."""
+
+    def read(bench: Bench, config: Config) -> Any:
+        run = SimpleNamespace(model=None, sampler=None, config=config, kind=digits_like(1).kind)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("commands.cascade._load", lambda *_: {"one": run})
+            sample = partial(run_cascade, "sample", config, {"one": config}, Path(), {}, ALONE)
+            return bench.call(sample, "commands.cascade.Cascade").kwargs[name]
+
+    return read
 
 
 CHANGED = object()  # stands for any value but that of the default
@@ -497,6 +519,9 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "eval.ode_num_steps": _one("5", 5, seen("solver.num_steps", "ode"), needs=HEUN),
     "eval.ode_grid": _one("quadratic", "quadratic", seen("solver.grid", "ode"), needs=HEUN),
     "eval.ode_max_nfe": _one("77", 77, seen("solver.max_nfe", "ode"), needs=ODE),
+    "cascade.stages": _one("vp/digits_2,vp/digits_4_sr", ["digits_2", "digits_4_sr"], stages),
+    "cascade.noise_t": _one("0.1,0.2", (0.1, 0.2), cascade("noise_t")),
+    "cascade.truncated": _one("True", True, cascade("truncated")),
     "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
     "eval.classify_by": _one("vlb_continuous", ["vlb_continuous"], by_class(list), needs=CONDITIONAL),
     "eval.classify_rounds": _one("3", 3, by_class(lambda seen: seen["vlb"][0].rounds), needs=CONDITIONAL),

@@ -30,6 +30,7 @@ class Batch:
         labels: Their labels, int64 [b].
         uniform: For the times of the global batch, float64 [B]: some time samplers spread them over all of it.
         eps: Standard normal noise of the slice, [b, ...].
+        values: Values of the samples, float32 [b, K]; None where they have none.
         more_noise: As much again, for losses that want it.
         drop_uniform: For the samples whose condition is left out, float64 [b]; None where none is.
         condition_uniform: For the times of the noise on condition images, float64 [b]; None where they have none.
@@ -40,6 +41,7 @@ class Batch:
     labels: Int[Tensor, " slice"]
     uniform: Float[Tensor, " batch"]
     eps: Float[Tensor, "slice *shape"]
+    values: Float[Tensor, "slice values"] | None = None
     more_noise: Float[Tensor, "slice *shape"] | None = None
     drop_uniform: Float[Tensor, " slice"] | None = None
     condition_uniform: Float[Tensor, " slice"] | None = None
@@ -158,6 +160,7 @@ class Batches:
         num_condition_noise: int = 0,
         ahead: bool = False,
     ) -> None:
+        self._values = dataset.values
         self._samples = TrainBatches(dataset, batch_size=rank_slice.batch_size, seed=seed, random_flip=random_flip)
         self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise
         self._drops, self._num_condition_noise = drops, num_condition_noise
@@ -191,6 +194,7 @@ class Batches:
             labels[own],
             self._uniform(step, _TIME_STREAM),
             self._noise(step, _NOISE_STREAM, samples.shape[1:]),
+            values=None if self._values is None else self._values[torch.from_numpy(self._samples.indices(step)[own])],
             more_noise=self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None,
             drop_uniform=self._uniform(step, _DROP_STREAM)[own] if self._drops else None,
             condition_uniform=self._uniform(step, _CONDITION_TIME_STREAM)[own] if numbers[0] else None,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import ConditionMaker, Dataset, ImageDataset, TensorDataset
+from data import ConditionMaker, Dataset, GivenValues, ImageDataset, TensorDataset, VectorDataset
 from experiment.build import named_device
 from experiment.conditions import Conditions
 from models import EDMParameterization, NetworkScoreModel
@@ -25,6 +25,7 @@ def fit(
     *,
     steps: int,
     labels: Tensor | None = None,
+    values: Tensor | None = None,
     conditions: Sequence[ConditionMaker] = (),
     loss: str | Loss = "auto",
     step_sampling: str = "uniform",
@@ -40,6 +41,8 @@ def fit(
             which it sees as they are; or a data set, as ``load_dataset`` gives it.
         steps: Optimizer steps.
         labels: Classes, int64 [N], of a network that is told them; of a data set pass none, it has its own.
+        values: Floats [N, K] of order 1, of a network that is told them; a data set has its own, which the condition
+            "values" tells.
         conditions: Makers of what the network is told besides, such as ``make_conditions(("lowres",))``, of images.
         loss: A loss or its name; "auto" is L_simple on the table, or denoising score matching in continuous time.
         step_sampling: "uniform", "low_discrepancy" or "importance"; see ``Loss.time_sampler``.
@@ -53,7 +56,7 @@ def fit(
         The moving average of the model, in evaluation mode: sample from it, and measure it.
 
     Raises:
-        ValueError: If the data cannot be trained on, or labels or loss do not go with the model.
+        ValueError: If the data cannot be trained on, or labels, values or loss do not go with the model.
         FloatingPointError: If more than ten steps in a row are not finite.
 
     Example:
@@ -61,7 +64,7 @@ def fit(
         >>> trained = fit(model, images, steps=10_000)
     """
     conditional = bool(getattr(model.backbone, "num_classes", None))
-    dataset = _dataset(data, labels, model)
+    dataset = _dataset(data, labels, values, model)
     loss = _checked_loss(model, loss, dataset)
     model.to(named_device(device)).requires_grad_(True)
     # before the optimizer, whose moments are laid out as the weights are
@@ -73,11 +76,9 @@ def fit(
         loss,
         loss.time_sampler(model.sde, step_sampling),
     )
-    told = None
-    if isinstance(dataset, ImageDataset):
-        told = Conditions(dataset.kind, labels=conditional, makers=conditions)
-    elif conditions:
-        raise ValueError("conditions are made of images, got other data; leave them out")
+    kind = dataset.kind if isinstance(dataset, (ImageDataset, VectorDataset)) else None
+    makers = [*conditions, *([] if values is None else [GivenValues()])]
+    told = Conditions(kind, labels=conditional, makers=makers)
     trainer = Trainer(state, dataset, TrainingOptions(steps, class_conditional=conditional, **options), conditions=told)
     # a step seeds the global generators, for dropout; the caller's streams go on as if nothing had been drawn
     with torch.random.fork_rng():
@@ -103,10 +104,10 @@ def _checked_loss(model: NetworkScoreModel, loss: str | Loss, dataset: Dataset) 
     return loss
 
 
-def _dataset(data: Tensor | Dataset, labels: Tensor | None, model: NetworkScoreModel) -> Dataset:
+def _dataset(data: Tensor | Dataset, labels: Tensor | None, values: Tensor | None, model: NetworkScoreModel) -> Dataset:
     conditional = bool(getattr(model.backbone, "num_classes", None))
-    if labels is not None and isinstance(data, Dataset):
-        raise ValueError("labels are for tensors, got a data set, which has its own; leave them out")
+    if isinstance(data, Dataset) and (labels is not None or values is not None):
+        raise ValueError("labels and values are for tensors, got a data set, which has its own; leave them out")
     if isinstance(data, Tensor) and conditional and labels is None:
         raise ValueError(f"a network of {model.backbone.num_classes} classes needs labels, got None; pass int64 [N]")
     if labels is not None and not conditional:
@@ -115,6 +116,7 @@ def _dataset(data: Tensor | Dataset, labels: Tensor | None, model: NetworkScoreM
         return data
     labels = torch.zeros(len(data), dtype=torch.int64) if labels is None else labels
     num_classes = int(labels.max()) + 1 if len(labels) else 1
+    values = None if values is None else values.float().cpu()
     if data.dtype == torch.uint8:
-        return ImageDataset(data.cpu(), labels.cpu(), 256, num_classes, "tensor", "train")
-    return TensorDataset(data.cpu(), labels.cpu(), num_classes)
+        return ImageDataset(data.cpu(), labels.cpu(), 256, num_classes, "tensor", "train", values=values)
+    return TensorDataset(data.cpu(), labels.cpu(), num_classes, values=values)

@@ -45,9 +45,10 @@ def slice_line(rank_slice: RankSlice, samples: str) -> str:
 
 
 def _samples(dataset: AnyDataset) -> str:
+    values = f", {dataset.num_values} value{'s' if dataset.num_values > 1 else ''} each" if dataset.num_values else ""
     if dataset.num_levels is None:
-        return f"vectors of {dataset.num_dims} number{'s' if dataset.num_dims > 1 else ''}"
-    return f"images of {'x'.join(map(str, dataset.image_shape))}, {dataset.num_levels} grey levels"
+        return f"vectors of {dataset.num_dims} number{'s' if dataset.num_dims > 1 else ''}{values}"
+    return f"images of {'x'.join(map(str, dataset.image_shape))}, {dataset.num_levels} grey levels{values}"
 
 
 def _classes(dataset: AnyDataset) -> str:

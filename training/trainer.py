@@ -305,7 +305,8 @@ class Trainer:
         if batch.condition_uniform is not None and batch.condition_eps is not None:
             t = self.options.condition_noise_t * here(batch.condition_uniform)
             noise = ImageNoise(self._model.sde, t, here(batch.condition_eps))
-        cond = self._conditions.tell(self._conditions.observe(samples, here(batch.labels)), noise=noise)
+        values = None if batch.values is None else here(batch.values)
+        cond = self._conditions.tell(self._conditions.observe(samples, here(batch.labels), values), noise=noise)
         if batch.drop_uniform is not None and cond is not None:
             cond = null_of(cond, here(batch.drop_uniform) < self.options.condition_dropout)
         more = {} if batch.more_noise is None else {"more_noise": here(batch.more_noise)}
@@ -347,8 +348,7 @@ class Trainer:
             return (
                 self._conditions.tell(Observed(labels=index % dataset.num_classes)) if self._conditions.labels else None
             )
-        index = index % len(dataset)
-        return self._conditions.tell(self._conditions.observe(dataset.stored[index], dataset.labels[index]))
+        return self._conditions.tell(self._conditions.observe_in(dataset, index % len(dataset)))
 
     def _log_numbers(self, result: StepResult, seconds_per_step: float) -> None:
         state = self.state

@@ -27,13 +27,15 @@ class _Split:
     size: int
     samples: np.ndarray | None
     labels: np.ndarray
+    values: np.ndarray | None
     class_names: tuple[str, ...]
     num_levels: int
     num_classes: int
 
     def select(self, chosen: np.ndarray) -> "_Split":
         samples = None if self.samples is None else self.samples[chosen]
-        return replace(self, size=len(chosen), samples=samples, labels=self.labels[chosen])
+        values = None if self.values is None else self.values[chosen]
+        return replace(self, size=len(chosen), samples=samples, labels=self.labels[chosen], values=values)
 
 
 def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
@@ -42,9 +44,10 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
     Arrays: ``images`` (or ``arr_0``), uint8 [N, H, W, C] or [N, H, W], or [N, C, H, W] where the last axis cannot be
     channels (C is 1 .. 4); optional ``labels`` (or ``arr_1``), integers [N]; optional numbers ``num_levels`` (256 by
     default) and ``num_classes`` (by default the highest label of both splits plus one, or 1 without labels, or the
-    number of names), and optional ``class_names``, text [num_classes] in the order of the labels. A single
-    file may hold both splits as ``train_images``, ``test_images``, ``train_labels`` and ``test_labels``; otherwise a
-    fixed permutation (seed 0) holds one image in ten out for test, and at least one. Pickled arrays are refused.
+    number of names), optional ``class_names``, text [num_classes] in the order of the labels, and optional ``values``,
+    finite floats [N, K] or [N], see ``Dataset.values``. A single file may hold both splits as ``train_images``,
+    ``test_images``, ``train_labels``, ``test_labels`` and so on; otherwise a fixed permutation (seed 0) holds one image
+    in ten out for test, and at least one. Pickled arrays are refused.
 
     In place of ``images``, ``vectors`` (or ``data``), floating point [N, D], makes a data set of vectors. Networks see
     them standardized, by mean and standard deviation of the train split in each dimension.
@@ -101,16 +104,20 @@ def read_npz_values(path: Path) -> np.ndarray:
         DataError: If it has none, or a value is not finite.
     """
     with _opened(path) as arrays:
-        values = next((arrays[key] for key in ("values",) if key in arrays), None)
-    if values is None or values.ndim != 2 or values.dtype.kind != "f" or not np.isfinite(values).all():
-        got = "none" if values is None else f"{values.dtype} {list(values.shape)}"
-        raise DataError(f"{path}: values must be finite floats [N, K], got {got}; save them under the name 'values'")
-    return values.astype(np.float32)
+        values = _values(arrays, path, "values")
+    if values is None:
+        raise DataError(f"{path} has no array values; save floats [N, K] under that name")
+    return values
 
 
 def _build(path: Path, split: str, own: _Split, rest: _Split | None, source: str) -> ImageDataset | VectorDataset:
     if rest is not None and rest.of_vectors != own.of_vectors:
         raise DataError(f"{path}: one split holds images, the other vectors; save both of one kind")
+    sizes = [0 if one is None or one.values is None else one.values.shape[1] for one in (own, rest or own)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"{path}: {split} has {sizes[0]} values a sample, the other split {sizes[1]}; save as many in both"
+        )
     # both splits count, so that a conditional model trained on one fits the other
     highest = max(int(one.labels.max(initial=0)) for one in (own, rest) if one is not None)
     shared: dict[str, Any] = {
@@ -120,6 +127,7 @@ def _build(path: Path, split: str, own: _Split, rest: _Split | None, source: str
         "class_names": own.class_names,
         "split_source": source,
         "other_split_size": None if rest is None else rest.size,
+        "values": None if own.values is None else torch.from_numpy(own.values),
     }
     samples, labels = torch.from_numpy(np.ascontiguousarray(own.samples)), torch.from_numpy(own.labels)
     try:
@@ -161,12 +169,16 @@ def _read(path: Path, prefix: str, *, counted: bool = False) -> _Split:
         labels = _read_checked(arrays, path, label_keys, "iu", "integers [N]; save class numbers from 0 on")
         if labels is not None and len(labels) != size:
             raise DataError(f"{path} has {len(labels)} labels, expected {size}; save one label a sample")
+        values = _values(arrays, path, f"{prefix}values")
+        if values is not None and len(values) != size:
+            raise DataError(f"{path} has {len(values)} rows of values, expected {size}; save one row a sample")
         names = _read_checked(arrays, path, ["class_names"], "U", "text [num_classes]; save np.array of strings")
         return _Split(
             bool(vectors),
             size,
             samples,
             np.zeros(size, np.int64) if labels is None else labels.astype(np.int64),
+            values,
             () if names is None else tuple(names.tolist()),
             _read_number(arrays, path, "num_levels", default=256),
             _read_number(arrays, path, "num_classes", default=0),
@@ -189,6 +201,25 @@ def _read_number(arrays: NpzFile, path: Path, key: str, *, default: int) -> int:
         got = f"{number.dtype} {list(number.shape)}"
         raise DataError(f"{path}: {key} must be one integer, got {got}; save it as a number")
     return int(number.item())
+
+
+def _values(arrays: NpzFile, path: Path, key: str) -> np.ndarray | None:
+    """Values of each sample under a name, float32 [N, K]; None where there are none."""
+    if key not in arrays:
+        return None
+    values = arrays[key]
+    if values.ndim not in (1, 2) or values.dtype.kind != "f" or not values[:1].size:
+        got = f"{values.dtype} {list(values.shape)}"
+        raise DataError(f"{path}: {key} must be finite floats [N, K] or [N], got {got}; save them as that")
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        rows = values.astype(np.float32).reshape(len(values), -1)
+    bad = int((~np.isfinite(rows)).any(1).sum())
+    if bad:
+        raise DataError(
+            f"{path}: {key} must be finite floats [N, K] or [N], got {bad} of {len(rows)} rows that are not finite; "
+            "leave these samples out"
+        )
+    return rows
 
 
 def _vectors(vectors: np.ndarray, path: Path) -> np.ndarray:

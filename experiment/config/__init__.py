@@ -2,3 +2,4 @@
 
 from .files import Config, data_root, flatten, import_plugins, load_config, parse_options
 from .keys import RENAMED, with_new_names
+from .stages import load_stages

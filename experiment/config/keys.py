@@ -27,7 +27,11 @@ RENAMED = {
 # The one key of two types: a number, or a tuple of two.
 IMAGE_SIZE = "data.image_size"
 # Keys whose default, an empty tuple, does not say what they hold.
-EXAMPLES: dict[str, Any] = {"sampling.guidance_interval": (0.2, 2.0)}
+EXAMPLES: dict[str, Any] = {
+    "sampling.guidance_interval": (0.2, 2.0),
+    "cascade.stages": ("vp/digits_2", "vp/digits_4_sr"),
+    "cascade.noise_t": (0.1, 0.1),
+}
 
 
 def unknown_key(config: Config, where: str, name: str) -> ValueError:

@@ -60,6 +60,15 @@ class Ranks:
         rank, world = place()
         return cls() if world == 1 else cls(rank, world, find_store())
 
+    def part(self, name: str) -> Ranks:
+        """The same processes for a part of the work, whose keys are its own: one of several runs in one job."""
+        if self.store is None:
+            return self
+        # builds of PyTorch without it have one process
+        from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+
+        return Ranks(self.rank, self.world, PrefixStore(name, self.store))
+
     @property
     def first(self) -> bool:
         """True on rank 0, which prints and writes."""

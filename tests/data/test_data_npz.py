@@ -3,6 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from data import load_dataset
 
@@ -125,6 +126,12 @@ def test_levels_and_classes_may_be_stated(tmp_path, refuses):
         ({"images": IMAGES, "labels": LABELS - 1}, ["-1"]),
         ({"images": IMAGES, "labels": LABELS.astype(float)}, ["float64"]),
         ({"images": IMAGES, "labels": np.eye(20, dtype=int)}, ["[20, 20]"]),
+        ({"images": IMAGES, "values": np.ones((7, 2))}, ["7 rows of values, expected 20"]),
+        ({"images": IMAGES, "values": LABELS}, ["values must be finite floats [N, K] or [N], got int64 [20]"]),
+        ({"images": IMAGES, "values": np.ones((20, 0))}, ["got float64 [20, 0]"]),
+        ({"images": IMAGES, "values": np.ones((20, 1, 1))}, ["got float64 [20, 1, 1]"]),
+        ({"images": IMAGES, "values": np.r_[np.ones(18), np.inf, np.nan]}, ["got 2 of 20 rows that are not finite"]),
+        ({"images": IMAGES, "values": np.full(20, 1e300)}, ["got 20 of 20 rows that are not finite"]),
         ({"images": IMAGES, "num_levels": np.array([2, 3])}, ["num_levels"]),
         ({"images": IMAGES, "num_levels": 1000}, ["1000"]),
         ({"images": IMAGES, "labels": LABELS, "num_classes": 2}, ["0 .. 1"]),
@@ -134,6 +141,29 @@ def test_wrong_arrays_are_refused(tmp_path, refuses, arrays, words):
     path = save(tmp_path / "x.npz", **arrays)
     with refuses(*words):
         load(path)
+
+
+def test_values_go_with_their_samples(tmp_path, refuses):
+    values = np.stack([IMAGES.reshape(20, -1).mean(1) / 255, LABELS], 1)
+    whole = load(save(tmp_path / "x.npz", images=IMAGES, labels=LABELS, values=values))
+    assert whole.values.dtype == torch.float32 and whole.num_values == whole.kind.num_values == 2
+    for one in (whole, load(tmp_path / "x.npz", "test"), whole.subset(3)):
+        assert len(one.values) == len(one)
+        assert torch.allclose(one.values[:, 0], one.images.flatten(1).float().mean(1) / 255)
+        assert one.values[:, 1].tolist() == one.labels.tolist()
+    # one value a sample may be [N]; both splits of one file
+    vectors = RANDOM.randn(20, 2)
+    both = {f"{split}_{name}": array for split in ("train", "test") for name, array in
+            {"vectors": vectors, "values": vectors[:, 0]}.items()}  # fmt: skip
+    one = load(save(tmp_path / "y.npz", **both), "test")
+    assert one.kind.num_values == 1 and np.allclose(one.values.numpy(), vectors[:, :1])
+    assert load(save(tmp_path / "z.npz", images=IMAGES)).kind.num_values == 0
+    both["test_values"] = vectors
+    with refuses("train has 1 values a sample, the other split 2"):
+        load(save(tmp_path / "y.npz", **both))
+    del both["test_values"]
+    with refuses("train has 1 values a sample, the other split 0"):
+        load(save(tmp_path / "y.npz", **both))
 
 
 class Bomb:

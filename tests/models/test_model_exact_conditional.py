@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from models import Condition, GaussianMixtureScoreModel, LabelledMixtureScoreModel, LinearGaussianScoreModel
+from models import (
+    Condition,
+    GaussianMixtureScoreModel,
+    LabelledMixtureScoreModel,
+    LinearGaussianScoreModel,
+    ObservedGaussianScoreModel,
+)
 from samplers import make_sampler
 from sde_lib import VP, NoiseStreams, make_sde
 
@@ -193,3 +199,29 @@ def test_bad_observations_are_refused_in_one_line():
     refuses(lambda: model.posterior(twice, draw(2), noise_std=0.0), "no density", "raise it")
     refuses(lambda: model.posterior(draw(2, 4), draw(2), noise_std=1.0), "[M, 3]", "[2, 4]")
     refuses(lambda: model.posterior(draw(2, 3), draw(2), noise_std=-0.1), "noise_std must be at least 0", "got -0.1")
+
+
+@pytest.mark.parametrize("sde_name", ["vp", "ve", "ddpm"])
+def test_a_noisy_image_of_any_level_is_told_as_bayes_rule_says(sde_name):
+    """x given y_s is the posterior of the plain Gaussian under a linear observation, of each sample's own level."""
+    sde, mean, (cov,), operator = make_sde(sde_name), draw(4), covariances(1, 4), draw(2, 4, seed=5)
+    model = ObservedGaussianScoreModel(sde, mean=mean, cov=cov, operator=operator)
+    plain = GaussianMixtureScoreModel(sde, means=mean[None], covs=cov[None])
+    s = torch.tensor([0.02, 0.1, 0.3, 0.5, 0.8], dtype=torch.float64)
+    y, x_t = draw(5, 2, seed=6), draw(5, 4, seed=7)
+    cond = Condition(image=y.reshape(5, 1, 1, 2), image_log_snr=sde.log_snr(s))
+    told, clean = model(x_t, TIMES, cond=cond), model(x_t, TIMES, cond=Condition(image=y.reshape(5, 1, 1, 2)))
+    for k, (alpha, sigma) in enumerate(zip(*sde.alpha_sigma(s), strict=True)):
+        # y_s / alpha = A x + noise of sigma / alpha
+        for found, posterior in (
+            (told, plain.posterior(operator, y[k] / alpha, noise_std=float(sigma / alpha))),
+            (clean, plain.posterior(operator, y[k], noise_std=0)),
+        ):
+            expected = posterior(x_t[k : k + 1], TIMES[k : k + 1])
+            torch.testing.assert_close(found.x0[k], expected.x0[0], rtol=1e-7, atol=1e-7)
+            torch.testing.assert_close(found.eps[k], expected.eps[0], rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(model(x_t, TIMES).x0, plain(x_t, TIMES).x0)
+    # an image as large as x is read through A
+    whole = Condition(image=x_t.reshape(5, 1, 2, 2))
+    through = Condition(image=(x_t @ operator.mT).reshape(5, 1, 1, 2))
+    torch.testing.assert_close(model(x_t, TIMES, cond=whole).x0, model(x_t, TIMES, cond=through).x0)

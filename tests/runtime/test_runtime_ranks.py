@@ -8,8 +8,10 @@ import pytest
 from eval_runs import finish, start
 from killing import Killer, run_together
 from tiny import tiny_command
+from torch.distributed import HashStore
 
 import main
+from runtime.processes.ranks import ALONE, Ranks
 
 PLUGIN = """
 import os
@@ -134,3 +136,12 @@ with process_group(ranks, torch.device("cpu")):
 def test_a_rank_that_leaves_by_an_exception_of_its_own_ends_the_others(killer: Killer, tmp_path: Path):
     work = "if ranks.rank == 1:\n    raise SystemExit(3)\ntime.sleep(100)"
     assert run_together(killer, _command(tmp_path, work), 2, limit=60) == [2, 1]
+
+
+def test_parts_of_a_job_share_values_under_the_same_names():
+    store = HashStore()
+    first, second = (Ranks(rank, 2, store) for rank in range(2))
+    for name, step in (("small", 6), ("large", 9)):
+        assert first.part(name).share("checkpoint", lambda step=step: step) == step
+    assert [second.part(name).share("checkpoint", lambda: None) for name in ("small", "large")] == [6, 9]
+    assert second.part("small").rank == 1 and ALONE.part("small") is ALONE

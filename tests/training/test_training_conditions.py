@@ -13,11 +13,11 @@ from torch import Tensor
 from training_runs import CPU, digits_like
 
 import main
-from data import LevelSpace, make_conditions
+from data import LevelSpace, TensorDataset, make_conditions
 from experiment.conditions import Conditions
 from experiment.trained_run import load_run
 from models import Condition
-from models.backbones import UNet
+from models.backbones import MLP, UNet
 from runtime.processes.rank_slice import RankSlice
 from training.ema import ExponentialMovingAverage
 from training.fit import fit
@@ -31,7 +31,10 @@ BATCH = 300  # more than one generator of noise makes
 def conditions_of_a_step(world: int, accumulation: int, options: TrainingOptions, monkeypatch: Any) -> Condition:
     """The conditions that a step's loss is given, those of all ranks and micro-batches joined."""
     data, seen = digits_like(700), []
-    told = Conditions(data.kind, labels=options.class_conditional, makers=make_conditions(("lowres", "ink")))
+    # so that what is told of a sample shows whose it is
+    values = torch.stack([LevelSpace(17).encode(data.images).flatten(1).mean(1), data.labels.float()], 1)
+    data = replace(data, values=values)
+    told = Conditions(data.kind, labels=options.class_conditional, makers=make_conditions(("lowres", "ink", "values")))
     model = score_model(UNet(image_size=8, in_channels=1, channels=8, channel_mult=(1,), attention_resolutions=()))
     loss = make_loss("ddpm", sde=model.sde, parameterization="eps")
 
@@ -65,6 +68,8 @@ def test_what_is_left_out_and_the_noise_are_draws_of_the_step(split: tuple[int, 
     assert whole.given.keys() == {"label", "image", "image_log_snr", "values"}
     for name, value in whole.given.items():
         torch.testing.assert_close(parts.given[name], value, rtol=0, atol=0, equal_nan=True)
+    ink, same, label = whole.values[whole.label >= 0].unbind(1)  # pyright: ignore
+    assert torch.equal(same, ink) and torch.equal(label.long(), whole.label[whole.label >= 0])  # pyright: ignore
 
 
 def test_a_sample_is_told_all_or_nothing(monkeypatch: Any):
@@ -75,7 +80,7 @@ def test_a_sample_is_told_all_or_nothing(monkeypatch: Any):
     assert abs(float(dropped.float().mean()) - 0.3) < 4 * (0.21 / BATCH) ** 0.5
     assert torch.equal(told.image.isnan().flatten(1).all(1), dropped)  # pyright: ignore
     assert torch.equal(told.image.isnan().flatten(1).any(1), dropped)  # pyright: ignore
-    assert torch.equal(told.values.isnan()[:, 0], dropped)  # pyright: ignore
+    assert all(torch.equal(column, dropped) for column in told.values.isnan().unbind(1))  # pyright: ignore
     kept = ~dropped
     for name, value in clean.given.items():
         assert torch.equal(told.given[name][kept], value[kept])
@@ -115,6 +120,25 @@ def test_fit_tells_a_network_what_its_makers_make():
     assert (one - other).abs().flatten(1).amax(1).min() > 0
     with pytest.raises(ValueError, match="conditions are made of images, got other data"):
         fit(score_model(network), torch.randn(4, 1, 8, 8), steps=1, conditions=makers)
+
+
+def test_fit_tells_a_network_values_of_ones_own():
+    """x = c + 0.1 eps: told c, a network knows x0 where x_t alone says a fifth of it."""
+    c = torch.randn(512, 1, generator=torch.Generator().manual_seed(0))
+    x = c + 0.1 * torch.randn(512, 1, generator=torch.Generator().manual_seed(1))
+    network = MLP(1, hidden=32, cond_values=1)
+    told = fit(score_model(network), x, values=c, steps=200, batch_size=64, learning_rate=3e-3, device="cpu")
+    asked, t = torch.tensor([[-1.0], [0.0], [1.0]]), torch.full((3,), 0.4, dtype=torch.float64)
+    x0 = told(float(told.sde.alpha(t[0])) * asked, t, cond=Condition(values=asked)).x0
+    assert float((x0 - asked).abs().max()) < 0.3
+    for wrong, message in ((c[:5], "values must be torch.float32"), (c * torch.nan, "512 of 512 samples are not fin")):
+        with pytest.raises(ValueError, match=message):
+            fit(score_model(network), x, values=wrong, steps=1)
+    data = TensorDataset(x, torch.zeros(512, dtype=torch.int64))
+    with pytest.raises(ValueError, match="labels and values are for tensors, got a data set"):
+        fit(score_model(network), data, values=c, steps=1)
+    with pytest.raises(ValueError, match=r"told values \[16, K\], got none; give each sample K"):
+        fit(score_model(network), data, conditions=make_conditions(("values",)), steps=1, batch_size=64)
 
 
 CONDITIONS = [

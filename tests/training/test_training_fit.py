@@ -198,7 +198,7 @@ def test_a_network_of_one_s_own_need_not_take_classes():
 
 def test_labels_beside_a_data_set_are_refused():
     digits = load_dataset("digits", root=".", split="train")
-    with pytest.raises(ValueError, match="labels are for tensors, got a data set"):
+    with pytest.raises(ValueError, match="labels and values are for tensors, got a data set"):
         fit(_mlp(2), digits, labels=digits.labels, steps=1)
 
 

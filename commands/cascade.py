@@ -1,0 +1,187 @@
+"""Train, measure and sample the stages of a cascade, each of which is an ordinary run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation.over_ranks import deal, says_what_is_kept
+from evaluation.sample_set import SampleSet
+from experiment.build import build_dataset, pick_device
+from experiment.checks import check_config
+from experiment.conditions import build_conditions
+from experiment.config import Config
+from experiment.imported_config import complete_config
+from experiment.pictures import as_array
+from experiment.rank0_first import load_on_rank0_first
+from experiment.workdir import check_for_use, save_npz, write_json
+from runtime.locks import locked
+from runtime.memory import explain_out_of_memory
+from runtime.messages import say
+from runtime.processes.ranks import Ranks
+from runtime.terminal import ProgressBar
+from samplers import StepState
+from tasks import Cascade, Stage, check_stages
+
+from .cascade_report import cascade_report, read_stage
+from .run_mode import run_mode
+from .sample import SampledRun, check_folder, load_sampled, plan_batches
+
+Stages = Mapping[str, Config]
+
+
+def run_cascade(
+    mode: str, config: Config, stages: Stages, workdir: Path, flags: Mapping[str, Any], ranks: Ranks
+) -> None:
+    """Do what a mode stands for with every stage of a cascade, each in its own folder of the work directory.
+
+    Args:
+        mode: train, eval or sample.
+        config: The cascade's config, of which the section ``cascade`` counts.
+        stages: The configs of its stages by name.
+        workdir: The cascade's work directory.
+        flags: The command line's flags, "" or None where not given.
+        ranks: The processes of the job.
+
+    Raises:
+        ValueError: In one line: another mode, or stages that make no cascade; and what the modes themselves raise.
+    """
+    if mode not in ("train", "eval", "sample"):
+        raise ValueError(f"--mode {mode} is of one model, got a cascade; run it for a stage, with its --workdir")
+    for flag in ("init_from", "input"):
+        if flags.get(flag):
+            name = f"--{flag.replace('_', '-')}"
+            raise ValueError(f"{name} is of one model, got a cascade; run that for a stage, with its --workdir")
+    stages = {name: complete_config(one, workdir / name) for name, one in stages.items()}
+    for one in stages.values():
+        check_config(one)
+    if mode == "sample":
+        _sample(config, stages, workdir, Path(flags.get("output") or workdir / "samples"), ranks)
+        return
+    _check(config, stages, ranks)
+    for name, one in stages.items():
+        if ranks.first:
+            say(f"stage {name}")
+        run_mode(mode, one, workdir / name, {}, ranks.part(name))
+    if mode == "eval" and ranks.first:
+        _write_report(config, stages, workdir)
+
+
+def _check(config: Config, stages: Stages, ranks: Ranks) -> None:
+    """Refuse stages that make no cascade, before any of them is trained or measured."""
+    told = []
+    for name, one in stages.items():
+        dataset = load_on_rank0_first(ranks, f"data of {name}", lambda one=one: build_dataset(one, "train"))
+        told.append(build_conditions(one, dataset.kind))
+    check_stages(list(stages), told, config.cascade.noise_t, _most_noise_t(stages))
+
+
+def _most_noise_t(stages: Stages) -> list[float]:
+    return [one.model.get("condition_noise_t", 0.0) for one in stages.values()]
+
+
+def _write_report(config: Config, stages: Stages, workdir: Path) -> None:
+    """Add up the stages' bits of each image, print them, and write ``eval/report.json`` of the cascade."""
+    report, per_image = cascade_report({name: read_stage(workdir / name) for name in stages})
+    save_npz(workdir / "eval" / "per_image.npz", per_image)
+    write_json(workdir / "eval" / "report.json", report)
+    for name in per_image:
+        print(f"{name} {report[name]['quote']}", flush=True)
+    say(f"wrote {workdir / 'eval' / 'report.json'}")
+
+
+def _load(stages: Stages, workdir: Path, device: torch.device, ranks: Ranks) -> dict[str, SampledRun]:
+    """Load all stages; one that is told no class draws nothing of ``sampling.classes``."""
+    runs: dict[str, SampledRun] = {}
+    for name, one in stages.items():
+        check_for_use(workdir / name, one)
+        if runs and not one.model.class_conditional:
+            one.sampling.classes = ()
+        runs[name] = load_sampled(one, workdir / name, device, ranks.part(name))
+    return runs
+
+
+def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: Ranks) -> None:
+    """Draw the images of all stages, those of the last as the samples; see ``commands.sample``."""
+    *_, last = stages.values()
+    settings, device = last.sampling, ranks.device(pick_device(last))
+    if settings.record_trajectory:
+        raise ValueError("sampling.record_trajectory is of one model, got a cascade; leave it out")
+    with (
+        explain_out_of_memory("sampling.batch_size", settings.batch_size),
+        contextlib.ExitStack() as held,
+    ):
+        check_folder(folder)
+        runs = _load(stages, workdir, device, ranks)
+        most = _most_noise_t(stages)
+        parts = [
+            Stage(run.model, run.sampler, build_conditions(run.config, run.kind), s, name=name)
+            for s, (name, run) in zip(most, runs.items(), strict=True)
+        ]
+        cascade = Cascade(parts, noise_t=config.cascade.noise_t, truncated=config.cascade.truncated)
+        if ranks.first:
+            held.enter_context(locked(folder, "sample", flag="--output"))
+            for name, run in runs.items():
+                say(f"stage {name}")
+                run.say_notes()
+        first, final = next(iter(runs.values())), list(runs.values())[-1]
+        numbers = np.arange(settings.num_samples)
+        labels = None if first.classes is None else np.array(first.classes)[numbers % len(first.classes)]
+        about = {"stages": list(runs), "noise_t": list(cascade.noise_t), "truncated": cascade.truncated}
+        samples = SampleSet(
+            folder,
+            {"cascade": about} | {name: run.fingerprint() for name, run in runs.items()},
+            final.about() | {key: first.about()[key] for key in ("classes", "class_names")} | {"cascade": about},
+            num_samples=settings.num_samples,
+            batch_size=settings.batch_size,
+            kind=final.kind,
+            labels=labels,
+            pngs=settings.png_folder,
+            stages={part.name: part.kind for part in parts[:-1]},
+        )
+        todo = plan_batches(samples, ranks)
+        if todo is None:
+            return
+        with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
+            num_steps = sum(one.sampling.num_steps for one in stages.values())
+            _draw(cascade, ranks, samples, todo, labels, seed=last.seed, device=device, num_steps=num_steps)
+            if ranks.first:
+                nfe, notes = samples.finish()
+                for note in notes:
+                    say(note)
+                steps = ", ".join(f"{name} of step {run.step}" for name, run in runs.items())
+                say(f"{settings.num_samples} samples of {steps}, {nfe} network calls each; wrote them in {folder}")
+
+
+def _draw(
+    cascade: Cascade,
+    ranks: Ranks,
+    samples: SampleSet,
+    todo: list[list[str]],
+    labels: np.ndarray | None,
+    *,
+    seed: int,
+    device: torch.device,
+    num_steps: int,
+) -> None:
+    """Draw the batches, each on its process, and keep them."""
+    mine = todo[ranks.rank :: ranks.world]
+    with ProgressBar(unit="step", desc="sample", total=num_steps * len(mine), disable=not ranks.first) as bar:
+
+        def progress(_: StepState) -> None:
+            bar.update()
+
+        def drawn(unit: str) -> bytes:
+            index = samples.index(int(unit))
+            told = None if labels is None else torch.from_numpy(labels[index.start : index.stop])
+            found = cascade.sample(index, labels=told, seed=seed, device=device, hooks=[progress])
+            images = [as_array(x0, stage.kind) for x0, stage in zip(found.x0, cascade.stages, strict=True)]
+            earlier = {stage.name: one for stage, one in zip(cascade.stages, images[:-1], strict=False)}
+            return samples.encode(int(unit), {"images": images[-1], "nfe": np.asarray(found.nfe)} | earlier)
+
+        deal(ranks, todo, drawn, lambda unit, data: samples.keep(int(unit), data))

@@ -1,0 +1,1 @@
+"""Configs of cascades, each a list of configs of its stages."""

@@ -1,0 +1,3 @@
+"""Uses of trained models: plain functions and classes, which need no config."""
+
+from .cascade import Cascade, CascadeSamples, Stage, check_stages
