@@ -136,7 +136,7 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
         samples = SampleSet(
             folder,
             {"cascade": about} | {name: run.fingerprint() for name, run in runs.items()},
-            final.about() | {key: first.about()[key] for key in ("classes", "class_names")} | {"cascade": about},
+            final.about(first.classes) | {"cascade": about},
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=final.kind,

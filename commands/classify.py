@@ -45,6 +45,11 @@ def classify(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
             "--mode classify needs a class-conditional model, got one without classes; train one with "
             "model.class_conditional=True"
         )
+    if config.data.condition:
+        raise ValueError(
+            f"--mode classify needs a model that is told classes alone, got data.condition="
+            f"{','.join(config.data.condition)}; train one without"
+        )
     settings = config.eval
     if settings.classify_z and settings.classify_rounds == 1:
         raise ValueError(

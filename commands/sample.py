@@ -90,7 +90,7 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         samples = SampleSet(
             folder,
             run.fingerprint() | ({} if conditions.digest is None else {"conditions": conditions.digest}),
-            run.about(),
+            run.about(conditions.classes) | _told(config, conditions, input),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=run.kind,
@@ -165,10 +165,10 @@ class SampledRun:
             self.config, self.model, self.step, self.kind, self.classes, how, self.device, self.reference
         )
 
-    def about(self) -> dict[str, Any]:
-        """See ``about_of``."""
+    def about(self, classes: Sequence[int] | None) -> dict[str, Any]:
+        """See ``about_of``; the classes are those that are drawn in turn."""
         guidance, how = described(self.config, self.reference), self.mode.recorded()
-        return about_of(self.config, self.step, self.kind, self.classes, how, self.variance, guidance)
+        return about_of(self.config, self.step, self.kind, classes, how, self.variance, guidance)
 
     def say_notes(self) -> None:
         """Say how the network computes, and what has changed or is lost."""
@@ -270,6 +270,14 @@ def _conditions_of(
     )
     dataset = as_trained(ranks, config, workdir, split)
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
+
+
+def _told(config: Config, conditions: SampleConditions, given: str) -> dict[str, Any]:
+    """What ``samples.json`` says of observations, if there are any."""
+    if conditions.digest is None:
+        return {}
+    origin = {"input": given} if given else {"condition_split": config.sampling.condition_split}
+    return origin | {"condition_noise_t": config.sampling.condition_noise_t}
 
 
 def _chosen(classes: Sequence[int], names: Sequence[str]) -> str:

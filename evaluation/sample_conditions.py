@@ -51,6 +51,11 @@ class SampleConditions:
         self._noise_t, self._seed = noise_t, seed
 
     @property
+    def classes(self) -> list[int] | None:
+        """The classes that are drawn in turn; None where there are none, or they are those of the observations."""
+        return None if self._classes is None else self._classes.tolist()
+
+    @property
     def digest(self) -> str | None:
         """Digest of the observations; None where there are none."""
         if self._source is None:

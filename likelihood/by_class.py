@@ -26,7 +26,7 @@ class ClassTerms(LikelihoodTerms):
 
     Attributes:
         class_nats: -log p(x0 | c), or a bound above it, in nats, float64 [B, C].
-        class_rounds: Rounds that each of them is the mean of, int64 [B, C].
+        class_rounds: Rounds in which each of them was measured, int64 [B, C].
         null_nats: The same without a class, float64 [B]; None where it is not asked for.
         class_calls: Network evaluations for an image, over its classes and rounds, int64 [B]; ``null_nats`` not in it.
     """
@@ -48,8 +48,9 @@ class LikelihoodByClass(LikelihoodEstimator):
     dropped for an image: if it lies above the best one by more than ``z`` standard errors of their difference, which
     the common draws give (``sampling_variance``; that of the decoder's single draw a round is not in it). This is the
     adaptive evaluation of Li et al. 2023, Algorithm 2, with a test in place of a fixed schedule. A class that is
-    dropped keeps the mean of the rounds that it had. Steps had better be drawn by importance: of uniform draws few make
-    most of the sum, and where they are missed the standard error is too small.
+    dropped keeps its distance from the one that was best then: its own mean is of fewer draws, whose noise is no longer
+    that of the others. Steps had better be drawn by importance: of uniform draws few make most of the sum, and where
+    they are missed the standard error is too small.
 
     Args:
         estimator: Any estimator of one class.
@@ -91,6 +92,7 @@ class LikelihoodByClass(LikelihoodEstimator):
         null = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         undecided = torch.ones(shape, dtype=torch.bool, device=x0.device)
         shares: list[Tensor] = []
+        drops: list[tuple[Tensor, Tensor, Tensor]] = []  # means so far, which classes were dropped, and the best one
         for turn in range(self.rounds):
             for c in range(self.num_classes):
                 rows = undecided[:, c].nonzero().flatten()
@@ -108,15 +110,20 @@ class LikelihoodByClass(LikelihoodEstimator):
             if self.null:
                 null += self._measure(model, x0, -1, noise, turn, torch.arange(len(x0))).total / self.rounds
             if self.z and turn + 1 < self.rounds:
-                undecided = self._undecided(undecided, sums.sum(0) / rounds, shares)
-        prior, diffusion, reconstruction = (sums / rounds).gather(2, label[None, :, None].expand(3, -1, 1)).squeeze(2)
+                before, means = undecided, sums / rounds
+                undecided, best = self._undecided(before, means.sum(0), shares)
+                drops.append((means, before & ~undecided, best.expand(3, -1, 1)))
+        found = sums / rounds
+        for means, dropped, best in reversed(drops):
+            found = torch.where(dropped, means + (found - means).gather(2, best), found)
+        prior, diffusion, reconstruction = found.gather(2, label[None, :, None].expand(3, -1, 1)).squeeze(2)
         return ClassTerms(
             prior=prior,
             diffusion=diffusion,
             reconstruction=reconstruction,
             nfe=int(calls.max()),
             num_dims=x0[0].numel(),
-            class_nats=sums.sum(0) / rounds,
+            class_nats=found.sum(0),
             class_rounds=rounds,
             null_nats=null if self.null else None,
             class_calls=calls,
@@ -136,8 +143,11 @@ class LikelihoodByClass(LikelihoodEstimator):
         before: Bool[Tensor, "batch classes"],
         nats: Float[Tensor, "batch classes"],
         shares: list[Tensor],
-    ) -> Bool[Tensor, "batch classes"]:
-        """The classes that stay, by the means and the shares [B, C, K] of all rounds so far; none once one is left."""
+    ) -> tuple[Bool[Tensor, "batch classes"], Int64[Tensor, "batch 1"]]:
+        """The classes that stay, by the means and the shares [B, C, K] of all rounds so far; none once one is left.
+
+        And the best class of each image.
+        """
         assert isinstance(self.estimator, SampledBound)
         independent = self.estimator.step_sampling == "uniform"
         best = nats.masked_fill(~before, torch.inf).argmin(1, keepdim=True)
@@ -148,4 +158,4 @@ class LikelihoodByClass(LikelihoodEstimator):
             assert found is not None  # one draw alone is refused
             variance += found.view_as(nats)
         stay = before & (nats - nats.gather(1, best) <= self.z * variance.sqrt() / len(shares))
-        return stay & (stay.sum(1, keepdim=True) > 1)
+        return stay & (stay.sum(1, keepdim=True) > 1), best

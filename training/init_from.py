@@ -26,6 +26,7 @@ from .state import TrainingState
 _ADDED = (
     *("model.class_conditional", "model.condition_dropout", "model.condition_noise_t", "model.network.num_classes"),
     *("model.network.cond_channels", "model.network.cond_values", "model.network.null_condition"),
+    "data.condition",
 )
 _OWN = "run"  # config.source.name of a run that began with the weights of another one
 
@@ -109,18 +110,21 @@ def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
     different = {
         key: pair for key, pair in config_differences(config, saved).items() if not (key in _ADDED and not pair[1])
     }
-    shown = {section: _shown(different, f"{section}.") for section in ("model", "sde")}
-    if shown["model"]:
-        raise ValueError(f"--init-from {init_from} has another model: {shown['model']}; set it as it is there")
-    if shown["sde"]:
-        say(f"--init-from {init_from} was trained on another SDE: {shown['sde']}")
+    if not saved.get("data", {}).get("condition"):
+        different.pop("data.condition_options", None)
+    # what it is told is of the model too
+    model, sde = _shown(different, "model.", "data.condition"), _shown(different, "sde.")
+    if model:
+        raise ValueError(f"--init-from {init_from} has another model: {model}; set it as it is there")
+    if sde:
+        say(f"--init-from {init_from} was trained on another SDE: {sde}")
     return True
 
 
-def _shown(different: dict[str, tuple[Any, Any]], section: str) -> str:
+def _shown(different: dict[str, tuple[Any, Any]], *sections: str) -> str:
     # the kind of network, and of SDE, say most
     keys = sorted(different, key=lambda key: not key.endswith((".backbone", ".name")))
-    return in_words({key: different[key] for key in keys if key.startswith(section)}, "{} is {} there, {} here")
+    return in_words({key: different[key] for key in keys if key.startswith(sections)}, "{} is {} there, {} here")
 
 
 def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str) -> None:

@@ -110,6 +110,7 @@ def test_points_in_the_plane_are_classified_by_their_densities(tmp_path: Path, m
     ("extra", "message"),
     [
         (["--config.model.class_conditional=false"], "needs a class-conditional model, got one without classes"),
+        (["--config.data.condition=lowres"], "needs a model that is told classes alone, got data.condition=lowres"),
         (["--config.eval.classify_by=bound"], "unknown likelihood 'bound'; choices: ode, vlb, vlb_continuous"),
         (["--config.eval.classify_z=3"], "eval.classify_z=3 drops classes between rounds"),
         (["--config.eval.classify_rounds=0"], "config.eval.classify_rounds must be at least 1, got 0"),

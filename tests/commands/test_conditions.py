@@ -68,6 +68,10 @@ def test_samples_are_of_the_images_of_a_split_or_of_a_file(told: Path, tmp_path:
     same = drawn(told, tmp_path / "file", given)
     for key in ("arr_0", "arr_1"):
         np.testing.assert_array_equal(same[key], samples[key])
+    said = [json.loads((tmp_path / name / "samples.json").read_text()) for name in ("split", "file")]
+    # the classes are those of the images, not all in turn
+    assert [one["classes"] for one in said] == [None, None] and [one["condition_noise_t"] for one in said] == [0, 0]
+    assert said[0]["condition_split"] == "test" and said[1]["input"] == str(tmp_path / "small.npz")
     # image k at any batch size, with noise on its condition too
     noise = ("--config.sampling.condition_noise_t=0.3", given)
     noisy, other = (drawn(told, tmp_path / size, *noise, f"--config.sampling.batch_size={size}") for size in ("2", "5"))
@@ -76,6 +80,7 @@ def test_samples_are_of_the_images_of_a_split_or_of_a_file(told: Path, tmp_path:
     # classes of one's own
     chosen = drawn(told, tmp_path / "classes", given, "--config.sampling.classes=3,7")
     assert chosen["arr_1"].tolist() == [3, 7, 3, 7, 3]
+    assert json.loads((tmp_path / "classes" / "samples.json").read_text())["classes"] == [3, 7]
 
 
 def test_a_picture_shows_what_was_told(told: Path, tmp_path: Path):

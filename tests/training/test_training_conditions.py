@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_networks import score_model
 from test_labels import _OneOfTwo  # the ranks of one process
-from tiny import tiny_command
+from tiny import error, tiny_command
 from torch import Tensor
 from training_runs import CPU, digits_like
 
@@ -147,7 +147,9 @@ CONDITIONS = [
 ]  # fmt: skip
 
 
-def test_a_run_without_conditions_goes_on_with_some_from_the_same_outputs(run_copy: Path, tmp_path: Path):
+def test_a_run_without_conditions_goes_on_with_some_from_the_same_outputs(
+    run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     one_step = ["--config.training.num_steps=1", "--config.training.checkpoint_every=1"]
     command = tiny_command("train", tmp_path / "new", *CONDITIONS, *one_step, f"--init-from={run_copy}")
     assert main.run(command) == 0
@@ -163,3 +165,8 @@ def test_a_run_without_conditions_goes_on_with_some_from_the_same_outputs(run_co
     later = load_run(tmp_path / "new", device="cpu", step=1, weights="raw").model
     # one step is enough for it to be told them
     assert not torch.equal(later(x, t, cond=cond).eps, later(x, t, cond=cond.without()).eps)
+    # one channel fits two channels' weights by broadcasting, and values would be forgotten
+    more = [*CONDITIONS, *one_step, "--config.data.condition=masked", "--config.data.condition_options="]
+    said = error(capsys, tiny_command("train", tmp_path / "other", *more, f"--init-from={tmp_path / 'new'}"))
+    assert "has another model: data.condition is " in said and "['masked'] here" in said
+    assert not (tmp_path / "other").exists()
