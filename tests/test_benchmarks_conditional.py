@@ -4,6 +4,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +157,7 @@ def test_a_whole_run_of_super_resolution(tmp_path: Path):
         super_resolution.main([f"--workdir={run}", "--noise-times=0.7"])
 
 
-def test_the_table_of_the_page_is_that_of_the_figures_beside_it():
-    report = json.loads((ROOT / "benchmarks" / "results" / "guidance.json").read_text())
-    assert table(guidance.rows(report)) in (ROOT / "docs" / "conditional.md").read_text()
+@pytest.mark.parametrize("benchmark", [guidance, super_resolution])
+def test_the_tables_of_the_page_are_those_of_the_figures_beside_it(benchmark: Any):
+    report = json.loads(benchmark.RESULT.read_text())
+    assert table(benchmark.rows(report)) in (ROOT / "docs" / "conditional.md").read_text()
