@@ -29,7 +29,7 @@ from evaluation.sample_conditions import SampleConditions
 from experiment import TrainedRun
 from experiment.build import build_sampler
 from experiment.config import Config
-from experiment.guidance import load_reference, sampled_model
+from experiment.guidance import sampled_model
 from experiment.pictures import image_grid, save_png
 from experiment.workdir import write_json
 from likelihood import mean_and_stderr
@@ -144,8 +144,7 @@ def draw(scenes: Scenes, config: Config, *, num_draws: int, batch_size: int) -> 
     Draw j of image i is sample i + N j: it has the same noise whatever the config asks for.
     """
     run, device, sampler = scenes.run, next(scenes.run.model.parameters()).device, build_sampler(config)
-    reference = load_reference(config, run.kind, device)
-    model = sampled_model(config, run.model, run.kind, sampler, reference and reference.model)
+    model = sampled_model(config, run.model, run.kind, sampler)
     told = SampleConditions(scenes.conditions, source=scenes.held_out, noise_t=config.sampling.condition_noise_t)
     total, parts = len(scenes.held_out) * num_draws, []
     for first in range(0, total, batch_size):
@@ -183,9 +182,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Super-resolution against the truth.", allow_abbrev=False)
     add_run(parser)
     parser.set_defaults(config="configs/vp/digits_sr.py")
-    parser.add_argument(
-        "--noise-times", type=listed(float), default=[0, 0.05, 0.1, 0.2, 0.3, 0.5], help="t of the noise"
-    )
+    parser.add_argument("--noise-times", type=listed(float), default=[0, 0.025, 0.05, 0.1], help="t of the noise")
     parser.add_argument("--num-images", type=whole(0), default=0, help="of the test split; 0: all")
     parser.add_argument("--num-draws", type=whole(2), default=4, help="of each image")
     parser.add_argument("--sampler", default="ddim")
