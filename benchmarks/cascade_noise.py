@@ -21,7 +21,7 @@ from .options import whole
 from .quality import Quality
 from .trained import load_images
 
-LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+LEVELS = (0.0, 0.02, 0.05, 0.1)
 
 
 def draw(cascade: Cascade, num_samples: int, batch_size: int) -> tuple[list[Tensor], int]:

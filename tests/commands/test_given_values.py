@@ -114,13 +114,8 @@ def test_other_values_are_refused(told: tuple[str, Path, Path], tmp_path: Path, 
     assert "data.condition=values needs values of each sample, which the data do not have; save them as" in message
     assert not (tmp_path / "new").exists()
     for path, count in ((none, 0), (more, 3)):
-        for mode in ("train", "eval") if count else ("eval",):
+        for mode in ("train", "eval", "sample") if count else ("eval", "sample"):
             assert f"num_values {k}, got {count} in npz" in error(capsys, commanded(kind, mode, run, path))
-        got = f"[4, {count}]" if count else "none"
-        batch = "--config.sampling.batch_size=4"
-        assert f"told values [4, {k}], got {got}; give each" in error(
-            capsys, commanded(kind, "sample", run, path, batch, "--config.sampling.num_samples=4")
-        )
     np.savez(tmp_path / "given.npz", values=np.ones((5, 3)))
     message = error(capsys, commanded(kind, "sample", run, data, f"--input={tmp_path / 'given.npz'}"))
     assert f"values must be [N, {k}], got [5, 3]; give each sample {k}" in message
