@@ -63,7 +63,7 @@ def draw(
         Samples [N, ...] on the CPU, their classes [N] (zeros if unconditional), and network calls a batch, at most.
     """
     samples, nfe = [], 0
-    conditions = SampleConditions(Conditions(None, labels=bool(classes)), classes=classes)
+    conditions = SampleConditions(Conditions(None, labels=bool(classes)), classes=classes or None)
     for first in range(0, num_samples, batch_size):
         index = range(first, min(first + batch_size, num_samples))
         cond = conditions.of(index, model.sde)

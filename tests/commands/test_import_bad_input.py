@@ -63,7 +63,7 @@ class Trap:
         (["--config.model.channels=64"], "unknown key of config.model: 'channels'; choices: backbone"),
         (
             ["--config.model.backbone=transformer"],
-            "unknown backbone 'transformer'; choices: adm, mlp, ncsnpp",
+            "unknown backbone 'transformer'; choices: adm, classifier, mlp, ncsnpp",
         ),
         (["--format=diffusers"], "--format is a flag of --mode export, got --mode import; leave it out"),
     ],
@@ -144,7 +144,7 @@ def test_files_of_other_projects_damage_and_code_are_one_line(
     refused(
         capsys,
         guided.command("import", workdir, f"--checkpoint={ddpm.checkpoint}"),
-        "is of another project than guided-diffusion or improved-diffusion",
+        "is of another project than guided-diffusion",
         workdir,
     )
     refused(
