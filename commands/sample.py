@@ -273,7 +273,7 @@ def _conditions_of(
 
 
 def _told(config: Config, conditions: SampleConditions, given: str) -> dict[str, Any]:
-    """What ``samples.json`` says of observations, if there are any."""
+    """Say for ``samples.json`` where observations are from; nothing without."""
     if conditions.digest is None:
         return {}
     origin = {"input": given} if given else {"condition_split": config.sampling.condition_split}

@@ -140,6 +140,9 @@ class NetworkScoreModel(ScoreModel):
         unknown = [] if self._told is None else sorted(told.keys() - self._told)
         if unknown:
             raise ValueError(f"this network is not told {', '.join(unknown)}; leave these out of the condition")
+        if "image" in told and "image_log_snr" not in told and (self._told is None or "image_log_snr" in self._told):
+            # the least noise that training may add to it
+            told["image_log_snr"] = self.sde.log_snr(torch.zeros_like(t)).to(told["image"].dtype)
         if self.parameterization.scales_input:
             scaled = expand_like(self.parameterization.c_in(self.sde, t), x_t) * x_t
         raw = self.backbone(scaled, self.parameterization.c_noise(self.sde, t), **told).to(x_t.dtype)

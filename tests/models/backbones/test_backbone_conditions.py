@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models import Condition, EDMParameterization, EpsParameterization, NetworkScoreModel
 from models.backbones import ADM, MLP, Backbone, NCSNpp, UNet
-from sde_lib import VE, VP
+from sde_lib import SDE, VE, VP
 
 SMALL: dict[str, Any] = {
     "image_size": 8, "in_channels": 1, "channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1,
@@ -113,6 +113,17 @@ def test_a_clean_image_is_the_limit_of_little_noise():
     for log_snr in (20.0, 1e3, float("inf")):
         assert torch.equal(network(x, c_noise, image=image, image_log_snr=torch.full((4,), log_snr)), clean)
     assert not torch.equal(network(x, c_noise, image=image, image_log_snr=torch.full((4,), 5.0)), clean)
+
+
+@pytest.mark.parametrize("sde", [VP(), VE(sigma_max=50)])
+def test_a_clean_image_is_told_as_one_of_the_least_noise_that_the_sde_has(sde: SDE):
+    network = drawn(UNet(**SMALL, cond_channels=2))
+    model, image = NetworkScoreModel(network, sde, EpsParameterization()), told()["image"]
+    x, t = inputs()[0], torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)
+    least = sde.log_snr(torch.zeros(4, dtype=torch.float64)).float()
+    clean, noisy = (model(x, t, cond=Condition(image=image, image_log_snr=level)).eps for level in (least, least - 4))
+    assert torch.equal(model(x, t, cond=Condition(image=image)).eps, clean)
+    assert torch.equal(noisy, clean) == isinstance(sde, VP)  # whose least noise is none
 
 
 def test_vectors_are_told_values():
