@@ -120,6 +120,8 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """The settings that are compared: a name of each, and its keys of ``config.sampling``."""
     for weight in args.weights:
         yield f"w = {weight:g}", {"guidance_weight": weight}
+    if len(args.interval) not in (0, 2):
+        raise SystemExit(f"--interval must be two numbers of sigma / alpha, got {args.interval}; try 0.1,2")
     for weight in args.weights if args.interval else ():
         if weight > 1:
             low, high = args.interval
