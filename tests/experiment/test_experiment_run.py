@@ -70,7 +70,7 @@ def test_it_is_the_model_that_the_commands_sample_and_measure(run_copy: Path, mo
     # of steps that are drawn by importance no pilot run is made: they are drawn in strata
     run.config.eval.vlb_steps_per_image = 2
     assert run.bits_per_dim(images, progress=False).mean() == pytest.approx(float(measured.mean()), rel=0.5)
-    with pytest.raises(ValueError, match="data and labels must be as many, and one at least, got 0 data"):
+    with pytest.raises(ValueError, match="data, labels and values must be as many, and one at least, got 0 data"):
         run.bits_per_dim(images[:0])
     with pytest.raises(ValueError, match="the model needs no labels; the model is told no class"):
         run.bits_per_dim(images, labels=torch.zeros(10, dtype=torch.int64))
