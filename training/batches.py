@@ -189,10 +189,12 @@ class Batches:
         own = self._slice.samples
         samples, labels = self._samples.batch(step)
         numbers = torch.Size([self._num_condition_noise])
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, step, _TIME_STREAM))
+        uniform = torch.rand(self._slice.batch_size, generator=generator, dtype=torch.float64)
         batch = Batch(
             samples[own],
             labels[own],
-            self._uniform(step, _TIME_STREAM),
+            uniform,
             self._noise(step, _NOISE_STREAM, samples.shape[1:]),
             values=None if self._values is None else self._values[torch.from_numpy(self._samples.indices(step)[own])],
             more_noise=self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None,

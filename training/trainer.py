@@ -145,6 +145,7 @@ class Trainer:
         self._outside_network = [p for p in model.parameters() if id(p) not in network]
         self._space = dataset.space
         self._conditions = conditions or Conditions(None, labels=options.class_conditional)
+        self._tells = self._conditions.any
         self._shown = self._preview_condition(dataset)
         self._batches = Batches(
             dataset,
@@ -300,20 +301,26 @@ class Trainer:
         def here(values: Tensor) -> Tensor:
             return values[local].to(self._device, non_blocking=True)
 
-        samples, eps = here(batch.samples), here(batch.eps)
-        x0, noise = self._space.encode(samples), None
-        if batch.condition_uniform is not None and batch.condition_eps is not None:
-            t = self.options.condition_noise_t * here(batch.condition_uniform)
-            noise = ImageNoise(self._model.sde, t, here(batch.condition_eps))
-        values = None if batch.values is None else here(batch.values)
-        cond = self._conditions.tell(self._conditions.observe(samples, here(batch.labels), values), noise=noise)
-        if batch.drop_uniform is not None and cond is not None:
-            cond = null_of(cond, here(batch.drop_uniform) < self.options.condition_dropout)
+        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps)
+        cond = self._condition(batch, here) if self._tells else None
         more = {} if batch.more_noise is None else {"more_noise": here(batch.more_noise)}
         # dropout draws from the global generator: there is no other way to reach it
         stream = (NETWORK_STREAM, micro_batch.start) if micro_batch.start else (NETWORK_STREAM,)
         torch.manual_seed(derive_seed(self.options.seed, self.state.step, *stream))
         return self.state.loss(self._model, x0, times.t[micro_batch].to(self._device), eps, cond=cond, **more)
+
+    def _condition(self, batch: Batch, here: Callable[[Tensor], Tensor]) -> Cond | None:
+        """The condition of a micro-batch, which ``here`` takes out of a batch: with its noise, and left out of some."""
+        noise = None
+        if batch.condition_uniform is not None and batch.condition_eps is not None:
+            t = self.options.condition_noise_t * here(batch.condition_uniform)
+            noise = ImageNoise(self._model.sde, t, here(batch.condition_eps))
+        values = None if batch.values is None else here(batch.values)
+        observed = self._conditions.observe(here(batch.samples), here(batch.labels), values)
+        cond = self._conditions.tell(observed, noise=noise)
+        if batch.drop_uniform is None or cond is None:
+            return cond
+        return null_of(cond, here(batch.drop_uniform) < self.options.condition_dropout)
 
     def prepare(self) -> None:
         """Compute a step's gradient once, and forget it.
