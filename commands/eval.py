@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +29,24 @@ from evaluation.table import (
     table,
     without_nan,
 )
-from experiment.build import build_dataset, build_sampler, pick_device
-from experiment.checks import check_config
-from experiment.conditions import build_conditions
+from experiment.build import build_sampler
 from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
-from experiment.from_checkpoints import as_score_model, trained_channels
+from experiment.from_checkpoints import as_score_model
 from experiment.guidance import check_unguided
 from experiment.network import is_classifier
 from experiment.pictures import save_bound_curve
-from experiment.plugins import say_changed_plugins
-from experiment.precision import fast_inference, pick_mode
-from experiment.rank0_first import (
-    as_trained,
-    load_on_rank0_first,
-    load_same_trained,
-    pick_together,
-)
-from experiment.workdir import check_for_use, save_npz, write_json
+from experiment.precision import fast_inference
+from experiment.workdir import save_npz, write_json
 from likelihood import LikelihoodEstimator, VariationalBound
 from models import ScoreModel
-from runtime.locks import locked
-from runtime.memory import explain_out_of_memory
 from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
 
 from .eval_classifier import evaluate_classifier
+from .subject import says_before_the_first_batch, subject
 
-_NUM_CALLS = 100  # of the network for a batch, about, to judge whether compiling it is worth while
+_CALLS_PER_BATCH = 100  # of the network, about
 
 
 @dataclass(frozen=True)
@@ -107,44 +96,17 @@ def measured(
     Raises:
         ValueError: And the others' errors: see ``evaluate``.
     """
-    check_config(config)
     check_unguided(config)
-    with (
-        explain_out_of_memory("eval.batch_size", config.eval.batch_size),
-        contextlib.ExitStack() as held,
-    ):
-        check_for_use(workdir, config)
-        device = ranks.device(pick_device(config))
-        with says_what_is_kept(lambda: "stopped before the first batch; the same command begins again"):
-            channels = trained_channels(config, workdir)
-            dataset = load_on_rank0_first(ranks, "data", lambda: build_dataset(config, config.eval.split, channels))
-            dataset = as_trained(ranks, config, workdir, dataset)
+    with subject(config, workdir, mode, ranks, calls_per_batch=_CALLS_PER_BATCH) as given:
+        split, computing, dataset = given.split, given.computing, given.split.dataset
+        with says_before_the_first_batch():
             estimators = build_estimators(config, dataset)
-            split = EvalSplit(
-                dataset,
-                batch_size=config.eval.batch_size,
-                num_images=config.eval.num_images,
-                seed=config.seed,
-                conditions=build_conditions(config, dataset.kind),
-                device=device,
-            )
-            loaded, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
-            trained = as_score_model(loaded, workdir)
-            num_calls = _NUM_CALLS * len(split)
-            precision, compiled = config.eval.precision, config.eval.compile
-            computing = pick_together(
-                ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
-            )
+            trained = as_score_model(given.trained, workdir)
             model = fast_inference(trained, computing)
-            if ranks.first:
-                held.enter_context(locked(workdir, mode))
-                for reason in computing.reasons:
-                    say(reason)
-                say_changed_plugins(workdir, config.plugins)
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
             seen = {name: (one, model_for(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
-            step_weights = fit_step_weights(config, seen, dataset, device, ranks)
+            step_weights = fit_step_weights(config, seen, dataset, split.device, ranks)
             if by_class is not None:
                 seen = {name: (by_class(one, dataset, trained.backbone), of) for name, (one, of) in seen.items()}
         schedule = Schedule(
@@ -152,7 +114,7 @@ def measured(
             seen,
             folder=workdir / mode / "partial",
             fingerprints=measurement_fingerprints(
-                config, trained, step, split, step_weights, computing.recorded(), by_class=by_class is not None
+                config, trained, given.step, split, step_weights, computing.recorded(), by_class=by_class is not None
             ),
             ranks=ranks,
         )
@@ -161,7 +123,7 @@ def measured(
         if not ranks.first:
             yield None
             return
-        head = describe(config, split) | {"step": step, "precision": computing.recorded()["precision"]}
+        head = describe(config, split) | {"step": given.step, "precision": computing.recorded()["precision"]}
         yield Measured(measurements, estimators, settings, model, split, head)
         schedule.forget()
 

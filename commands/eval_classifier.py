@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,15 @@ from evaluation.measurement import EvalSplit
 from evaluation.over_ranks import says_what_is_kept
 from evaluation.report import describe
 from evaluation.table import without_nan
-from experiment.build import build_dataset, pick_device
-from experiment.checks import check_config
-from experiment.conditions import Conditions
 from experiment.config import Config
-from experiment.from_checkpoints import trained_channels
 from experiment.pictures import save_classifier_curve
-from experiment.plugins import say_changed_plugins
-from experiment.precision import fast_inference, pick_mode
-from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained, pick_together
-from experiment.workdir import check_for_use, save_npz, write_json
+from experiment.precision import fast_inference
+from experiment.workdir import save_npz, write_json
 from models import NoisyClassifier
-from runtime.locks import locked
-from runtime.memory import explain_out_of_memory
 from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
+
+from .subject import subject
 
 _NAME = "classifier"
 # what a classifier has none of
@@ -56,38 +48,16 @@ def evaluate_classifier(config: Config, workdir: Path, *, ranks: Ranks = ALONE) 
         RuntimeError: If another command measures there.
         Interrupted: After Ctrl-C.
     """
-    check_config(config)
-    settings = config.eval
-    with explain_out_of_memory("eval.batch_size", settings.batch_size), contextlib.ExitStack() as held:
-        check_for_use(workdir, config)
-        device = ranks.device(pick_device(config))
-        with says_what_is_kept(lambda: "stopped before the first batch; the same command begins again"):
-            channels = trained_channels(config, workdir)
-            dataset = load_on_rank0_first(ranks, "data", lambda: build_dataset(config, settings.split, channels))
-            dataset = as_trained(ranks, config, workdir, dataset)
-            split = EvalSplit(
-                dataset,
-                batch_size=settings.batch_size,
-                num_images=settings.num_images,
-                seed=config.seed,
-                conditions=Conditions(None, labels=True),
-                device=device,
-            )
-            trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
-            assert isinstance(trained, NoisyClassifier)
-            curve = ClassifierCurve(trained.sde)
-            pick = partial(pick_mode, settings.precision, settings.compile, device, backbone=trained.backbone)
-            mode = pick_together(ranks, partial(pick, num_calls=len(curve.times) * len(split)))
-            if ranks.first:
-                held.enter_context(locked(workdir, "eval"))
-                for reason in mode.reasons:
-                    say(reason)
-                say_changed_plugins(workdir, config.plugins)
+    with subject(config, workdir, "eval", ranks, calls_per_batch=ClassifierCurve.num_times) as given:
+        split, trained, computing = given.split, given.trained, given.computing
+        assert isinstance(trained, NoisyClassifier)
+        curve = ClassifierCurve(trained.sde)
+        network = computing.recorded()
         schedule = Schedule(
             split,
-            {_NAME: (curve, fast_inference(trained, mode))},
+            {_NAME: (curve, fast_inference(trained, computing))},
             folder=workdir / "eval" / "partial",
-            fingerprints=measurement_fingerprints(config, trained, step, split, {}, mode.recorded(), names=[_NAME]),
+            fingerprints=measurement_fingerprints(config, trained, given.step, split, {}, network, names=[_NAME]),
             ranks=ranks,
             summarize=ClassifierMeasurement,
             value_of=mean_nats,
@@ -98,7 +68,7 @@ def evaluate_classifier(config: Config, workdir: Path, *, ranks: Ranks = ALONE) 
         if not ranks.first:
             return {}
         head = {key: value for key, value in describe(config, split).items() if key not in _OF_SCORES}
-        head |= {"step": step, "precision": mode.recorded()["precision"]}
+        head |= {"step": given.step, "precision": network["precision"]}
         report = _write(workdir / "eval", head, measured[_NAME], curve, split)
         schedule.forget()
         return report

@@ -45,7 +45,10 @@ class ClassifierCurve:
 
     Attributes:
         times: The times, float64 [T].
+        num_times: T.
     """
+
+    num_times = len(_FRACTIONS)
 
     def __init__(self, sde: SDE) -> None:
         self._sde = sde
