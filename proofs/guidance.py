@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from models import Cond, Condition, GuidedScoreModel, LinearGaussianScoreModel, Prediction, ScoreModel
 from models.wrappers.guidance import Interval
 from samplers import DDIMSampler, Sampler, make_sampler
 from samplers.annealed_langevin import AnnealedLangevinSampler
-from samplers.correctors import NoCorrector
+from samplers.correctors import NoCorrector, alpha_of_table_step
+from samplers.heun import HeunSampler
 from samplers.predictor_corrector import PredictorCorrectorSampler
-from samplers.predictors import PredictorSampler
-from sde_lib import SDE, NoiseStreams, make_grid, points_of
+from samplers.predictors import NoPredictor, PredictorSampler
+from sde_lib import SDE, NoiseStreams, make_grid, points_at_log_snr, points_of
 
 from .checked import Cell, Checked, times_of
 from .entries import Entry, entries
@@ -26,11 +29,13 @@ from .gaussian import ROUNDING, Moments
 from .oracles import FRACTION
 from .recursion import noisy_points
 
+# eta^2, a number or a function of sigma / alpha
+NoiseShare: TypeAlias = float | Callable[[float], float]
 # of x given the condition, and of x
 V_COND, V_NULL = 1.0, 2.0
 WEIGHTS = (2.0, 4.0, 7.5)
 # refinements before the first run of those whose errors change sign with fewer steps
-_FINER = {"DPM-Solver++ 2S": 1}
+_FINER = {"DPM-Solver++ 2S": 1, "Heun, churn 10": 4}
 # x given c = (-0.3, 0.8) is N(W c + b, C)
 _W = torch.tensor([[0.6, -0.2], [0.1, 0.5]], dtype=torch.float64)
 _B = torch.tensor([0.7, -0.4], dtype=torch.float64)
@@ -54,6 +59,11 @@ def line(sde: SDE, *, v_cond: float = V_COND, v_null: float = V_NULL) -> LinearG
 def plane(sde: SDE) -> LinearGaussianScoreModel:
     """A Gaussian in the plane whose mean a condition of two numbers moves."""
     return _Oracle(sde, weight=_W, bias=_B, cov=_C)
+
+
+def told_and_law() -> tuple[Tensor, Moments]:
+    """What ``plane`` is told, and mean and covariance of x then."""
+    return _TOLD, (_W @ _TOLD + _B, _C)
 
 
 class _Impulses(NoiseStreams):
@@ -101,22 +111,41 @@ def exact_law(sampler: Sampler, model: ScoreModel, told: Tensor, start: Moments)
     return (gain @ start[0] + b, gain @ start[1] @ gain.mT + on_noise @ on_noise.mT), nfe
 
 
-def noise_share(sampler: Sampler) -> float | None:
-    """eta^2: the share of the reverse SDE's noise that a sampler draws in the limit of small steps.
+def noise_share(sampler: Sampler, sde: SDE) -> NoiseShare | None:
+    """eta^2: the share of the reverse SDE's noise that a sampler draws in the limit of small steps, over sigma / alpha.
 
-    0 is the probability flow and 1 the reverse SDE; None of Langevin steps, which lead to neither.
+    0 is the probability flow and 1 the reverse SDE; None of Langevin steps alone, which lead to neither. N steps along
+    L = log r_first - log r_last add to it: churn S by S / L, and a Langevin step 2 alpha_i (snr sigma)^2 after each of
+    them by 2 alpha_i snr^2 N / L, which keeps its size where twice the steps are of half the length.
     """
     if isinstance(sampler, AnnealedLangevinSampler):
         return None
-    if isinstance(sampler, PredictorCorrectorSampler):
-        return 1.0 if isinstance(sampler.corrector, NoCorrector) else None
+    if isinstance(sampler, HeunSampler):
+        return sampler.churn / _length(sampler, sde)
+    if isinstance(sampler, PredictorCorrectorSampler) and not isinstance(sampler.corrector, NoCorrector):
+        if isinstance(sampler.predictor, NoPredictor):
+            return None
+        steps = len(times_of(sampler, sde)) - 1
+        added = 2 * sampler.corrector.snr**2 * steps / _length(sampler, sde)
+
+        def share(r: float) -> float:
+            (point,) = points_at_log_snr(sde, [-2 * math.log(r)])
+            return 1 + added * alpha_of_table_step(point)
+
+        return share
     if isinstance(sampler, DDIMSampler):
         return sampler.eta**2
-    return float(isinstance(sampler, PredictorSampler) or getattr(sampler, "stochastic", False))
+    drawn = isinstance(sampler, (PredictorSampler, PredictorCorrectorSampler)) or getattr(sampler, "stochastic", False)
+    return float(drawn)
+
+
+def _length(sampler: Sampler, sde: SDE) -> float:
+    points = noisy_points(sde, times_of(sampler, sde))
+    return math.log(points[0].noise_ratio / points[-1].noise_ratio)
 
 
 def guided_var(
-    v_cond: float, v_null: float, weight: float, *, start: tuple[float, float], r: float, noise: float = 0.0
+    v_cond: float, v_null: float, weight: float, *, start: tuple[float, float], r: float, noise: NoiseShare = 0.0
 ) -> float:
     """The variance of y = x / alpha at r = sigma / alpha that a guided walk from ``start`` down leads to.
 
@@ -124,7 +153,8 @@ def guided_var(
 
         d Var / dr = 2 (1 + eta^2) r (that precision) Var - 2 eta^2 r,
 
-    whose solution is, with Phi(r) = [(v_cond + r^2)^w (v_null + r^2)^(1 - w)]^(1 + eta^2),
+    which is integrated here. For a constant eta^2 the solution is, with
+    Phi(r) = [(v_cond + r^2)^w (v_null + r^2)^(1 - w)]^(1 + eta^2),
 
         Var(r) = Phi(r) (Var(R) / Phi(R) + integral_r^R 2 eta^2 u / Phi(u) du).
 
@@ -137,26 +167,25 @@ def guided_var(
         weight: w.
         start: R and Var(R).
         r: Where the walk ends.
-        noise: eta^2, see ``noise_share``.
+        noise: eta^2, a number or a function of r; see ``noise_share``.
     """
 
-    def log_phi(u: np.ndarray | float) -> np.ndarray:
-        return (1 + noise) * (weight * np.log(v_cond + np.square(u)) + (1 - weight) * np.log(v_null + np.square(u)))
+    def slope(log_u: float, var: np.ndarray) -> np.ndarray:
+        u = math.exp(log_u)
+        precision = weight / (v_cond + u**2) + (1 - weight) / (v_null + u**2)
+        share = noise(u) if callable(noise) else noise
+        return 2 * u**2 * ((1 + share) * precision * var - share)
 
     top, var = start
-    # Gauss and Legendre in log u, in which the integrand is smooth and falls off at both ends
-    nodes, shares = np.polynomial.legendre.leggauss(400)
-    middle, half = 0.5 * math.log(top * r), 0.5 * math.log(top / r)
-    u = np.exp(middle + half * nodes)
-    added = half * float(shares @ (2 * noise * np.square(u) * np.exp(log_phi(r) - log_phi(u))))
-    return var * math.exp(log_phi(r) - log_phi(top)) + added
+    found = solve_ivp(slope, (math.log(top), math.log(r)), [var], method="DOP853", rtol=1e-12, atol=1e-14)
+    return float(found.y[0, -1])
 
 
 def _target(sampler: Sampler, sde: SDE, weight: float) -> float:
     """The variance that a sampler of infinitely many steps leads to from the prior, after its prediction of x0."""
     points = noisy_points(sde, times_of(sampler, sde))
     top, r = points[0].noise_ratio, points[-1].noise_ratio
-    start, noise = (top, (sde.prior_std_at(points[0].t) / points[0].alpha) ** 2), noise_share(sampler)
+    start, noise = (top, (sde.prior_std_at(points[0].t) / points[0].alpha) ** 2), noise_share(sampler, sde)
     if noise is None:
         # Langevin steps lead to the law of the guided score itself
         var = 1 / (weight / (V_COND + r**2) + (1 - weight) / (V_NULL + r**2))
@@ -165,10 +194,9 @@ def _target(sampler: Sampler, sde: SDE, weight: float) -> float:
     return var * (weight * V_COND / (V_COND + r**2) + (1 - weight) * V_NULL / (V_NULL + r**2)) ** 2
 
 
-def guided_entries() -> list[Entry]:
-    """The samplers whose limit is known: all but Langevin correctors and churn, which lead to laws in between."""
-    known = (entry for entry in entries() if entry.name != "predictor_corrector" or entry.label.endswith("+ none"))
-    return [entry for entry in known if "churn" not in entry.label]
+def linear_entries() -> list[Entry]:
+    """The samplers that are linear in x_T and noise: all but those with correctors whose steps norms set."""
+    return [entry for entry in entries() if not entry.by_norms]
 
 
 def prove_guidance(sde: SDE, entry: Entry, weights: Sequence[float] = WEIGHTS) -> dict[float, tuple[Cell, float]]:
@@ -176,7 +204,7 @@ def prove_guidance(sde: SDE, entry: Entry, weights: Sequence[float] = WEIGHTS) -
 
     Args:
         sde: The SDE.
-        entry: One of ``guided_entries()``.
+        entry: One of ``linear_entries()``.
         weights: Guidance weights.
 
     Returns:
@@ -253,17 +281,17 @@ def prove_condition(sde: SDE, entry: Entry) -> Cell:
     Returns:
         A cell with the norms of the errors of mean and covariance.
     """
-    mean, model, outputs, nfe = _W @ _TOLD + _B, plane(sde), [], 0
+    (told, (mean, cov)), model, outputs, nfe = told_and_law(), plane(sde), [], 0
     for refinement in (0, 1):
         sampler = entry.build(sde, refinement)
         times = times_of(sampler, sde)
         first, last = points_of(sde, times[:1])[0], noisy_points(sde, times)[-1]
         identity = torch.eye(2, dtype=torch.float64)
-        start = first.alpha * mean, first.alpha**2 * _C + first.sigma**2 * identity
-        output, nfe = exact_law(sampler, model, _TOLD, start)
+        start = first.alpha * mean, first.alpha**2 * cov + first.sigma**2 * identity
+        output, nfe = exact_law(sampler, model, told, start)
         outputs.append(output)
     # samplers end by predicting x0 at the last time with noise
-    truth = mean, last.alpha**2 * _C @ torch.linalg.solve(last.alpha**2 * _C + last.sigma**2 * identity, _C)
+    truth = mean, last.alpha**2 * cov @ torch.linalg.solve(last.alpha**2 * cov + last.sigma**2 * identity, cov)
     return Cell(nfe, {
         name: Checked(float((b - true).norm()), entry.allowance(sde) * float((b - a).norm()) + ROUNDING)
         for name, a, b, true in zip(("mean", "cov"), *outputs, truth, strict=True)

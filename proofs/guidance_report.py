@@ -16,10 +16,11 @@ KINDS = ("guidance", "guidance_forms", "condition")
 SDE_OF_GUIDANCE = "VP"
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "guidance.md"
 _BEGIN, _END = "<!-- written by python -m proofs -->\n", "<!-- end -->\n"
-# of the 30 samplers, those whose numbers the page shows
+# of the samplers, those whose numbers the page shows
 _SHOWN = (
     "DDIM, eta = 0", "Heun", "DPM-Solver++ 2M", "UniPC 3", "flow, adams", "ancestral, small", "ancestral, large",
-    "Euler-Maruyama", "reverse diffusion", "SDE-DPM-Solver++ 2M", "DDIM, eta = 0.5", "annealed Langevin",
+    "Euler-Maruyama", "reverse diffusion", "SDE-DPM-Solver++ 2M", "DDIM, eta = 0.5", "Heun, churn 10",
+    "annealed Langevin",
 )  # fmt: skip
 
 
@@ -66,8 +67,11 @@ def _tables(report: dict[str, Any]) -> str:
     lines += [f"| **closed form** | **{name}** | {_cells(values)} |" for name, values in limits.items()]
     for entry in entries():
         if entry.label in _SHOWN and (entry.label, WEIGHTS[0]) in measured:
-            noise = noise_share(entry.build(SDES[SDE_OF_GUIDANCE], 0))
-            leads = {0.0: "probability flow", 1.0: "reverse SDE", None: "tilted law"}.get(noise, f"eta² = {noise}")
+            sde = SDES[SDE_OF_GUIDANCE]
+            noise = noise_share(entry.build(sde, 0), sde)
+            leads = {0.0: "probability flow", 1.0: "reverse SDE", None: "tilted law"}.get(
+                noise
+            ) or f"eta² = {noise:.2f}"
             lines.append(f"| {entry.label} | {leads} | {_cells([measured[entry.label, w] for w in WEIGHTS])} |")
     lines += ["", f"| form, on {SDE_OF_GUIDANCE}, by DPM-Solver++ 2S | predicted | measured |", "|---|---|---|"]
     lines += [f"| {row['form']} | {row['predicted']:.4f} | {row['var']:.4f} |" for row in report["guidance_forms"]]

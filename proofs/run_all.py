@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .entries import entries
 from .gaussian import prove_gaussian
-from .guidance import guided_entries, prove_condition, prove_forms, prove_guidance
+from .guidance import linear_entries, prove_condition, prove_forms, prove_guidance
 from .guidance_report import SDE_OF_GUIDANCE
 from .mixture import prove_mixture
 from .oracles import SDES
@@ -31,9 +31,8 @@ def tasks(only: str = "") -> list[Task]:
     """All tasks, the longest first; ``only`` keeps the samplers whose label has it, and leaves the orders out."""
     listed: list[Task] = [] if only else [(kind, "", sde) for kind in ("weak_orders", "orders") for sde in SDES]
     listed += [] if only else [("guidance_forms", "", SDE_OF_GUIDANCE)]
-    listed += [("guidance", entry.label, SDE_OF_GUIDANCE) for entry in guided_entries() if only in entry.label]
-    linear = [entry for entry in entries() if not entry.by_norms]
-    listed += [("condition", entry.label, SDE_OF_GUIDANCE) for entry in linear if only in entry.label]
+    linear = [entry.label for entry in linear_entries() if only in entry.label]
+    listed += [(kind, label, SDE_OF_GUIDANCE) for kind in ("guidance", "condition") for label in linear]
     labels = sorted(
         (entry.label for entry in entries() if only in entry.label), key=lambda label: "none +" not in label
     )

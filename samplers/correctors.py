@@ -51,7 +51,7 @@ CORRECTORS: Registry[Corrector] = Registry("corrector")
 register_corrector, available_correctors, make_corrector = CORRECTORS.register, CORRECTORS.names, CORRECTORS.make
 
 
-def _alpha_of_table_step(t: Point) -> float:
+def alpha_of_table_step(t: Point) -> float:
     """(alpha(t) / alpha(t - 1 / N))^2, which is DDPM's alpha_i = 1 - beta_i on its table of N rows, and 1 for VE."""
     times = torch.tensor([t.t, max(t.t - 1 / (t.sde.table_size or 1000), 0.0)], dtype=torch.float64)
     log_alpha, log_alpha_before = t.sde.log_alpha(times).tolist()
@@ -76,7 +76,7 @@ class LangevinCorrector(Corrector):
         eps, z = denoise(x, t).eps, noise.normal_like(x)
         of_z, of_eps = _norms(z), _norms(eps)
         ratio = t.sigma * of_z / torch.where(of_eps > 0, of_eps, of_z)
-        step = 2 * _alpha_of_table_step(t) * (self.snr * ratio).square()
+        step = 2 * alpha_of_table_step(t) * (self.snr * ratio).square()
         # x + step score + sqrt(2 step) z
         return x.addcmul(expand_like(-step / t.sigma, x), eps).addcmul_(expand_like((2 * step).sqrt(), x), z)
 
@@ -93,7 +93,7 @@ class AnnealedLangevinCorrector(Corrector):
 
     def step(self, denoise: Denoiser, x: Tensor, t: Point, noise: NoiseStreams) -> Tensor:
         """Algorithm 1 of Song & Ermon 2019."""
-        return langevin_step(denoise, x, t, 2 * _alpha_of_table_step(t) * (self.snr * t.sigma) ** 2, noise)
+        return langevin_step(denoise, x, t, 2 * alpha_of_table_step(t) * (self.snr * t.sigma) ** 2, noise)
 
 
 @register_corrector("none")

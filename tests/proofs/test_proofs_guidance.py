@@ -1,38 +1,43 @@
 """Guidance on Gaussians: the closed forms, the samplers' laws on a smaller budget, and that what is wrong fails."""
 
 import json
+import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from thinning import only
 
-from models import CFGPlusPlusWeight, GuidedScoreModel
-from proofs import guidance_report, report
+from models import CFGPlusPlusWeight, Condition, GaussianMixtureScoreModel, GuidedScoreModel
+from proofs import guidance, guidance_report, report
 from proofs.checked import times_of
-from proofs.entries import entries
+from proofs.entries import Entry, entries
 from proofs.guidance import (
     V_COND,
     V_NULL,
     WEIGHTS,
     exact_law,
-    guided_entries,
     guided_var,
     line,
+    linear_entries,
     noise_share,
+    plane,
     prove_condition,
     prove_forms,
     prove_guidance,
+    told_and_law,
 )
 from proofs.oracles import SDES
+from proofs.recursion import noisy_points
 from samplers import make_sampler
-from sde_lib import VP
+from sde_lib import VP, NoiseStreams, make_grid
 
-GUIDED = {entry.label: entry for entry in guided_entries()}
-LINEAR = [entry for entry in entries() if not entry.by_norms]
+LINEAR = {entry.label: entry for entry in linear_entries()}
+SLOW = ("annealed Langevin", "PC, none + annealed_langevin", "Heun, churn 10", "flow, rk4")
 # those that take seconds
-QUICK = [label for label in GUIDED if label not in ("annealed Langevin", "flow, rk4")]
+QUICK = [label for label in LINEAR if label not in SLOW]
 
 
 @pytest.mark.parametrize("weight", [2.0, 4.0, 7.5])
@@ -54,28 +59,33 @@ def test_without_guidance_every_walk_from_the_marginal_leads_to_the_data():
 
 
 def test_every_sampler_whose_limit_is_known_is_held_to_it():
-    left_out = {entry.label for entry in entries()} - GUIDED.keys()
-    assert left_out and all("langevin" in label or "churn" in label for label in left_out)
-    shares = {label: noise_share(entry.build(VP(), 0)) for label, entry in GUIDED.items()}
+    left_out = {entry.label for entry in entries()} - LINEAR.keys()
+    assert left_out and all(label.endswith("+ langevin") for label in left_out)
+    shares = {label: noise_share(entry.build(VP(), 0), VP()) for label, entry in LINEAR.items()}
     assert shares["annealed Langevin"] is None and shares["DDIM, eta = 0.5"] == 0.25
+    assert shares["PC, none + annealed_langevin"] is None
+    # of small steps, alpha_i is 1
+    (added,) = (share(0.01) - 1 for label, share in shares.items() if label == "PC, ancestral + annealed_langevin")
+    first, *_, last = noisy_points(VP(), make_grid("log_snr", VP(), 3))
+    assert added == pytest.approx(2 * 0.16**2 * 100 / math.log(first.noise_ratio / last.noise_ratio), rel=1e-3)
     assert {label for label, share in shares.items() if share == 1} == {
         label
-        for label in GUIDED
-        if label.startswith(("ancestral", "Euler", "reverse", "PC", "SDE")) or "eta = 1" in label
+        for label in LINEAR
+        if label.startswith(("ancestral", "Euler", "reverse", "SDE")) or "eta = 1" in label or label.endswith("+ none")
     }
 
 
 @pytest.mark.parametrize("index", only(range(0, len(QUICK), 8), range(len(QUICK))), ids=QUICK)
 def test_samplers_lead_to_their_law(index: int):
     sde = SDES[list(SDES)[index % 6]]
-    for weight, (cell, var) in prove_guidance(sde, GUIDED[QUICK[index]], [WEIGHTS[index % 3]]).items():
+    for weight, (cell, var) in prove_guidance(sde, LINEAR[QUICK[index]], [WEIGHTS[index % 3]]).items():
         assert cell.passed, (weight, var, cell)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", [label for label in GUIDED if label not in QUICK])
+@pytest.mark.parametrize("label", SLOW)
 def test_slow_samplers_lead_to_their_law(label: str):
-    assert all(cell.passed for cell, _ in prove_guidance(VP(), GUIDED[label]).values())
+    assert all(cell.passed for cell, _ in prove_guidance(VP(), LINEAR[label]).values())
 
 
 @pytest.mark.parametrize("name", only(["VE"], ["VP", "VE", "sub-VP"]))
@@ -84,18 +94,30 @@ def test_an_interval_autoguidance_and_other_variances(name: str):
     assert len(found) == 3 and all(checked.passed for checked, _, _ in found.values()), found
 
 
-@pytest.mark.parametrize("label", only(["DDIM, eta = 0.5", "UniPC 2"], [entry.label for entry in LINEAR]))
+@pytest.mark.parametrize("label", only(["DDIM, eta = 0.5", "UniPC 2"], list(LINEAR)))
 def test_a_condition_is_obeyed(label: str):
-    (entry,) = (entry for entry in LINEAR if entry.label == label)
-    assert prove_condition(VP(), entry).passed
+    assert prove_condition(VP(), LINEAR[label]).passed
 
 
-def test_what_is_wrong_fails():
-    # churn is not the flow
-    wrong = next(entry for entry in entries() if "churn" in entry.label)
-    too_slow = replace(GUIDED["DDIM, eta = 0"], order=3.0)
-    for entry in (wrong, too_slow):
-        assert not any(cell.passed for cell, _ in prove_guidance(VP(), entry, [4.0]).values())
+@pytest.mark.parametrize("entry", [e for e in entries() if e.by_norms], ids=lambda entry: entry.label)
+def test_correctors_whose_steps_norms_set_draw_of_a_condition_what_they_draw_of_the_gaussian_it_leaves(entry: Entry):
+    """They are not linear: instead of a law, each draw is compared with that of the Gaussian, which proofs.md is on."""
+    (told, (mean, cov)), sde = told_and_law(), VP()
+    gaussian = GaussianMixtureScoreModel(sde, means=mean[None], covs=cov[None])
+    sampler, x_T = entry.build(sde, 0), NoiseStreams(1, range(8)).normal((2,)).double()
+    noise = partial(NoiseStreams, 0, range(8))
+    cond = Condition(values=told.expand(8, -1))
+    found = sampler.sample(plane(sde), x_T, cond=cond, noise=noise()).x0
+    torch.testing.assert_close(found, sampler.sample(gaussian, x_T, noise=noise()).x0, rtol=0, atol=1e-9)
+
+
+def test_what_is_wrong_fails(monkeypatch: pytest.MonkeyPatch):
+    too_slow = replace(LINEAR["DDIM, eta = 0"], order=3.0)
+    assert not any(cell.passed for cell, _ in prove_guidance(VP(), too_slow, [4.0]).values())
+    # the reverse SDE is not the flow
+    monkeypatch.setattr(guidance, "noise_share", lambda *_: 0.0)
+    wrong = LINEAR["DDIM, eta = 1"]
+    assert not any(cell.passed for cell, _ in prove_guidance(VP(), wrong, [4.0]).values())
 
 
 def test_cfgpp_has_no_limit_of_many_steps():
@@ -115,5 +137,5 @@ def test_the_page_is_what_the_program_makes_of_the_numbers():
     found = json.loads((docs / "proofs.json").read_text())
     assert guidance_report.guidance_page(found) == (docs / "guidance.md").read_text()
     samplers = {row["sampler"] for row in found["guidance"]}
-    assert samplers == GUIDED.keys() and {row["sampler"] for row in found["condition"]} == {e.label for e in LINEAR}
+    assert samplers == LINEAR.keys() == {row["sampler"] for row in found["condition"]}
     assert V_COND == 1 and V_NULL == 2 and report.as_json(found) == (docs / "proofs.json").read_text()
