@@ -91,7 +91,8 @@ def _model() -> ConfigDict:
             # share of the samples whose condition is left out in training, so that the network can answer without, as
             # classifier-free guidance asks; 0.1 is usual
             "condition_dropout": 0.0,
-            # noise on condition images in training, that of x_t at a t from 0 to this, of which the network is told
+            # noise on condition images in training, that of x_t at a t from 0 to this, of which the network is told;
+            # one sample in four has none
             "condition_noise_t": 0.0,
         }
     )

@@ -34,6 +34,9 @@ from .optimization import clip_gradients, learning_rate_factor
 from .preview import preview_count, preview_samples
 from .state import TrainingState
 
+# of condition images; without any a network is vague about them, also at t = 0
+_CLEAN_SHARE = 0.25
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -46,7 +49,8 @@ class TrainingOptions:
         seed: Seed of the batches, the noise, the times and dropout.
         class_conditional: Tell the network the labels.
         condition_dropout: Share of the samples whose condition is left out, a draw of each step, in [0, 1).
-        condition_noise_t: Noise on condition images: that of a t uniform in [0, this]; 0 for none.
+        condition_noise_t: Noise on condition images: that of t = 0 for one sample in four, of a t uniform in [0, this]
+            for the others; 0 for none.
         random_flip: Mirror images left to right with probability 1/2.
         learning_rate: After the warm-up.
         warmup_steps: Steps over which the learning rate rises.
@@ -313,7 +317,8 @@ class Trainer:
         """The condition of a micro-batch, which ``here`` takes out of a batch: with its noise, and left out of some."""
         noise = None
         if batch.condition_uniform is not None and batch.condition_eps is not None:
-            t = self.options.condition_noise_t * here(batch.condition_uniform)
+            noisy = (here(batch.condition_uniform) - _CLEAN_SHARE).clamp_min(0) / (1 - _CLEAN_SHARE)
+            t = self.options.condition_noise_t * noisy
             noise = ImageNoise(self._model.sde, t, here(batch.condition_eps))
         values = None if batch.values is None else here(batch.values)
         observed = self._conditions.observe(here(batch.samples), here(batch.labels), values)

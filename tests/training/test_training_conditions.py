@@ -87,24 +87,29 @@ def test_a_sample_is_told_all_or_nothing(monkeypatch: Any):
 
 
 def test_noise_on_the_image_is_what_its_log_snr_says(monkeypatch: Any):
-    """Under the SDE of the model: E y_t = alpha y, Var y_t = sigma^2, times uniform up to condition_noise_t."""
-    noisy = conditions_of_a_step(1, 1, replace(OPTIONS, condition_dropout=0.0), monkeypatch)
-    quiet = replace(OPTIONS, condition_dropout=0.0, condition_noise_t=0.0)
-    clean = conditions_of_a_step(1, 1, quiet, monkeypatch)
-    assert clean.image_log_snr is None and noisy.image_log_snr is not None
-    assert torch.equal(noisy.values, clean.values)  # pyright: ignore
-    snr = noisy.image_log_snr.double().exp()
+    """A quarter is clean. Of the others E y_t = alpha y, Var y_t = sigma^2, times uniform up to condition_noise_t."""
+    told = conditions_of_a_step(1, 1, replace(OPTIONS, condition_dropout=0.0), monkeypatch)
+    without = replace(OPTIONS, condition_dropout=0.0, condition_noise_t=0.0)
+    clean = conditions_of_a_step(1, 1, without, monkeypatch)
+    assert clean.image_log_snr is None and told.image_log_snr is not None
+    assert torch.equal(told.values, clean.values)  # pyright: ignore
+    least = told.image_log_snr.isinf()
+    assert abs(float(least.float().mean()) - 0.25) < 4 * (0.1875 / BATCH) ** 0.5
+    assert torch.equal(told.image[least], clean.image[least])  # pyright: ignore
+    fields = (told.image_log_snr, told.image, clean.image)
+    log_snr, noisy, quiet = (one[~least].double() for one in fields)  # pyright: ignore
+    snr = log_snr.exp()
     alpha, sigma = (snr / (1 + snr)).sqrt()[:, None, None, None], (1 / (1 + snr)).sqrt()[:, None, None, None]
     # each pixel of the small image is told four times
-    eps = ((noisy.image.double() - alpha * clean.image.double()) / sigma)[:, :, ::2, ::2]  # pyright: ignore
-    assert eps.shape == (BATCH, 1, 4, 4) and torch.equal(noisy.image[..., ::2], noisy.image[..., 1::2])  # pyright: ignore
+    eps = ((noisy - alpha * quiet) / sigma)[:, :, ::2, ::2]
+    assert eps.shape[1:] == (1, 4, 4) and torch.equal(noisy[..., ::2], noisy[..., 1::2])
     count = eps.numel()
     assert abs(float(eps.mean())) < 4 / count**0.5 and abs(float(eps.var()) - 1) < 4 * (2 / count) ** 0.5
     sde = score_model(torch.nn.Linear(1, 1)).sde
     lowest, median = float(sde.log_snr(torch.tensor(0.5))), float(sde.log_snr(torch.tensor(0.25)))
-    assert float(noisy.image_log_snr.min()) >= lowest
-    share = float((noisy.image_log_snr > median).float().mean())
-    assert abs(share - 0.5) < 4 * 0.5 / BATCH**0.5
+    assert float(log_snr.min()) >= lowest
+    share = float((log_snr > median).float().mean())
+    assert abs(share - 0.5) < 4 * 0.5 / len(eps) ** 0.5
 
 
 def test_fit_tells_a_network_what_its_makers_make():
