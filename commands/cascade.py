@@ -110,8 +110,9 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
     """Draw the images of all stages, those of the last as the samples; see ``commands.sample``."""
     *_, last = stages.values()
     settings, device = last.sampling, ranks.device(pick_device(last))
-    if settings.record_trajectory:
-        raise ValueError("sampling.record_trajectory is of one model, got a cascade; leave it out")
+    for key, instead in (("record_trajectory", "leave it out"), ("condition_noise_t", "set cascade.noise_t")):
+        if settings[key]:
+            raise ValueError(f"sampling.{key} is of one model, got a cascade; {instead}")
     with (
         explain_out_of_memory("sampling.batch_size", settings.batch_size),
         contextlib.ExitStack() as held,

@@ -53,6 +53,8 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
     """
     shape, of_vectors = "x".join(map(str, kind.image_shape)), isinstance(kind, VectorKind)
     if of_vectors != (backbone == "mlp"):
+        if of_vectors and backbone == "classifier":
+            raise ValueError(f"backbone classifier is of images, got vectors of {shape} numbers; take data of images")
         if of_vectors:
             raise ValueError(
                 f"backbone {backbone} is of images, got vectors of {shape} numbers; set model.backbone=mlp"

@@ -58,7 +58,7 @@ def check_unguided(config: Config) -> None:
 
 
 def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: Ranks = ALONE) -> Reference | None:
-    """The model of ``config.sampling.guidance_reference``; None if none is named, or there is no guidance.
+    """The model of ``config.sampling.guidance_reference``; None if none is named.
 
     Args:
         config: The config.
@@ -67,10 +67,12 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
         ranks: The processes of the job.
 
     Raises:
-        ValueError: In one line: there is no such run or checkpoint, or it is of other data or classes.
+        ValueError: In one line: there is no such run or checkpoint, it is of other data or is told other things, or
+            there is no guidance that it could be for.
     """
     settings = config.sampling
-    if not settings.guidance_reference or not is_guided(config):
+    _check_has_effect(config)
+    if not settings.guidance_reference:
         return None
     workdir, step = _place(settings.guidance_reference)
     theirs = saved_config(workdir)
@@ -80,6 +82,12 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
         raise ValueError(
             f"sampling.guidance_reference={workdir} is of other data, {list(their_kind.image_shape)} in "
             f"{their_kind.space}, got a model of {list(kind.image_shape)} in {kind.space}; take one of the same data"
+        )
+    told, ours = (_told_of_samples(one) for one in (theirs, config))
+    if told != ours:
+        raise ValueError(
+            f"sampling.guidance_reference={workdir} is told {told or 'nothing of the sample'}, got a model that is "
+            f"told {ours or 'nothing of it'}; take one that is told the same"
         )
     if theirs.model.class_conditional:
         known = (kind.num_classes, kind.class_names) if config.model.class_conditional else (0, ())
@@ -93,6 +101,24 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
         ranks, theirs, workdir, their_kind, device, key="reference", weights=weights, step=step
     )
     return Reference(as_score_model(model, workdir), step, theirs)
+
+
+def _check_has_effect(config: Config) -> None:
+    """Refuse settings of guidance where there is none."""
+    if is_guided(config):
+        return
+    for key in ("guidance_reference", "guidance_interval", "guidance_rescale"):
+        if config.sampling[key]:
+            raise ValueError(
+                f"sampling.{key} needs guidance, got sampling.guidance_weight=1, which is none; set a weight such as 2"
+            )
+
+
+def _told_of_samples(config: Config) -> str:
+    """The conditions besides the class, with their options, as the command line has them."""
+    names = ",".join(config.data.get("condition", ()))
+    options = config.data.get("condition_options", "")
+    return f"{names} ({options})" if options else names
 
 
 def _place(named: str) -> tuple[Path, int | None]:

@@ -21,6 +21,7 @@ from sde_lib import points_of
 
 # a network that takes the label -1
 NULL = ("--config.model.class_conditional=true", "--config.model.condition_dropout=0.5")
+LOWRES = ("--config.data.condition=lowres", "--config.data.condition_options=factor=2")
 DDIM = ("--config.sampling.sampler=ddim", "--config.sampling.grid=log_snr")
 
 
@@ -57,7 +58,7 @@ def test_the_commands_samples_are_those_of_the_wrappers(
 ):
     plain, about = made(conditional, tmp_path / "plain")
     assert about["guidance"] is None and about["nfe"] == 5
-    same, _ = made(conditional, tmp_path / "same", *guided(weight=1, interval="0.2,2"))
+    same, _ = made(conditional, tmp_path / "same", *guided(weight=1))
     np.testing.assert_array_equal(same, plain)
     run = load_run(conditional, device="cpu")
     sampler, space = build_sampler(config_of()), LevelSpace(17)
@@ -117,6 +118,9 @@ REFUSED = [
     (guided(weight=2, interval="low,high"), "config.sampling.guidance_interval must be of type tuple, got 'low,high'"),
     (guided(weight=2, rescale=1.5), "config.sampling.guidance_rescale must be at most 1, got 1.5"),
     (guided(weight=2, reference="runs/nothing"), "runs/nothing holds no trained run; name the work directory of one"),
+    (guided(reference="runs/nothing"), "guidance_reference needs guidance, got sampling.guidance_weight=1"),
+    (guided(interval="0.2,2"), "guidance_interval needs guidance, got sampling.guidance_weight=1, which is none; set"),
+    (guided(rescale=0.7), "guidance_rescale needs guidance, got sampling.guidance_weight=1"),
     (guided(weight=2, reference_weights="mean"), "unknown guidance_reference_weights 'mean'"),
     (
         [*guided(schedule="cfg++"), "--config.sampling.sampler=probability_flow"],
@@ -151,6 +155,10 @@ def test_references_that_cannot_be(
     ):
         command = tiny_command("sample", conditional, *NULL, *guided(weight=2, reference=reference))
         assert message in error(capsys, command)
+    # one that is told images
+    assert main.run(tiny_command("train", tmp_path / "lowres", *LOWRES, "--config.training.num_steps=1")) == 0
+    command = tiny_command("sample", conditional, *NULL, *guided(weight=2, reference=tmp_path / "lowres"))
+    assert "is told lowres (factor=2), got a model that is told nothing of it" in error(capsys, command)
     # one that is told classes, of a model that is not
     command = tiny_command("sample", tiny_run, *guided(weight=2, reference=conditional))
     assert "is told 10 classes, got a model of none" in error(capsys, command)
