@@ -127,6 +127,10 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             low, high = args.interval
             keys = {"guidance_weight": weight, "guidance_interval": (low, high)}
             yield f"w = {weight:g} for sigma / alpha of {low:g} to {high:g}", keys
+    for weight in args.weights if args.reference else ():
+        if weight > 1:
+            keys = {"guidance_weight": weight, "guidance_reference": args.reference}
+            yield f"w = {weight:g} away from {Path(args.reference).name}", keys
     for scale in args.scales if args.classifier else ():
         yield f"classifier, scale {scale:g}", {"classifier": args.classifier, "classifier_scale": scale}
 
@@ -176,8 +180,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--interval", type=listed(float), default=[], help="lo,hi of sigma / alpha: also guide only there"
     )
+    parser.add_argument("--reference", default="", help="another run, as in runs/x@1000: also guide away from it")
     parser.add_argument("--classifier", default="", help="work directory of a classifier, for guidance by it")
     parser.add_argument("--scales", type=listed(float), default=[1, 2, 5], help="of that classifier's gradient")
+    parser.add_argument(
+        "--num-images", type=whole(0), default=0, help="real training images, for classifier and distances; 0: all"
+    )
     parser.add_argument("--per-class", type=whole(2), default=60, help="samples of each class")
     parser.add_argument("--sampler", default="ddim")
     parser.add_argument("--num-steps", type=whole(1), default=50)
@@ -194,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not run.config.model.class_conditional:
         raise SystemExit("the benchmark needs a run that is told classes; try --config configs/vp/digits_class.py")
     train, held_out = load_images(run.config, "train"), load_images(run.config, "test")
+    train = train.subset(args.num_images) if args.num_images else train
     judge, accuracy = train_feature_classifier(train, held_out)
     group_size = min(args.per_class, int(held_out.labels.bincount().min()))
     measure = WithinClass(judge, run.encode(train.images), train.labels, group_size=group_size)
@@ -213,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "step": run.step,
         "sampler": args.sampler,
         "num_steps": args.num_steps,
+        "num_images": len(train),
         "per_class": args.per_class,
         "group_size": group_size,
         "judge_accuracy": accuracy,

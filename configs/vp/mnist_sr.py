@@ -9,6 +9,6 @@ def get_config() -> ConfigDict:
     """The network of configs/vp/mnist.py, told the small image with noise on it, as in configs/vp/digits_sr.py."""
     config = mnist.get_config()
     config.data.update({"condition": ("lowres",), "condition_options": "factor=2"})
-    config.model.update({"parameterization": "v", "condition_noise_t": 0.2})
+    config.model.update({"parameterization": "v", "condition_noise_t": 0.1})
     config.training.weighting = "v"
     return config
