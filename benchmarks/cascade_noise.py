@@ -17,8 +17,9 @@ from experiment import load_run
 from samplers import make_sampler
 from tasks import Cascade, Stage
 
-from .options import whole
+from .options import one_line, whole
 from .quality import Quality
+from .super_resolution import error_of
 from .trained import load_images
 
 LEVELS = (0.0, 0.02, 0.05, 0.1)
@@ -31,27 +32,37 @@ def draw(cascade: Cascade, num_samples: int, batch_size: int) -> tuple[list[Tens
     return [torch.cat(parts) for parts in zip(*(batch.x0 for batch in batches), strict=True)], batches[0].nfe
 
 
-def disagreement(small: Tensor, large: Tensor, stages: Sequence[Stage]) -> float:
+def disagreement(small: Tensor, large: Tensor, stages: Sequence[Stage]) -> Estimate:
     """Root mean square of A x - y, of images that are decoded, in model space, whose range is 2."""
     before, last = (stage.kind for stage in stages[-2:])
     seen = stages[-1].conditions.images[0].observe(last.space.decode(large), last)
-    y = before.space.encode(before.space.decode(small))
-    return float((before.space.encode(seen) - y).square().mean().sqrt())
+    return error_of(before.space.encode(seen), before.space.encode(before.space.decode(small)))
 
 
-def rows(stages: Sequence[Stage], quality: Quality, num_samples: int, batch_size: int) -> Iterator[str]:
+def cascades(stages: Sequence[Stage]) -> list[tuple[float, Cascade]]:
+    """The cascades that are compared, with their noise, as far as the stages were trained with it."""
+    most = min(stage.most_noise_t for stage in stages[1:])
+    return [
+        (s, Cascade(stages, noise_t=[s] * (len(stages) - 1), truncated=truncated))
+        for truncated in (False, True)
+        for s in LEVELS[truncated:]
+        if s <= most
+    ]
+
+
+def rows(
+    compared: Sequence[tuple[float, Cascade]], quality: Quality, num_samples: int, batch_size: int
+) -> Iterator[str]:
     """The table, a row at a time; both distances are squared, sliced Wasserstein's times 1000."""
     yield "| `noise_t` | truncated | NFE | Fréchet | sliced Wasserstein | rms of A x - y |\n|---|---|---|---|---|---|"
     frechet, sliced = quality.floor
     yield f"| held-out images | | | {_cell(frechet, 1, 2)} | {_cell(sliced, 1000, 1)} | 0 |"
-    for truncated in (False, True):
-        for s in LEVELS[truncated:]:
-            cascade = Cascade(stages, noise_t=[s] * (len(stages) - 1), truncated=truncated)
-            images, nfe = draw(cascade, num_samples, batch_size)
-            frechet, sliced = quality(images[-1])
-            off = "" if truncated else f"{disagreement(images[-2], images[-1], stages):.3f}"
-            said = "yes" if truncated else "no"
-            yield f"| {s:g} | {said} | {nfe} | {_cell(frechet, 1, 2)} | {_cell(sliced, 1000, 1)} | {off} |"
+    for s, cascade in compared:
+        images, nfe = draw(cascade, num_samples, batch_size)
+        frechet, sliced = quality(images[-1])
+        off = "" if cascade.truncated else _cell(disagreement(images[-2], images[-1], cascade.stages), 1, 3)
+        said = "yes" if cascade.truncated else "no"
+        yield f"| {s:g} | {said} | {nfe} | {_cell(frechet, 1, 2)} | {_cell(sliced, 1000, 1)} | {off} |"
 
 
 def _cell(estimate: Estimate, scale: int, digits: int) -> str:
@@ -67,12 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-samples", type=whole(1), default=360, help="a multiple of the held-out images")
     parser.add_argument("--batch-size", type=whole(1), default=120)
     args = parser.parse_args(arguments)
-    runs = [load_run(args.workdir / name, device="cpu") for name in args.stages.split(",")]
-    stages = [Stage.of(run, make_sampler("ddim", num_steps=args.num_steps)) for run in runs]
-    quality = Quality(load_images(runs[-1].config, "train"), load_images(runs[-1].config, "test"))
-    for row in rows(stages, quality, args.num_samples, args.batch_size):
+    names = args.stages.split(",")
+    runs = [load_run(args.workdir / name, device="cpu") for name in names]
+    sampler = make_sampler("ddim", num_steps=args.num_steps)
+    compared = cascades([Stage.of(run, sampler, name=name) for name, run in zip(names, runs, strict=True)])
+    held_out = load_images(runs[-1].config, "test")
+    if args.num_samples % len(held_out):
+        raise SystemExit(
+            f"--num-samples must be a multiple of {len(held_out)}, the held-out images; got {args.num_samples}"
+        )
+    for row in rows(
+        compared, Quality(load_images(runs[-1].config, "train"), held_out), args.num_samples, args.batch_size
+    ):
         print(row, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

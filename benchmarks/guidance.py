@@ -21,9 +21,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.options import listed, output, whole
+from benchmarks.options import listed, one_line, output, whole
 from benchmarks.timing import table
-from benchmarks.trained import add_run, load_images, load_named_run
+from benchmarks.trained import add_run, load_images, load_named_run, unguided
 from data import LevelSpace
 from evaluation.quality import (
     Estimate,
@@ -118,10 +118,10 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
 
 def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """The settings that are compared: a name of each, and its keys of ``config.sampling``."""
-    for weight in args.weights:
-        yield f"w = {weight:g}", {"guidance_weight": weight}
     if len(args.interval) not in (0, 2):
         raise SystemExit(f"--interval must be two numbers of sigma / alpha, got {args.interval}; try 0.1,2")
+    for weight in args.weights:
+        yield f"w = {weight:g}", {"guidance_weight": weight}
     for weight in args.weights if args.interval else ():
         if weight > 1:
             low, high = args.interval
@@ -186,7 +186,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num-images", type=whole(0), default=0, help="real training images, for classifier and distances; 0: all"
     )
-    parser.add_argument("--per-class", type=whole(2), default=60, help="samples of each class")
+    parser.add_argument("--per-class", type=whole(3), default=60, help="samples of each class")
     parser.add_argument("--sampler", default="ddim")
     parser.add_argument("--num-steps", type=whole(1), default=50)
     parser.add_argument("--batch-size", type=whole(1), default=120)
@@ -199,8 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, measure, print, write."""
     args = _parse(arguments)
     run = load_named_run(args)
-    if not run.config.model.class_conditional:
-        raise SystemExit("the benchmark needs a run that is told classes; try --config configs/vp/digits_class.py")
+    if not run.config.model.class_conditional or not run.conditions.only_labels:
+        raise SystemExit(
+            "the benchmark needs a run that is told classes alone; try --config configs/vp/digits_class.py"
+        )
     train, held_out = load_images(run.config, "train"), load_images(run.config, "test")
     train = train.subset(args.num_images) if args.num_images else train
     judge, accuracy = train_feature_classifier(train, held_out)
@@ -208,8 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure = WithinClass(judge, run.encode(train.images), train.labels, group_size=group_size)
     points: list[dict[str, Any]] = []
     for label, keys in tqdm(list(settings(args)), unit="setting", dynamic_ncols=True):
-        config = run.config.copy_and_resolve_references()
-        config.sampling.update({"sampler": args.sampler, "num_steps": args.num_steps, "options": ""} | keys)
+        config = unguided(run, sampler=args.sampler, num_steps=args.num_steps, **keys)
         x0, labels, nfe = draw(run, config, per_class=args.per_class, batch_size=args.batch_size)
         points.append({"label": label, "keys": keys, "nfe": nfe} | asdict(measure(x0, labels)))
         if args.pictures:
@@ -240,4 +241,4 @@ def class_grid(x0: Tensor, labels: Tensor, space: LevelSpace, *, columns: int = 
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,25 @@ def whole(least: int, most: int = 10**6) -> Callable[[str], int]:
 
 def listed(kind: type[int | float]) -> Callable[[str], list[float]]:
     """Numbers separated by commas."""
-    return lambda text: [kind(word) for word in text.split(",")]
+
+    def parse(text: str) -> list[float]:
+        try:
+            found = [kind(word) for word in text.split(",")]
+        except ValueError:
+            found = []
+        if not found or not all(map(math.isfinite, found)):
+            raise argparse.ArgumentTypeError(f"must be numbers separated by commas, got {text!r}")
+        return found
+
+    return parse
+
+
+def one_line(main: Callable[[], None]) -> None:
+    """Run a program; what cannot work is said in one line."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def device(text: str) -> str:

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks.options import listed, output, whole
+from benchmarks.options import listed, one_line, output, whole
 from benchmarks.timing import table
-from benchmarks.trained import add_run, load_images, load_named_run
+from benchmarks.trained import add_run, load_images, load_named_run, unguided
 from data import ImageDataset
 from evaluation.quality import Estimate
 from evaluation.sample_batch import draw_batch
@@ -200,15 +200,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     run = load_named_run(args)
     held_out = load_images(run.config, "test")
+    if args.num_images == 1:
+        raise SystemExit("standard errors need two images or more, got --num-images=1; raise it")
     scenes = Scenes(run, held_out.subset(args.num_images) if args.num_images else held_out)
     most = run.config.model.condition_noise_t
-    if max(args.noise_times) > most:
-        raise SystemExit(f"the run was trained with noise of t up to {most:g}, got {max(args.noise_times):g}; lower it")
+    if not 0 <= min(args.noise_times) <= max(args.noise_times) <= most:
+        raise SystemExit(f"the run was trained with noise of t from 0 to {most:g}, got {args.noise_times}; change it")
     points: list[dict[str, Any]] = []
     for noise_t in tqdm(args.noise_times, unit="noise", dynamic_ncols=True):
-        config = run.config.copy_and_resolve_references()
-        keys = {"sampler": args.sampler, "num_steps": args.num_steps, "options": "", "condition_noise_t": noise_t}
-        config.sampling.update(keys)
+        config = unguided(run, sampler=args.sampler, num_steps=args.num_steps, condition_noise_t=noise_t)
         levels = draw(scenes, config, num_draws=args.num_draws, batch_size=args.batch_size)
         points.append({"noise_t": noise_t} | {name: asdict(one) for name, one in scenes.measure(levels).items()})
         if args.picture and len(points) == 1:
@@ -229,4 +229,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

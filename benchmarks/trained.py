@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from configs.default import get_default_config
 from data import ImageDataset
 from experiment import TrainedRun, load_run
 from experiment.build import build_dataset
@@ -20,6 +22,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def load_named_run(arguments: argparse.Namespace) -> TrainedRun:
     """The run that the options of ``add_run`` name; ``--mode train`` makes it."""
     return load_run(arguments.workdir or default_workdir(arguments.config))
+
+
+def unguided(run: TrainedRun, **sampling: Any) -> Config:
+    """The config of a run with settings of ``config.sampling``, and without the guidance that it may have."""
+    config = run.config.copy_and_resolve_references()
+    defaults: Config = get_default_config().sampling
+    guidance = [key for key in defaults if key.startswith(("guidance", "classifier"))]
+    config.sampling.update({key: defaults[key] for key in guidance} | {"options": ""} | sampling)
+    return config
 
 
 def load_images(config: Config, split: str) -> ImageDataset:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from data.conditions import LowResolution
 from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.sample_set import SampleSet
 from experiment.build import build_dataset, pick_device
 from experiment.checks import check_config
-from experiment.conditions import build_conditions
+from experiment.conditions import Conditions, build_conditions
 from experiment.config import Config
 from experiment.imported_config import complete_config
 from experiment.pictures import as_array
@@ -79,6 +80,21 @@ def _check(config: Config, stages: Stages, ranks: Ranks) -> None:
         dataset = load_on_rank0_first(ranks, f"data of {name}", lambda one=one: build_dataset(one, "train"))
         told.append(build_conditions(one, dataset.kind))
     check_stages(list(stages), told, config.cascade.noise_t, _most_noise_t(stages))
+    _check_small_images(stages, told)
+
+
+def _check_small_images(stages: Stages, told: Sequence[Conditions]) -> None:
+    """Refuse a stage that is told other small images than the one before draws."""
+    # images that are halved twice are rounded twice
+    for (before, first), (name, one), conditions in zip(stages.items(), [*stages.items()][1:], told[1:], strict=False):
+        (maker,) = conditions.images
+        assert isinstance(maker, LowResolution)
+        ours, theirs = (*one.data.downscale, maker.factor), tuple(first.data.downscale)
+        if ours != theirs:
+            raise ValueError(
+                f"stage {name} is told images of data.downscale={ours}, but stage {before} draws those of {theirs}; "
+                "let each stage be told what the one before draws"
+            )
 
 
 def _most_noise_t(stages: Stages) -> list[float]:
@@ -125,6 +141,7 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
             for s, (name, run) in zip(most, runs.items(), strict=True)
         ]
         cascade = Cascade(parts, noise_t=config.cascade.noise_t, truncated=config.cascade.truncated)
+        _check_small_images(stages, [part.conditions for part in parts])
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             for name, run in runs.items():
@@ -149,7 +166,7 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
         if todo is None:
             return
         with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
-            num_steps = sum(one.sampling.num_steps for one in stages.values())
+            num_steps = cascade.num_steps
             _draw(cascade, ranks, samples, todo, labels, seed=last.seed, device=device, num_steps=num_steps)
             if ranks.first:
                 nfe, notes = samples.finish()

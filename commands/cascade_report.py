@@ -16,7 +16,7 @@ from likelihood import mean_and_stderr
 from runtime.files import parse_json, read_regular
 
 # what the stages' measurements must agree on, for images to be the same ones
-_SAME = ("dataset", "split", "num_images", "split_size", "weights")
+_SAME = ("dataset", "root", "split", "num_images", "split_size", "weights")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def cascade_report(stages: Mapping[str, MeasuredStage]) -> tuple[dict[str, Any],
     if not names:
         raise ValueError("the stages share no likelihood; set --config.eval.likelihoods for all of them")
     report = {key: last.report[key] for key in (*_SAME, "image_shape", "num_levels", "units", "versions")}
-    report["stages"] = list(stages)
+    report["steps"] = {name: stage.report["step"] for name, stage in stages.items()}
+    report["class_conditional"] = any(stage.report["class_conditional"] for stage in stages.values())
     per_image: dict[str, np.ndarray] = {}
     for name in names:
         shares = {

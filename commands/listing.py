@@ -6,6 +6,7 @@ import importlib
 
 # The module and the name of each registry, which is imported when it is asked for, so that --help answers at once.
 REGISTRIES = {
+    "conditions": ("data.conditions", "CONDITIONS"),
     "correctors": ("samplers.correctors", "CORRECTORS"),
     "datasets": ("data.registry", "DATASETS"),
     "grids": ("sde_lib.grids", "GRIDS"),

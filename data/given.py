@@ -46,13 +46,13 @@ def read_given_images(path: Path, kind: ImageKind) -> tuple[Tensor, Tensor | Non
     return (wide * (kind.num_levels - 1) / (levels - 1)).round().to(torch.uint8), labels
 
 
-def read_given_values(path: Path, size: int) -> Tensor:
-    """Read the array ``values`` of an ``.npz`` file, float32 [N, size].
+def read_given_values(path: Path, size: int) -> tuple[Tensor, Tensor | None]:
+    """Read the array ``values`` of an ``.npz`` file, float32 [N, size], and its labels if it has any, int64 [N].
 
     Raises:
         DataError: If it has none, or of another size.
     """
-    values = read_npz_values(path)
+    values, labels = read_npz_values(path)
     if values.shape[1] != size:
         raise DataError(f"{path}: values must be [N, {size}], got {list(values.shape)}; give each sample {size}")
-    return torch.from_numpy(values)
+    return torch.from_numpy(values), None if labels is None else torch.from_numpy(labels)

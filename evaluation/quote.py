@@ -30,12 +30,13 @@ def quote(report: Mapping[str, Any], name: str) -> str:
 
 
 def quote_cascade(report: Mapping[str, Any], name: str) -> str:
-    """The number of a cascade, with the share of each stage in it."""
+    """The number of a cascade, with the share of each stage in it; how each was measured is in its own report."""
     ours = report[name]
     shares = ", ".join(f"{stage} {bits:.4f}" for stage, bits in ours["of_stages"].items())
     number = plus_minus(ours["bits_per_dim"], ours["stderr"])
-    images = f"{report['num_images']} {report['split']} images of {report['dataset']}"
-    return f"{_SIGNS[ours['kind']]} {number} {report['units']}: cascade of {shares}; {images}"
+    return (
+        f"{_SIGNS[ours['kind']]} {number} {report['units']}: cascade of {shares}; {', '.join(_model_and_data(report))}"
+    )
 
 
 def _method(name: str, ours: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import AnyDataset, LevelSpace, read_given_images, read_given_values
+from data import AnyDataset, AnyKind, LevelSpace, read_given_images, read_given_values
 from experiment.conditions import Conditions, ImageNoise, Observed
 from models import Cond, Condition
 from sde_lib import SDE, NoiseStreams, derive_seed
@@ -30,7 +30,7 @@ class SampleConditions:
         seed: Seed of that noise.
 
     Raises:
-        ValueError: If there are no classes, or no observations, for a model that is told them.
+        ValueError: If a model lacks classes or observations that it is told, or a class is none of its own.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class SampleConditions:
             raise ValueError("the model is told more than classes; give a split, or what was observed")
         if conditions.labels and classes is None and (source is None or source.labels is None):
             raise ValueError("the model is told classes, which the file does not have; set sampling.classes=3,7")
+        if conditions.labels and classes is None and isinstance(source, Observed):
+            _check_labels(source.labels, conditions.kind)
         self._conditions, self._source = conditions, source
         self._classes = None if classes is None else torch.tensor(classes, dtype=torch.int64)
         self._noise_t, self._seed = noise_t, seed
@@ -98,6 +100,15 @@ class SampleConditions:
         return LevelSpace(256).pixels(cond.image[:, : 3 if cond.image.shape[1] > 2 else 1])
 
 
+def _check_labels(labels: torch.Tensor | None, kind: AnyKind | None) -> None:
+    """Refuse a label that is no class; -1, none, is up to the network."""
+    assert labels is not None and kind is not None
+    wrong = [label for label in labels.tolist() if not -1 <= label < kind.num_classes]
+    if wrong:
+        most = kind.num_classes - 1
+        raise ValueError(f"given labels must be in 0 .. {most}, got {wrong[0]}; change it, or set sampling.classes")
+
+
 def read_given(path: Path, conditions: Conditions) -> Observed:
     """Read what a user gives for the one condition of a model, besides its class.
 
@@ -112,6 +123,7 @@ def read_given(path: Path, conditions: Conditions) -> Observed:
         told = len(conditions.images) + bool(conditions.values)
         raise ValueError(f"--input gives one condition besides the class, but the model is told {told}; leave it out")
     if conditions.values:
-        return Observed(values=read_given_values(path, conditions.network_options["cond_values"]))
+        values, labels = read_given_values(path, conditions.network_options["cond_values"])
+        return Observed(values=values, labels=labels)
     images, labels = read_given_images(path, conditions.observed_kind)
     return Observed((images,), labels=labels)

@@ -62,7 +62,7 @@ def plane(sde: SDE) -> LinearGaussianScoreModel:
 
 
 def told_and_law() -> tuple[Tensor, Moments]:
-    """What ``plane`` is told, and mean and covariance of x then."""
+    """The condition that ``plane`` is told, and mean and covariance of x then."""
     return _TOLD, (_W @ _TOLD + _B, _C)
 
 

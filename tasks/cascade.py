@@ -11,11 +11,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from data import ImageKind
+from data.conditions import LowResolution
 from experiment import TrainedRun
 from experiment.build import build_sampler
 from experiment.conditions import Conditions
 from experiment.guidance import load_reference, sampled_model
-from models import Cond, ScoreModel, check_same_sde
+from models import CFGPlusPlusWeight, Cond, ScoreModel, check_same_sde
 from samplers import GridSampler, Hook, Sampler, StepState
 from sde_lib import SDE, NoiseStreams, derive_seed
 
@@ -45,17 +46,18 @@ class Stage:
     name: str = ""
 
     @classmethod
-    def of(cls, run: TrainedRun, sampler: Sampler | None = None) -> Stage:
+    def of(cls, run: TrainedRun, sampler: Sampler | None = None, *, name: str = "") -> Stage:
         """A stage of a trained run, guided and bounded as its config says.
 
         Args:
             run: The run; see ``experiment.load_run``.
             sampler: The sampler; None for the one of the run's config.
+            name: A name, for messages.
         """
         sampler = sampler or build_sampler(run.config)
         reference = load_reference(run.config, run.kind, next(run.model.parameters()).device)
         model = sampled_model(run.config, run.model, run.kind, sampler, reference and reference.model)
-        return cls(model, sampler, run.conditions, run.config.model.get("condition_noise_t", 0.0))
+        return cls(model, sampler, run.conditions, run.config.model.get("condition_noise_t", 0.0), name=name)
 
     @property
     def kind(self) -> ImageKind:
@@ -91,8 +93,8 @@ class Cascade:
         truncated: Take x_s of the earlier stage's own chain where s is above 0.
 
     Raises:
-        ValueError: In one line: see ``check_stages``; or a truncated cascade whose stages have different SDEs, or whose
-            sampler does not step along a grid that can end at s.
+        ValueError: In one line: see ``check_stages``; or a truncated cascade whose stages have different SDEs, whose
+            sampler does not step along a grid that can end at s, or whose guidance is CFG++, which is of whole grids.
 
     Example:
         >>> runs = [load_run(f"runs/cascade/digits_2_4_8/{name}") for name in ("digits_2", "digits_4_sr", "digits_sr")]
@@ -110,6 +112,7 @@ class Cascade:
             if truncated and s > 0:
                 first, second = self.stages[number], self.stages[number + 1]
                 check_same_sde("stage before in a truncated cascade", first.model.sde, second.model.sde)
+                _check_weights(first.model)
                 self._samplers[number] = _stopped_at(s, first.sampler, first.model.sde)
 
     @property
@@ -117,6 +120,16 @@ class Cascade:
         """The number of classes that the first stage is told one of; None without."""
         first = self.stages[0].conditions
         return self.stages[0].kind.num_classes if first.labels else None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all stages whose samplers step along a grid, final denoising included."""
+        grids = [
+            sampler.times(stage.model.sde)
+            for sampler, stage in zip(self._samplers, self.stages, strict=True)
+            if isinstance(sampler, GridSampler)
+        ]
+        return sum(len(times) - 1 + bool(times[-1] > 0) for times in grids)
 
     def sample(
         self,
@@ -135,7 +148,14 @@ class Cascade:
             seed: The seed.
             device: Where the models are.
             hooks: See ``Sampler.sample``; called in every stage.
+
+        Raises:
+            ValueError: If there are labels, and the first stage is told none.
         """
+        if labels is not None and self.num_classes is None:
+            raise ValueError(
+                "the cascade is told no classes, got labels; leave them out, or train its stages with them"
+            )
         if labels is None and self.num_classes is not None:
             labels = torch.tensor(index) % self.num_classes
         cond, found, nfe = (labels if self.num_classes is not None else None), [], 0
@@ -177,6 +197,15 @@ class _LastNoisy:
     def __call__(self, state: StepState) -> None:
         if state.s > 0:
             self.x = state.x
+
+
+def _check_weights(model: ScoreModel) -> None:
+    """Refuse CFG++, whose last weight is that of the step that is cut."""
+    if any(isinstance(getattr(part, "weight", None), CFGPlusPlusWeight) for part in model.modules()):
+        raise ValueError(
+            "the weights of CFG++ are of the whole grid, which a truncated cascade stops; take a constant weight, or "
+            "truncated=False"
+        )
 
 
 def _stopped_at(s: float, sampler: Sampler, sde: SDE) -> GridSampler:
@@ -224,8 +253,10 @@ def check_stages(
         raise ValueError(f"the first stage, {names[0]}, is told an image or values; begin with a model that is not")
     for number, (s, one) in enumerate(zip(noise_t, told[1:], strict=True), 1):
         name, before = names[number], names[number - 1]
-        if len(one.images) != 1 or one.values:
-            raise ValueError(f"stage {name} must be told one image, of stage {before}; train it with condition lowres")
+        if one.values or [type(maker) for maker in one.images] != [LowResolution]:
+            raise ValueError(
+                f"stage {name} must be told the image of stage {before} alone; train it with condition lowres"
+            )
         ours, theirs = ((kind.image_shape, kind.num_levels) for kind in (one.observed_kind, kinds[number - 1]))
         if ours != theirs:
             raise ValueError(

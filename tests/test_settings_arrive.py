@@ -249,10 +249,11 @@ def cascade(name: str) -> Read:
     """An argument of the cascade that is sampled."""
 
     def read(bench: Bench, config: Config) -> Any:
-        run = SimpleNamespace(model=None, sampler=None, config=config, kind=digits_like(1).kind)
+        stage = get_default_config()
+        run = SimpleNamespace(model=None, sampler=None, config=stage, kind=digits_like(1).kind)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("commands.cascade._load", lambda *_: {"one": run})
-            sample = partial(run_cascade, "sample", config, {"one": config}, Path(), {}, ALONE)
+            sample = partial(run_cascade, "sample", config, {"one": stage}, Path(), {}, ALONE)
             return bench.call(sample, "commands.cascade.Cascade").kwargs[name]
 
     return read

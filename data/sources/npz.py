@@ -17,6 +17,7 @@ from ..vectors import VectorDataset
 
 CHANNEL_COUNTS = (1, 2, 3, 4)
 _IMAGES, _VECTORS = ("images", "arr_0"), ("vectors", "data")
+_HOLDS = "a uint8 array 'images' [N, H, W, C], or 'vectors' [N, D]"
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,17 @@ def read_npz_images(path: Path) -> tuple[np.ndarray, np.ndarray | None, int]:
     return split.samples, split.labels if labelled else None, split.num_levels
 
 
-def read_npz_values(path: Path) -> np.ndarray:
-    """Read the array ``values`` of a file, float32 [N, K].
+def read_npz_values(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read the array ``values`` of a file, float32 [N, K], and its labels, int64 [N] or None.
 
     Raises:
-        DataError: If it has none, or a value is not finite.
+        DataError: If it has no values, or one that is not finite, or another number of labels.
     """
-    with _opened(path) as arrays:
+    with _opened(path, holds="an array 'values', floats [N, K]") as arrays:
         values = _values(arrays, path, "values")
-    if values is None:
-        raise DataError(f"{path} has no array values; save floats [N, K] under that name")
-    return values
+        if values is None:
+            raise DataError(f"{path} has no array values; save floats [N, K] under that name")
+        return values, _labels(arrays, path, ["labels"], len(values))
 
 
 def _build(path: Path, split: str, own: _Split, rest: _Split | None, source: str) -> ImageDataset | VectorDataset:
@@ -166,9 +167,7 @@ def _read(path: Path, prefix: str, *, counted: bool = False) -> _Split:
         size = _count(arrays, key) if samples is None else len(samples)
         # as ``numpy.savez`` names what is given no name
         label_keys = [f"{prefix}labels"] if prefix else ["labels", "arr_1"]
-        labels = _read_checked(arrays, path, label_keys, "iu", "integers [N]; save class numbers from 0 on")
-        if labels is not None and len(labels) != size:
-            raise DataError(f"{path} has {len(labels)} labels, expected {size}; save one label a sample")
+        labels = _labels(arrays, path, label_keys, size)
         values = _values(arrays, path, f"{prefix}values")
         if values is not None and len(values) != size:
             raise DataError(f"{path} has {len(values)} rows of values, expected {size}; save one row a sample")
@@ -177,7 +176,7 @@ def _read(path: Path, prefix: str, *, counted: bool = False) -> _Split:
             bool(vectors),
             size,
             samples,
-            np.zeros(size, np.int64) if labels is None else labels.astype(np.int64),
+            np.zeros(size, np.int64) if labels is None else labels,
             values,
             () if names is None else tuple(names.tolist()),
             _read_number(arrays, path, "num_levels", default=256),
@@ -247,6 +246,14 @@ def _images(images: np.ndarray, path: Path) -> np.ndarray:
     raise DataError(f"{path}: images must be {expected}, got {images.dtype} {list(images.shape)}; {fix}")
 
 
+def _labels(arrays: NpzFile, path: Path, keys: list[str], size: int) -> np.ndarray | None:
+    """The labels of as many samples, int64 [N]; None without."""
+    labels = _read_checked(arrays, path, keys, "iu", "integers [N]; save class numbers from 0 on")
+    if labels is not None and len(labels) != size:
+        raise DataError(f"{path} has {len(labels)} labels, expected {size}; save one label a sample")
+    return None if labels is None else labels.astype(np.int64)
+
+
 def _count(arrays: NpzFile, key: str) -> int:
     """The length of an array, by its header."""
     assert arrays.zip is not None
@@ -257,12 +264,10 @@ def _count(arrays: NpzFile, key: str) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[NpzFile]:
+def _opened(path: Path, *, holds: str = _HOLDS) -> Iterator[NpzFile]:
     """Open an archive whose arrays are read one by one as they are asked for; any failure becomes one line."""
     if not path.is_file():
-        raise DataError(
-            f"{path} not found; put an .npz file with a uint8 array 'images' [N, H, W, C], or 'vectors' [N, D], there"
-        )
+        raise DataError(f"{path} not found; put an .npz file with {holds}, there")
     try:
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, NpzFile):

@@ -157,6 +157,15 @@ def test_what_is_no_cascade_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+def test_small_images_that_are_rounded_otherwise_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    first = tmp_path / "configs" / "vp" / "digits_2.py"
+    first.write_text(first.read_text().replace("(2, 2)", "(4,)"))
+    config = f"--config={tmp_path}/configs/cascade/digits_2_4_8.py"
+    message = error(capsys, [*command("train", tmp_path / "new"), config])
+    assert "digits_4_sr is told images of data.downscale=(2, 2), but stage digits_2 draws those of (4,)" in message
+
+
 def test_a_stage_that_is_not_trained_is_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(trained / "digits_2", tmp_path / "run" / "digits_2")
     assert f"{tmp_path}/run/digits_4_sr holds no trained run" in error(capsys, command("sample", tmp_path / "run"))

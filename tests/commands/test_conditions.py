@@ -123,6 +123,14 @@ def test_condition_images_of_another_size_are_refused(told: Path, tmp_path: Path
     assert "condition images must be 1x4x4 (C x H x W), got 1x8x8; resize them" in message
 
 
+def test_labels_that_are_no_classes_are_refused_before_anything_is_drawn(
+    told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    np.savez(tmp_path / "small.npz", images=np.zeros((4, 4, 4, 1), np.uint8), labels=[1, 2, 99, 3])
+    message = error(capsys, tiny_command("sample", told, *CONDITIONS, f"--input={tmp_path / 'small.npz'}"))
+    assert "given labels must be in 0 .. 9, got 99; change it" in message
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

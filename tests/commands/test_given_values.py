@@ -10,7 +10,7 @@ from tiny import error, last_tensors, tiny_command
 from vector_runs import command
 
 import main
-from data import load_dataset
+from data import load_dataset, read_given_values
 from experiment.trained_run import load_run
 from models import Condition
 from samplers import DDIMSampler
@@ -120,7 +120,13 @@ def test_other_values_are_refused(told: tuple[str, Path, Path], tmp_path: Path, 
     message = error(capsys, commanded(kind, "sample", run, data, f"--input={tmp_path / 'given.npz'}"))
     assert f"values must be [N, {k}], got [5, 3]; give each sample {k}" in message
     message = error(capsys, commanded(kind, "sample", run, data, f"--input={data.parent / 'y.npz'}"))
-    assert "y.npz not found" in message
+    assert "y.npz not found; put an .npz file with an array 'values', floats [N, K], there" in message
+
+
+def test_a_file_of_values_may_have_labels(tmp_path: Path):
+    np.savez(tmp_path / "given.npz", values=np.ones((3, 2)), labels=[2, 0, 1])
+    values, labels = read_given_values(tmp_path / "given.npz", 2)
+    assert values.tolist() == [[1, 1]] * 3 and labels is not None and labels.tolist() == [2, 0, 1]
 
 
 def test_vectors_have_no_conditions_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

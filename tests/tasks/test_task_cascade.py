@@ -12,7 +12,13 @@ from torch import Tensor
 
 from data import ImageKind, make_conditions
 from experiment.conditions import Conditions
-from models import LabelledMixtureScoreModel, LinearGaussianScoreModel, ObservedGaussianScoreModel
+from models import (
+    CFGPlusPlusWeight,
+    GuidedScoreModel,
+    LabelledMixtureScoreModel,
+    LinearGaussianScoreModel,
+    ObservedGaussianScoreModel,
+)
 from models.condition import label_of
 from samplers import make_sampler
 from sde_lib import VE, VP, NoiseStreams
@@ -201,6 +207,14 @@ def test_the_next_stage_is_told_grey_levels_and_the_class():
     assert told[0].label.tolist() == [1, 2, 0, 1]
 
 
+TIMES = torch.linspace(1, 0, 5, dtype=torch.float64)
+
+
+def test_labels_of_a_cascade_without_classes_are_refused():
+    with pytest.raises(ValueError, match="the cascade is told no classes, got labels; leave them out"):
+        exact(0.2).sample(range(2), labels=torch.tensor([0, 1]))
+
+
 def changed(number: int, **changes: object) -> list[Stage]:
     stages = exact(0.2).stages
     return [replace(stage, **changes) if k == number else stage for k, stage in enumerate(stages)]
@@ -214,7 +228,7 @@ def changed(number: int, **changes: object) -> list[Stage]:
         (changed(1, most_noise_t=0.15), [0.2], "noise_t of stage 1 must be from 0 to 0.15, as in its training"),
         (changed(0), [-0.1], "must be from 0 to 1, as in its training, got -0.1"),
         (changed(0), [math.nan], "as in its training, got nan"),
-        (changed(1, conditions=Conditions(LARGE)), [0.1], "stage 1 must be told one image, of stage 0"),
+        (changed(1, conditions=Conditions(LARGE)), [0.1], "stage 1 must be told the image of stage 0 alone"),
         (changed(0)[::-1], [0.1], "the first stage, 0, is told an image or values"),
         (
             changed(0, conditions=Conditions(replace(SMALL, num_levels=9))), [0.1],
@@ -228,6 +242,10 @@ def changed(number: int, **changes: object) -> list[Stage]:
          [0.1], "the stage before in a truncated cascade must be of the model's SDE"),
         (changed(0, sampler=make_sampler("probability_flow")), [0.1], "which ProbabilityFlowSampler cannot; take ddim"),
         (changed(0), [1.0], "a truncated cascade must stop below t = 1, got 1"),
+        (
+            changed(0, model=GuidedScoreModel(exact(0.2).stages[0].model, weight=CFGPlusPlusWeight(0.6, TIMES))), [0.1],
+            "the weights of CFG++ are of the whole grid, which a truncated cascade stops",
+        ),
     ],
 )  # fmt: skip
 def test_stages_that_make_no_cascade_are_refused(stages: list[Stage], noise_t: list[float], message: str):
