@@ -1,4 +1,4 @@
-"""What a mode measures: a split of the data, and the newest good checkpoint of a work directory."""
+"""The subject of a measurement: a split of the data, and the newest good checkpoint of a work directory."""
 
 from __future__ import annotations
 
