@@ -17,7 +17,7 @@ from experiment import load_run
 from samplers import make_sampler
 from tasks import Cascade, Stage
 
-from .options import one_line, whole
+from .options import run_benchmark, whole
 from .quality import Quality
 from .super_resolution import error_of
 from .trained import load_images
@@ -45,7 +45,7 @@ def cascades(stages: Sequence[Stage]) -> list[tuple[float, Cascade]]:
     return [
         (s, Cascade(stages, noise_t=[s] * (len(stages) - 1), truncated=truncated))
         for truncated in (False, True)
-        for s in LEVELS[truncated:]
+        for s in (LEVELS[1:] if truncated else LEVELS)
         if s <= most
     ]
 
@@ -94,4 +94,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    one_line(main)
+    run_benchmark(main)

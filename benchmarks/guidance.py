@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.options import listed, one_line, output, whole
+from benchmarks.options import listed, output, run_benchmark, whole
 from benchmarks.timing import table
 from benchmarks.trained import add_run, load_images, load_named_run, unguided
 from data import LevelSpace
@@ -40,6 +40,8 @@ from experiment.guidance import load_reference, sampled_model
 from experiment.pictures import image_grid, save_png
 from experiment.workdir import write_json
 from likelihood import mean_and_stderr
+from models import ScoreModel
+from samplers import Sampler
 
 RESULT = Path(__file__).parent / "results" / "guidance.json"
 
@@ -99,7 +101,9 @@ class WithinClass:
         return Measured(Estimate(*mean_and_stderr(right)), _mean(frechet), _mean(sliced))
 
     def _distances(self, mine: Tensor, label: int) -> tuple[Estimate, Estimate]:
-        mine = mine[: len(mine) // self.group_size * self.group_size]
+        count = len(mine) // self.group_size
+        # each group from all of them: neighbours in a data set may be of one writer
+        mine = torch.cat([mine[k : count * self.group_size : count] for k in range(count)])
 
         def sliced(group: Tensor) -> float:
             return sliced_wasserstein(group, self.real[label], num_projections=self.num_projections).value
@@ -135,14 +139,20 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"classifier, scale {scale:g}", {"classifier": args.classifier, "classifier_scale": scale}
 
 
-def draw(run: TrainedRun, config: Config, *, per_class: int, batch_size: int) -> tuple[Tensor, Tensor, float]:
+def guided_model(run: TrainedRun, config: Config, sampler: Sampler) -> ScoreModel:
+    """The run's model with the guidance of a config."""
+    reference = load_reference(config, run.kind, next(run.model.parameters()).device)
+    return sampled_model(config, run.model, run.kind, sampler, reference and reference.model)
+
+
+def draw(
+    run: TrainedRun, model: ScoreModel, sampler: Sampler, *, per_class: int, batch_size: int
+) -> tuple[Tensor, Tensor, float]:
     """Samples of all classes in turn, as they are written: x0 of grey levels [N, ...], classes [N], and NFE a sample.
 
-    Sample k has the noise of stream (0, k), whatever the config asks for.
+    Sample k has the noise of stream (0, k), whatever guides it.
     """
-    device, sampler = next(run.model.parameters()).device, build_sampler(config)
-    reference = load_reference(config, run.kind, device)
-    model = sampled_model(config, run.model, run.kind, sampler, reference and reference.model)
+    device = next(run.model.parameters()).device
     labels = torch.arange(per_class * run.kind.num_classes) % run.kind.num_classes
     parts, nfe = [], 0
     for first in range(0, len(labels), batch_size):
@@ -205,13 +215,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     train, held_out = load_images(run.config, "train"), load_images(run.config, "test")
     train = train.subset(args.num_images) if args.num_images else train
+    if len(train.labels.unique()) < run.kind.num_classes:
+        raise SystemExit(
+            f"the benchmark needs images of all classes, got none of some in {len(train)}; raise --num-images"
+        )
+    # all of them first: what cannot be built is said before anything is drawn
+    compared = []
+    for label, keys in settings(args):
+        config = unguided(run, sampler=args.sampler, num_steps=args.num_steps, **keys)
+        sampler = build_sampler(config)
+        compared.append((label, keys, guided_model(run, config, sampler), sampler))
     judge, accuracy = train_feature_classifier(train, held_out)
     group_size = min(args.per_class, int(held_out.labels.bincount().min()))
     measure = WithinClass(judge, run.encode(train.images), train.labels, group_size=group_size)
     points: list[dict[str, Any]] = []
-    for label, keys in tqdm(list(settings(args)), unit="setting", dynamic_ncols=True):
-        config = unguided(run, sampler=args.sampler, num_steps=args.num_steps, **keys)
-        x0, labels, nfe = draw(run, config, per_class=args.per_class, batch_size=args.batch_size)
+    for label, keys, model, sampler in tqdm(compared, unit="setting", dynamic_ncols=True):
+        x0, labels, nfe = draw(run, model, sampler, per_class=args.per_class, batch_size=args.batch_size)
         points.append({"label": label, "keys": keys, "nfe": nfe} | asdict(measure(x0, labels)))
         if args.pictures:
             args.pictures.mkdir(parents=True, exist_ok=True)
@@ -241,4 +260,4 @@ def class_grid(x0: Tensor, labels: Tensor, space: LevelSpace, *, columns: int = 
 
 
 if __name__ == "__main__":
-    one_line(main)
+    run_benchmark(main)

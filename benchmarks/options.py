@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from experiment.build import named_device
+from runtime.files import one_line
 
 
 def whole(least: int, most: int = 10**6) -> Callable[[str], int]:
@@ -30,18 +32,20 @@ def listed(kind: type[int | float]) -> Callable[[str], list[float]]:
         except ValueError:
             found = []
         if not found or not all(map(math.isfinite, found)):
-            raise argparse.ArgumentTypeError(f"must be numbers separated by commas, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be numbers separated by commas, got {text!r}; such as 1,2")
         return found
 
     return parse
 
 
-def one_line(main: Callable[[], None]) -> None:
-    """Run a program; what cannot work is said in one line."""
+def run_benchmark(main: Callable[[], None]) -> None:
+    """Run a benchmark; what it refuses is said in one line, with SDE_TRACEBACK=1 by a traceback."""
     try:
         main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("SDE_TRACEBACK"):
+            raise
+        raise SystemExit(f"error: {one_line(error)}") from error
 
 
 def device(text: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks.options import listed, one_line, output, whole
+from benchmarks.options import listed, output, run_benchmark, whole
 from benchmarks.timing import table
 from benchmarks.trained import add_run, load_images, load_named_run, unguided
 from data import ImageDataset
@@ -229,4 +229,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    one_line(main)
+    run_benchmark(main)

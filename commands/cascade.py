@@ -16,7 +16,7 @@ from evaluation.sample_set import SampleSet
 from experiment.build import build_dataset, pick_device
 from experiment.checks import check_config
 from experiment.conditions import Conditions, build_conditions
-from experiment.config import Config
+from experiment.config import Config, data_root
 from experiment.imported_config import complete_config
 from experiment.pictures import as_array
 from experiment.rank0_first import load_on_rank0_first
@@ -64,7 +64,7 @@ def run_cascade(
     if mode == "sample":
         _sample(config, stages, workdir, Path(flags.get("output") or workdir / "samples"), ranks)
         return
-    _check(config, stages, ranks)
+    _check(mode, config, stages, ranks)
     for name, one in stages.items():
         if ranks.first:
             say(f"stage {name}")
@@ -73,27 +73,35 @@ def run_cascade(
         _write_report(config, stages, workdir)
 
 
-def _check(config: Config, stages: Stages, ranks: Ranks) -> None:
+def _check(mode: str, config: Config, stages: Stages, ranks: Ranks) -> None:
     """Refuse stages that make no cascade, before any of them is trained or measured."""
     told = []
     for name, one in stages.items():
         dataset = load_on_rank0_first(ranks, f"data of {name}", lambda one=one: build_dataset(one, "train"))
         told.append(build_conditions(one, dataset.kind))
     check_stages(list(stages), told, config.cascade.noise_t, _most_noise_t(stages))
-    _check_small_images(stages, told)
+    if mode == "eval":
+        _check_bits(stages, told)
 
 
-def _check_small_images(stages: Stages, told: Sequence[Conditions]) -> None:
-    """Refuse a stage that is told other small images than the one before draws."""
-    # images that are halved twice are rounded twice
-    for (before, first), (name, one), conditions in zip(stages.items(), [*stages.items()][1:], told[1:], strict=False):
-        (maker,) = conditions.images
-        assert isinstance(maker, LowResolution)
-        ours, theirs = (*one.data.downscale, maker.factor), tuple(first.data.downscale)
-        if ours != theirs:
+def _check_bits(stages: Stages, told: Sequence[Conditions]) -> None:
+    """Refuse stages whose bits do not add up: each must be told exactly what the one before is of."""
+    names, configs = list(stages), list(stages.values())
+    for number, conditions in enumerate(told[1:], 1):
+        before, own = configs[number - 1], configs[number]
+        theirs, ours = ((one.data.dataset, data_root(one)) for one in (before, own))
+        if theirs != ours:
             raise ValueError(
-                f"stage {name} is told images of data.downscale={ours}, but stage {before} draws those of {theirs}; "
-                "let each stage be told what the one before draws"
+                f"the bits of stages add up on the same data, got {ours} of stage {names[number]} and {theirs} of "
+                f"stage {names[number - 1]}; set data.dataset and data.root alike"
+            )
+        # images that are halved twice are rounded twice
+        (maker,) = conditions.images
+        factors = (*own.data.downscale, maker.factor) if isinstance(maker, LowResolution) else before.data.downscale
+        if tuple(factors) != tuple(before.data.downscale):
+            raise ValueError(
+                f"stage {names[number]} is told images made smaller by {factors}, but stage {names[number - 1]} is of "
+                f"those by {before.data.downscale}; make them smaller in the same steps"
             )
 
 
@@ -127,7 +135,7 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
     *_, last = stages.values()
     settings, device = last.sampling, ranks.device(pick_device(last))
     for key, instead in (("record_trajectory", "leave it out"), ("condition_noise_t", "set cascade.noise_t")):
-        if settings[key]:
+        if any(one.sampling[key] for one in stages.values()):
             raise ValueError(f"sampling.{key} is of one model, got a cascade; {instead}")
     with (
         explain_out_of_memory("sampling.batch_size", settings.batch_size),
@@ -141,7 +149,6 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
             for s, (name, run) in zip(most, runs.items(), strict=True)
         ]
         cascade = Cascade(parts, noise_t=config.cascade.noise_t, truncated=config.cascade.truncated)
-        _check_small_images(stages, [part.conditions for part in parts])
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             for name, run in runs.items():

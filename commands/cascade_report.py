@@ -16,7 +16,7 @@ from likelihood import mean_and_stderr
 from runtime.files import parse_json, read_regular
 
 # what the stages' measurements must agree on, for images to be the same ones
-_SAME = ("dataset", "root", "split", "num_images", "split_size", "weights")
+_SAME = ("dataset", "split", "num_images", "split_size", "weights")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _model() -> ConfigDict:
             # classifier-free guidance asks; 0.1 is usual
             "condition_dropout": 0.0,
             # noise on condition images in training, that of x_t at a t from 0 to this, of which the network is told;
-            # one sample in four has none
+            # one sample in four has that of t = 0
             "condition_noise_t": 0.0,
         }
     )

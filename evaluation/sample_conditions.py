@@ -102,11 +102,11 @@ class SampleConditions:
 
 def _check_labels(labels: torch.Tensor | None, kind: AnyKind | None) -> None:
     """Refuse a label that is no class; -1, none, is up to the network."""
-    assert labels is not None and kind is not None
+    if labels is None or kind is None:
+        return
     wrong = [label for label in labels.tolist() if not -1 <= label < kind.num_classes]
     if wrong:
-        most = kind.num_classes - 1
-        raise ValueError(f"given labels must be in 0 .. {most}, got {wrong[0]}; change it, or set sampling.classes")
+        raise ValueError(f"given labels must be below {kind.num_classes}, got {wrong[0]}; set sampling.classes")
 
 
 def read_given(path: Path, conditions: Conditions) -> Observed:
@@ -124,6 +124,6 @@ def read_given(path: Path, conditions: Conditions) -> Observed:
         raise ValueError(f"--input gives one condition besides the class, but the model is told {told}; leave it out")
     if conditions.values:
         values, labels = read_given_values(path, conditions.network_options["cond_values"])
-        return Observed(values=values, labels=labels)
+        return Observed(values=values, labels=labels if conditions.labels else None)
     images, labels = read_given_images(path, conditions.observed_kind)
     return Observed((images,), labels=labels)

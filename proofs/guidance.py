@@ -17,7 +17,7 @@ from models import Cond, Condition, GuidedScoreModel, LinearGaussianScoreModel, 
 from models.wrappers.guidance import Interval
 from samplers import DDIMSampler, Sampler, make_sampler
 from samplers.annealed_langevin import AnnealedLangevinSampler
-from samplers.correctors import NoCorrector, alpha_of_table_step
+from samplers.correctors import AnnealedLangevinCorrector, NoCorrector, alpha_of_table_step
 from samplers.heun import HeunSampler
 from samplers.predictor_corrector import PredictorCorrectorSampler
 from samplers.predictors import NoPredictor, PredictorSampler
@@ -35,7 +35,7 @@ NoiseShare: TypeAlias = float | Callable[[float], float]
 V_COND, V_NULL = 1.0, 2.0
 WEIGHTS = (2.0, 4.0, 7.5)
 # refinements before the first run of those whose errors change sign with fewer steps
-_FINER = {"DPM-Solver++ 2S": 1, "Heun, churn 10": 4}
+_FINER = {"DPM-Solver++ 2S": 1, "Heun, churn 10": 4, "PC, ancestral + annealed_langevin": 1}
 # x given c = (-0.3, 0.8) is N(W c + b, C)
 _W = torch.tensor([[0.6, -0.2], [0.1, 0.5]], dtype=torch.float64)
 _B = torch.tensor([0.7, -0.4], dtype=torch.float64)
@@ -125,7 +125,9 @@ def noise_share(sampler: Sampler, sde: SDE) -> NoiseShare | None:
     if isinstance(sampler, PredictorCorrectorSampler) and not isinstance(sampler.corrector, NoCorrector):
         if isinstance(sampler.predictor, NoPredictor):
             return None
-        steps = len(times_of(sampler, sde)) - 1
+        if not isinstance(sampler.corrector, AnnealedLangevinCorrector):
+            raise ValueError(f"no limit is known of {sampler.corrector}, whose steps norms set; take annealed_langevin")
+        steps = sampler.corrector_steps * (len(noisy_points(sde, times_of(sampler, sde))) - 1)
         added = 2 * sampler.corrector.snr**2 * steps / _length(sampler, sde)
 
         def share(r: float) -> float:

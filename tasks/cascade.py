@@ -11,14 +11,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from data import ImageKind
-from data.conditions import LowResolution
+from data.conditions import Masked
 from experiment import TrainedRun
 from experiment.build import build_sampler
 from experiment.conditions import Conditions
 from experiment.guidance import load_reference, sampled_model
 from models import CFGPlusPlusWeight, Cond, ScoreModel, check_same_sde
 from samplers import GridSampler, Hook, Sampler, StepState
-from sde_lib import SDE, NoiseStreams, derive_seed
+from sde_lib import SDE, NoiseStreams, derive_seed, points_of
 
 _NOISE = 1  # derives the seed of the noise on a stage's image from that of the stage
 
@@ -124,12 +124,12 @@ class Cascade:
     @property
     def num_steps(self) -> int:
         """Steps of all stages whose samplers step along a grid, final denoising included."""
-        grids = [
-            sampler.times(stage.model.sde)
+        walked = [
+            points_of(stage.model.sde, sampler.times(stage.model.sde))
             for sampler, stage in zip(self._samplers, self.stages, strict=True)
             if isinstance(sampler, GridSampler)
         ]
-        return sum(len(times) - 1 + bool(times[-1] > 0) for times in grids)
+        return sum(len(points) - (points[-1].sigma == 0) for points in walked)
 
     def sample(
         self,
@@ -253,9 +253,10 @@ def check_stages(
         raise ValueError(f"the first stage, {names[0]}, is told an image or values; begin with a model that is not")
     for number, (s, one) in enumerate(zip(noise_t, told[1:], strict=True), 1):
         name, before = names[number], names[number - 1]
-        if one.values or [type(maker) for maker in one.images] != [LowResolution]:
+        if one.values or len(one.images) != 1 or isinstance(one.images[0], Masked):
             raise ValueError(
-                f"stage {name} must be told the image of stage {before} alone; train it with condition lowres"
+                f"stage {name} must be told the image of stage {before} alone, got {[*one.images, *one.values]}; train "
+                "it with condition lowres"
             )
         ours, theirs = ((kind.image_shape, kind.num_levels) for kind in (one.observed_kind, kinds[number - 1]))
         if ours != theirs:

@@ -34,7 +34,7 @@ from .optimization import clip_gradients, learning_rate_factor
 from .preview import preview_count, preview_samples
 from .state import TrainingState
 
-# of condition images; without any a network is vague about them, also at t = 0
+# of condition images at t = 0; a network that sees none is vague about clean ones
 _CLEAN_SHARE = 0.25
 
 

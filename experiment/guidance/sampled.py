@@ -16,6 +16,7 @@ from samplers.grid_sampler import GridSampler
 from sde_lib import AdaptiveSolver
 
 from ..build import bound_x0
+from ..conditions import build_conditions
 from ..config import Config
 from ..from_checkpoints import as_score_model, check_step, trained_kind
 from ..rank0_first import load_on_rank0_first, load_same_trained
@@ -83,11 +84,11 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
             f"sampling.guidance_reference={workdir} is of other data, {list(their_kind.image_shape)} in "
             f"{their_kind.space}, got a model of {list(kind.image_shape)} in {kind.space}; take one of the same data"
         )
-    told, ours = (_told_of_samples(one) for one in (theirs, config))
+    told, ours = _told_of_samples(theirs, their_kind), _told_of_samples(config, kind)
     if told != ours:
         raise ValueError(
-            f"sampling.guidance_reference={workdir} is told {told or 'nothing of the sample'}, got a model that is "
-            f"told {ours or 'nothing of it'}; take one that is told the same"
+            f"sampling.guidance_reference={workdir} is told {told}, got a model that is told {ours}; take one that is "
+            "told the same"
         )
     if theirs.model.class_conditional:
         known = (kind.num_classes, kind.class_names) if config.model.class_conditional else (0, ())
@@ -114,11 +115,10 @@ def _check_has_effect(config: Config) -> None:
             )
 
 
-def _told_of_samples(config: Config) -> str:
-    """The conditions besides the class, with their options, as the command line has them."""
-    names = ",".join(config.data.get("condition", ()))
-    options = config.data.get("condition_options", "")
-    return f"{names} ({options})" if options else names
+def _told_of_samples(config: Config, kind: AnyKind) -> str:
+    """The conditions besides the class, as a message names them."""
+    conditions = build_conditions(config, kind)
+    return ", ".join(map(repr, (*conditions.images, *conditions.values))) or "no condition"
 
 
 def _place(named: str) -> tuple[Path, int | None]:

@@ -157,13 +157,13 @@ def test_what_is_no_cascade_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_small_images_that_are_rounded_otherwise_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_bits_of_images_that_are_rounded_otherwise_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     first = tmp_path / "configs" / "vp" / "digits_2.py"
     first.write_text(first.read_text().replace("(2, 2)", "(4,)"))
     config = f"--config={tmp_path}/configs/cascade/digits_2_4_8.py"
-    message = error(capsys, [*command("train", tmp_path / "new"), config])
-    assert "digits_4_sr is told images of data.downscale=(2, 2), but stage digits_2 draws those of (4,)" in message
+    message = error(capsys, [*command("eval", tmp_path / "new"), config])
+    assert "digits_4_sr is told images made smaller by (2, 2), but stage digits_2 is of those by (4,); make" in message
 
 
 def test_a_stage_that_is_not_trained_is_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -128,7 +128,7 @@ def test_labels_that_are_no_classes_are_refused_before_anything_is_drawn(
 ):
     np.savez(tmp_path / "small.npz", images=np.zeros((4, 4, 4, 1), np.uint8), labels=[1, 2, 99, 3])
     message = error(capsys, tiny_command("sample", told, *CONDITIONS, f"--input={tmp_path / 'small.npz'}"))
-    assert "given labels must be in 0 .. 9, got 99; change it" in message
+    assert "given labels must be below 10, got 99; set sampling.classes" in message
 
 
 @pytest.mark.parametrize(

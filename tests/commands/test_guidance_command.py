@@ -158,7 +158,7 @@ def test_references_that_cannot_be(
     # one that is told images
     assert main.run(tiny_command("train", tmp_path / "lowres", *LOWRES, "--config.training.num_steps=1")) == 0
     command = tiny_command("sample", conditional, *NULL, *guided(weight=2, reference=tmp_path / "lowres"))
-    assert "is told lowres (factor=2), got a model that is told nothing of it" in error(capsys, command)
+    assert "is told LowResolution(factor=2), got a model that is told no condition; take one" in error(capsys, command)
     # one that is told classes, of a model that is not
     command = tiny_command("sample", tiny_run, *guided(weight=2, reference=conditional))
     assert "is told 10 classes, got a model of none" in error(capsys, command)

@@ -64,10 +64,12 @@ def test_every_sampler_whose_limit_is_known_is_held_to_it():
     shares = {label: noise_share(entry.build(VP(), 0), VP()) for label, entry in LINEAR.items()}
     assert shares["annealed Langevin"] is None and shares["DDIM, eta = 0.5"] == 0.25
     assert shares["PC, none + annealed_langevin"] is None
-    # of small steps, alpha_i is 1
-    (added,) = (share(0.01) - 1 for label, share in shares.items() if label == "PC, ancestral + annealed_langevin")
+    # where there is little noise alpha_i is 1
+    share = shares["PC, ancestral + annealed_langevin"]
+    assert callable(share)
+    added = share(0.01) - 1
     first, *_, last = noisy_points(VP(), make_grid("log_snr", VP(), 3))
-    assert added == pytest.approx(2 * 0.16**2 * 100 / math.log(first.noise_ratio / last.noise_ratio), rel=1e-3)
+    assert added == pytest.approx(2 * 0.16**2 * 99 / math.log(first.noise_ratio / last.noise_ratio), rel=1e-3)
     assert {label for label, share in shares.items() if share == 1} == {
         label
         for label in LINEAR
@@ -118,6 +120,10 @@ def test_what_is_wrong_fails(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(guidance, "noise_share", lambda *_: 0.0)
     wrong = LINEAR["DDIM, eta = 1"]
     assert not any(cell.passed for cell, _ in prove_guidance(VP(), wrong, [4.0]).values())
+    # nor do Langevin correctors leave it as it is
+    monkeypatch.setattr(guidance, "noise_share", lambda *_: 1.0)
+    wrong = LINEAR["PC, reverse_diffusion + annealed_langevin"]
+    assert not any(cell.passed for cell, _ in prove_guidance(VP(), wrong, [2.0]).values())
 
 
 def test_cfgpp_has_no_limit_of_many_steps():
