@@ -106,7 +106,8 @@ def measured(
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
             seen = {name: (one, model_for(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
-            step_weights = fit_step_weights(config, seen, dataset, split.device, ranks)
+            num_classes = dataset.num_classes if by_class is not None else 0
+            step_weights = fit_step_weights(config, seen, dataset, split.device, ranks, num_classes=num_classes)
             if by_class is not None:
                 seen = {name: (by_class(one, dataset, trained.backbone), of) for name, (one, of) in seen.items()}
         schedule = Schedule(

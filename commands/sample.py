@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from data import AnyKind
+from data import AnyKind, read_given_images, read_given_values
 from evaluation.fingerprints import samples_fingerprint
 from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.provenance import about_of, variance_of
 from evaluation.sample_batch import draw_batch
-from evaluation.sample_conditions import SampleConditions, read_given
+from evaluation.sample_conditions import SampleConditions
 from evaluation.sample_set import IN_GRID, SampleSet
 from evaluation.trajectory import MOST_SAMPLES
 from experiment.build import build_dataset, build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.classes import classes_of
-from experiment.conditions import build_conditions
+from experiment.conditions import Conditions, Observed, build_conditions
 from experiment.config import Config
 from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
 from experiment.guidance import (
@@ -263,13 +263,33 @@ def _conditions_of(
     # one that is not told classes may be guided towards them
     asked = classes if settings.classes or not conditions.labels else None
     if given:
-        return SampleConditions(conditions, classes=asked, source=read_given(Path(given), conditions), **noise)
+        return SampleConditions(conditions, classes=asked, source=_read_given(Path(given), conditions), **noise)
     channels = trained_channels(config, workdir)
     split = load_on_rank0_first(
         ranks, "condition data", lambda: build_dataset(config, settings.condition_split, channels)
     )
     dataset = as_trained(ranks, config, workdir, split)
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
+
+
+def _read_given(path: Path, conditions: Conditions) -> Observed:
+    """Read what a user gives for the one condition of a model, besides its class.
+
+    Args:
+        path: Images, see ``read_given_images``, or an ``.npz`` file with ``values``.
+        conditions: What the model is told.
+
+    Raises:
+        ValueError: If the model is told nothing that a file has, or more than one such thing.
+    """
+    if len(conditions.images) + bool(conditions.values) != 1:
+        told = len(conditions.images) + bool(conditions.values)
+        raise ValueError(f"--input gives one condition besides the class, but the model is told {told}; leave it out")
+    if conditions.values:
+        values, labels = read_given_values(path, conditions.network_options["cond_values"])
+        return Observed(values=values, labels=labels if conditions.labels else None)
+    images, labels = read_given_images(path, conditions.observed_kind)
+    return Observed((images,), labels=labels)
 
 
 def _told(config: Config, conditions: SampleConditions, given: str) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import AnyDataset, AnyKind, LevelSpace, read_given_images, read_given_values
+from data import AnyDataset, AnyKind, LevelSpace
 from experiment.conditions import Conditions, ImageNoise, Observed
 from models import Cond, Condition
 from sde_lib import SDE, NoiseStreams, derive_seed
@@ -107,23 +106,3 @@ def _check_labels(labels: torch.Tensor | None, kind: AnyKind | None) -> None:
     wrong = [label for label in labels.tolist() if not -1 <= label < kind.num_classes]
     if wrong:
         raise ValueError(f"given labels must be below {kind.num_classes}, got {wrong[0]}; set sampling.classes")
-
-
-def read_given(path: Path, conditions: Conditions) -> Observed:
-    """Read what a user gives for the one condition of a model, besides its class.
-
-    Args:
-        path: Images, see ``read_given_images``, or an ``.npz`` file with ``values``.
-        conditions: What the model is told.
-
-    Raises:
-        ValueError: If the model is told nothing that a file has, or more than one such thing.
-    """
-    if len(conditions.images) + bool(conditions.values) != 1:
-        told = len(conditions.images) + bool(conditions.values)
-        raise ValueError(f"--input gives one condition besides the class, but the model is told {told}; leave it out")
-    if conditions.values:
-        values, labels = read_given_values(path, conditions.network_options["cond_values"])
-        return Observed(values=values, labels=labels if conditions.labels else None)
-    images, labels = read_given_images(path, conditions.observed_kind)
-    return Observed((images,), labels=labels)

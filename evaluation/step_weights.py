@@ -23,6 +23,8 @@ def fit_step_weights(
     measured: AnyDataset,
     device: torch.device,
     ranks: Ranks,
+    *,
+    num_classes: int = 0,
 ) -> dict[str, list[float]]:
     """Fit the weights of estimators that draw their steps by importance, on the first images of the other split.
 
@@ -34,6 +36,7 @@ def fit_step_weights(
         measured: The split that is measured, as the model knows its channels and classes.
         device: Where the models are.
         ranks: The processes.
+        num_classes: Classes that the likelihoods shall tell apart; 0 for none.
 
     Returns:
         The weights of those that have them, by name.
@@ -55,6 +58,7 @@ def fit_step_weights(
                 pilot.space.encode(pilot.stored[:count]).to(device),
                 cond=None if cond is None else cond.to(device),
                 noise=NoiseStreams(derive_seed(config.seed, _PILOT), range(count)),
+                num_classes=num_classes,
             )
             for name, estimator in drawn.items()
         }

@@ -102,15 +102,18 @@ class ContinuousBound(SampledBound):
             sampling_variance=self._variance_of_sum(shares),
         )
 
-    def _magnitudes(
+    def _pilot_terms(
         self, model: ScoreModel, x0: Tensor, cond: Cond | None, noise: NoiseStreams, num_knots: int
     ) -> Tensor:
-        """The root mean square of the integrand in the middle of each of ``num_knots`` cells."""
+        """The integrand in the middle of each of ``num_knots`` cells."""
         high, low = model.sde.log_snr(self.ends(model.sde)).tolist()
         middles = low + (high - low) * (torch.arange(num_knots, dtype=torch.float64) + 0.5) / num_knots
         columns = middles[:, None].expand(-1, len(x0)).to(x0.device)
-        values = [self._integrand(model, x0, column, cond, noise) for column in columns]
-        return check_step_weights(torch.stack(values).square().mean(1).sqrt())
+        return torch.stack([self._integrand(model, x0, column, cond, noise) for column in columns], dim=1)
+
+    def _magnitudes(self, model: ScoreModel, terms: Tensor, num_knots: int) -> Tensor:
+        """The root mean square of the integrand in each cell."""
+        return check_step_weights(terms.square().mean(0).sqrt())
 
     def _integrand(
         self, model: ScoreModel, x0: Tensor, log_snr: Tensor, cond: Cond | None, noise: NoiseStreams

@@ -220,8 +220,13 @@ class SampledBound(LikelihoodEstimator):
         cond: Cond | None = None,
         noise: NoiseStreams | None = None,
         num_knots: int = 24,
+        num_classes: int = 0,
     ) -> Float[Tensor, " steps"]:
         """Set ``step_weights`` to the root mean square of the terms, as a few pilot images have it.
+
+        For classification by likelihood, half of the draws are to fall where classes differ: the weights are then the
+        sum of two, each divided by its own sum, that of the terms of all classes, sqrt(E[L_i(c)^2]), and that of their
+        differences, sqrt(E[(L_i(c) - mean_c L_i(c))^2]).
 
         Each is evaluated at ``num_knots`` terms; 16 images are enough. They must be others than those to be measured,
         such as the training split's: whatever the weights, the estimate is unbiased so long as they do not depend on
@@ -233,6 +238,7 @@ class SampledBound(LikelihoodEstimator):
             cond: Their condition.
             noise: One random stream a pilot image.
             num_knots: Terms to evaluate, so many network calls; at least 2.
+            num_classes: Classes to tell apart; 0 for the terms given ``cond`` alone.
 
         Returns:
             The weights, float64 [n], one a step or cell.
@@ -245,14 +251,34 @@ class SampledBound(LikelihoodEstimator):
         whole_number("num_knots", num_knots, least=2, fix="24 is usual")
         noise = check_batch(x0, cond, noise)
         with torch.no_grad():
-            self.step_weights = self._magnitudes(model, x0, cond, noise, num_knots)
+            if num_classes:
+                self.step_weights = self._weights_of_classes(model, x0, noise, num_knots, num_classes)
+            else:
+                terms = self._pilot_terms(model, x0, cond, noise, num_knots)
+                self.step_weights = self._magnitudes(model, terms, num_knots)
         return self.step_weights
 
+    def _weights_of_classes(
+        self, model: ScoreModel, x0: Tensor, noise: NoiseStreams, num_knots: int, num_classes: int
+    ) -> Tensor:
+        each = []
+        for c in range(num_classes):
+            cond = torch.full((len(x0),), c, dtype=torch.int64, device=x0.device)
+            # the same noise for each class
+            each.append(self._pilot_terms(model, x0, cond, NoiseStreams(noise.seed, noise.indices), num_knots))
+        terms = torch.stack(each)
+        both = [self._magnitudes(model, one.flatten(0, 1), num_knots) for one in (terms, terms - terms.mean(0))]
+        return both[0] / both[0].sum() + both[1] / both[1].sum()
+
     @abstractmethod
-    def _magnitudes(
+    def _pilot_terms(
         self, model: ScoreModel, x0: Tensor, cond: Cond | None, noise: NoiseStreams, num_knots: int
     ) -> Tensor:
-        """The root mean square of each term over pilot images, [n]."""
+        """At most ``num_knots`` terms of each pilot image, [P, M]."""
+
+    @abstractmethod
+    def _magnitudes(self, model: ScoreModel, terms: Tensor, num_knots: int) -> Tensor:
+        """The root mean square of every term, [n], from some of them, [P, M]."""
 
     def _draw(self, noise: NoiseStreams, num_steps: int) -> StepDraws:
         draws = self.steps_per_image or num_steps

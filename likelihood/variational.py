@@ -191,17 +191,23 @@ class VariationalBound(SampledBound):
             sampling_variance=self._variance_of_sum(scale * nats) if drawn else None,
         )
 
-    def _magnitudes(
+    def _pilot_terms(
         self, model: ScoreModel, x0: Tensor, cond: Cond | None, noise: NoiseStreams, num_knots: int
     ) -> Tensor:
-        """sqrt(E[L_t^2]) at ``num_knots`` steps, between which its logarithm is interpolated."""
+        """L_t at ``num_knots`` steps."""
         times = self.noisy_times(model.sde).to(x0.device)
         num_steps = len(times) - 1
         if num_steps < 2:
-            return torch.ones(num_steps, dtype=torch.float64)
+            return torch.ones(len(x0), num_steps, dtype=torch.float64)
         knots = pilot_steps(num_steps, num_knots).to(x0.device)
-        nats = self._step_nats(model, x0, times, knots.expand(len(x0), -1), cond, noise)
-        return interpolate_step_weights(knots, nats, num_steps)
+        return self._step_nats(model, x0, times, knots.expand(len(x0), -1), cond, noise)
+
+    def _magnitudes(self, model: ScoreModel, terms: Tensor, num_knots: int) -> Tensor:
+        """sqrt(E[L_t^2]), whose logarithm is interpolated between the steps."""
+        num_steps = len(self.noisy_times(model.sde)) - 1
+        if num_steps < 2:
+            return torch.ones(num_steps, dtype=torch.float64)
+        return interpolate_step_weights(pilot_steps(num_steps, num_knots), terms, num_steps)
 
     def _choose_steps(self, num_steps: int, noise: NoiseStreams) -> StepDraws:
         """The steps to evaluate, [B, K]."""

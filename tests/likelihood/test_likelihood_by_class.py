@@ -153,3 +153,23 @@ def test_bad_input():
             LikelihoodByClass(estimator, num_classes=3, z=3.0)
     with pytest.raises(ValueError, match="cond must be each image's own class, got None"):
         LikelihoodByClass(bound(), num_classes=3)(LabelledPoints(rescaled_ddpm(20)), POINTS)
+
+
+def test_half_of_the_steps_are_drawn_where_classes_differ():
+    """Of a chain of few steps all are knots, so that the weights are those of the pilot's own terms."""
+    model, count = LabelledPoints(rescaled_ddpm(20)), 90
+    x0, noise = POINTS[torch.arange(count) % len(POINTS)], NoiseStreams(8, range(count))
+    sampled = bound(steps_per_image=4, step_sampling="importance")
+    whole, fitted = [], {}
+    for c in range(3):
+        label = torch.full((count,), c)
+        # with the noise of fit_steps: one draw of each step
+        fitted[c] = sampled.fit_steps(model, x0, cond=label, noise=NoiseStreams(8, range(count)), num_knots=200)
+        whole.append(sampled._pilot_terms(model, x0, label, NoiseStreams(8, range(count)), 200))
+    weights = sampled.fit_steps(model, x0, noise=noise, num_classes=3, num_knots=200)
+    terms = torch.stack(whole)
+    of_terms, of_differences = (one.square().mean((0, 1)).sqrt() for one in (terms, terms - terms.mean(0)))
+    expected = of_terms / of_terms.sum() + of_differences / of_differences.sum()
+    torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(fitted[1], terms[1].square().mean(0).sqrt(), rtol=1e-6, atol=1e-9)
+    assert ((weights / 2 - fitted[1] / fitted[1].sum()).abs() > 0.01).any()
