@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from training_runs import digits_like
 
-from commands import eval as eval_command
-from commands import import_checkpoint, sample
+from commands import import_checkpoint, sample, subject
 from commands.eval import evaluate
 from commands.train import train
 from data import ImageDataset
@@ -107,8 +106,8 @@ class Bench:
         command: Callable[[Config, Path], object] = evaluate,
     ) -> Call:
         with self._monkeypatch.context() as patched:
-            self._with_model(eval_command, patched)
-            patched.setattr(eval_command, "as_trained", lambda *args: args[-1])
+            self._with_model(subject, patched)
+            patched.setattr(subject, "as_trained", lambda *args: args[-1])
             if target != "experiment.build.load_dataset":
                 patched.setattr(build, "load_dataset", lambda *_, **__: self._images(config))
             return self.call(lambda: command(config, self._folder / "run"), target)

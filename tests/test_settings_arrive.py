@@ -55,7 +55,7 @@ def device(mode: str) -> Read:
 
 
 def mode_of(command: str, place: int) -> Read:
-    module = {"train": "training.job"}.get(command, f"commands.{command}")
+    module = {"train": "training.job", "eval": "commands.subject"}.get(command, f"commands.{command}")
     return lambda bench, config: getattr(bench, command)(config, f"{module}.pick_mode").args[place]
 
 

@@ -199,9 +199,9 @@ def test_another_checkpoint_starts_anew(
 def test_other_weights_of_the_same_step_start_anew(
     interrupted: Path, measured: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    from commands import eval as bits_per_dim
+    from commands import subject
 
-    whole = bits_per_dim.load_same_trained
+    whole = subject.load_same_trained
 
     def nudged(*arguments: object, **options: object) -> object:
         model, step = whole(*arguments, **options)  # type: ignore[arg-type]
@@ -209,7 +209,7 @@ def test_other_weights_of_the_same_step_start_anew(
             next(model.parameters()).view(-1)[0] += 1e-6
         return model, step
 
-    monkeypatch.setattr(bits_per_dim, "load_same_trained", nudged)
+    monkeypatch.setattr(subject, "load_same_trained", nudged)
     assert main.run(eval_command(interrupted)) == 0
     assert capsys.readouterr().err.count("holds another measurement (weights was ") == 2
     assert measured == UNITS
