@@ -103,6 +103,7 @@ def _check_labels(labels: torch.Tensor | None, kind: AnyKind | None) -> None:
     """Refuse a label that is no class; -1, none, is up to the network."""
     if labels is None or kind is None:
         return
-    wrong = [label for label in labels.tolist() if not -1 <= label < kind.num_classes]
+    most = kind.num_classes - 1
+    wrong = [label for label in labels.tolist() if not -1 <= label <= most]
     if wrong:
-        raise ValueError(f"given labels must be below {kind.num_classes}, got {wrong[0]}; set sampling.classes")
+        raise ValueError(f"given labels must be in 0 .. {most}, got {wrong[0]}; change it, or set sampling.classes")

@@ -42,7 +42,7 @@ class LikelihoodByClass(LikelihoodEstimator):
 
     Image k draws its times and its noise from the same streams for every class, so that most of their noise is not in
     the differences between classes, which alone decide p(c | x0). The streams of the first round are those that the
-    estimator is given by itself: the terms of an image's own class are then the same.
+    estimator is given by itself: with the same step weights the terms of an image's own class are the same.
 
     With several rounds, each with draws of its own, the values are means over them. After each, a class may be
     dropped for an image: if it lies above the best one by more than ``z`` standard errors of their difference, which

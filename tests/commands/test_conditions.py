@@ -126,9 +126,9 @@ def test_condition_images_of_another_size_are_refused(told: Path, tmp_path: Path
 def test_labels_that_are_no_classes_are_refused_before_anything_is_drawn(
     told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    np.savez(tmp_path / "small.npz", images=np.zeros((4, 4, 4, 1), np.uint8), labels=[1, 2, 99, 3])
+    np.savez(tmp_path / "small.npz", images=np.zeros((4, 4, 4, 1), np.uint8), labels=[1, 2, -2, 99])
     message = error(capsys, tiny_command("sample", told, *CONDITIONS, f"--input={tmp_path / 'small.npz'}"))
-    assert "given labels must be below 10, got 99; set sampling.classes" in message
+    assert "given labels must be in 0 .. 9, got -2; change it, or set sampling.classes" in message
 
 
 @pytest.mark.parametrize(
