@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="the cascade's")
     parser.add_argument("--stages", required=True, help="names of its folders, from the smallest images on")
     parser.add_argument("--num-steps", type=whole(1), default=50, help="of DDIM, in each stage")
+    parser.add_argument("--num-images", type=whole(0), default=0, help="of each split; 0: all")
     parser.add_argument("--num-samples", type=whole(1), default=360, help="a multiple of the held-out images")
     parser.add_argument("--batch-size", type=whole(1), default=120)
     args = parser.parse_args(arguments)
@@ -82,14 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [load_run(args.workdir / name, device="cpu") for name in names]
     sampler = make_sampler("ddim", num_steps=args.num_steps)
     compared = cascades([Stage.of(run, sampler, name=name) for name, run in zip(names, runs, strict=True)])
-    held_out = load_images(runs[-1].config, "test")
+    train, held_out = (load_images(runs[-1].config, split) for split in ("train", "test"))
+    if args.num_images:
+        train, held_out = (split.subset(min(args.num_images, len(split))) for split in (train, held_out))
     if args.num_samples % len(held_out):
         raise SystemExit(
             f"--num-samples must be a multiple of {len(held_out)}, the held-out images; got {args.num_samples}"
         )
-    for row in rows(
-        compared, Quality(load_images(runs[-1].config, "train"), held_out), args.num_samples, args.batch_size
-    ):
+    for row in rows(compared, Quality(train, held_out), args.num_samples, args.batch_size):
         print(row, flush=True)
 
 

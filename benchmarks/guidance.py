@@ -35,8 +35,6 @@ from evaluation.quality import (
 from evaluation.sample_batch import draw_batch
 from experiment import TrainedRun
 from experiment.build import build_sampler
-from experiment.config import Config
-from experiment.guidance import load_reference, sampled_model
 from experiment.pictures import image_grid, save_png
 from experiment.workdir import write_json
 from likelihood import mean_and_stderr
@@ -135,14 +133,14 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         if weight > 1:
             keys = {"guidance_weight": weight, "guidance_reference": args.reference}
             yield f"w = {weight:g} away from {Path(args.reference).name}", keys
+    for weight in args.weights if args.rescale else ():
+        if weight > 1:
+            keys = {"guidance_weight": weight, "guidance_rescale": args.rescale}
+            yield f"w = {weight:g}, rescaled by {args.rescale:g}", keys
+    for weight in args.cfgpp:
+        yield f"CFG++, lambda = {weight:g}", {"guidance_weight": weight, "guidance_schedule": "cfg++"}
     for scale in args.scales if args.classifier else ():
         yield f"classifier, scale {scale:g}", {"classifier": args.classifier, "classifier_scale": scale}
-
-
-def guided_model(run: TrainedRun, config: Config, sampler: Sampler) -> ScoreModel:
-    """The run's model with the guidance of a config."""
-    reference = load_reference(config, run.kind, next(run.model.parameters()).device)
-    return sampled_model(config, run.model, run.kind, sampler, reference and reference.model)
 
 
 def draw(
@@ -191,6 +189,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--interval", type=listed(float), default=[], help="lo,hi of sigma / alpha: also guide only there"
     )
     parser.add_argument("--reference", default="", help="another run, as in runs/x@1000: also guide away from it")
+    parser.add_argument("--rescale", type=float, default=0.0, help="share, such as 0.7: also guide with rescaled x0")
+    parser.add_argument("--cfgpp", type=listed(float), default=[], help="lambda of CFG++, such as 0.6")
     parser.add_argument("--classifier", default="", help="work directory of a classifier, for guidance by it")
     parser.add_argument("--scales", type=listed(float), default=[1, 2, 5], help="of that classifier's gradient")
     parser.add_argument(
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for label, keys in settings(args):
         config = unguided(run, sampler=args.sampler, num_steps=args.num_steps, **keys)
         sampler = build_sampler(config)
-        compared.append((label, keys, guided_model(run, config, sampler), sampler))
+        compared.append((label, keys, run.sampled_model(sampler, config), sampler))
     judge, accuracy = train_feature_classifier(train, held_out)
     group_size = min(args.per_class, int(held_out.labels.bincount().min()))
     measure = WithinClass(judge, run.encode(train.images), train.labels, group_size=group_size)

@@ -29,7 +29,6 @@ from evaluation.sample_conditions import SampleConditions
 from experiment import TrainedRun
 from experiment.build import build_sampler
 from experiment.config import Config
-from experiment.guidance import sampled_model
 from experiment.pictures import image_grid, save_png
 from experiment.workdir import write_json
 from likelihood import mean_and_stderr
@@ -144,7 +143,7 @@ def draw(scenes: Scenes, config: Config, *, num_draws: int, batch_size: int) -> 
     Draw j of image i is sample i + N j: it has the same noise whatever the config asks for.
     """
     run, device, sampler = scenes.run, next(scenes.run.model.parameters()).device, build_sampler(config)
-    model = sampled_model(config, run.model, run.kind, sampler)
+    model = run.sampled_model(sampler, config)
     told = SampleConditions(scenes.conditions, source=scenes.held_out, noise_t=config.sampling.condition_noise_t)
     total, parts = len(scenes.held_out) * num_draws, []
     for first in range(0, total, batch_size):

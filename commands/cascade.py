@@ -134,8 +134,9 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
     """Draw the images of all stages, those of the last as the samples; see ``commands.sample``."""
     *_, last = stages.values()
     settings, device = last.sampling, ranks.device(pick_device(last))
-    for key, instead in (("record_trajectory", "leave it out"), ("condition_noise_t", "set cascade.noise_t")):
-        if any(one.sampling[key] for one in stages.values()):
+    for key, unset in {"record_trajectory": False, "condition_split": "test", "condition_noise_t": 0.0}.items():
+        if any(one.sampling[key] != unset for one in stages.values()):
+            instead = "set cascade.noise_t" if key == "condition_noise_t" else "leave it out"
             raise ValueError(f"sampling.{key} is of one model, got a cascade; {instead}")
     with (
         explain_out_of_memory("sampling.batch_size", settings.batch_size),

@@ -179,11 +179,11 @@ def save_classifier_curve(path: Path, curve: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("cross_entropy", "accuracy"), strict=True):
         mean, error = np.asarray(curve[name]), np.nan_to_num(np.asarray(curve[f"{name}_stderr"]))
-        axes.fill_between(curve["t"], mean - 2 * error, mean + 2 * error, alpha=0.3, lw=0)
-        axes.plot(curve["t"], mean, ".-", lw=1.2)
+        axes.fill_between(curve["t"], mean - 2 * error, mean + 2 * error, alpha=0.3, lw=0, label="2 standard errors")
+        axes.plot(curve["t"], mean, ".-", lw=1.2, label="measured")
         axes.set(xlabel="t", ylabel=name.replace("_", "-") + (", nats" if name == "cross_entropy" else ""))
         axes.grid(alpha=0.3)
         if name == "cross_entropy":
             axes.axhline(curve["class_entropy"], color="black", ls="--", lw=1, label="entropy of the classes")
-            axes.legend()
+        axes.legend()
     save_figure(path, figure)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from data import AnyKind, RealSpace, Space
 from likelihood import nats_to_bits_per_dim
-from models import Cond, NetworkScoreModel
+from models import Cond, NetworkScoreModel, ScoreModel
 from runtime.files import parse_json, read_regular
 from runtime.registry import choices_message
 from samplers import Sampler
@@ -105,10 +105,23 @@ class TrainedRun:
         device = next(self.model.parameters()).device
         x_T = sampler.prior_sample(self.sde, self.sample_shape, noise, device=device)
         cond = self._labels(count, label) if cond is None else cond
-        reference = load_reference(self.config, self.kind, device)
-        model = sampled_model(self.config, self.model, self.kind, sampler, reference and reference.model)
-        result = sampler.sample(model, x_T, cond=None if cond is None else cond.to(device), noise=noise)
+        cond = None if cond is None else cond.to(device)
+        result = sampler.sample(self.sampled_model(sampler), x_T, cond=cond, noise=noise)
         return self.decode(result.x0.cpu())
+
+    def sampled_model(self, sampler: Sampler, config: Config | None = None) -> ScoreModel:
+        """The network with the guidance and the bounds of x0 that a config asks for.
+
+        Args:
+            sampler: The sampler, whose grid CFG++ needs.
+            config: The config; None for the run's own.
+
+        Raises:
+            ValueError: In one line: a reference that cannot be, or guidance of a model without a null condition.
+        """
+        config = config or self.config
+        reference = load_reference(config, self.kind, next(self.model.parameters()).device)
+        return sampled_model(config, self.model, self.kind, sampler, reference and reference.model)
 
     def bits_per_dim(
         self,

@@ -15,7 +15,6 @@ from data.conditions import Masked
 from experiment import TrainedRun
 from experiment.build import build_sampler
 from experiment.conditions import Conditions
-from experiment.guidance import load_reference, sampled_model
 from models import CFGPlusPlusWeight, Cond, ScoreModel, check_same_sde
 from samplers import GridSampler, Hook, Sampler, StepState
 from sde_lib import SDE, NoiseStreams, derive_seed, points_of
@@ -55,8 +54,7 @@ class Stage:
             name: A name, for messages.
         """
         sampler = sampler or build_sampler(run.config)
-        reference = load_reference(run.config, run.kind, next(run.model.parameters()).device)
-        model = sampled_model(run.config, run.model, run.kind, sampler, reference and reference.model)
+        model = run.sampled_model(sampler)
         return cls(model, sampler, run.conditions, run.config.model.get("condition_noise_t", 0.0), name=name)
 
     @property

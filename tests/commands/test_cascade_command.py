@@ -141,6 +141,7 @@ def test_the_bits_of_an_image_are_those_of_its_small_image_and_the_rest(
             "stage digits_sr is told images of 1x4x4 with 65 levels, but stage digits_2 draws 1x2x2 with 256 levels",
         ),
         ("sample", ["--config.sampling.record_trajectory=true"], "record_trajectory is of one model, got a cascade"),
+        ("sample", ["--config.sampling.condition_split=train"], "condition_split is of one model, got a cascade"),
         ("sample", ["--config.sampling.condition_noise_t=0.05"], "is of one model, got a cascade; set cascade.noise_t"),
         ("sample", ["--input=some.npz"], "--input is of one model, got a cascade"),
         ("train", ["--init-from=elsewhere"], "--init-from is of one model, got a cascade"),
