@@ -26,6 +26,8 @@ class Condition:
         tokens: Embedded text or other sequences, [B, L, F].
         mask: True where a token is one, bool [B, L]; all False is no text. Needs ``tokens``.
         pooled: One vector of a text or an image, [B, F]; NaN throughout is none.
+        measurement: Numbers A x0 + noise that were measured of each sample, [B, ...], for models of the posterior; see
+            ``ObservedScoreModel``.
 
     Raises:
         ValueError: If no field is given, a type is wrong, or the fields are not of one batch.
@@ -41,14 +43,15 @@ class Condition:
     tokens: Float[Tensor, "batch length features"] | None = None
     mask: Bool[Tensor, "batch length"] | None = None
     pooled: Float[Tensor, "batch features"] | None = None
+    measurement: Float[Tensor, "batch *observed"] | None = None
 
     def __post_init__(self) -> None:
         given = self.given
         if not given:
             raise ValueError("a condition needs a field, got none; pass label=..., or cond=None for no condition")
         for name, value in given.items():
-            ndim = _NDIM[name]
-            if value.ndim != ndim:
+            ndim = _NDIM.get(name)
+            if ndim and value.ndim != ndim:
                 raise ValueError(f"condition {name} must have {ndim} dimensions, got {list(value.shape)}; reshape it")
             kind = {"label": "int64", "mask": "bool"}.get(name, "float")
             if kind != ("float" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")):
@@ -107,6 +110,7 @@ class Condition:
 
 
 _NDIM = {"label": 1, "image": 4, "image_log_snr": 1, "values": 2, "tokens": 3, "mask": 2, "pooled": 2}
+# a measurement has the dimensions that its operator gives it
 _NULL = {"label": -1, "image": float("nan"), "values": float("nan"), "mask": False, "pooled": float("nan")}
 
 # what is taken wherever a condition is: a plain tensor is the labels

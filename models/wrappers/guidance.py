@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sde_lib import SDE, check_grid, check_per_sample, expand_like
@@ -142,11 +142,15 @@ class CFGPlusPlusWeight:
 
     def __call__(self, sde: SDE, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """w(t), float64 [B]."""
-        times = self.times.to(t.device)
-        # the step in which t is begins at the last grid time that is not below it
-        start = (len(times) - torch.searchsorted(times.flip(0), t.double())).sub(1).clamp(min=0)
-        log_snr = torch.cat([sde.log_snr(times), times.new_full((1,), torch.inf)])
+        start = step_of(self.times, t)
+        log_snr = torch.cat([sde.log_snr(self.times), self.times.new_full((1,), torch.inf)]).to(t.device)
         return -self.scale / torch.expm1(0.5 * (log_snr[start] - log_snr[start + 1]))
+
+
+def step_of(times: Float[Tensor, " points"], t: Float[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
+    """Number of the step of a falling grid in which t is: that from the last time which is not below it."""
+    rising = times.to(t.device).flip(0)
+    return (len(times) - torch.searchsorted(rising, t.double())).sub(1).clamp(min=0)
 
 
 def check_interval(interval: Interval) -> None:
