@@ -32,6 +32,7 @@ class LikelihoodTerms:
             images a step is drawn for does not depend on what they show: its mean over those is unbiased as it is,
             however the steps were drawn.
         step_scale: What each counts for: ``diffusion`` is the sum of step_scale times step_nats, float64 [B, K].
+        decoder_nats: L_0 by each draw of its noise, float64 [B, D], of a bound that draws it; else None.
         probe_nats: ``diffusion`` by each probe of a randomized divergence, float64 [B, P]; None where it has none.
         sampling_variance: Variance of ``diffusion`` for this image, over the draws of steps and of noise, in nats^2, or
             an estimate that is too large rather than too small, float64 [B]; None where no steps are drawn, or only
@@ -46,6 +47,7 @@ class LikelihoodTerms:
     num_dims: int
     step_index: Int[Tensor, "batch evaluated"] | None = None
     step_nats: Float[Tensor, "batch evaluated"] | None = None
+    decoder_nats: Float[Tensor, "batch draws"] | None = None
     probe_nats: Float[Tensor, "batch probes"] | None = None
     step_scale: Float[Tensor, "batch evaluated"] | None = None
     sampling_variance: Float[Tensor, " batch"] | None = None

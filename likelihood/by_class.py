@@ -46,7 +46,7 @@ class LikelihoodByClass(LikelihoodEstimator):
 
     With several rounds, each with draws of its own, the values are means over them. After each, a class may be
     dropped for an image: if it lies above the best one by more than ``z`` standard errors of their difference, which
-    the common draws give (``sampling_variance``; that of the decoder's single draw a round is not in it). This is the
+    the common draws give (``sampling_variance``, and the spread of L_0 where it is drawn more than once). This is the
     adaptive evaluation of Li et al. 2023, Algorithm 2, with a test in place of a fixed schedule. A class that is
     dropped keeps its distance from the one that was best then: its own mean is of fewer draws, whose noise is no longer
     that of the others. Steps had better be drawn by importance: of uniform draws few make most of the sum, and where
@@ -57,7 +57,8 @@ class LikelihoodByClass(LikelihoodEstimator):
         num_classes: C, at least 2.
         rounds: Estimates of each class, at least 1.
         z: Standard errors at which a class is dropped; 0 drops none.
-        null: Measure the model without a class too, with the draws of all rounds.
+        null: Measure the model without a class too, in the first round; it keeps its distance from the class that was
+            best then.
 
     Raises:
         ValueError: If a number is out of range, or ``z`` is given for an estimator that draws no terms.
@@ -89,9 +90,10 @@ class LikelihoodByClass(LikelihoodEstimator):
         sums = torch.zeros(3, *shape, dtype=torch.float64, device=x0.device)
         rounds = torch.zeros(shape, dtype=torch.int64, device=x0.device)
         calls = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
-        null = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+        null, at_first = torch.zeros(len(x0), dtype=torch.float64, device=x0.device), sums.sum(0)
         undecided = torch.ones(shape, dtype=torch.bool, device=x0.device)
         shares: list[Tensor] = []
+        decoded: list[Tensor] = []
         drops: list[tuple[Tensor, Tensor, Tensor]] = []  # means so far, which classes were dropped, and the best one
         for turn in range(self.rounds):
             for c in range(self.num_classes):
@@ -103,19 +105,23 @@ class LikelihoodByClass(LikelihoodEstimator):
                 rounds[rows, c] += 1
                 calls[rows] += terms.nfe
                 if self.z and terms.step_scale is not None and terms.step_nats is not None:
-                    share = terms.step_scale * terms.step_nats
-                    if len(shares) == turn:
-                        shares.append(share.new_zeros(*shape, share.shape[1]))
-                    shares[turn][rows, c] = share
-            if self.null:
-                null += self._measure(model, x0, -1, noise, turn, torch.arange(len(x0))).total / self.rounds
+                    _put(shares, turn, rows, c, shape, terms.step_scale * terms.step_nats)
+                    if terms.decoder_nats is not None:
+                        _put(decoded, turn, rows, c, shape, terms.decoder_nats)
+            if self.null and not turn:
+                null = self._measure(model, x0, -1, noise, turn, torch.arange(len(x0))).total
+                at_first = sums.sum(0)
             if self.z and turn + 1 < self.rounds:
                 before, means = undecided, sums / rounds
-                undecided, best = self._undecided(before, means.sum(0), shares)
+                undecided, best = self._undecided(before, means.sum(0), shares, decoded)
                 drops.append((means, before & ~undecided, best.expand(3, -1, 1)))
         found = sums / rounds
         for means, dropped, best in reversed(drops):
             found = torch.where(dropped, means + (found - means).gather(2, best), found)
+        if self.null and self.rounds > 1:
+            # like a class that was dropped after the first round
+            best = at_first.argmin(1, keepdim=True)
+            null += (found.sum(0) - at_first).gather(1, best).squeeze(1)
         prior, diffusion, reconstruction = found.gather(2, label[None, :, None].expand(3, -1, 1)).squeeze(2)
         return ClassTerms(
             prior=prior,
@@ -143,10 +149,15 @@ class LikelihoodByClass(LikelihoodEstimator):
         before: Bool[Tensor, "batch classes"],
         nats: Float[Tensor, "batch classes"],
         shares: list[Tensor],
+        decoded: list[Tensor],
     ) -> tuple[Bool[Tensor, "batch classes"], Int64[Tensor, "batch 1"]]:
-        """The classes that stay, by the means and the shares [B, C, K] of all rounds so far; none once one is left.
+        """The classes that stay, by the means so far; none once one is left. And the best class of each image.
 
-        And the best class of each image.
+        Args:
+            before: The classes that were there.
+            nats: The means.
+            shares: What each draw of L_t added, [B, C, K] of each round.
+            decoded: The draws of L_0, [B, C, D] of each round.
         """
         assert isinstance(self.estimator, SampledBound)
         independent = self.estimator.step_sampling == "uniform"
@@ -157,5 +168,18 @@ class LikelihoodByClass(LikelihoodEstimator):
             found = sampling_variance(difference.flatten(0, 1), independent=independent)
             assert found is not None  # one draw alone is refused
             variance += found.view_as(nats)
+        for one in decoded:
+            if one.shape[2] > 1:
+                difference = one - one.gather(1, best[..., None].expand(-1, 1, one.shape[2]))
+                variance += difference.var(2) / one.shape[2]
         stay = before & (nats - nats.gather(1, best) <= self.z * variance.sqrt() / len(shares))
         return stay & (stay.sum(1, keepdim=True) > 1), best
+
+
+def _put(
+    rounds: list[Tensor], turn: int, rows: Int64[Tensor, " rows"], c: int, shape: tuple[int, int], values: Tensor
+) -> None:
+    """Keep the draws of some images under class c in a round's tensor [B, C, draws]."""
+    if len(rounds) == turn:
+        rounds.append(values.new_zeros(*shape, values.shape[1]))
+    rounds[turn][rows, c] = values

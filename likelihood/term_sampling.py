@@ -23,6 +23,8 @@ from .decoder import levels_of
 StepSampling = Literal["stratified", "uniform", "low_discrepancy", "importance"]
 
 UNIFORM_SHARE = 0.1
+# of the draws of a classification; the others fall where classes differ
+_SHARE_OF_VALUES = 0.25
 _GOLDEN = 0.6180339887498949
 
 
@@ -224,9 +226,9 @@ class SampledBound(LikelihoodEstimator):
     ) -> Float[Tensor, " steps"]:
         """Set ``step_weights`` to the root mean square of the terms, as a few pilot images have it.
 
-        For classification by likelihood, half of the draws are to fall where classes differ: the weights are then the
-        sum of two, each divided by its own sum, that of the terms of all classes, sqrt(E[L_i(c)^2]), and that of their
-        differences, sqrt(E[(L_i(c) - mean_c L_i(c))^2]).
+        For classification by likelihood, three quarters of the draws are to fall where classes differ: the weights are
+        then a sum of two, each divided by its own sum, a quarter of that of the terms of all classes,
+        sqrt(E[L_i(c)^2]), and the rest that of their differences, sqrt(E[(L_i(c) - mean_c L_i(c))^2]).
 
         Each is evaluated at ``num_knots`` terms; 16 images are enough. They must be others than those to be measured,
         such as the training split's: whatever the weights, the estimate is unbiased so long as they do not depend on
@@ -268,7 +270,7 @@ class SampledBound(LikelihoodEstimator):
             each.append(self._pilot_terms(model, x0, cond, NoiseStreams(noise.seed, noise.indices), num_knots))
         terms = torch.stack(each)
         both = [self._magnitudes(model, one.flatten(0, 1), num_knots) for one in (terms, terms - terms.mean(0))]
-        return both[0] / both[0].sum() + both[1] / both[1].sum()
+        return _SHARE_OF_VALUES * both[0] / both[0].sum() + (1 - _SHARE_OF_VALUES) * both[1] / both[1].sum()
 
     @abstractmethod
     def _pilot_terms(

@@ -135,6 +135,7 @@ class VariationalBound(SampledBound):
             2021, Section 3.3): the best by far, as a few steps near the data are most of the sum. See ``draw_steps``.
         step_weights: For "importance", what p_t is to be proportional to, one a step, that nearest to the data first;
             None has them fitted by ``fit_steps`` before the first use.
+        decoder_draws: Draws of the noise of L_0, whose mean is taken.
 
     Raises:
         ValueError: If a number is out of range or a name unknown.
@@ -150,8 +151,10 @@ class VariationalBound(SampledBound):
         steps_per_image: int | None = None,
         step_sampling: StepSampling = "stratified",
         step_weights: Tensor | None = None,
+        decoder_draws: int = 1,
     ) -> None:
         super().__init__(num_levels, steps_per_image, step_sampling, step_weights)
+        self.decoder_draws = whole_number("decoder_draws", decoder_draws, fix="1 is usual")
         for name, value in (("num_steps", num_steps), ("steps_per_image", steps_per_image)):
             if value is not None:
                 whole_number(name, value, fix="leave it out for all steps")
@@ -172,7 +175,8 @@ class VariationalBound(SampledBound):
         sde = model.sde
         times = self.noisy_times(sde).to(x0.device)
         with torch.no_grad(), count_network_calls(model) as counter:
-            reconstruction = self._reconstruction(model, x0, times, cond, noise)
+            draws_of_decoder = [self._reconstruction(model, x0, times, cond, noise) for _ in range(self.decoder_draws)]
+            decoder_nats = torch.stack(draws_of_decoder, 1)
             draws = self._choose_steps(len(times) - 1, noise)
             index, scale = draws.index.to(x0.device), draws.scale.to(x0.device)
             nats = self._step_nats(model, x0, times, index, cond, noise)
@@ -182,12 +186,13 @@ class VariationalBound(SampledBound):
         return LikelihoodTerms(
             prior=prior,
             diffusion=(scale * nats).sum(1),
-            reconstruction=reconstruction,
+            reconstruction=decoder_nats.mean(1),
             nfe=counter.calls,
             num_dims=x0[0].numel(),
             step_index=index,
             step_nats=nats,
             step_scale=scale,
+            decoder_nats=decoder_nats,
             sampling_variance=self._variance_of_sum(scale * nats) if drawn else None,
         )
 

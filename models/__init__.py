@@ -6,6 +6,18 @@ from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel, ObservedGaussianScoreModel
 from .grey_levels import LevelsParameterization, level_posterior_mean
 from .noisy_classifier import NetworkModel, NoisyClassifier
+from .operators import (
+    CircularBlur,
+    Downsampling,
+    Grayscale,
+    Identity,
+    Inpainting,
+    LinearOperator,
+    MatrixOperator,
+    available_operators,
+    make_operator,
+    register_operator,
+)
 from .parameterization import (
     EDMParameterization,
     EpsParameterization,
@@ -24,3 +36,15 @@ from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_netwo
 from .wrappers.classifier_guidance import ClassifierGuidedScoreModel
 from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
 from .wrappers.guidance import CFGPlusPlusWeight, GuidedScoreModel, check_interval, check_same_sde
+from .wrappers.posterior import (
+    DDNMScoreModel,
+    DPSScoreModel,
+    DPSStepScoreModel,
+    MMPSScoreModel,
+    ObservedScoreModel,
+    PiGDMScoreModel,
+    TMPDScoreModel,
+    available_posteriors,
+    make_posterior,
+    register_posterior,
+)

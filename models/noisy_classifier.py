@@ -48,6 +48,12 @@ class NoisyClassifier(nn.Module):
         check_per_sample("t", t, x_t.shape[0])
         return self.backbone(x_t, time_input(self.time_input, self.sde, t))
 
+    def class_log_prob(
+        self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch classes"]:
+        """log p(class | x_t) of every class, [B, K]."""
+        return self(x_t, t).log_softmax(dim=1)
+
     def grad_log_prob(
         self, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"], label: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch *shape"]:
@@ -58,7 +64,7 @@ class NoisyClassifier(nn.Module):
             t: Times in [0, 1], [B].
             label: Classes, [B].
         """
-        return grad_of_class(lambda x: self(x, t).log_softmax(dim=1), x_t, label)
+        return grad_of_class(lambda x: self.class_log_prob(x, t), x_t, label)
 
 
 def grad_of_class(

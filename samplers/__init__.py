@@ -34,4 +34,7 @@ from .predictors import (
 )
 from .probability_flow import FlowResult, ProbabilityFlowSampler
 from .registry import available_samplers, make_sampler, register_sampler
+from .replacement import ReplaceObserved
+from .resampling import ResampledSampler
+from .twisted import TwistedResult, TwistedSampler
 from .unipc import UniPCSampler

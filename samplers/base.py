@@ -44,10 +44,12 @@ class StepState:
         sigma: Its noise standard deviation: sigma(s), and 0 after a final denoising, for VE too.
         x: The state, alpha x0 + sigma eps, [B, ...].
         sde: The SDE.
+        noise: One random stream a sample, the sampler's own: a hook that draws from it moves it on.
 
     Example:
         >>> def keep_known(state):  # inpainting by replacement (Song et al. 2021, Appendix I.2)
-        ...     return torch.where(mask, state.alpha * image + state.sigma * torch.randn_like(image), state.x)
+        ...     noisy = state.alpha * image + state.sigma * state.noise.normal_like(image)
+        ...     return torch.where(mask, noisy, state.x)
     """
 
     index: int
@@ -58,6 +60,7 @@ class StepState:
     sigma: float
     x: Float[Tensor, "batch *shape"]
     sde: SDE
+    noise: NoiseStreams
 
 
 Hook = Callable[[StepState], Tensor | None]

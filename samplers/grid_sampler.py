@@ -88,8 +88,12 @@ class GridSampler(Sampler):
                 ``own_last_step``.
             noise: One random stream a sample.
         """
-        for t, s in pairwise(points):
+        for t, s in self.moves(points):
             x = yield self.step(denoise, x, t, s, noise)
+
+    def moves(self, points: Sequence[Point]) -> list[tuple[Point, Point]]:
+        """The steps in their order, from where to where; a step to more noise is asked of ``walk`` too."""
+        return list(pairwise(points))
 
     def times(self, sde: SDE) -> Float[Tensor, " points"]:
         """The grid this sampler walks on an SDE, falling, float64."""
@@ -126,14 +130,15 @@ class GridSampler(Sampler):
             check_prior(model.sde, points[0])
         # the final denoising is a step, too
         ends = [Point(0.0, 1.0, 0.0, math.inf, model.sde)] if self._denoises(points[-1]) else []
-        steps = list(pairwise([*points, *ends]))
+        steps = [*self.moves(points), *((points[-1], end) for end in ends)]
         with torch.no_grad(), count_network_calls(model) as counter:
             check_finite(x_T, "start x_T")
             check_start(model.sde, x_T, points[0])
             x, states = x_T, [x_T]
             walk = self.walk(denoise, x_T, points, noise)
             for index, (t, s) in enumerate(steps):
-                if t is points[-1] or (s.sigma == 0 and not self.own_last_step):
+                is_final = s in ends
+                if is_final or (s.sigma == 0 and not self.own_last_step):
                     x = s.alpha * denoise(x, t).x0
                 else:
                     x = walk.send(x) if index else next(walk)
@@ -142,8 +147,8 @@ class GridSampler(Sampler):
                         f"{type(self).__name__}.step must return shape {list(x_T.shape)}, got {list(x.shape)}; "
                         "fix the sampler"
                     )
-                x = apply_hooks(hooks, StepState(index, len(steps), t.t, s.t, s.alpha, s.sigma, x, model.sde))
-                at = f"final denoising at t = {t.t:.6g}" if t is points[-1] else f"step from t = {t.t:.6g} to {s.t:.6g}"
+                x = apply_hooks(hooks, StepState(index, len(steps), t.t, s.t, s.alpha, s.sigma, x, model.sde, noise))
+                at = f"final denoising at t = {t.t:.6g}" if is_final else f"step from t = {t.t:.6g} to {s.t:.6g}"
                 check_finite(x, at)
                 if self.record_trajectory:
                     states.append(x)

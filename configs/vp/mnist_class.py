@@ -6,9 +6,8 @@ from configs.vp import mnist
 
 
 def get_config() -> ConfigDict:
-    """The network of configs/vp/mnist.py with classes, trained longer: what a class changes is small."""
+    """The network of configs/vp/mnist.py with classes, in larger batches: what a class changes is small."""
     config = mnist.get_config()
     config.model.update({"class_conditional": True, "condition_dropout": 0.1})
     config.training.batch_size = 128
-    config.optim.decay_steps = 10_000
     return config

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sde_lib import SDE, check_per_sample, expand_like
@@ -15,6 +16,7 @@ from ..condition import Cond, Condition
 from ..prediction import Prediction
 from ..score_model import ScoreModel
 from .guidance import EVERYWHERE, Interval, check_interval, check_same_sde, is_inside, takes_labels, without_label
+from .twist import Twist
 
 
 class GradientOfClass(Protocol):
@@ -24,6 +26,10 @@ class GradientOfClass(Protocol):
 
     def grad_log_prob(self, x_t: Tensor, t: Tensor, label: Tensor, /) -> Tensor:
         """The gradient of log p(label | x_t) with respect to x_t, [B, ...]."""
+        ...
+
+    def class_log_prob(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+        """log p(class | x_t) of every class, [B, K]."""
         ...
 
 
@@ -72,10 +78,31 @@ class ClassifierGuidedScoreModel(ScoreModel):
             ValueError: If the condition has no label.
         """
         check_per_sample("t", t, x_t.shape[0])
-        label = cond.label if isinstance(cond, Condition) else cond
-        if label is None:
-            raise ValueError("classifier guidance needs labels, got none; pass cond=labels, -1 for no guidance")
+        label = _label(cond)
         answer = self.model(x_t, t, cond=cond if takes_labels(self.model) else without_label(cond))
+        return self._guided(answer, x_t, t, label)
+
+    def twist(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Twist:
+        """The model's answer, the guided one and log p(c | x_t): class guidance without bias, by ``TwistedSampler``.
+
+        The model is not told the class: its law is p(x), of which particles with weights make p(x | c).
+
+        Raises:
+            ValueError: If the condition has no label.
+        """
+        answer, label = self.model(x_t, t, cond=without_label(cond)), _label(cond)
+        return Twist(answer, self._guided(answer, x_t, t, label), self._log_prob(x_t, t, label))
+
+    def log_likelihood_of_data(self, x0: Tensor, *, cond: Cond | None = None) -> Float[Tensor, " batch"]:
+        """log p(c | x0) by the classifier at t = 0, float64 [B]."""
+        return self._log_prob(x0, torch.zeros(len(x0), dtype=torch.float64, device=x0.device), _label(cond))
+
+    def _log_prob(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """log p(c | x_t), 0 where there is no class."""
+        found = self.classifier.class_log_prob(x_t, t).double().gather(1, label.clamp(min=0)[:, None]).squeeze(1)
+        return torch.where(label >= 0, found, 0.0)
+
+    def _guided(self, answer: Prediction, x_t: Tensor, t: Tensor, label: Tensor) -> Prediction:
         alpha, sigma = self.sde.alpha(t), answer.sigma
         guided = is_inside(self.interval, self.sde, t) & (label >= 0) & (alpha > 0)
         if self.scale == 0 or not bool(guided.any()):
@@ -87,3 +114,10 @@ class ClassifierGuidedScoreModel(ScoreModel):
             x0=torch.addcmul(answer.x0, expand_like(on_x0, x_t), gradient),
             eps=torch.addcmul(answer.eps, expand_like(on_eps, x_t), gradient),
         )
+
+
+def _label(cond: Cond | None) -> Tensor:
+    label = cond.label if isinstance(cond, Condition) else cond
+    if label is None:
+        raise ValueError("classifier guidance needs labels, got none; pass cond=labels, -1 for no guidance")
+    return label

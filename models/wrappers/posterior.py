@@ -20,6 +20,7 @@ from ..operators import LinearOperator
 from ..prediction import Prediction
 from ..score_model import ScoreModel
 from .guidance import step_of
+from .twist import Twist
 
 # J^T v of the Jacobian J = d x0 / d x_t, [B, ...] to [B, ...]
 TransposedJacobian = Callable[[Tensor], Tensor]
@@ -76,6 +77,10 @@ class ObservedScoreModel(ScoreModel):
         Raises:
             ValueError: If there is no measurement, or it or x_t does not fit the operator.
         """
+        return self._asked(x_t, t, cond)[1]
+
+    def _asked(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> tuple[Prediction, Prediction, Tensor]:
+        """The model's answer, the changed one, and y - A x0."""
         check_per_sample("t", t, x_t.shape[0])
         self.operator.check(x_t)
         y, told = split_measurement(cond)
@@ -83,22 +88,20 @@ class ObservedScoreModel(ScoreModel):
         with torch.set_grad_enabled(self.differentiates):
             # a leaf of its own, whatever x_t belongs to
             leaf = x_t.detach().requires_grad_(self.differentiates)
-            answer = self.model(leaf, t, cond=told)
+            attached = self.model(leaf, t, cond=told)
+        answer = replace(attached, x0=attached.x0.detach(), eps=attached.eps.detach())
         alpha = self.sde.alpha(t)
         has_signal = alpha > 0
         unit = torch.where(has_signal, answer.sigma**2 / alpha, 0.0)
 
         def vjp(v: Tensor) -> Tensor:
-            return torch.autograd.grad(answer.x0, leaf, v.to(answer.x0.dtype), retain_graph=True)[0]
+            return torch.autograd.grad(attached.x0, leaf, v.to(answer.x0.dtype), retain_graph=True)[0]
 
-        misfit = y.to(x_t.dtype) - self.operator.forward(answer.x0.detach())
+        misfit = y.to(x_t.dtype) - self.operator.forward(answer.x0)
         change = torch.where(expand_like(has_signal, x_t) > 0, self.change(misfit, unit, t, vjp), 0.0)
-        towards_eps = torch.where(has_signal, alpha / answer.sigma, 0.0)
-        return replace(
-            answer,
-            x0=answer.x0.detach() + change,
-            eps=answer.eps.detach() - expand_like(towards_eps, x_t) * change,
-        )
+        on_eps = torch.where(has_signal, alpha / answer.sigma, 0.0)
+        changed = replace(answer, x0=answer.x0 + change, eps=answer.eps - expand_like(on_eps, x_t) * change)
+        return answer, changed, misfit
 
 
 def split_measurement(cond: Cond | None) -> tuple[Tensor, Cond | None]:
@@ -202,6 +205,22 @@ class PiGDMScoreModel(ObservedScoreModel):
         """(sigma^2 / alpha) J^T A^T (r^2 A A^T + noise_std^2 I)^-1 misfit."""
         solved = self.solve(misfit, t)
         return _times(x0_var_unit, vjp(self.operator.adjoint(solved)))
+
+    def twist(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Twist:
+        """The model's answer, the changed one, and the likelihood whose gradient changes it; see ``TwistedModel``."""
+        answer, changed, misfit = self._asked(x_t, t, cond)
+        return Twist(answer, changed, self.log_likelihood(misfit, t))
+
+    def log_likelihood_of_data(self, x0: Tensor, *, cond: Cond | None = None) -> Float[Tensor, " batch"]:
+        """log N(y; A x0, noise_std^2 I), float64 [B].
+
+        Raises:
+            ValueError: If noise_std is 0, where x0 has a likelihood of 0 or infinity.
+        """
+        if self.noise_std == 0:
+            raise ValueError("the likelihood of data needs noise_std above 0, got 0; tell the noise of the measurement")
+        misfit = split_measurement(cond)[0].double() - self.operator.forward(x0.double())
+        return torch.distributions.Normal(0.0, self.noise_std).log_prob(misfit).flatten(1).sum(1)
 
     def solve(self, misfit: Tensor, t: Float[Tensor, " batch"]) -> Tensor:
         """(r^2 A A^T + noise_std^2 I)^-1 misfit."""

@@ -155,7 +155,7 @@ def test_bad_input():
         LikelihoodByClass(bound(), num_classes=3)(LabelledPoints(rescaled_ddpm(20)), POINTS)
 
 
-def test_half_of_the_steps_are_drawn_where_classes_differ():
+def test_three_quarters_of_the_steps_are_drawn_where_classes_differ():
     """Of a chain of few steps all are knots, so that the weights are those of the pilot's own terms."""
     model, count = LabelledPoints(rescaled_ddpm(20)), 90
     x0, noise = POINTS[torch.arange(count) % len(POINTS)], NoiseStreams(8, range(count))
@@ -169,7 +169,47 @@ def test_half_of_the_steps_are_drawn_where_classes_differ():
     weights = sampled.fit_steps(model, x0, noise=noise, num_classes=3, num_knots=200)
     terms = torch.stack(whole)
     of_terms, of_differences = (one.square().mean((0, 1)).sqrt() for one in (terms, terms - terms.mean(0)))
-    expected = of_terms / of_terms.sum() + of_differences / of_differences.sum()
+    expected = 0.25 * of_terms / of_terms.sum() + 0.75 * of_differences / of_differences.sum()
     torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(fitted[1], terms[1].square().mean(0).sqrt(), rtol=1e-6, atol=1e-9)
-    assert ((weights / 2 - fitted[1] / fitted[1].sum()).abs() > 0.01).any()
+    assert ((weights - fitted[1] / fitted[1].sum()).abs() > 0.01).any()
+
+
+def test_the_decoder_is_the_mean_of_its_draws():
+    model, label = LabelledPoints(rescaled_ddpm(20)), torch.arange(9) % 3
+    for draws in (1, 7):
+        # a coarse grid, so that the last point has noise enough for L_0 to vary
+        coarse = bound(num_steps=3, decoder_draws=draws)
+        terms = coarse(model, POINTS, cond=label, noise=NoiseStreams(0, range(9)))
+        assert terms.decoder_nats.shape == (9, draws) and terms.nfe == 2 + draws
+        torch.testing.assert_close(terms.reconstruction, terms.decoder_nats.mean(1))
+    assert bool((terms.decoder_nats.std(1) > 0.01).all())
+    with pytest.raises(ValueError, match="decoder_draws must be at least 1, a whole number, got 0"):
+        bound(decoder_draws=0)
+
+
+def test_a_class_is_kept_while_the_decoders_noise_may_explain_its_distance():
+    by = LikelihoodByClass(bound(steps_per_image=4), num_classes=2, rounds=2, z=3.0)
+    nats, shares = torch.tensor([[0.0, 4.0]]).double(), [torch.zeros(1, 2, 4).double()]
+    for spread, stays in ((0.1, False), (4.0, True)):
+        decoded = torch.zeros(1, 2, 2).double()
+        decoded[0, 1] = torch.tensor([4 - spread, 4 + spread])
+        undecided, best = by._undecided(torch.ones(1, 2, dtype=torch.bool), nats, shares, [decoded])
+        assert best.item() == 0 and bool(undecided.all()) is stays
+
+
+def test_without_a_class_the_distance_is_that_of_the_first_round():
+    model, x0 = LabelledPoints(rescaled_ddpm(50)), POINTS.repeat_interleave(3, 0)
+
+    class Blind(ScoreModel):
+        def forward(self, x_t, t, *, cond=None):
+            return model(x_t, t, cond=cond.clamp(min=0))  # without a class it takes class 0
+
+    blind = Blind(model.sde)
+    for z in (0.0, 2.0):
+        terms = by_class(bound(steps_per_image=4), blind, x0, rounds=3, null=True, z=z)
+        once = by_class(bound(steps_per_image=4), blind, x0, null=True)
+        assert torch.equal(once.null_nats, once.class_nats[:, 0])
+        best = once.class_nats.argmin(1)
+        distance = once.null_nats - once.class_nats[range(len(x0)), best]
+        torch.testing.assert_close(terms.null_nats - terms.class_nats[range(len(x0)), best], distance)
