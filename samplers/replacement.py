@@ -18,8 +18,8 @@ class ReplaceObserved:
 
     and what A does not see stays as it is (Song et al. 2021, Appendix I.2, for A a mask and no noise). Where y has more
     noise than the state, in directions with sigma_s^2 e < alpha_s^2 noise_std^2 for an eigenvalue e of A A^T, it
-    stays too. What is hidden is drawn by the model without a look at y, so that what is sampled is not the posterior:
-    see docs/inverse_problems.md. ``ResampledSampler`` mends that by time travel.
+    stays too. What is hidden is drawn by the model without a look at y, so that what is sampled is not the posterior;
+    ``ResampledSampler`` mends that by time travel.
 
     Args:
         operator: A.

@@ -65,6 +65,10 @@ class TwistedSampler(GridSampler):
         self.num_particles = whole_number("num_particles", num_particles, fix="16 is usual")
         if not 0 <= ess_threshold <= 1:
             raise ValueError(f"ess_threshold must lie in [0, 1], got {ess_threshold}; 0.5 is usual")
+        if self.record_trajectory or self.denoise_final is False:
+            raise ValueError(
+                "particles keep no trajectory and end in x0; leave record_trajectory and denoise_final out"
+            )
         self.ess_threshold = ess_threshold
 
     def step(self, denoise: Any, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:

@@ -200,3 +200,6 @@ def test_what_particles_cannot_do_is_refused_in_one_line():
         sampler.sample(model, torch.zeros(1, 2), cond=Condition(measurement=torch.zeros(1, 1)))
     with pytest.raises(ValueError, match="ess_threshold must lie in"):
         TwistedSampler(ess_threshold=2.0, num_steps=3)
+    for option in ({"record_trajectory": True}, {"denoise_final": False}):
+        with pytest.raises(ValueError, match="particles keep no trajectory and end in x0"):
+            TwistedSampler(num_steps=3, **option)
