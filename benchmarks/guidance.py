@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         points.append({"label": label, "keys": keys, "nfe": nfe} | asdict(measure(x0, labels)))
         if args.pictures:
             args.pictures.mkdir(parents=True, exist_ok=True)
-            name = f"{train.name}_{re.sub('[^a-z0-9.]+', '_', label)}.png"
+            name = f"{train.name}_{re.sub('[^a-z0-9.]+', '_', label.lower())}.png"
             save_png(args.pictures / name, class_grid(x0, labels, train.space))
     report = {
         "dataset": train.name,
