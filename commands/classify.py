@@ -61,7 +61,7 @@ def classify(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
 
     def by_class(estimator: LikelihoodEstimator, dataset: AnyDataset, network: nn.Module) -> LikelihoodByClass:
         if isinstance(estimator, VariationalBound) and estimator.steps_per_image:
-            # next to the data a network answers otherwise where the class is wrong: L_0 differs by nats, and is noisy
+            # L_0 differs between classes by nats, with as much noise: a single draw would decide which one is best
             estimator.decoder_draws = max(1, estimator.steps_per_image // 5)
         return LikelihoodByClass(
             estimator,

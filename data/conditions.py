@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from runtime.options import ShowsOptions, option_names, whole_number
@@ -68,6 +68,9 @@ class ImageMaker(ConditionMaker):
         return observed
 
 
+# of red, green and blue, in thousandths (ITU-R BT.601)
+LUMINANCE = (299, 587, 114)
+
 CONDITIONS: Registry[ConditionMaker] = Registry("condition")
 register_condition = CONDITIONS.register
 available_conditions = CONDITIONS.names
@@ -123,7 +126,7 @@ class Gray(ImageMaker):
 
     def observe(self, images: Tensor, kind: ImageKind) -> Tensor:
         """The luminance of each pixel, in whole thousandths until it is rounded."""
-        weights = torch.tensor([299, 587, 114], device=images.device).view(1, 3, 1, 1)
+        weights = torch.tensor(LUMINANCE, device=images.device).view(1, 3, 1, 1)
         return (((images.long() * weights).sum(1, keepdim=True) + 500) // 1000).to(torch.uint8)
 
 
@@ -136,8 +139,7 @@ class Masked(ImageMaker):
     """
 
     def __init__(self, *, hidden: str = "right") -> None:
-        if hidden not in ("left", "right", "top", "bottom", "center"):
-            raise ValueError(choices_message("hidden", hidden, ["left", "right", "top", "bottom", "center"]))
+        seen_part(2, 2, hidden)
         self.hidden = hidden
 
     def kind(self, kind: ImageKind) -> ImageKind:
@@ -159,17 +161,32 @@ class Masked(ImageMaker):
 
     def mask(self, kind: ImageKind) -> Float[Tensor, "1 height width"]:
         """1 where the image is seen, 0 where it is hidden, [1, H, W]."""
-        _, height, width = kind.image_shape
-        rows, columns = {
-            "left": (slice(None), slice(0, width // 2)),
-            "right": (slice(None), slice(width // 2, None)),
-            "top": (slice(0, height // 2), slice(None)),
-            "bottom": (slice(height // 2, None), slice(None)),
-            "center": (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4)),
-        }[self.hidden]
-        mask = torch.ones(1, height, width)
-        mask[:, rows, columns] = 0
-        return mask
+        return seen_part(*kind.image_shape[1:], self.hidden)[None].float()
+
+
+def seen_part(height: int, width: int, hidden: str) -> Bool[Tensor, "height width"]:
+    """The mask of an image of which a part is hidden, True where it is seen, [H, W].
+
+    Args:
+        height: H.
+        width: W.
+        hidden: left, right, top, bottom or center: half of the image, or the middle half of each side.
+
+    Raises:
+        ValueError: If the part is unknown.
+    """
+    parts = {
+        "left": (slice(None), slice(0, width // 2)),
+        "right": (slice(None), slice(width // 2, None)),
+        "top": (slice(0, height // 2), slice(None)),
+        "bottom": (slice(height // 2, None), slice(None)),
+        "center": (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4)),
+    }
+    if hidden not in parts:
+        raise ValueError(choices_message("hidden", hidden, list(parts)))
+    mask = torch.ones(height, width, dtype=torch.bool)
+    mask[parts[hidden]] = False
+    return mask
 
 
 @register_condition("ink")

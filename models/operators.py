@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.conditions import LUMINANCE, seen_part
 from runtime.options import ShowsOptions, whole_number
-from runtime.registry import Registry, choices_message
+from runtime.registry import Registry
 
 # relative to the largest eigenvalue of A A^T: what is below is taken for zero
 _SMALLEST = 1e-10
@@ -158,7 +159,12 @@ class Inpainting(_Scaled):
             )
         self.hidden = hidden
         if mask is None:
-            mask = seen_part(self.shape, str(hidden))
+            if len(self.shape) < 2:
+                raise ValueError(
+                    f"parts such as hidden={hidden} are of images, got samples {list(self.shape)}; pass a mask"
+                )
+            height, width = self.shape[-2:]
+            mask = seen_part(height, width, str(hidden))
         if mask.dtype != torch.bool or tuple(mask.shape) not in (self.shape, self.shape[-2:]):
             raise ValueError(
                 f"a mask must be bool {list(self.shape[-2:])} or {list(self.shape)}, got {mask.dtype} "
@@ -178,33 +184,6 @@ class Inpainting(_Scaled):
         """The numbers in their places, and zeros where x is hidden."""
         x = y.new_zeros(len(y), math.prod(self.shape))
         return x.index_copy(1, self._seen.to(y.device), y).view(-1, *self.shape)
-
-
-def seen_part(shape: Sequence[int], hidden: str) -> Bool[Tensor, "height width"]:
-    """The mask of an image of which a part is hidden, True where it is seen, [H, W].
-
-    Args:
-        shape: (..., H, W).
-        hidden: left, right, top, bottom or center.
-
-    Raises:
-        ValueError: If the part is unknown, or x is no image.
-    """
-    if len(shape) < 2:
-        raise ValueError(f"parts such as hidden={hidden} are of images, got samples {list(shape)}; pass a mask")
-    height, width = shape[-2:]
-    parts = {
-        "left": (slice(None), slice(0, width // 2)),
-        "right": (slice(None), slice(width // 2, None)),
-        "top": (slice(0, height // 2), slice(None)),
-        "bottom": (slice(height // 2, None), slice(None)),
-        "center": (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4)),
-    }
-    if hidden not in parts:
-        raise ValueError(choices_message("hidden", hidden, list(parts)))
-    mask = torch.ones(height, width, dtype=torch.bool)
-    mask[parts[hidden]] = False
-    return mask
 
 
 @register_operator("downsample")
@@ -249,7 +228,7 @@ class Grayscale(_Scaled):
         ValueError: If it is none of colour.
     """
 
-    weights = (0.299, 0.587, 0.114)
+    weights = tuple(share / 1000 for share in LUMINANCE)
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__(shape)

@@ -92,7 +92,7 @@ class GridSampler(Sampler):
             x = yield self.step(denoise, x, t, s, noise)
 
     def moves(self, points: Sequence[Point]) -> list[tuple[Point, Point]]:
-        """The steps in their order, from where to where; a step to more noise is asked of ``walk`` too."""
+        """The steps in order, from point to point: down the grid, unless a sampler goes back up in between."""
         return list(pairwise(points))
 
     def times(self, sde: SDE) -> Float[Tensor, " points"]:

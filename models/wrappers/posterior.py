@@ -60,13 +60,17 @@ class ObservedScoreModel(ScoreModel):
 
     @abstractmethod
     def change(
-        self, misfit: Tensor, x0_var_unit: Float[Tensor, " batch"], t: Float[Tensor, " batch"], vjp: TransposedJacobian
+        self,
+        misfit: Tensor,
+        sigma_sq_over_alpha: Float[Tensor, " batch"],
+        t: Float[Tensor, " batch"],
+        vjp: TransposedJacobian,
     ) -> Float[Tensor, "batch *shape"]:
         """(sigma^2 / alpha) g, the change of x0.
 
         Args:
             misfit: y - A x0, [B, ...].
-            x0_var_unit: sigma^2 / alpha, float64 [B], by which the covariance of x0 given x_t is this times J^T.
+            sigma_sq_over_alpha: sigma^2 / alpha, float64 [B]; times J^T it is the covariance of x0 given x_t.
             t: Times, [B].
             vjp: From v to J^T v, the Jacobian of x0 by x_t.
         """
@@ -141,9 +145,9 @@ class DPSScoreModel(ObservedScoreModel):
         super().__init__(model, operator, noise_std=noise_std)
         self.scale = scale
 
-    def change(self, misfit: Tensor, x0_var_unit: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
+    def change(self, misfit: Tensor, sigma_sq_over_alpha: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
         """(sigma^2 / alpha) scale J^T A^T misfit / noise_std^2."""
-        factor = self.scale / self.noise_std**2 * x0_var_unit
+        factor = self.scale / self.noise_std**2 * sigma_sq_over_alpha
         return _times(factor, vjp(self.operator.adjoint(misfit)))
 
 
@@ -167,7 +171,7 @@ class DPSStepScoreModel(ObservedScoreModel):
         super().__init__(model, operator, noise_std=0.0)
         self.times, self.scale = check_grid(times), scale
 
-    def change(self, misfit: Tensor, x0_var_unit: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
+    def change(self, misfit: Tensor, sigma_sq_over_alpha: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
         """scale / c J^T A^T misfit / |misfit|."""
         norm = misfit.double().flatten(1).norm(dim=1)
         end = step_of(self.times, t) + 1
@@ -201,10 +205,10 @@ class PiGDMScoreModel(ObservedScoreModel):
             raise ValueError(f"data_var must be above 0, got {data_var}; that of the data, about 1 for images")
         self.data_var = data_var
 
-    def change(self, misfit: Tensor, x0_var_unit: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
+    def change(self, misfit: Tensor, sigma_sq_over_alpha: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
         """(sigma^2 / alpha) J^T A^T (r^2 A A^T + noise_std^2 I)^-1 misfit."""
         solved = self.solve(misfit, t)
-        return _times(x0_var_unit, vjp(self.operator.adjoint(solved)))
+        return _times(sigma_sq_over_alpha, vjp(self.operator.adjoint(solved)))
 
     def twist(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Twist:
         """The model's answer, the changed one, and the likelihood whose gradient changes it; see ``TwistedModel``."""
@@ -259,10 +263,10 @@ class TMPDScoreModel(ObservedScoreModel):
 
     noiseless = False
 
-    def change(self, misfit: Tensor, x0_var_unit: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
+    def change(self, misfit: Tensor, sigma_sq_over_alpha: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
         """(sigma^2 / alpha) J^T A^T (D + noise_std^2 I)^-1 misfit."""
-        rows = _observed_cov(self.operator, x0_var_unit, vjp)(torch.ones_like(misfit)).clamp(min=0)
-        return _times(x0_var_unit, vjp(self.operator.adjoint(misfit / (rows + self.noise_std**2))))
+        rows = _observed_cov(self.operator, sigma_sq_over_alpha, vjp)(torch.ones_like(misfit)).clamp(min=0)
+        return _times(sigma_sq_over_alpha, vjp(self.operator.adjoint(misfit / (rows + self.noise_std**2))))
 
 
 @register_posterior("mmps")
@@ -284,11 +288,11 @@ class MMPSScoreModel(ObservedScoreModel):
         super().__init__(model, operator, noise_std=noise_std)
         self.iterations = whole_number("iterations", iterations, fix="5 is usual")
 
-    def change(self, misfit: Tensor, x0_var_unit: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
+    def change(self, misfit: Tensor, sigma_sq_over_alpha: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
         """(sigma^2 / alpha) J^T A^T (A C A^T + noise_std^2 I)^-1 misfit."""
-        cov = _observed_cov(self.operator, x0_var_unit, vjp)
+        cov = _observed_cov(self.operator, sigma_sq_over_alpha, vjp)
         solved = gmres(lambda v: cov(v) + self.noise_std**2 * v, misfit, iterations=self.iterations)
-        return _times(x0_var_unit, vjp(self.operator.adjoint(solved)))
+        return _times(sigma_sq_over_alpha, vjp(self.operator.adjoint(solved)))
 
 
 @register_posterior("ddnm")
@@ -308,7 +312,7 @@ class DDNMScoreModel(PiGDMScoreModel):
 
     differentiates = False
 
-    def change(self, misfit: Tensor, x0_var_unit: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
+    def change(self, misfit: Tensor, sigma_sq_over_alpha: Tensor, t: Tensor, vjp: TransposedJacobian) -> Tensor:
         """r^2 A^T (r^2 A A^T + noise_std^2 I)^-1 misfit."""
         back = self.operator.adjoint(self.solve(misfit, t))
         return _times(self.x0_var(t), back)
