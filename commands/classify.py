@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from data import AnyDataset
 from evaluation.classification import classification_report, classification_table, label_worth
 from evaluation.table import without_nan
@@ -15,6 +13,7 @@ from experiment.checks import check_config
 from experiment.config import Config
 from experiment.workdir import save_npz, write_json
 from likelihood import LikelihoodByClass, LikelihoodEstimator, VariationalBound
+from models import NetworkScoreModel
 from runtime.processes.ranks import ALONE, Ranks
 
 from .eval import Measured, measured
@@ -56,19 +55,25 @@ def classify(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
             f"eval.classify_z={settings.classify_z:g} drops classes between rounds, got eval.classify_rounds=1; set 4, "
             "or leave it at 0"
         )
+    if settings.classify_told_above_t and not config.model.condition_dropout:
+        raise ValueError(
+            f"eval.classify_told_above_t={settings.classify_told_above_t:g} needs a network that is trained without "
+            "its class too, got model.condition_dropout=0; leave it at 0, or train one with model.condition_dropout=0.1"
+        )
     config = config.copy_and_resolve_references()
     config.eval.likelihoods = (settings.classify_by,)
 
-    def by_class(estimator: LikelihoodEstimator, dataset: AnyDataset, network: nn.Module) -> LikelihoodByClass:
+    def by_class(estimator: LikelihoodEstimator, dataset: AnyDataset, model: NetworkScoreModel) -> LikelihoodByClass:
         if isinstance(estimator, VariationalBound) and estimator.steps_per_image:
             # L_0 differs between classes by nats, with as much noise: a single draw would decide which one is best
-            estimator.decoder_draws = max(1, estimator.steps_per_image // 5)
+            differs = settings.classify_told_above_t < float(estimator.noisy_times(model.sde)[0])
+            estimator.decoder_draws = max(1, estimator.steps_per_image // 5) if differs else 1
         return LikelihoodByClass(
             estimator,
             num_classes=dataset.num_classes,
             rounds=settings.classify_rounds,
             z=settings.classify_z,
-            null=bool(getattr(network, "null_condition", False)),
+            null=bool(getattr(model.backbone, "null_condition", False)),
         )
 
     with measured(config, workdir, "classify", ranks, by_class=by_class) as done:
@@ -86,6 +91,7 @@ def _write(config: Config, folder: Path, done: Measured) -> dict[str, Any]:
     worth, per_image = label_worth(nats, labels, split.dataset.num_dims, null)
     saved = 1 - float(rounds.mean()) / config.eval.classify_rounds
     report = done.head | {"likelihood": name, "rounds": config.eval.classify_rounds, "z": config.eval.classify_z}
+    report |= {"told_above_t": config.eval.classify_told_above_t}
     report |= classification_report(nats, labels) | {
         "bits_per_dim": worth,
         "calls": {"mean": float(calls.mean()), "saved": saved},

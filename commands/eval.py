@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from data import AnyDataset, VectorDataset
 from evaluation.batch_schedule import Schedule
@@ -39,7 +38,7 @@ from experiment.pictures import save_bound_curve
 from experiment.precision import fast_inference
 from experiment.workdir import save_npz, write_json
 from likelihood import LikelihoodEstimator, VariationalBound
-from models import ScoreModel
+from models import NetworkScoreModel, ScoreModel, ToldAboveScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
 
@@ -77,7 +76,7 @@ def measured(
     mode: str,
     ranks: Ranks,
     *,
-    by_class: Callable[[LikelihoodEstimator, AnyDataset, nn.Module], LikelihoodEstimator] | None = None,
+    by_class: Callable[[LikelihoodEstimator, AnyDataset, NetworkScoreModel], LikelihoodEstimator] | None = None,
 ) -> Iterator[Measured | None]:
     """Measure the averaged weights of the newest good checkpoint by all of ``config.eval.likelihoods``.
 
@@ -88,7 +87,7 @@ def measured(
         workdir: The work directory.
         mode: The mode, whose name its lock and its folder have.
         ranks: The processes of the job.
-        by_class: Makes an estimator of every class out of one, the data and the network.
+        by_class: Makes an estimator of every class out of one, the data and the model.
 
     Yields:
         The measurements on rank 0; None on the others.
@@ -103,13 +102,15 @@ def measured(
             estimators = build_estimators(config, dataset)
             trained = as_score_model(given.trained, workdir)
             model = fast_inference(trained, computing)
+            if by_class is not None and config.eval.classify_told_above_t:
+                model = ToldAboveScoreModel(model, t_min=config.eval.classify_told_above_t)
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
             seen = {name: (one, model_for(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
             num_classes = dataset.num_classes if by_class is not None else 0
             step_weights = fit_step_weights(config, seen, dataset, split.device, ranks, num_classes=num_classes)
             if by_class is not None:
-                seen = {name: (by_class(one, dataset, trained.backbone), of) for name, (one, of) in seen.items()}
+                seen = {name: (by_class(one, dataset, trained), of) for name, (one, of) in seen.items()}
         schedule = Schedule(
             split,
             seen,

@@ -215,6 +215,8 @@ def _eval() -> ConfigDict:
             "classify_rounds": 1,  # estimates of each class, each with draws of its own, that are averaged
             # standard errors above the best class at which a class is dropped after a round; 3 is usual, 0: never
             "classify_z": 0.0,
+            # t above which classes are told; next to the data x_t shows the class, and what differs is error; 0: always
+            "classify_told_above_t": 0.0,
         }
     )
 

@@ -59,6 +59,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("eval", "ode_t_end", 0, _BELOW_1),
     ("eval", "classify_rounds", 1, _MOST),
     ("eval", "classify_z", 0, _LARGE),
+    ("eval", "classify_told_above_t", 0, _BELOW_1),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),

@@ -48,3 +48,4 @@ from .wrappers.posterior import (
     make_posterior,
     register_posterior,
 )
+from .wrappers.told_above import ToldAboveScoreModel

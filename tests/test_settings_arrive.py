@@ -526,6 +526,10 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
     "eval.classify_by": _one("vlb_continuous", ["vlb_continuous"], by_class(list), needs=CONDITIONAL),
     "eval.classify_rounds": _one("3", 3, by_class(lambda seen: seen["vlb"][0].rounds), needs=CONDITIONAL),
+    "eval.classify_told_above_t": _one(
+        "0.5", 0.5, by_class(lambda seen: getattr(seen["vlb"][1].model, "t_min", 0.0)),
+        needs=(*CONDITIONAL, "model.condition_dropout=0.5"),
+    ),
     "eval.classify_z": _one(
         "2.5", 2.5, by_class(lambda seen: seen["vlb"][0].z), needs=(*CONDITIONAL, "eval.classify_rounds=2")
     ),

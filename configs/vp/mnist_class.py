@@ -10,4 +10,5 @@ def get_config() -> ConfigDict:
     config = mnist.get_config()
     config.model.update({"class_conditional": True, "condition_dropout": 0.1})
     config.training.batch_size = 128
+    config.eval.classify_told_above_t = 0.05
     return config

@@ -31,7 +31,7 @@ MAY_BE_0 = {
     "training.max_bad_steps", "training.ema_decay", "training.grad_clip", "training.sample_every", "optim.beta1",
     "optim.beta2", "optim.weight_decay", "optim.warmup_steps", "optim.decay_steps", "sampling.threshold_x0",
     "sampling.guidance_weight", "sampling.guidance_rescale",
-    "eval.classify_z", "sampling.classifier_scale",
+    "eval.classify_z", "eval.classify_told_above_t", "sampling.classifier_scale",
     "eval.num_images", "eval.vlb_num_steps", "eval.vlb_steps_per_image", "eval.ode_num_steps", "eval.ode_max_nfe",
     "eval.ode_t_end",
 }  # fmt: skip

@@ -6,7 +6,7 @@ from likelihood_oracles import rescaled_ddpm
 
 from evaluation.classification import class_log_probs
 from likelihood import ContinuousBound, FlowLikelihood, LikelihoodByClass, VariationalBound
-from models import DiscreteScoreModel, LabelledMixtureScoreModel, Prediction, ScoreModel
+from models import DiscreteScoreModel, LabelledMixtureScoreModel, Prediction, ScoreModel, ToldAboveScoreModel
 from sde_lib import VP, NoiseStreams
 
 POINTS = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)] * 2)
@@ -15,12 +15,16 @@ MILD, CLEAR = ((RANDOM + 0.5), RANDOM**3)
 
 
 class LabelledPoints(ScoreModel):
-    """The exact denoiser of two pixels of three levels, whose nine images have other probabilities in each class."""
+    """The exact denoiser of two pixels of three levels, whose nine images have other probabilities in each class.
+
+    Label -1 is the last of its denoisers, of images of any class.
+    """
 
     def __init__(self, sde, weights=MILD):
         super().__init__(sde)
         self.probs = weights / weights.sum(1, keepdim=True)
         self.classes = [DiscreteScoreModel(sde, points=POINTS, probs=probs.tolist()) for probs in self.probs]
+        self.classes.append(DiscreteScoreModel(sde, points=POINTS, probs=self.probs.mean(0).tolist()))
 
     def forward(self, x_t, t, *, cond=None):
         answers = [model(x_t, t) for model in self.classes]
@@ -70,6 +74,24 @@ def test_the_bounds_posterior_tends_to_the_exact_one():
         log_probs = class_log_probs(nats.unflatten(0, (9, copies)).mean(1))
         errors.append(float((log_probs.exp() - model.probs.T / model.probs.T.sum(1, keepdim=True)).abs().max()))
     assert errors[2] < 0.03 and errors[2] < 0.4 * errors[1] < 0.16 * errors[0], errors
+
+
+class FaultyNextToTheData(LabelledPoints):
+    """Answers differently for each class where x_t shows the image, and the class changes nothing."""
+
+    def forward(self, x_t, t, *, cond=None):
+        right = super().forward(x_t, t, cond=cond)
+        fault = 0.01 * (cond + 1) * (t <= 0.03)
+        return Prediction(right.x0 + fault[:, None], right.eps, right.sigma)
+
+
+def test_classes_told_above_a_time_are_free_of_what_is_wrong_below():
+    sde, x0 = rescaled_ddpm(160), POINTS.repeat_interleave(5, 0)
+    right, faulty = LabelledPoints(sde), FaultyNextToTheData(sde)
+    exact = by_class(bound(), right, x0).class_nats
+    mended = by_class(bound(), ToldAboveScoreModel(faulty, t_min=0.03), x0).class_nats
+    torch.testing.assert_close(mended, exact, rtol=1e-9, atol=1e-9)
+    assert float((by_class(bound(), faulty, x0).class_nats - exact)[:, 2].mean()) > 0.5
 
 
 def test_all_classes_see_the_same_draws():

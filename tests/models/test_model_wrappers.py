@@ -6,16 +6,20 @@ from torch import nn
 
 from models import (
     ClippedScoreModel,
+    Condition,
     EpsParameterization,
     GaussianMixtureScoreModel,
+    LabelledMixtureScoreModel,
     NetworkScoreModel,
     Prediction,
     ScoreModel,
+    ToldAboveScoreModel,
     check_variance,
     count_network_calls,
     interpolate_log_var,
     reverse_log_var,
 )
+from models.backbones import MLP
 from sde_lib import VP, Tabulated, make_sde
 
 TIMES = torch.tensor([0.05, 0.4, 0.9], dtype=torch.float64)
@@ -163,3 +167,26 @@ def test_unknown_or_unlearned_variances_are_refused():
     assert str(error.value) == "unknown variance 'smal'; did you mean 'small'? choices: auto, large, learned, small"
     with pytest.raises(ValueError, match="'learned' needs a model that learns its variance; use 'small' or 'large'"):
         interpolate_log_var("learned", predicted(), torch.zeros(3), torch.zeros(3))
+
+
+def test_a_condition_is_told_above_a_time_alone():
+    """Each sample by its own time, and the time itself is not above."""
+    mixture = LabelledMixtureScoreModel(
+        VP(), means=torch.tensor([[-1.0], [2.0]]), covs=torch.ones(2, 1, 1), labels=[0, 1]
+    )
+    model = ToldAboveScoreModel(mixture, t_min=0.4)
+    x_t, labels = torch.tensor([[0.3], [-0.2], [0.7]], dtype=torch.float64), torch.tensor([1, 1, 0])
+    by_hand = mixture(x_t, TIMES, cond=torch.tensor([-1, -1, 0]))
+    for cond in (labels, Condition(label=labels)):
+        assert torch.equal(model(x_t, TIMES, cond=cond).x0, by_hand.x0)
+    assert torch.equal(model(x_t, TIMES).eps, mixture(x_t, TIMES).eps)
+    assert not torch.equal(by_hand.x0, mixture(x_t, TIMES, cond=labels).x0)
+
+
+def test_a_condition_cannot_be_told_above_a_time_without_a_null_condition():
+    network = NetworkScoreModel(MLP(2, num_classes=3, hidden=8), VP(), EpsParameterization())
+    with pytest.raises(ValueError, match=r"t_min=0\.1 needs a network that is trained without its condition too"):
+        ToldAboveScoreModel(network, t_min=0.1)
+    for t_min in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=rf"t_min must be within \[0, 1\), got {t_min}"):
+            ToldAboveScoreModel(wide_model(VP()), t_min=t_min)
