@@ -35,7 +35,8 @@ _FLAGS = {
     "checkpoint": (_given_path, "see docs/pretrained.md"),
     "init_from": (_given_path, "see docs/pretrained.md"),
     "output": (_path, "the folder to write in"),
-    "input": (_given_path, "condition images or values, in place of those of a split"),
+    "input": (_given_path, "condition images or values, or what was measured, in place of those of a split"),
+    "mask": (_given_path, "an image that is white where restore.operator=inpaint sees, black where it fills in"),
 }
 
 

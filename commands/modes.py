@@ -56,6 +56,12 @@ MODES = {
         "--config configs/vp/digits.py --mode sample --output drawn",
         flags=("output", "input"),
     ),
+    "restore": Mode(
+        "restore:restore",
+        "draw what a measurement leaves open: fill in, enlarge, sharpen",
+        "--config configs/vp/digits.py --mode restore --input photo.png --mask mask.png",
+        flags=("output", "input", "mask"),
+    ),
     "import": Mode(
         "import_checkpoint:import_checkpoint",
         "turn a published checkpoint into a run",

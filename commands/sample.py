@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -309,23 +309,36 @@ def _chosen(classes: Sequence[int], names: Sequence[str]) -> str:
 def plan_batches(samples: SampleSet, ranks: Ranks) -> list[list[str]] | None:
     """Rank 0's list of the batches to draw, for all processes; None if the samples are there already."""
 
-    def plan() -> dict[str, Any]:
+    def plan() -> list[list[str]] | None:
         found = samples.find()
         if found is not None:
             for note in found:
                 say(note)
             say(f"these samples are in {samples.folder} already; to draw them anew, delete its samples.json")
-            return {"digest": samples.digest, "todo": None}
+            return None
         known, notes = samples.known()
         for note in notes:
             say(note)
         if known:
             say(f"goes on: {len(known)} of {len(samples)} batches were drawn before")
-        todo = [[str(k)] for k in range(len(samples)) if k not in known]
-        return {"digest": samples.digest, "todo": todo}
+        return [[str(k)] for k in range(len(samples)) if k not in known]
 
-    shared = ranks.share("plan", plan)
-    if shared["digest"] != samples.digest:
+    return share_plan(ranks, samples.digest, plan)
+
+
+def share_plan(ranks: Ranks, digest: str, plan: Callable[[], list[list[str]] | None]) -> list[list[str]] | None:
+    """Rank 0's plan, for all processes.
+
+    Args:
+        ranks: The processes.
+        digest: Of all that samples depend on, as this process has it.
+        plan: Makes the plan; called on rank 0.
+
+    Raises:
+        RuntimeError: If rank 0 has another digest.
+    """
+    shared = ranks.share("plan", lambda: {"digest": digest, "todo": plan()})
+    if shared["digest"] != digest:
         raise RuntimeError(
             "the checkpoint or settings differ from those of rank 0; "
             "give all processes the same work directory and command"

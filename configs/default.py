@@ -18,6 +18,7 @@ def get_default_config() -> ConfigDict:
     config.optim = _optim()
     config.sampling = _sampling()
     config.eval = _eval()
+    config.restore = _restore()
     config.cascade = _cascade()
     return config
 
@@ -217,6 +218,25 @@ def _eval() -> ConfigDict:
             "classify_z": 0.0,
             # t above which classes are told; next to the data x_t shows the class, and what differs is error; 0: always
             "classify_told_above_t": 0.0,
+        }
+    )
+
+
+def _restore() -> ConfigDict:
+    """Settings of --mode restore: docs/howto/restore.md. Sampler, batch size and guidance are those of sampling."""
+    return ConfigDict(
+        {
+            "operator": "inpaint",  # what is measured of an image: blur, downsample, gray, identity or inpaint
+            # its options, as in "factor=4" of downsample, "std=1.5" of blur, or "hidden=center" of inpaint, which hides
+            # the right half unless this or --mask says otherwise
+            "operator_options": "",
+            "noise_std": 0.05,  # standard deviation of the noise on what is measured, where images are in [-1, 1]
+            # ddnm, dps, dps_published, mmps, pigdm, repaint, replacement, tmpd or twisted
+            "method": "mmps",
+            "method_options": "",  # its options, as in "iterations=8" of mmps or "num_particles=32" of twisted
+            "num_images": 8,  # the first ones of the split; of --input all are restored
+            "samples_per_image": 8,  # how many samples of its posterior each image has
+            "split": "test",  # test or train
         }
     )
 

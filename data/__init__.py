@@ -12,7 +12,7 @@ from .conditions import (
     register_condition,
 )
 from .errors import DataError
-from .given import read_given_images, read_given_values
+from .given import read_given_images, read_given_mask, read_given_values
 from .kinds import image_kind
 from .loader import eval_batches
 from .registry import available_datasets, load_dataset, register_dataset

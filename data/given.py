@@ -14,7 +14,7 @@ from .sources.npz import read_npz_images, read_npz_values
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-def read_given_images(path: Path, kind: ImageKind) -> tuple[Tensor, Tensor | None]:
+def read_given_images(path: Path, kind: ImageKind, *, what: str = "condition images") -> tuple[Tensor, Tensor | None]:
     """Read images of a kind.
 
     Args:
@@ -22,6 +22,7 @@ def read_given_images(path: Path, kind: ImageKind) -> tuple[Tensor, Tensor | Non
             or a folder of image files, taken in the order of their names. Pixels are from 0 to 255, or below
             ``num_levels`` of an npz file that says it; they are brought to the levels of the kind.
         kind: The shape and levels that the images must have.
+        what: What messages call them.
 
     Returns:
         Grey levels, uint8 [N, C, H, W], and the labels of an npz file that has them, int64 [N].
@@ -41,9 +42,24 @@ def read_given_images(path: Path, kind: ImageKind) -> tuple[Tensor, Tensor | Non
         images, _ = decode_all(paths, mode=mode, grey=GreyRule(), size=None)
     if images.shape[1:] != kind.image_shape:
         got, expected = ("x".join(map(str, shape)) for shape in (images.shape[1:], kind.image_shape))
-        raise DataError(f"{path}: condition images must be {expected} (C x H x W), got {got}; resize them")
+        raise DataError(f"{path}: {what} must be {expected} (C x H x W), got {got}; resize them")
     wide = torch.from_numpy(images).double()
     return (wide * (kind.num_levels - 1) / (levels - 1)).round().to(torch.uint8), labels
+
+
+def read_given_mask(path: Path, height: int, width: int) -> Tensor:
+    """Read a mask, bool [H, W], True where the image file is white or nearer to white than to black.
+
+    Raises:
+        DataError: If there is no such file, or it is of another size.
+    """
+    images, _ = read_given_images(path, ImageKind((1, height, width), 256), what="masks")
+    if len(images) > 1:
+        raise DataError(f"{path} holds {len(images)} images; pass one, the mask of all that are restored")
+    seen = images[0, 0] > 127
+    if not bool(seen.any()):
+        raise DataError(f"{path} is black throughout, and shows nothing; make white what is seen")
+    return seen
 
 
 def read_given_values(path: Path, size: int) -> tuple[Tensor, Tensor | None]:

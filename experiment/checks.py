@@ -60,12 +60,16 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("eval", "classify_rounds", 1, _MOST),
     ("eval", "classify_z", 0, _LARGE),
     ("eval", "classify_told_above_t", 0, _BELOW_1),
+    ("restore", "noise_std", 0, _LARGE),
+    ("restore", "num_images", 1, 10**9),
+    ("restore", "samples_per_image", 1, _MOST),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
     *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
     ("training", "sharding", ["none", "fsdp"]),
     ("sampling", "condition_split", ["train", "test"]),
+    ("restore", "split", ["train", "test"]),
     ("sampling", "guidance_schedule", ["cfg++", "constant"]),
     ("sampling", "guidance_reference_weights", ["ema", "raw"]),
     # without dequantization a density is measured, and images have levels
@@ -79,7 +83,7 @@ def check_config(config: Config) -> None:
     Raises:
         ValueError: Naming the first such key.
     """
-    for section in ("data", "sde", "model", "training", "optim", "sampling", "eval"):
+    for section in ("data", "sde", "model", "training", "optim", "sampling", "eval", "restore"):
         if section not in config:
             raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
     defaults = sde_defaults(config.sde.name) if config.sde.name in available_sdes() else {}

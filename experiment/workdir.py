@@ -31,6 +31,7 @@ FREE_IN_TRAINING = (
     "training.max_bad_steps",
     "sampling.",
     "eval.",
+    "restore.",
     "data.root",
     "device",
     "plugins",

@@ -1,3 +1,4 @@
 """Uses of trained models: plain functions and classes, which need no config."""
 
 from .cascade import Cascade, CascadeSamples, Stage, check_stages
+from .restoration import RestorationMethod, available_methods, draw_posterior, make_method, measure

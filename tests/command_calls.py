@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from training_runs import digits_like
 
-from commands import import_checkpoint, sample, subject
+from commands import import_checkpoint, restore, sample, subject
 from commands.eval import evaluate
 from commands.train import train
 from data import ImageDataset
@@ -111,6 +111,15 @@ class Bench:
             if target != "experiment.build.load_dataset":
                 patched.setattr(build, "load_dataset", lambda *_, **__: self._images(config))
             return self.call(lambda: command(config, self._folder / "run"), target)
+
+    def restore(self, config: Config, target: str = "commands.restore.draw_posterior") -> Call:
+        with self._monkeypatch.context() as patched:
+            self._with_model(restore, patched)
+            patched.setattr(restore, "trained_kind", lambda *_: digits_like(1).kind)
+            patched.setattr(restore, "as_trained", lambda *args: args[-1])
+            if target != "experiment.build.load_dataset":
+                patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
+            return self.call(lambda: restore.restore(config, self._folder / "run"), target)
 
     def imported(self, config: Config, source: str) -> Call:
         name = f"from_{source}"

@@ -183,6 +183,11 @@ def sample_set(name: str) -> Read:
     return lambda bench, config: bench.sample(config, "commands.sample.SampleSet").kwargs[name]
 
 
+def restored(read: Callable[..., Any]) -> Read:
+    """Of method, model, measurements and numbers of the first batch that --mode restore draws."""
+    return lambda bench, config: read(*bench.restore(config).args)
+
+
 def split(name: str) -> Read:
     return lambda bench, config: getattr(bench.eval(config).args[0], name)
 
@@ -520,6 +525,20 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "eval.ode_num_steps": _one("5", 5, seen("solver.num_steps", "ode"), needs=HEUN),
     "eval.ode_grid": _one("quadratic", "quadratic", seen("solver.grid", "ode"), needs=HEUN),
     "eval.ode_max_nfe": _one("77", 77, seen("solver.max_nfe", "ode"), needs=ODE),
+    "restore.operator": _one("blur", "CircularBlur", restored(lambda method, *_: type(method.operator).__name__)),
+    "restore.operator_options": _one("hidden=left", "left", restored(lambda method, *_: method.operator.hidden)),
+    "restore.noise_std": _one(
+        "0.3", 0.3, restored(lambda method, *_: method.noise_std),
+        restored(lambda _, model, *__: model.model.noise_std),
+        lambda bench, config: bench.restore(config, "commands.restore.measure").kwargs["noise_std"],
+    ),
+    "restore.method": _one("ddnm", "DDNMScoreModel", restored(lambda _, model, *__: type(model.model).__name__)),
+    "restore.method_options": _one("iterations=2", 2, restored(lambda _, model, *__: model.model.iterations)),
+    "restore.num_images": _one(
+        "3", 3, lambda bench, config: len(bench.restore(config, "commands.restore.measure").args[1])
+    ),
+    "restore.samples_per_image": _one("2", [(0, 0), (0, 1), (1, 0)], restored(lambda *of: of[3])),
+    "restore.split": _one("train", "train", data("restore", "split")),
     "cascade.stages": _one("vp/digits_2,vp/digits_4_sr", ["digits_2", "digits_4_sr"], stages),
     "cascade.noise_t": _one("0.1,0.2", (0.1, 0.2), cascade("noise_t")),
     "cascade.truncated": _one("True", True, cascade("truncated")),

@@ -1,7 +1,8 @@
-"""The model that ``--mode sample`` draws with: the network, guided, and its x0 in range, in this order."""
+"""The model that samples are drawn with: the network, guided, told what was measured, x0 in range, in this order."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,13 @@ def _place(named: str) -> tuple[Path, int | None]:
 
 
 def sampled_model(
-    config: Config, model: ScoreModel, kind: AnyKind, sampler: Sampler, reference: ScoreModel | None = None
+    config: Config,
+    model: ScoreModel,
+    kind: AnyKind,
+    sampler: Sampler,
+    reference: ScoreModel | None = None,
+    *,
+    observe: Callable[[ScoreModel], ScoreModel] | None = None,
 ) -> ScoreModel:
     """The network with all that ``config.sampling`` puts around it: guidance first, bounds of x0 last.
 
@@ -140,6 +147,7 @@ def sampled_model(
         kind: The data that it is for.
         sampler: The sampler, whose grid CFG++ needs.
         reference: What ``load_reference`` gives, if anything.
+        observe: Makes a model of the posterior of the guided one: its gradient must not pass through bounds of x0.
 
     Raises:
         ValueError: In one line: guidance of a network without a null condition, a reference of another SDE, or CFG++
@@ -154,7 +162,8 @@ def sampled_model(
         model = GuidedScoreModel(
             model, weight=weight, reference=reference, rescale=settings.guidance_rescale, **interval
         )
-    return bound_x0(config, guide_by_classifier(config, model), kind)
+    guided = guide_by_classifier(config, model)
+    return bound_x0(config, guided if observe is None else observe(guided), kind)
 
 
 def _times(sampler: Sampler, model: ScoreModel) -> torch.Tensor:
