@@ -20,7 +20,12 @@ from configs.default import get_default_config
 from experiment.config import load_config
 
 HOWTO = sorted((ROOT / "docs" / "howto").glob("*.md"))
-BRIEF = ["--config.training.num_steps=2", "--config.training.checkpoint_every=2"]
+BRIEF = [
+    "--config.training.num_steps=2",
+    "--config.training.checkpoint_every=2",
+    "--config.restore.num_images=2",
+    "--config.restore.samples_per_image=2",
+]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 

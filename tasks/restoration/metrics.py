@@ -1,4 +1,4 @@
-"""How good samples of a posterior are, without the posterior being known: by the truth, and by the measurement.
+"""Figures of samples of a posterior that is not known: by the truth, and by the measurement.
 
 Of an exact sampler the truth and its samples are K + 1 draws from one law, p(x0 | y), and nothing tells them apart.
 """
@@ -37,7 +37,7 @@ def errors_of(samples: Float[Tensor, "images k *shape"], truth: Float[Tensor, "i
 
 
 def coverage_of(samples: Tensor, truth: Tensor) -> PerImage:
-    """How many numbers of each image lie within the range of its samples, [N].
+    """Count the numbers of each image that lie within the range of its samples, [N].
 
     Where the truth equals a sample, as grey levels do, its rank is taken to be any of those that it may have, alike;
     and numbers in which all agree, which say nothing, are left out. So the share that is inside is (K - 1) / (K + 1)
