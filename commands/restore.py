@@ -25,7 +25,7 @@ from experiment.conditions import build_conditions
 from experiment.config import Config, parse_options
 from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
 from experiment.guidance import described, load_reference, sampled_model, with_classes_of_classifier
-from experiment.pictures import as_array, save_png
+from experiment.pictures import array_shape, as_array, save_png
 from experiment.plugins import say_changed_plugins
 from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained
 from experiment.warnings.prior import say_lost_signal
@@ -45,10 +45,10 @@ from tasks.restoration import (
     make_method,
     measure,
     residuals_of,
+    restoration_figures,
     restoration_picture,
     restoration_table,
     shown_measurement,
-    summary,
 )
 
 from .sample import check_folder, share_plan
@@ -96,7 +96,9 @@ def restore(
             say_lost_signal(job.config, job.model.sde)
         kept = PartialResults(folder / "partial", job.fingerprint, done="drawn")
         with says_what_is_kept(
-            lambda: f"stopped with {kept.count()} of {len(job.batches)} batches kept; the same command goes on"
+            lambda: (
+                f"stopped with {kept.count()} of {len(job.batches)} batches kept; the same command goes on from there"
+            )
         ):
             _draw(job, kept, ranks)
             return _write(job, kept, folder) if ranks.first else {}
@@ -289,25 +291,14 @@ def _draw(job: _Job, kept: PartialResults, ranks: Ranks) -> None:
 
 def _write(job: _Job, kept: PartialResults, folder: Path) -> dict[str, Any]:
     """Write the samples, the picture and, last, the report; print the table."""
-    settings, measured, kind, operator = job.config.restore, job.measured, job.kind, job.method.operator
+    settings, measured, count = job.config.restore, job.measured, job.config.restore.samples_per_image
     batches = [kept.read(k) for k in range(len(job.batches))]
-    count, shape = settings.samples_per_image, operator.shape
-    x0 = torch.from_numpy(np.concatenate([one["x0"] for one in batches])).view(-1, count, *shape)
-    arrays = {"x0": x0.numpy(), "y": measured.y.numpy()}
-    arrays["samples"] = as_array(x0.flatten(0, 1), kind).reshape(*x0.shape[:2], *as_array(x0[:1, 0], kind).shape[1:])
-    per_image = residuals_of(operator, x0, measured.y)
-    if measured.truth is not None:
-        arrays["truth"] = as_array(measured.truth, kind)
-        # grey levels are compared with grey levels
-        drawn, known = (
-            (kind.space.decode(one) if isinstance(kind, ImageKind) else one) for one in (x0, measured.truth)
-        )
-        per_image |= errors_of(x0, measured.truth) | coverage_of(drawn, known)
-    if job.classes is not None:
-        arrays["classes"] = job.classes.numpy()
+    x0 = torch.from_numpy(np.concatenate([one["x0"] for one in batches])).view(-1, count, *job.method.operator.shape)
+    per_image = _per_image(job, x0)
+    arrays = _arrays(job, x0) | {name: values.numpy() for name, values in per_image.items()}
     if "log_evidence" in batches[0]:
         arrays["log_evidence"] = np.concatenate([one["log_evidence"] for one in batches]).reshape(-1, count)
-    figures = summary(per_image, num_samples=count, noise_std=settings.noise_std)
+    figures = restoration_figures(per_image, num_samples=count, noise_std=settings.noise_std)
     nfe = max(int(one["nfe"]) for one in batches)
     report: dict[str, Any] = {key: value for key, value in settings.items() if key != "split"} | measured.origin
     report |= {"num_images": len(x0), "nfe": nfe}
@@ -316,8 +307,8 @@ def _write(job: _Job, kept: PartialResults, folder: Path) -> dict[str, Any]:
     report |= {"coverage_expected": (count - 1) / (count + 1)} | job.about
     # a report is of the files beside it: it goes first, and comes last
     (folder / "report.json").unlink(missing_ok=True)
-    save_npz(folder / "restored.npz", arrays | {name: values.numpy() for name, values in per_image.items()})
-    if isinstance(kind, ImageKind):
+    save_npz(folder / "restored.npz", arrays)
+    if isinstance(job.kind, ImageKind):
         save_png(folder / "grid.png", _picture(job, x0))
     write_json(folder / "report.json", without_nan(report))
     kept.drop()
@@ -325,12 +316,35 @@ def _write(job: _Job, kept: PartialResults, folder: Path) -> dict[str, Any]:
     by = f"{settings.method} with {type(job.method.sampler).__name__}"
     title = (
         f"{of}, {len(x0)} images, {count} samples each of step {report['step']} by {by}\n"
-        f"{operator}, noise_std {settings.noise_std:g}; x0 {'in [-1, 1]' if kind.num_levels else 'standardized'}"
+        f"{job.method.operator}, noise_std {settings.noise_std:g}; "
+        f"x0 {'standardized' if job.kind.num_levels is None else 'in [-1, 1]'}"
     )
     print(restoration_table(figures, title, num_samples=count, calls=str(nfe)))
     sys.stdout.flush()
     print(f"wrote {folder / 'report.json'}", file=sys.stderr)
     return report
+
+
+def _per_image(job: _Job, x0: Tensor) -> dict[str, Tensor]:
+    """All that the figures are of, of each image."""
+    found, truth = residuals_of(job.method.operator, x0, job.measured.y), job.measured.truth
+    if truth is None:
+        return found
+    # grey levels are compared with grey levels
+    decode = job.kind.space.decode
+    drawn, known = (decode(x0), decode(truth)) if isinstance(job.kind, ImageKind) else (x0, truth)
+    return found | errors_of(x0, truth) | coverage_of(drawn, known)
+
+
+def _arrays(job: _Job, x0: Tensor) -> dict[str, np.ndarray]:
+    """The samples and what they are samples of, for the file."""
+    samples = as_array(x0.flatten(0, 1), job.kind).reshape(*x0.shape[:2], *array_shape(job.kind))
+    arrays = {"samples": samples, "x0": x0.numpy(), "y": job.measured.y.numpy()}
+    if job.measured.truth is not None:
+        arrays["truth"] = as_array(job.measured.truth, job.kind)
+    if job.classes is not None:
+        arrays["classes"] = job.classes.numpy()
+    return arrays
 
 
 def _picture(job: _Job, x0: Tensor) -> np.ndarray:

@@ -2,5 +2,5 @@
 
 from .draws import draw_posterior, measure, shown_measurement
 from .methods import RestorationMethod, available_methods, make_method
-from .metrics import coverage_of, errors_of, residuals_of, restoration_table, summary
+from .metrics import coverage_of, errors_of, residuals_of, restoration_figures, restoration_table
 from .picture import restoration_picture

@@ -85,7 +85,7 @@ def make_method(
     for option, value in options.items():
         if option not in known:
             raise ValueError(choices_message(f"option of method {name!r}:", option, sorted(known)))
-        if fitting(value, known[option]) is None:
+        if known[option] is not None and fitting(value, known[option]) is None:
             kind = type(known[option]).__name__
             raise ValueError(f"{option} of method {name} must be of type {kind}, got {value!r}; set {known[option]}")
     if noise_std == 0 and not _takes_no_noise(name):

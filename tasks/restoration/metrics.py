@@ -68,7 +68,7 @@ def residuals_of(
     return {"residual_ms": (observed - y.double()[:, None]).square().flatten(1).mean(1)}
 
 
-def summary(per_image: PerImage, *, num_samples: int, noise_std: float) -> dict[str, Estimate | None]:
+def restoration_figures(per_image: PerImage, *, num_samples: int, noise_std: float) -> dict[str, Estimate | None]:
     """The figures of a report, each with its standard error over images.
 
     - "rmse", "rmse_of_mean": root mean squared error of a sample, and of the mean of K.
@@ -136,7 +136,7 @@ def restoration_table(figures: dict[str, Estimate | None], title: str, *, num_sa
     """The figures in lines.
 
     Args:
-        figures: See ``summary``.
+        figures: See ``restoration_figures``.
         title: What was restored.
         num_samples: K.
         calls: The network calls, in words.

@@ -18,10 +18,10 @@ from tasks.restoration import (
     make_method,
     measure,
     residuals_of,
+    restoration_figures,
     restoration_picture,
     restoration_table,
     shown_measurement,
-    summary,
 )
 
 _NORMAL = torch.randn(2, 200, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -51,7 +51,7 @@ def _figures(name: str, noise_std: float, sampler: str = "dpm_solver_pp", num_st
     model = _model() if method.observe is None else method.observe(_model())
     x0 = draw_posterior(method, model, y.repeat_interleave(count, 0), numbers).x0.view(-1, count, 1, 2, 4)
     per_image = errors_of(x0, X0) | coverage_of(x0, X0) | residuals_of(OPERATOR, x0, y)
-    return summary(per_image, num_samples=count, noise_std=noise_std)
+    return restoration_figures(per_image, num_samples=count, noise_std=noise_std)
 
 
 def _off(figures: dict, name: str, wanted: float) -> float:
@@ -85,7 +85,7 @@ def test_figures_of_known_arrays():
     samples, known = torch.from_numpy(x), torch.from_numpy(truth)
     per_image = errors_of(samples, known) | coverage_of(samples, known)
     per_image |= residuals_of(OPERATOR, samples, torch.from_numpy(y))
-    found = summary(per_image, num_samples=3, noise_std=0.5)
+    found = restoration_figures(per_image, num_samples=3, noise_std=0.5)
     error, of_mean = (x - truth[:, None]) ** 2, (x.mean(1) - truth) ** 2
     inside = (x.min(1) < truth) & (truth < x.max(1))
     residual = (y[:, None] - x[..., :2].reshape(5, 3, 4)) ** 2
@@ -109,7 +109,7 @@ def test_the_error_of_a_ratio_is_that_of_repeated_experiments():
         # the truth and 4 samples of one law, and so a spread-skill of 1
         x = torch.from_numpy(rng.normal(size=(40, 5, 6)) * rng.exponential(size=(40, 1, 1)))
         per_image = errors_of(x[:, 1:], x[:, 0]) | coverage_of(x[:, 1:], x[:, 0]) | {"residual_ms": x[:, 0, 0] ** 2}
-        found.append(summary(per_image, num_samples=4, noise_std=1.0))
+        found.append(restoration_figures(per_image, num_samples=4, noise_std=1.0))
     for name in ("spread_skill", "coverage", "rmse", "rmse_of_mean"):
         values, errors = (np.array([one[name][key] for one in found]) for key in ("value", "stderr"))
         assert errors.mean() == pytest.approx(values.std(), rel=0.2), name
@@ -130,7 +130,7 @@ def test_grey_levels_that_are_equal_are_counted_for_all_ranks_that_they_may_have
 def test_one_sample_has_no_spread_and_one_image_no_error():
     x = torch.ones(1, 1, 1, 2, 4)
     per_image = errors_of(x, torch.zeros(1, 1, 2, 4)) | coverage_of(x, torch.zeros(1, 1, 2, 4))
-    found = summary(per_image | residuals_of(OPERATOR, x, torch.zeros(1, 4)), num_samples=1, noise_std=0.0)
+    found = restoration_figures(per_image | residuals_of(OPERATOR, x, torch.zeros(1, 4)), num_samples=1, noise_std=0.0)
     assert found["spread_skill"] is None and found["coverage"] is None and found["chi2"] is None
     assert found["rmse"]["value"] == 1 and math.isnan(found["rmse"]["stderr"])
     table = restoration_table(found, "title", num_samples=1, calls="9")
