@@ -126,7 +126,7 @@ class _Job:
     """All that is drawn, and by what.
 
     Attributes:
-        config: The config, without bounds of x0 where the method has none.
+        config: The config.
         kind: What is restored.
         method: The method.
         model: What its sampler draws with.
@@ -176,9 +176,6 @@ def _load(config: Config, workdir: Path, given: str, mask: str, ranks: Ranks) ->
     method = make_method(
         settings.method, operator=operator, noise_std=settings.noise_std, sampler=sampler, options=options
     )
-    if not method.bounded:
-        config = config.copy_and_resolve_references()
-        config.sampling.update({"clip_x0": False, "threshold_x0": 0.0})
     measured = _given(config, kind, operator, Path(given)) if given else _of_split(config, workdir, operator, ranks)
     classes = _classes(config, kind, measured)
     loaded, step = load_same_trained(ranks, config, workdir, kind, device)

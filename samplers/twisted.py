@@ -94,7 +94,7 @@ class TwistedSampler(GridSampler):
         if not hasattr(model, "twist"):
             raise ValueError(
                 f"twisted sampling needs a model with a likelihood, got {type(model).__name__}; wrap it by "
-                "PiGDMScoreModel or ClassifierGuidedScoreModel, outermost"
+                "PiGDMScoreModel or ClassifierGuidedScoreModel, outermost but for bounds of x0"
             )
         twisted, noise = cast(TwistedModel, model), NoiseStreams.fresh(len(x_T)) if noise is None else noise
         points = points_of(model.sde, self.times(model.sde))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -14,6 +16,7 @@ from sde_lib import expand_like
 from ..condition import Cond
 from ..prediction import Prediction
 from ..score_model import ScoreModel
+from .twist import Twist, TwistedModel
 
 
 class _BoundedScoreModel(ScoreModel):
@@ -32,7 +35,29 @@ class _BoundedScoreModel(ScoreModel):
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """Bound x0, recompute eps."""
-        raw = self.model(x_t, t, cond=cond)
+        return self._bounded(self.model(x_t, t, cond=cond), x_t, t)
+
+    @property
+    def twist(self) -> Callable[..., Twist]:
+        """The twist of the model inside, both answers bounded, and so particles of the bounded chain.
+
+        Raises:
+            AttributeError: Of a model without, so that this one has none either.
+        """
+        inner = cast(TwistedModel, self.model).twist
+
+        def bounded(x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Twist:
+            found = inner(x_t, t, cond=cond)
+            prior, guided = (self._bounded(one, x_t, t) for one in (found.prior, found.guided))
+            return Twist(prior, guided, found.log_likelihood)
+
+        return bounded
+
+    def log_likelihood_of_data(self, x0: Tensor, *, cond: Cond | None = None) -> Float[Tensor, " batch"]:
+        """log p(y | x0) of the model inside; see ``TwistedModel``."""
+        return cast(TwistedModel, self.model).log_likelihood_of_data(x0, cond=cond)
+
+    def _bounded(self, raw: Prediction, x_t: Tensor, t: Tensor) -> Prediction:
         return Prediction.from_x0(
             x_t,
             self.bound(raw.x0),

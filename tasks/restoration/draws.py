@@ -50,7 +50,7 @@ def draw_posterior(
 
     Args:
         method: The method.
-        model: What its ``observe`` has made of a model, bounded where it may be; the model itself without.
+        model: What its ``observe`` has made of a model, perhaps bounded; the model itself without.
         y: The measurement of each sample, where the model is.
         numbers: Pairs (k, j) of image and sample, as many.
         cond: All else that the model is told of each sample, or None.

@@ -38,7 +38,6 @@ class RestorationMethod:
         observe: Makes a model of the posterior, which is told y by ``Condition.measurement``, of a model of p(x0); None
             where hooks alone look at y.
         hooks: Makes the hooks of a batch from its measurements, [B, ...].
-        bounded: True if bounds of x0 may be put around what ``observe`` makes.
     """
 
     name: str
@@ -47,7 +46,6 @@ class RestorationMethod:
     sampler: Sampler
     observe: Callable[[ScoreModel], ScoreModel] | None = None
     hooks: Callable[[Float[Tensor, "batch *observed"]], Sequence[Hook]] = lambda _: ()
-    bounded: bool = True
 
 
 def available_methods() -> list[str]:
@@ -155,8 +153,7 @@ def _twisted(
     def observe(model: ScoreModel) -> ScoreModel:
         return make_posterior("pigdm", model=model, operator=operator, noise_std=noise_std, **of_model)
 
-    # the particles look for the likelihood at the outermost model
-    return RestorationMethod("twisted", operator, noise_std, particles, observe, bounded=False)
+    return RestorationMethod("twisted", operator, noise_std, particles, observe)
 
 
 def _on_a_grid(name: str, sampler: Sampler) -> GridSampler:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models import (
+    ClippedScoreModel,
     Condition,
     GaussianMixtureScoreModel,
     Inpainting,
@@ -14,9 +15,10 @@ from models import (
     MatrixOperator,
     MMPSScoreModel,
     PiGDMScoreModel,
+    ScoreModel,
 )
 from models.wrappers.classifier_guidance import ClassifierGuidedScoreModel
-from samplers import ReplaceObserved, ResampledSampler, StepState, TwistedSampler, make_sampler
+from samplers import ReplaceObserved, ResampledSampler, StepState, TwistedResult, TwistedSampler, make_sampler
 from samplers.twisted import effective_number, systematic
 from sde_lib import VE, VP, NoiseStreams, points_of
 
@@ -178,6 +180,20 @@ def test_a_sample_of_particles_does_not_depend_on_its_batch_mates():
     torch.testing.assert_close(part.log_evidence, whole.log_evidence[2:], rtol=0, atol=1e-10)
 
 
+def test_particles_of_a_bounded_chain_stay_in_its_bounds():
+    model, y = PiGDMScoreModel(_gaussian(), FIRST, noise_std=0.3), torch.full((30, 1), 1.5, dtype=torch.float64)
+    sampler, told = TwistedSampler(num_particles=5, num_steps=12), Condition(measurement=y)
+
+    def drawn(bounded: ScoreModel) -> TwistedResult:
+        x_T, noise = _start(sampler, model, 30)
+        return sampler.sample(bounded, x_T, cond=told, noise=noise)
+
+    plain, wide, narrow = drawn(model), *(drawn(ClippedScoreModel(model, low=-c, high=c)) for c in (1e3, 1.0))
+    torch.testing.assert_close(wide.x0, plain.x0)
+    torch.testing.assert_close(wide.log_evidence, plain.log_evidence)
+    assert float(plain.x0.max()) > 1 >= float(narrow.x0.abs().max()) and narrow.nfe == plain.nfe == 12
+
+
 def test_systematic_resampling_and_the_effective_number():
     log_weights = torch.tensor([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]).double().log()
     parents = systematic(log_weights, torch.tensor([0.5, 0.5]).double())
@@ -192,7 +208,8 @@ def test_systematic_resampling_and_the_effective_number():
 
 def test_what_particles_cannot_do_is_refused_in_one_line():
     sampler = TwistedSampler(num_particles=2, num_steps=3)
-    for model in (_gaussian(), MMPSScoreModel(_gaussian(), FIRST, noise_std=0.1)):
+    observed = MMPSScoreModel(_gaussian(), FIRST, noise_std=0.1)
+    for model in (_gaussian(), observed, ClippedScoreModel(observed)):
         with pytest.raises(ValueError, match="needs a model with a likelihood, got"):
             sampler.sample(model, torch.zeros(1, 2))
     model = PiGDMScoreModel(_gaussian(), FIRST, noise_std=0.0)
