@@ -72,9 +72,9 @@ def restoration_figures(per_image: PerImage, *, num_samples: int, noise_std: flo
     """The figures of a report, each with its standard error over images.
 
     - "rmse", "rmse_of_mean": root mean squared error of a sample, and of the mean of K.
-    - "spread_skill": (K + 1) / (2 K) E|x_k - x|^2 / E|mean - x|^2. Of an exact sampler the first is 2 V, twice the
-      variance, and the second V + V / K, so that it is 1; below, samples are too much alike, down to
-      (K + 1) / (2 K), and above, too different. None of one sample, which is always 1.
+    - "spread_skill": sqrt((K + 1) / K E Var_k x_k / E|mean - x|^2) (Fortin et al. 2014). Of an exact sampler the
+      samples have the posterior's variance V, and their mean is V + V / K from the truth, so that it is 1; below,
+      samples are too sure, above, too different. None of one sample.
     - "coverage": the share of numbers within the range of the samples; see ``coverage_of``. None of one sample.
     - "chi2": |y - A x|^2 / (M noise_std^2), which is 1 of an exact sampler. None without noise.
     - "residual": the root mean square of y - A x.
@@ -92,10 +92,12 @@ def restoration_figures(per_image: PerImage, *, num_samples: int, noise_std: flo
     if "sample_mse" in per_image:
         sample, mean = per_image["sample_mse"], per_image["mean_mse"]
         several = num_samples > 1
+        # E|x_k - x|^2 is the variance of the samples, as K of them have it, and |mean - x|^2
+        expected = (num_samples + 1) / max(num_samples - 1, 1) * (sample - mean)
         found |= {
             "rmse": _root(sample),
             "rmse_of_mean": _root(mean),
-            "spread_skill": _ratio((num_samples + 1) / (2 * num_samples) * sample, mean) if several else None,
+            "spread_skill": _root_of_ratio(expected, mean) if several else None,
             "coverage": _ratio(per_image["inside"], per_image["compared"]) if several else None,
         }
     return found
@@ -122,10 +124,18 @@ def _ratio(above: Tensor, below: Tensor) -> Estimate | None:
     return {"value": ratio, "stderr": mean_and_stderr(above - ratio * below)[1] / mean}
 
 
+def _root_of_ratio(above: Tensor, below: Tensor) -> Estimate | None:
+    ratio = _ratio(above, below)
+    if ratio is None or ratio["value"] <= 0:
+        return ratio
+    root = math.sqrt(ratio["value"])
+    return {"value": root, "stderr": ratio["stderr"] / (2 * root)}
+
+
 _ROWS = {
     "rmse": "RMSE of a sample",
     "rmse_of_mean": "RMSE of the mean of them",
-    "spread_skill": "spread-skill, exact: 1",
+    "spread_skill": "spread / skill, exact: 1",
     "coverage": "coverage",
     "chi2": "chi2 of y - A x, exact: 1",
     "residual": "rms of y - A x",

@@ -92,7 +92,7 @@ def test_figures_of_known_arrays():
     for name, wanted in {
         "rmse": math.sqrt(error.mean()),
         "rmse_of_mean": math.sqrt(of_mean.mean()),
-        "spread_skill": 4 / 6 * error.mean() / of_mean.mean(),
+        "spread_skill": math.sqrt(4 / 3 * x.var(1, ddof=1).mean() / of_mean.mean()),
         "coverage": inside.mean(),
         "chi2": residual.mean() / 0.25,
         "residual": math.sqrt(residual.mean()),
@@ -106,7 +106,7 @@ def test_figures_of_known_arrays():
 def test_the_error_of_a_ratio_is_that_of_repeated_experiments():
     rng, found = np.random.default_rng(1), []
     for _ in range(300):
-        # the truth and 4 samples of one law, and so a spread-skill of 1
+        # the truth and 4 samples of one law, and so a spread / skill of 1
         x = torch.from_numpy(rng.normal(size=(40, 5, 6)) * rng.exponential(size=(40, 1, 1)))
         per_image = errors_of(x[:, 1:], x[:, 0]) | coverage_of(x[:, 1:], x[:, 0]) | {"residual_ms": x[:, 0, 0] ** 2}
         found.append(restoration_figures(per_image, num_samples=4, noise_std=1.0))
