@@ -41,7 +41,8 @@ _FLAGS = {
 
 def _modes_of(flag: str) -> str:
     """The modes that have a flag, in words."""
-    return " and ".join(sorted(name for name, mode in MODES.items() if flag in mode.flags))
+    *others, last = sorted(name for name, mode in MODES.items() if flag in mode.flags)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -14,7 +14,7 @@ from .sources.npz import read_npz_images, read_npz_values
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-def read_given_images(path: Path, kind: ImageKind) -> tuple[Tensor, Tensor | None]:
+def read_given_images(path: Path, kind: ImageKind, *, what: str = "condition images") -> tuple[Tensor, Tensor | None]:
     """Read images of a kind.
 
     Args:
@@ -22,6 +22,7 @@ def read_given_images(path: Path, kind: ImageKind) -> tuple[Tensor, Tensor | Non
             or a folder of image files, taken in the order of their names. Pixels are from 0 to 255, or below
             ``num_levels`` of an npz file that says it; they are brought to the levels of the kind.
         kind: The shape and levels that the images must have.
+        what: What messages call them.
 
     Returns:
         Grey levels, uint8 [N, C, H, W], and the labels of an npz file that has them, int64 [N].
@@ -41,7 +42,7 @@ def read_given_images(path: Path, kind: ImageKind) -> tuple[Tensor, Tensor | Non
         images, _ = decode_all(paths, mode=mode, grey=GreyRule(), size=None)
     if images.shape[1:] != kind.image_shape:
         got, expected = ("x".join(map(str, shape)) for shape in (images.shape[1:], kind.image_shape))
-        raise DataError(f"{path}: condition images must be {expected} (C x H x W), got {got}; resize them")
+        raise DataError(f"{path}: {what} must be {expected} (C x H x W), got {got}; resize them")
     wide = torch.from_numpy(images).double()
     return (wide * (kind.num_levels - 1) / (levels - 1)).round().to(torch.uint8), labels
 

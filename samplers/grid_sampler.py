@@ -107,14 +107,13 @@ class GridSampler(Sampler):
 
         Args:
             sde: The SDE of the model that is to be sampled, which places a grid by name.
-            t: Above the last noisy time of the grid, at most its first.
+            t: Below or at the first time of the grid, above its last.
 
         Raises:
             ValueError: If t is not, or the class makes times of its own that ``grid`` does not change.
         """
         times = self.times(sde)
-        noisy = times[sde.sigma(times) > 0]
-        last, first = float(noisy[-1]), float(times[0])
+        first, last = float(times[0]), float(times[-1])
         if not last < t <= first:
             raise ValueError(
                 f"{type(self).__name__} can start at t in ({last:.6g}, {first:.6g}], got {t:.6g}; change t, or the grid"

@@ -76,7 +76,7 @@ def test_a_round_trip_from_t_falls_with_the_tolerance():
     assert errors[0] > 10 * errors[1]
 
 
-@pytest.mark.parametrize("t", [0.0, 1e-9, 1.2, float("nan")])
+@pytest.mark.parametrize("t", [0.0, 1.2, float("nan")])
 def test_a_time_that_is_not_on_the_way_is_refused(t: float):
     for name in ("ddim", "probability_flow"):
         with pytest.raises(ValueError, match=r"can start at t in \(.*, 1\], got .*; change t, or the grid"):
