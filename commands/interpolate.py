@@ -246,13 +246,13 @@ def _write(
     alpha, sigma = run.model.sde.alpha_sigma(torch.tensor(times, dtype=torch.float64))
     of_q = (alpha**2 * float(ends.x0.double().square().mean()) + sigma**2).tolist()
     report: dict[str, Any] = {"images": list(settings.images), "latents": settings.latents, "way": _way(run.config)}
-    report |= ends.origin | {"weights": list(stops), "times": list(times), "nfe": [one.nfe for one in found]}
+    report |= ends.origin | {"stops": list(stops), "times": list(times), "nfe": [one.nfe for one in found]}
     report |= {"round_trip_rmse": back.tolist(), "latents_mean_square": squares.tolist(), "q_mean_square": of_q}
     report |= run.about(None if cond is None else cond.tolist())
     # a report is of the files beside it: it goes first, and comes last
     (folder / "report.json").unlink(missing_ok=True)
     arrays = {"samples": samples, "ends": pairs, "x0": x0.numpy(), "latents": x_t.numpy()}
-    arrays |= {"weights": np.asarray(stops), "times": np.asarray(times)}
+    arrays |= {"stops": np.asarray(stops), "times": np.asarray(times)}
     save_npz(folder / "interpolated.npz", arrays)
     if isinstance(run.kind, ImageKind):
         rows = [np.concatenate([two[:1], row, two[1:]]) for block in samples for two, row in _shown(pairs, block)]

@@ -538,7 +538,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "eval.ode_grid": _one("quadratic", "quadratic", seen("solver.grid", "ode"), needs=HEUN),
     "eval.ode_max_nfe": _one("77", 77, seen("solver.max_nfe", "ode"), needs=ODE),
     "interpolate.images": _one(
-        "3,5,1,0", [[3, 1], [5, 0]],
+        "3,5", [[3], [5]],
         interpolated(lambda _, __, x0, *___, **____: [[_number(image) for image in end] for end in x0]),
     ),
     "interpolate.split": _one("train", "train", data("interpolate", "split")),

@@ -47,7 +47,7 @@ def test_the_report_is_of_the_files(tiny_run: Path, tmp_path: Path, capsys: pyte
     latents = arrays["latents"].astype(np.float64)
     np.testing.assert_allclose(latents[:, :, 1], (latents[:, :, 0] + latents[:, :, 2]) / 2, atol=1e-6)
     assert report["q_mean_square"][0] == pytest.approx(squares[0, [0, 2]].mean(), rel=0.3)
-    assert report["weights"] == [0, 0.5, 1] and report["times"] == [0.5, 0.2] and report["images"] == [0, 3, 5, 1]
+    assert report["stops"] == [0, 0.5, 1] and report["times"] == [0.5, 0.2] and report["images"] == [0, 3, 5, 1]
     assert report["way"] == "lerp" and report["split"] == "test" and report["sampler"] == "ddim"
     # a bound of x0 is no matter to q
     assert report["clip_x0"] and report["nfe"][0] > report["nfe"][1]
@@ -57,7 +57,7 @@ def test_the_report_is_of_the_files(tiny_run: Path, tmp_path: Path, capsys: pyte
 
 def test_the_flow_brings_the_ends_back_and_more_steps_bring_them_nearer(tiny_run: Path, tmp_path: Path):
     errors = []
-    for num_steps in (6, 24):
+    for num_steps in (4, 12):
         steps = [f"--config.sampling.num_steps={num_steps}", "--config.sampling.grid=log_snr"]
         arrays, report = _run(tiny_run, tmp_path / str(num_steps), *FLOW, *steps)
         errors.append(report["round_trip_rmse"][0])
@@ -78,7 +78,7 @@ def test_a_pair_is_the_same_at_any_batch_size_and_number_of_pairs(latents: list[
         assert (seeded["latents"] != arrays["latents"]).all()
 
 
-def test_images_of_files_are_taken(tiny_run: Path, tmp_path: Path):
+def test_images_of_files_are_taken(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rng, folder = np.random.default_rng(0), tmp_path / "photos"
     folder.mkdir()
     photos = rng.integers(0, 256, (2, 8, 8)).astype(np.uint8)
@@ -96,43 +96,15 @@ def test_images_of_files_are_taken(tiny_run: Path, tmp_path: Path):
         "broken.png": "broken.png",
         "nowhere.png": "holds no images",
     }.items():
-        main_said = _error(command, f"--input={tmp_path / path}")
-        assert said in main_said
-    assert not (tmp_path / "no").exists() or not list((tmp_path / "no").glob("*.*"))
-
-
-def _error(command: list[str], *extra: str) -> str:
-    with pytest.MonkeyPatch.context() as patched:
-        lines: list[str] = []
-        patched.setattr("sys.stderr", _Lines(lines))
-        assert main.run([*command, *extra]) == 2
-    said = [line for line in "".join(lines).splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    return said[0]
-
-
-class _Lines:
-    """A stream that keeps what is written."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def write(self, text: str) -> int:
-        self._lines.append(text)
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-    def isatty(self) -> bool:
-        return False
+        assert said in error(capsys, [*command, f"--input={tmp_path / path}"])
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
         ("weights=0.5,1.5", "config.interpolate.weights must lie in [0, 1], got (0.5, 1.5)"),
-        ("times=0", "config.interpolate.times must lie in (0, 1], got (0.0,); 1 is pure noise"),
+        ("times=0", "config.interpolate.times must lie in (0, 1], got (0.0,); 1 is noise alone"),
         ("times=1.2", "config.interpolate.times must lie in (0, 1]"),
         ("way=slrp", "unknown way 'slrp'; did you mean 'slerp'?"),
         ("latents=flaw", "unknown latents 'flaw'; did you mean 'flow'?"),
@@ -147,7 +119,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(
 ):
     command = tiny_command("interpolate", tiny_run, *BRIEF, Q, f"--output={tmp_path / 'out'}")
     assert said in error(capsys, [*command, f"--config.interpolate.{setting}"])
-    assert not list((tmp_path / "out").glob("*.*")) if (tmp_path / "out").exists() else True
+    assert not list((tmp_path / "out").glob("[a-z]*"))
 
 
 def test_a_class_is_told_of_both_ends_or_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
