@@ -62,6 +62,13 @@ MODES = {
         "--config configs/vp/digits.py --mode restore --input photo.png --mask mask.png",
         flags=("output", "input", "mask"),
     ),
+    "interpolate": Mode(
+        "interpolate:interpolate_pairs",
+        "go from one image to another through their latents",
+        "--config configs/vp/digits.py --mode interpolate --config.sampling.sampler=probability_flow",
+        flags=("output", "input"),
+        one_process=True,
+    ),
     "import": Mode(
         "import_checkpoint:import_checkpoint",
         "turn a published checkpoint into a run",

@@ -20,6 +20,7 @@ def get_default_config() -> ConfigDict:
     config.eval = _eval()
     config.restore = _restore()
     config.cascade = _cascade()
+    config.interpolate = _interpolate()
     return config
 
 
@@ -251,5 +252,19 @@ def _cascade() -> ConfigDict:
             # model.condition_noise_t of that stage
             "noise_t": (),
             "truncated": False,  # stop an earlier stage at that noise, instead of adding it to the finished image
+        }
+    )
+
+
+def _interpolate() -> ConfigDict:
+    """Settings of --mode interpolate, which samples by those of sampling: docs/howto/interpolate.md."""
+    return ConfigDict(
+        {
+            "images": (0, 1),  # numbers of the images of a split, or of --input, two for each pair: 0,1,4,7
+            "split": "test",  # train or test, unless --input gives the images
+            "latents": "flow",  # flow: by the probability-flow ODE; q: draws of q(x_t | x0), with one noise for a pair
+            "way": "auto",  # circle, lerp or slerp; auto: slerp of flow latents, lerp of those of q
+            "weights": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),  # stops between the ends, which are 0 and 1
+            "times": (),  # t of the latents, 0.25,0.5: a block of rows each; (): where the sampler begins
         }
     )

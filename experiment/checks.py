@@ -70,6 +70,9 @@ _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     ("training", "sharding", ["none", "fsdp"]),
     ("sampling", "condition_split", ["train", "test"]),
     ("restore", "split", ["train", "test"]),
+    ("interpolate", "split", ["train", "test"]),
+    ("interpolate", "latents", ["flow", "q"]),
+    ("interpolate", "way", ["auto", "circle", "lerp", "slerp"]),
     ("sampling", "guidance_schedule", ["cfg++", "constant"]),
     ("sampling", "guidance_reference_weights", ["ema", "raw"]),
     # without dequantization a density is measured, and images have levels
@@ -83,7 +86,7 @@ def check_config(config: Config) -> None:
     Raises:
         ValueError: Naming the first such key.
     """
-    for section in ("data", "sde", "model", "training", "optim", "sampling", "eval", "restore"):
+    for section in ("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "interpolate"):
         if section not in config:
             raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
     defaults = sde_defaults(config.sde.name) if config.sde.name in available_sdes() else {}
@@ -115,6 +118,14 @@ def check_config(config: Config) -> None:
     for key in ("noise_t", "truncated"):
         if config.cascade[key] and not config.cascade.stages:
             raise ValueError(f"config.cascade.{key} is of a cascade, got a config of one model; leave it out")
+    if not all(0 < t <= 1 for t in config.interpolate.times):
+        raise ValueError(
+            f"config.interpolate.times must lie in (0, 1], got {config.interpolate.times}; 1 is noise alone"
+        )
+    if not all(0 <= w <= 1 for w in config.interpolate.weights):
+        raise ValueError(
+            f"config.interpolate.weights must lie in [0, 1], got {config.interpolate.weights}; 0 is the first image"
+        )
     if config.sampling.guidance_interval:
         check_interval(config.sampling.guidance_interval)
     size = config.data.image_size

@@ -29,6 +29,7 @@ FREE_IN_TRAINING = (
     "training.sharding",
     "training.explosion_factor",
     "training.max_bad_steps",
+    "interpolate.",
     "sampling.",
     "eval.",
     "restore.",

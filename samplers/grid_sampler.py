@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,8 @@ from sde_lib import SDE, NoiseStreams, Point, check_grid_choice, make_grid, poin
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
 from .denoiser import Denoiser
 from .start import check_prior, check_start
+
+_Same = TypeVar("_Same", bound="GridSampler")
 
 
 class GridSampler(Sampler):
@@ -98,6 +101,33 @@ class GridSampler(Sampler):
     def times(self, sde: SDE) -> Float[Tensor, " points"]:
         """The grid this sampler walks on an SDE, falling, float64."""
         return make_grid(self.grid, sde, self.num_steps)
+
+    def starting_at(self: _Same, sde: SDE, t: float) -> _Same:
+        """A copy that begins at a state x_t of yours: its grid is t and all times of this one's below.
+
+        Args:
+            sde: The SDE of the model that is to be sampled, which places a grid by name.
+            t: Below or at the first time of the grid, above its last.
+
+        Raises:
+            ValueError: If t is not, or the class makes times of its own that ``grid`` does not change.
+        """
+        times = self.times(sde)
+        first, last = float(times[0]), float(times[-1])
+        if not last < t <= first:
+            raise ValueError(
+                f"{type(self).__name__} can start at t in ({last:.6g}, {first:.6g}], got {t:.6g}; change t, or the grid"
+            )
+        started = self._on_grid(torch.cat([times.new_tensor([t]), times[times < t]]))
+        if float(started.times(sde)[0]) != t:
+            raise ValueError(f"{type(self).__name__} has times of its own, and cannot start at t = {t:.6g}; take ddim")
+        return started
+
+    def _on_grid(self: _Same, grid: Tensor) -> _Same:
+        """A copy that walks down these times."""
+        moved = copy.copy(self)
+        moved.grid, moved.num_steps = check_grid_choice(grid, len(grid) - 1)
+        return moved
 
     def prior_sample(
         self, sde: SDE, sample_shape: Sequence[int], noise: NoiseStreams, *, device: torch.device | str = "cpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -121,6 +121,13 @@ class ProbabilityFlowSampler(GridSampler):
     def times(self, sde: SDE) -> Float[Tensor, " points"]:
         """The times this sampler stops at on an SDE, falling, float64: for adaptive solvers, only the ends."""
         return self.solver.times(sde)
+
+    def _on_grid(self, grid: Tensor) -> ProbabilityFlowSampler:
+        """A copy that walks down these times; see ``GridSampler.starting_at``."""
+        moved = super()._on_grid(grid)
+        of_kind = {"num_steps": moved.num_steps} if isinstance(self.solver, GridSolver) else {"t_end": None}
+        moved.solver = replace(self.solver, grid=moved.grid, **of_kind)
+        return moved
 
     def walk(
         self, denoise: Denoiser, x: Float[Tensor, "batch *shape"], points: Sequence[Point], noise: NoiseStreams

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from training_runs import digits_like
 
-from commands import import_checkpoint, restore, sample, subject
+from commands import import_checkpoint, interpolate, restore, sample, subject
 from commands.eval import evaluate
 from commands.train import train
 from data import ImageDataset
@@ -98,6 +98,16 @@ class Bench:
             self._with_model(sample, patched)
             patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)
             return self.call(lambda: sample.sample(config, self._folder / "run"), target)
+
+    def interpolate(self, config: Config, target: str = "commands.interpolate.interpolate_images") -> Call:
+        with self._monkeypatch.context() as patched:
+            self._with_model(sample, patched)
+            patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)
+            for name, does in {"check_for_use": lambda *_: None, "as_trained": lambda *args: args[-1]}.items():
+                patched.setattr(interpolate, name, does)
+            if target != "experiment.build.load_dataset":
+                patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
+            return self.call(lambda: interpolate.interpolate_pairs(config, self._folder / "run"), target)
 
     def eval(
         self,

@@ -28,6 +28,13 @@ from runtime.processes.ranks import ALONE
 from sde_lib import derive_seed
 from training.trainer import Trainer
 
+
+def _number(image: torch.Tensor) -> int:
+    """The number of one of the images of ``digits_like(40)``, as a network has it."""
+    known = digits_like(40)
+    return int((known.space.encode(known.stored) - image.cpu()).flatten(1).abs().sum(1).argmin())
+
+
 LEAVES = [key for key, _ in flatten(get_default_config())]
 
 
@@ -186,6 +193,16 @@ def sample_set(name: str) -> Read:
 def restored(read: Callable[..., Any]) -> Read:
     """Of method, model, measurements and numbers of the first batch that --mode restore draws."""
     return lambda bench, config: read(*bench.restore(config).args)
+
+
+def interpolated(read: Callable[..., Any]) -> Read:
+    """Of the arguments of the first batch that --mode interpolate takes up and down."""
+
+    def found(bench: Bench, config: Config) -> Any:
+        call = bench.interpolate(config)
+        return read(*call.args, **call.kwargs)
+
+    return found
 
 
 def split(name: str) -> Read:
@@ -539,6 +556,15 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     ),
     "restore.samples_per_image": _one("2", [(0, 0), (0, 1), (1, 0)], restored(lambda *of: of[3])),
     "restore.split": _one("train", "train", data("restore", "split")),
+    "interpolate.images": _one(
+        "3,5", [[3], [5]],
+        interpolated(lambda _, __, x0, *___, **____: [[_number(image) for image in end] for end in x0]),
+    ),
+    "interpolate.split": _one("train", "train", data("interpolate", "split")),
+    "interpolate.latents": _one("q", None, interpolated(lambda *_, encoder, **__: encoder)),
+    "interpolate.way": _one("circle", "circle", interpolated(lambda *_, way, **__: way)),
+    "interpolate.weights": _one("0.3", (0.0, 0.3, 1.0), interpolated(lambda *of, **_: of[4])),
+    "interpolate.times": _one("0.6,0.2", 0.6, interpolated(lambda *of, **_: of[3])),
     "cascade.stages": _one("vp/digits_2,vp/digits_4_sr", ["digits_2", "digits_4_sr"], stages),
     "cascade.noise_t": _one("0.1,0.2", (0.1, 0.2), cascade("noise_t")),
     "cascade.truncated": _one("True", True, cascade("truncated")),
