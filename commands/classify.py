@@ -55,6 +55,12 @@ def classify(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
             f"eval.classify_z={settings.classify_z:g} drops classes between rounds, got eval.classify_rounds=1; set 4, "
             "or leave it at 0"
         )
+    if settings.classify_z and (settings.classify_by != "vlb" or settings.vlb_steps_per_image == 1):
+        raise ValueError(
+            f"eval.classify_z={settings.classify_z:g} drops classes by the spread of the draws of L_t and L_0, got "
+            f"eval.classify_by={settings.classify_by} and eval.vlb_steps_per_image={settings.vlb_steps_per_image}; "
+            "take vlb with 2 steps or more, or leave it at 0"
+        )
     if settings.classify_told_above_t and not config.model.condition_dropout:
         raise ValueError(
             f"eval.classify_told_above_t={settings.classify_told_above_t:g} needs a network that is trained without "
@@ -64,10 +70,15 @@ def classify(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
     config.eval.likelihoods = (settings.classify_by,)
 
     def by_class(estimator: LikelihoodEstimator, dataset: AnyDataset, model: NetworkScoreModel) -> LikelihoodByClass:
-        if isinstance(estimator, VariationalBound) and estimator.steps_per_image:
-            # L_0 differs between classes by nats, with as much noise: a single draw would decide which one is best
-            differs = settings.classify_told_above_t < float(estimator.noisy_times(model.sde)[0])
-            estimator.decoder_draws = max(1, estimator.steps_per_image // 5) if differs else 1
+        told_above_t = settings.classify_told_above_t
+        if (
+            isinstance(estimator, VariationalBound)
+            and not 0 < float(estimator.noisy_times(model.sde)[0]) <= told_above_t
+        ):
+            # L_0 differs between classes by nats, with as much noise: a single draw would decide which one is best, and
+            # classes are dropped by the spread of several
+            least = 2 if settings.classify_z else 1
+            estimator.decoder_draws = max(least, (estimator.steps_per_image or 0) // 5)
         return LikelihoodByClass(
             estimator,
             num_classes=dataset.num_classes,
@@ -92,6 +103,7 @@ def _write(config: Config, folder: Path, done: Measured) -> dict[str, Any]:
     saved = 1 - float(rounds.mean()) / config.eval.classify_rounds
     report = done.head | {"likelihood": name, "rounds": config.eval.classify_rounds, "z": config.eval.classify_z}
     report |= {"told_above_t": config.eval.classify_told_above_t}
+    report |= {"decoder_draws": getattr(done.estimators[name], "decoder_draws", 1)}
     report |= classification_report(nats, labels) | {
         "bits_per_dim": worth,
         "calls": {"mean": float(calls.mean()), "saved": saved},
@@ -102,6 +114,8 @@ def _write(config: Config, folder: Path, done: Measured) -> dict[str, Any]:
     write_json(folder / "report.json", without_nan(report))
     measured_on = f"{split.dataset.name} {split.dataset.split}, {split.num_images} {split.dataset.samples_are}"
     title = f"{measured_on}, step {report['step']}, {nats.shape[1]} classes by {name}"
+    if config.eval.classify_told_above_t:
+        title += f", told above t = {config.eval.classify_told_above_t:g}"
     print(classification_table(report, title))
     sys.stdout.flush()
     print(f"wrote {folder / 'report.json'}", file=sys.stderr)

@@ -40,6 +40,8 @@ def read_given_images(path: Path, kind: ImageKind, *, what: str = "condition ima
             raise DataError(f"{path} holds no images; pass an npz file, an image file or a folder of them")
         mode = "L" if kind.image_shape[0] == 1 else "RGB"
         images, _ = decode_all(paths, mode=mode, grey=GreyRule(), size=None)
+    if not len(images):
+        raise DataError(f"{path} holds no images, got 0; pass one or more")
     if images.shape[1:] != kind.image_shape:
         got, expected = ("x".join(map(str, shape)) for shape in (images.shape[1:], kind.image_shape))
         raise DataError(f"{path}: {what} must be {expected} (C x H x W), got {got}; resize them")

@@ -15,7 +15,8 @@ from sde_lib import NoiseStreams, derive_seed
 
 from .base import LikelihoodEstimator, LikelihoodTerms
 from .batch_checks import check_batch
-from .term_sampling import SampledBound, sampling_variance
+from .term_sampling import sampling_variance
+from .variational import VariationalBound
 
 _ROUND = 0x726F756E64
 
@@ -46,7 +47,8 @@ class LikelihoodByClass(LikelihoodEstimator):
 
     With several rounds, each with draws of its own, the values are means over them. After each, a class may be
     dropped for an image: if it lies above the best one by more than ``z`` standard errors of their difference, which
-    the common draws give (``sampling_variance``, and the spread of L_0 where it is drawn more than once). This is the
+    the common draws give (``sampling_variance``, and the spread of L_0, which is to be drawn more than once where it
+    differs between classes). This is the
     adaptive evaluation of Li et al. 2023, Algorithm 2, with a test in place of a fixed schedule. A class that is
     dropped keeps its distance from the one that was best then: its own mean is of fewer draws, whose noise is no longer
     that of the others. Steps had better be drawn by importance: of uniform draws few make most of the sum, and where
@@ -61,7 +63,7 @@ class LikelihoodByClass(LikelihoodEstimator):
             best then.
 
     Raises:
-        ValueError: If a number is out of range, or ``z`` is given for an estimator that draws no terms.
+        ValueError: If a number is out of range, or ``z`` is given for another estimator than a variational bound.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class LikelihoodByClass(LikelihoodEstimator):
         self.rounds = whole_number("rounds", rounds, fix="one is usual")
         if not 0 <= z < float("inf"):
             raise ValueError(f"z must be a number of standard errors, at least 0, got {z}; 3 is usual, 0 drops none")
-        if z and not (isinstance(estimator, SampledBound) and estimator.steps_per_image != 1):
+        if z and not (isinstance(estimator, VariationalBound) and estimator.steps_per_image != 1):
             raise ValueError(
-                f"z={z:g} drops classes by the spread of two or more terms of a bound, got {estimator}; leave it at 0"
+                f"z={z:g} drops classes by the spread of two or more terms of VariationalBound, got {estimator}; "
+                "leave it at 0"
             )
         self.z = z
 
@@ -159,7 +162,7 @@ class LikelihoodByClass(LikelihoodEstimator):
             shares: What each draw of L_t added, [B, C, K] of each round.
             decoded: The draws of L_0, [B, C, D] of each round.
         """
-        assert isinstance(self.estimator, SampledBound)
+        assert isinstance(self.estimator, VariationalBound)
         independent = self.estimator.step_sampling == "uniform"
         best = nats.masked_fill(~before, torch.inf).argmin(1, keepdim=True)
         variance = torch.zeros_like(nats)

@@ -91,6 +91,12 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
             f"sampling.guidance_reference={workdir} is told {told}, got a model that is told {ours}; take one that is "
             "told the same"
         )
+    most_t = theirs.model.get("condition_noise_t", 0.0)
+    if settings.condition_noise_t > most_t:
+        raise ValueError(
+            f"sampling.condition_noise_t must be at most {most_t:g}, which sampling.guidance_reference={workdir} was "
+            f"told in training, got {settings.condition_noise_t:g}; lower it, or take another reference"
+        )
     if theirs.model.class_conditional:
         known = (kind.num_classes, kind.class_names) if config.model.class_conditional else (0, ())
         if (their_kind.num_classes, their_kind.class_names) != known:

@@ -96,7 +96,10 @@ class GuidedScoreModel(ScoreModel):
             # alpha x0 + sigma eps stays x_t; no change is none to the bit
             eps = eps - expand_like(self.sde.alpha(t) / answer.sigma * change, x0) * x0
             x0 = expand_like(1 + change, x0) * x0
-        return replace(answer, x0=x0, eps=eps)
+        fraction = answer.variance_fraction
+        if fraction is not None and other.variance_fraction is not None:
+            fraction = torch.where(share == 0, other.variance_fraction, fraction)
+        return replace(answer, x0=x0, eps=eps, variance_fraction=fraction)
 
     def weights(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """w at times t, 1 outside the interval, float64 [B]."""
@@ -177,9 +180,13 @@ def check_same_sde(name: str, theirs: SDE, ours: SDE) -> None:
         ValueError: In one line.
     """
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
-    if not all(torch.allclose(a, b) for a, b in zip(theirs.alpha_sigma(t), ours.alpha_sigma(t), strict=True)):
+    found, wanted = (torch.stack(sde.alpha_sigma(t)) for sde in (theirs, ours))
+    if not torch.allclose(found, wanted):
+        k = int((found - wanted).abs().amax(0).argmax())
+        a, b = (", ".join(f"{one:.4g}" for one in each[:, k].tolist()) for each in (wanted, found))
         raise ValueError(
-            f"the {name} must be of the model's SDE, {ours}, got {theirs}; take one that was trained on it"
+            f"the {name} must be of the model's SDE, {ours} with alpha, sigma = {a} at t = {float(t[k]):g}, got "
+            f"{theirs} with {b}; take one that was trained on it"
         )
 
 

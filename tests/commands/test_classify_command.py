@@ -64,6 +64,8 @@ def test_it_does_not_depend_on_the_batch_size_nor_on_a_stop(
     assert main.run(_command(run, *more)) == 0
     whole, nats = _results(run), np.load(run / "classify" / "per_image.npz")["nats"]
     assert _report(run)["calls"]["saved"] > 0
+    # the noise of L_0 is known of two draws, however few there are of L_t
+    assert _report(run)["decoder_draws"] == 2
     assert main.run(_command(run, *more, "--config.eval.batch_size=3")) == 0
     np.testing.assert_allclose(np.load(run / "classify" / "per_image.npz")["nats"], nats, rtol=1e-4)
 
@@ -115,6 +117,15 @@ def test_points_in_the_plane_are_classified_by_their_densities(tmp_path: Path, m
         (["--config.data.condition=lowres"], "needs a model that is told classes alone, got data.condition=lowres"),
         (["--config.eval.classify_by=bound"], "unknown likelihood 'bound'; choices: ode, vlb, vlb_continuous"),
         (["--config.eval.classify_z=3"], "eval.classify_z=3 drops classes between rounds"),
+        (
+            [
+                "--config.eval.classify_z=3",
+                "--config.eval.classify_rounds=2",
+                "--config.eval.classify_by=vlb_continuous",
+            ],
+            "by the spread of the draws of L_t and L_0, got eval.classify_by=vlb_continuous",
+        ),
+        (["--config.eval.classify_told_above_t=0.1"], "needs a network that is trained without its class too"),
         (["--config.eval.classify_rounds=0"], "config.eval.classify_rounds must be at least 1, got 0"),
         (["--config.data.dataset=nosuch"], "nosuch"),
     ],

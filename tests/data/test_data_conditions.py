@@ -123,3 +123,6 @@ def test_given_images_come_to_the_levels_of_the_condition(tmp_path):
         read_given_images(path, ImageKind((1, 8, 8), 65))
     with pytest.raises(DataError, match="holds no images"):
         read_given_images(tmp_path / "nothing", kind)
+    np.savez(path, images=np.zeros((0, 4, 4, 1), np.uint8))
+    with pytest.raises(DataError, match="no images"):
+        read_given_images(path, kind)

@@ -170,7 +170,8 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=message):
             LikelihoodByClass(bound(), **settings)
-    for estimator in (FlowLikelihood(num_levels=3), bound(steps_per_image=1)):
+    continuous = ContinuousBound(num_levels=3, steps_per_image=4)
+    for estimator in (FlowLikelihood(num_levels=3), bound(steps_per_image=1), continuous):
         with pytest.raises(ValueError, match="drops classes by the spread of two or more terms"):
             LikelihoodByClass(estimator, num_classes=3, z=3.0)
     with pytest.raises(ValueError, match="cond must be each image's own class, got None"):

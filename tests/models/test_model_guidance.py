@@ -22,7 +22,7 @@ from models import (
 from models.backbones import MLP
 from proofs.checked import times_of
 from samplers import make_sampler
-from sde_lib import VE, VP, NoiseStreams, expand_like, make_sde, points_of
+from sde_lib import VE, VP, NoiseStreams, Tabulated, expand_like, make_sde, points_of
 
 SDES = ["vp", "vp_cosine", "subvp", "ve", "ddpm", "ncsn"]
 TIMES = torch.tensor([0.01, 0.1, 0.4, 0.7, 0.95], dtype=torch.float64)
@@ -139,6 +139,9 @@ def test_a_sampler_counts_two_calls_where_two_run():
 def test_the_variance_fraction_is_the_conditional_one():
     guided = GuidedScoreModel(Fractions(), weight=3.0)(draw(5, 3), TIMES, cond=LABELS)
     assert guided.variance_fraction is not None and guided.variance_fraction[:, 0].tolist() == LABELS.tolist()
+    # at weight 0 the model is the unconditional one, to its variance
+    null = GuidedScoreModel(Fractions(), weight=0.0)(draw(5, 3), TIMES, cond=LABELS)
+    assert null.variance_fraction is not None and null.variance_fraction[:, 0].tolist() == [-1] * 5
 
 
 def test_autoguidance_tells_the_reference_the_same_condition():
@@ -261,6 +264,10 @@ def test_bad_guidance_is_refused_in_one_line():
     for interval in ((2.0, 0.2), (1.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (1.0,)):
         refuses(lambda interval=interval: GuidedScoreModel(model, interval=interval), "0 <= lo < hi")  # type: ignore[arg-type]
     refuses(lambda: GuidedScoreModel(model, reference=mixture("ve")), "reference must be of the model's SDE", "VE(")
+    # two tables of one family and size are told apart by their numbers
+    steeper = GaussianMixtureScoreModel(Tabulated.ddpm(beta_end=0.03), means=draw(1, 3), covs=torch.eye(3)[None])
+    flatter = GaussianMixtureScoreModel(Tabulated.ddpm(), means=draw(1, 3), covs=torch.eye(3)[None])
+    refuses(lambda: GuidedScoreModel(flatter, reference=steeper), "with alpha, sigma = ", " at t = 0.")
     refuses(lambda: ClassifierGuidedScoreModel(model, mixture("ve")), "classifier must be of the model's SDE")
     refuses(lambda: ClassifierGuidedScoreModel(model, model, scale=math.nan), "scale must be finite")
     refuses(lambda: CFGPlusPlusWeight(-0.1, torch.tensor([1.0, 0.0])), "lambda of CFG++ must be at least 0")
