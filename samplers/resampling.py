@@ -23,7 +23,8 @@ class ResampledSampler(GridSampler):
     From the last point with noise, and from every ``jump_length``-th above it, it goes back ``jump_length`` points by
     the SDE's own noise, x_t = a x_s + sqrt(sigma_t^2 - a^2 sigma_s^2) z with a = alpha_t / alpha_s, and walks down
     anew, ``num_resamples`` times in all. Of an exact model this changes no law. With ``ReplaceObserved`` it is RePaint
-    (Lugmayr et al. 2022; of its Algorithm 1 line 5 lacks a square root), whose bias falls as resamples grow.
+    (Lugmayr et al. 2022; of its Algorithm 1 line 5 lacks a square root), whose bias falls as 1 / num_resamples. A
+    measurement with noise is forgotten by time travel where the state has less than it (docs/inverse_problems.md).
 
     NFE: about num_steps times num_resamples.
 

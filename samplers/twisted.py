@@ -15,12 +15,10 @@ from torch import Tensor
 from models import Cond, Prediction, ScoreModel, count_network_calls
 from models.wrappers.twist import Twist, TwistedModel
 from runtime.options import whole_number
-from sde_lib import NoiseStreams, Point, derive_seed, points_of
+from sde_lib import NoiseStreams, Point, points_of
 
 from .base import Hook, SampleResult, StepState, apply_hooks, check_finite
 from .grid_sampler import GridSampler
-
-_PARTICLES = 0x7061727469
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,8 @@ class TwistedSampler(GridSampler):
     falls below a share of K, particles are resampled. One particle of each sample is returned, drawn by weight: as K
     grows its law is p(x0 | y) of the chain, whatever the approximation is worth.
 
-    Sample k draws from streams of its own: image k is the same at any batch size. The memory is that of K samples each.
-    NFE counts calls, of K particles each.
+    All particles of a sample draw from its stream: image k is the same at any batch size. The memory is that of K
+    samples each. NFE counts calls, of K particles each.
 
     Args:
         num_particles: K, at least 1.
@@ -106,7 +104,7 @@ class TwistedSampler(GridSampler):
                 if s.sigma > 0:
                     cloud.move(t, s)
                 check_finite(cloud.x, f"step from t = {t.t:.6g} to {s.t:.6g}")
-                state = StepState(index, len(steps), t.t, s.t, s.alpha, s.sigma, cloud.x, model.sde, cloud.streams)
+                state = StepState(index, len(steps), t.t, s.t, s.alpha, s.sigma, cloud.x, model.sde, noise)
                 apply_hooks(hooks, state)
             cloud.finish()
             x0, effective = cloud.choose()
@@ -128,11 +126,10 @@ class _Cloud:
         start: Point,
     ) -> None:
         self.model, self.noise, self.size = model, noise, num_particles
-        numbers = [derive_seed(k, j) for k in noise.indices for j in range(num_particles)]
-        self.streams = NoiseStreams(derive_seed(noise.seed, _PARTICLES), numbers)
         owner = torch.arange(len(x_T), device=x_T.device).repeat_interleave(num_particles)
         self.cond = None if cond is None else cond[owner]
-        drawn = model.sde.prior_sample(x_T.shape[1:], self.streams, t=start.t, device=x_T.device).to(x_T.dtype)
+        shape = (num_particles, *x_T.shape[1:])
+        drawn = model.sde.prior_sample(shape, noise, t=start.t, device=x_T.device).flatten(0, 1).to(x_T.dtype)
         is_first = torch.arange(len(owner), device=x_T.device) % num_particles == 0
         self.x = torch.where(is_first.view(-1, *[1] * (x_T.ndim - 1)), x_T[owner], drawn)
         self.at = self._twist(start)
@@ -147,7 +144,8 @@ class _Cloud:
         one_minus_ratio = -math.expm1(t.log_snr - s.log_snr)
         std = s.sigma * math.sqrt(one_minus_ratio)
         on_x0, on_x = s.alpha * one_minus_ratio, t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
-        z = self.streams.normal_like(self.x)
+        # a generator a particle would cost more to make than it draws
+        z = self.noise.normal((self.size, *self.x.shape[1:])).flatten(0, 1).to(self.x)
         # the guided mean less the model's, in standard deviations of the step
         shift = (on_x0 / std) * (self.at.guided.x0 - self.at.prior.x0)
         self.x = on_x * self.x + on_x0 * self.at.guided.x0 + std * z
