@@ -31,7 +31,7 @@ from experiment.build import build_sampler
 from experiment.config import Config
 from experiment.pictures import image_grid, save_png
 from experiment.workdir import write_json
-from likelihood import mean_and_stderr
+from tasks.restoration.metrics import ensemble_figures, errors_of, root_of_mean
 
 RESULT = Path(__file__).parent / "results" / "super_resolution.json"
 SHOWN_IMAGES, SHOWN_DRAWS = 8, 4
@@ -58,27 +58,14 @@ def ensemble(draws: Float[Tensor, "images draws *shape"], truth: Float[Tensor, "
 
     Standard errors are over images, by the delta method, of means over images of squares.
     """
-    draws, truth = draws.double(), truth.double()
-    num_draws = draws.shape[1]
-    wrong = (draws.mean(1) - truth).square().flatten(1).mean(1)
-    single = (draws - truth[:, None]).square().flatten(1).mean(1)
-    expected = (num_draws + 1) / num_draws * draws.var(1).flatten(1).mean(1)
-    ratio = expected.mean() / wrong.mean()
-    _, stderr = mean_and_stderr((expected - ratio * wrong) / wrong.mean())
-    root = float(ratio.sqrt())
-    return Ensemble(root_mean(wrong), root_mean(single), Estimate(root, stderr / (2 * root)))
-
-
-def root_mean(squares: Float[Tensor, " images"]) -> Estimate:
-    """sqrt(mean of squares), and its standard error by the delta method."""
-    mean, stderr = mean_and_stderr(squares)
-    root = mean**0.5
-    return Estimate(root, stderr / (2 * root) if root else 0.0)
+    figures = ensemble_figures(errors_of(draws, truth), num_samples=draws.shape[1])
+    names = {"mean_error": "rmse_of_mean", "single_error": "rmse", "spread_skill": "spread_skill"}
+    return Ensemble(**{ours: Estimate(**(figures[name] or {})) for ours, name in names.items()})
 
 
 def error_of(guess: Float[Tensor, "images *shape"], truth: Float[Tensor, "images *shape"]) -> Estimate:
     """Root mean square of guess minus truth, with the standard error over images."""
-    return root_mean((guess - truth).double().square().flatten(1).mean(1))
+    return Estimate(**root_of_mean((guess - truth).double().square().flatten(1).mean(1)))
 
 
 class Scenes:

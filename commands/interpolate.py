@@ -11,15 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import AnyDataset, ImageKind, LevelSpace, VectorKind, read_given_images
+from data import ImageKind, LevelSpace, VectorKind, read_given_images
 from evaluation.table import without_nan
-from experiment.build import build_dataset, pick_device
+from experiment.build import pick_device
 from experiment.checks import check_config
-from experiment.conditions import build_conditions
 from experiment.config import Config
-from experiment.from_checkpoints import trained_channels
 from experiment.pictures import array_shape, as_array, image_grid, save_png
-from experiment.rank0_first import as_trained, load_on_rank0_first
 from experiment.workdir import check_for_use, save_npz, write_json
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
@@ -29,6 +26,7 @@ from samplers import GridSampler, ProbabilityFlowSampler, StepState
 from tasks.latents import Interpolation, interpolate_images
 
 from .sample import SampledRun, check_folder, load_sampled
+from .subject import load_split, refuse_untold
 
 _MOST_ROWS = 16  # of a time, in the picture
 
@@ -64,7 +62,7 @@ def interpolate_pairs(config: Config, workdir: Path, *, output: str = "", input:
         check_for_use(workdir, config)
         check_folder(folder)
         run = load_sampled(config, workdir, pick_device(config), ALONE)
-        refuse_untold(run, "interpolate")
+        refuse_untold(run.config, run.kind, "interpolate")
         ends = _pairs(run, input)
         cond = _classes_of(run, ends.labels)
         with locked(folder, "interpolate", flag="--output"):
@@ -74,20 +72,7 @@ def interpolate_pairs(config: Config, workdir: Path, *, output: str = "", input:
             return _write(run, ends, cond, times, found, folder)
 
 
-def refuse_untold(run: SampledRun, mode: str) -> None:
-    """Refuse models that are told an image or values, which there are none of.
-
-    Raises:
-        ValueError: If the model is.
-    """
-    if not build_conditions(run.config, run.kind).only_labels:
-        raise ValueError(
-            f"--mode {mode} needs a model that is told a class or nothing, got data.condition="
-            f"{','.join(run.config.data.condition)}; train one without"
-        )
-
-
-def started_sampler(run: SampledRun, mode: str) -> GridSampler:
+def _started_sampler(run: SampledRun) -> GridSampler:
     """The sampler, if it can be started at any time.
 
     Raises:
@@ -95,22 +80,15 @@ def started_sampler(run: SampledRun, mode: str) -> GridSampler:
     """
     if not isinstance(run.sampler, GridSampler):
         raise ValueError(
-            f"--mode {mode} needs a sampler that walks down a grid, got sampling.sampler="
+            "--mode interpolate needs a sampler that walks down a grid, got sampling.sampler="
             f"{run.config.sampling.sampler}; take ancestral or probability_flow"
         )
     return run.sampler
 
 
-def load_split(run: SampledRun, split: str) -> AnyDataset:
-    """A split of the data that a run was trained on."""
-    channels = trained_channels(run.config, run.workdir)
-    dataset = load_on_rank0_first(ALONE, "images", lambda: build_dataset(run.config, split, channels))
-    return as_trained(ALONE, run.config, run.workdir, dataset)
-
-
 def _times(run: SampledRun) -> tuple[float, ...]:
     """The times of the latents, at each of which the sampler can start."""
-    sampler = started_sampler(run, "interpolate")
+    sampler = _started_sampler(run)
     times = run.config.interpolate.times or (float(sampler.times(run.model.sde)[0]),)
     for t in times:
         sampler.starting_at(run.model.sde, t)
@@ -143,7 +121,7 @@ def _pairs(run: SampledRun, given: str) -> _Ends:
         stored, labels = read_given_images(Path(given), of_files, what="images to interpolate")
         origin = {"input": given}
     else:
-        dataset = load_split(run, settings.split)
+        dataset = load_split(run.config, run.workdir, settings.split, ALONE)
         space, stored, labels, origin = dataset.space, dataset.stored, dataset.labels, {"split": settings.split}
     chosen = torch.tensor(settings.images, dtype=torch.int64)
     if not len(chosen) or len(chosen) % 2:
@@ -183,7 +161,7 @@ def _classes_of(run: SampledRun, labels: Tensor | None) -> Tensor | None:
 
 def _interpolated(run: SampledRun, x0: Tensor, cond: Tensor | None, times: tuple[float, ...]) -> list[Interpolation]:
     """The interpolations at each time, in batches of whole pairs."""
-    settings, sampler = run.config.interpolate, started_sampler(run, "interpolate")
+    settings, sampler = run.config.interpolate, _started_sampler(run)
     encoder = None
     if settings.latents == "flow":
         encoder = sampler if isinstance(sampler, ProbabilityFlowSampler) else ProbabilityFlowSampler()

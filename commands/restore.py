@@ -18,16 +18,15 @@ from evaluation.kept_batches import PartialResults
 from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.provenance import about_of, variance_of
 from evaluation.table import without_nan
-from experiment.build import build_dataset, build_sampler, pick_device
+from experiment.build import build_sampler, pick_device
 from experiment.checks import check_config
 from experiment.classes import classes_of
-from experiment.conditions import build_conditions
 from experiment.config import Config, parse_options
-from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
+from experiment.from_checkpoints import as_score_model, trained_kind
 from experiment.guidance import described, load_reference, sampled_model, with_classes_of_classifier
 from experiment.pictures import array_shape, as_array, save_png
 from experiment.plugins import say_changed_plugins
-from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained
+from experiment.rank0_first import load_on_rank0_first, load_same_trained
 from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_use, save_npz, write_json
 from models import Inpainting, LinearOperator, ScoreModel, make_operator
@@ -52,6 +51,7 @@ from tasks.restoration import (
 )
 
 from .sample import check_folder, share_plan
+from .subject import load_split, refuse_untold
 
 _NETWORK = {"precision": "fp32", "compile": False}  # gradients pass through neither bf16 nor compiled code
 _MOST_ROWS, _MOST_SAMPLES = 16, 8  # in the picture
@@ -165,11 +165,7 @@ def _load(config: Config, workdir: Path, given: str, mask: str, ranks: Ranks) ->
                 f"{refused}; leave it at auto"
             )
     kind = with_classes_of_classifier(config, load_on_rank0_first(ranks, "data", lambda: trained_kind(config, workdir)))
-    if not build_conditions(config, kind).only_labels:
-        raise ValueError(
-            f"--mode restore needs a model that is told a class or nothing, got data.condition="
-            f"{','.join(config.data.condition)}; train one without"
-        )
+    refuse_untold(config, kind, "restore")
     operator_options = _operator_options(config, kind, mask)
     operator = make_operator(settings.operator, shape=kind.image_shape, **operator_options)
     options = parse_options(settings.method_options)
@@ -212,9 +208,8 @@ def _operator_options(config: Config, kind: AnyKind, mask: str) -> dict[str, Any
 
 def _of_split(config: Config, workdir: Path, operator: LinearOperator, ranks: Ranks) -> _Measured:
     """Measure the first images of a split."""
-    settings, channels = config.restore, trained_channels(config, workdir)
-    split = load_on_rank0_first(ranks, "images", lambda: build_dataset(config, settings.split, channels))
-    dataset = as_trained(ranks, config, workdir, split).subset(settings.num_images)
+    settings = config.restore
+    dataset = load_split(config, workdir, settings.split, ranks).subset(settings.num_images)
     x0 = dataset.space.encode(dataset.stored)
     y = measure(operator, x0, noise_std=settings.noise_std, seed=config.seed)
     return _Measured(y, {"split": settings.split}, x0, dataset.labels)

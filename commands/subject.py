@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from data import AnyDataset, AnyKind
 from evaluation.measurement import EvalSplit
 from evaluation.over_ranks import says_what_is_kept
 from experiment.build import build_dataset, pick_device
@@ -65,9 +66,7 @@ def subject(config: Config, workdir: Path, mode: str, ranks: Ranks, *, calls_per
         check_for_use(workdir, config)
         device = ranks.device(pick_device(config))
         with says_before_the_first_batch():
-            channels = trained_channels(config, workdir)
-            dataset = load_on_rank0_first(ranks, "data", lambda: build_dataset(config, settings.split, channels))
-            dataset = as_trained(ranks, config, workdir, dataset)
+            dataset = load_split(config, workdir, settings.split, ranks)
             split = EvalSplit(
                 dataset,
                 batch_size=settings.batch_size,
@@ -85,6 +84,26 @@ def subject(config: Config, workdir: Path, mode: str, ranks: Ranks, *, calls_per
                     say(reason)
                 say_changed_plugins(workdir, config.plugins)
         yield Subject(split, trained, step, computing)
+
+
+def load_split(config: Config, workdir: Path, split: str, ranks: Ranks) -> AnyDataset:
+    """A split of the data that a run was trained on, as its model knows channels and classes."""
+    channels = trained_channels(config, workdir)
+    dataset = load_on_rank0_first(ranks, "images", lambda: build_dataset(config, split, channels))
+    return as_trained(ranks, config, workdir, dataset)
+
+
+def refuse_untold(config: Config, kind: AnyKind, mode: str) -> None:
+    """Refuse models that are told an image or values, which there are none of.
+
+    Raises:
+        ValueError: If the model is.
+    """
+    if not build_conditions(config, kind).only_labels:
+        raise ValueError(
+            f"--mode {mode} needs a model that is told a class or nothing, got data.condition="
+            f"{','.join(config.data.condition)}; train one without"
+        )
 
 
 def says_before_the_first_batch() -> contextlib.AbstractContextManager[None]:

@@ -103,8 +103,8 @@ class Bench:
         with self._monkeypatch.context() as patched:
             self._with_model(sample, patched)
             patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)
-            for name, does in {"check_for_use": lambda *_: None, "as_trained": lambda *args: args[-1]}.items():
-                patched.setattr(interpolate, name, does)
+            patched.setattr(interpolate, "check_for_use", lambda *_: None)
+            patched.setattr(subject, "as_trained", lambda *args: args[-1])
             if target != "experiment.build.load_dataset":
                 patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
             return self.call(lambda: interpolate.interpolate_pairs(config, self._folder / "run"), target)
@@ -126,7 +126,7 @@ class Bench:
         with self._monkeypatch.context() as patched:
             self._with_model(restore, patched)
             patched.setattr(restore, "trained_kind", lambda *_: digits_like(1).kind)
-            patched.setattr(restore, "as_trained", lambda *args: args[-1])
+            patched.setattr(subject, "as_trained", lambda *args: args[-1])
             if target != "experiment.build.load_dataset":
                 patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
             return self.call(lambda: restore.restore(config, self._folder / "run"), target)

@@ -86,21 +86,33 @@ def restoration_figures(per_image: PerImage, *, num_samples: int, noise_std: flo
     """
     residual = per_image["residual_ms"]
     found: dict[str, Estimate | None] = {
-        "residual": _root(residual),
+        "residual": root_of_mean(residual),
         "chi2": _mean(residual / noise_std**2) if noise_std > 0 else None,
     }
     if "sample_mse" in per_image:
-        sample, mean = per_image["sample_mse"], per_image["mean_mse"]
-        several = num_samples > 1
-        # E|x_k - x|^2 is the variance of the samples, as K of them have it, and |mean - x|^2
-        expected = (num_samples + 1) / max(num_samples - 1, 1) * (sample - mean)
-        found |= {
-            "rmse": _root(sample),
-            "rmse_of_mean": _root(mean),
-            "spread_skill": _root_of_ratio(expected, mean) if several else None,
-            "coverage": _ratio(per_image["inside"], per_image["compared"]) if several else None,
-        }
+        found |= ensemble_figures(per_image, num_samples=num_samples)
+        found["coverage"] = _ratio(per_image["inside"], per_image["compared"]) if num_samples > 1 else None
     return found
+
+
+def ensemble_figures(errors: PerImage, *, num_samples: int) -> dict[str, Estimate | None]:
+    """The figures of ``restoration_figures`` that compare samples with the truth number by number.
+
+    Args:
+        errors: See ``errors_of``.
+        num_samples: K.
+
+    Returns:
+        "rmse", "rmse_of_mean" and "spread_skill".
+    """
+    sample, mean = errors["sample_mse"], errors["mean_mse"]
+    # E|x_k - x|^2 less |mean - x|^2 is the variance of the samples, as K of them have it
+    expected = (num_samples + 1) / max(num_samples - 1, 1) * (sample - mean)
+    return {
+        "rmse": root_of_mean(sample),
+        "rmse_of_mean": root_of_mean(mean),
+        "spread_skill": _root_of_ratio(expected, mean) if num_samples > 1 else None,
+    }
 
 
 def _mean(values: Tensor) -> Estimate:
@@ -108,15 +120,15 @@ def _mean(values: Tensor) -> Estimate:
     return {"value": value, "stderr": stderr}
 
 
-def _root(values: Tensor) -> Estimate:
-    """Of the mean; d sqrt(m) = dm / (2 sqrt(m))."""
+def root_of_mean(values: Tensor) -> Estimate:
+    """The root of a mean over images, by d sqrt(m) = dm / (2 sqrt(m))."""
     mean, stderr = mean_and_stderr(values)
     root = math.sqrt(mean)
     return {"value": root, "stderr": stderr / (2 * root) if root > 0 else stderr}
 
 
 def _ratio(above: Tensor, below: Tensor) -> Estimate | None:
-    """Of two means over images; its error is that of the mean of a - r b, over the mean of b."""
+    """The ratio of two means over images; its error is that of the mean of a - r b, over the mean of b."""
     mean = float(below.double().mean())
     if mean == 0:
         return None
