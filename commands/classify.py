@@ -70,10 +70,8 @@ def classify(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
     config.eval.likelihoods = (settings.classify_by,)
 
     def by_class(estimator: LikelihoodEstimator, dataset: AnyDataset, model: NetworkScoreModel) -> LikelihoodByClass:
-        told_above_t = settings.classify_told_above_t
-        if (
-            isinstance(estimator, VariationalBound)
-            and not 0 < float(estimator.noisy_times(model.sde)[0]) <= told_above_t
+        if isinstance(estimator, VariationalBound) and _tells_at_the_end(
+            estimator, model, settings.classify_told_above_t
         ):
             # L_0 differs between classes by nats, with as much noise: a single draw would decide which one is best, and
             # classes are dropped by the spread of several
@@ -89,6 +87,11 @@ def classify(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
 
     with measured(config, workdir, "classify", ranks, by_class=by_class) as done:
         return {} if done is None else _write(config, workdir / "classify", done)
+
+
+def _tells_at_the_end(estimator: VariationalBound, model: NetworkScoreModel, told_above_t: float) -> bool:
+    """True if the class is told at the time of L_0 too; 0 tells it at every time."""
+    return not told_above_t or told_above_t < float(estimator.noisy_times(model.sde)[0])
 
 
 def _write(config: Config, folder: Path, done: Measured) -> dict[str, Any]:
