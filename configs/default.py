@@ -54,7 +54,8 @@ def _data() -> ConfigDict:
             "random_flip": False,  # flip images left to right at random, in training only
             "downscale": (),  # means of boxes in place of the images, by these factors one after the other: (2,)
             # conditions that are told to the network: lowres, gray, masked and ink are made of each image, values come
-            # with the images or vectors of an npz file; or one that a plugin registers; several: lowres,ink
+            # with the images or vectors of an npz file, paired is an image that lies beside each; or one that a plugin
+            # registers; several: lowres,ink
             "condition": (),
             "condition_options": "",  # their options, as in "factor=2"
         }

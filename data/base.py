@@ -249,8 +249,8 @@ class ImageDataset(Dataset):
         if beside.ndim != 4 or [size[0], *size[2:]] != expected:
             n, height, width = expected
             raise DataError(
-                f"{self.name} {self.split}: {what} must be {shape}, N = {n}, H = {height}, W = {width}, got {size}; give "
-                "one an image, of its size"
+                f"{self.name} {self.split}: {what} must be {shape}, N = {n}, H = {height}, W = {width}, got {size}; "
+                "give one an image, of its size"
             )
 
 

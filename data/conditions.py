@@ -1,11 +1,11 @@
-"""Conditions: an image of low resolution, in grey or partly hidden, its values, or values that the data have."""
+"""Conditions: an image of low resolution, in grey or partly hidden, its values, or an image or values of the data."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -43,7 +43,13 @@ class ValuesMaker(ConditionMaker):
 
 
 class ImageMaker(ConditionMaker):
-    """An image that is observed in place of another one."""
+    """An image that is observed in place of another one.
+
+    Attributes:
+        of_paired: True if ``observe`` is given the image that lies beside a sample; see ``Dataset.paired``.
+    """
+
+    of_paired: ClassVar[bool] = False
 
     @abstractmethod
     def kind(self, kind: ImageKind) -> ImageKind:
@@ -187,6 +193,26 @@ def seen_part(height: int, width: int, hidden: str) -> Bool[Tensor, "height widt
     mask = torch.ones(height, width, dtype=torch.bool)
     mask[parts[hidden]] = False
     return mask
+
+
+@register_condition("paired")
+class Paired(ImageMaker):
+    """The image that lies beside each sample, as it is; see ``Dataset.paired``."""
+
+    of_paired = True
+
+    def kind(self, kind: ImageKind) -> ImageKind:
+        """See ``ImageMaker``."""
+        if not kind.paired_channels:
+            raise DataError(
+                "data.condition=paired needs an image beside each sample, which the data do not have; save them as the "
+                "array 'paired', uint8 [N, H, W, c], of an npz data set"
+            )
+        return ImageKind((kind.paired_channels, *kind.image_shape[1:]), kind.paired_levels)
+
+    def observe(self, images: Tensor, kind: ImageKind) -> Tensor:
+        """The image."""
+        return images
 
 
 @register_condition("ink")

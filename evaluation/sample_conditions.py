@@ -64,7 +64,7 @@ class SampleConditions:
         if isinstance(self._source, Observed):
             parts = (*self._source.images, self._source.values, self._source.labels)
         else:
-            parts = (self._source.stored, self._source.labels, self._source.values)
+            parts = (self._source.stored, self._source.labels, self._source.values, self._source.paired)
         return digest_of(*(one for one in parts if one is not None))
 
     def observed(self, index: range) -> Observed:

@@ -119,13 +119,24 @@ class Conditions:
         assert isinstance(self.kind, ImageKind)
         return self.kind
 
-    def observe(self, samples: Tensor, labels: Tensor, values: Tensor | None = None) -> Observed:
-        """Observe samples as they are stored, with their classes, int64 [N], and values, floats [N, K].
+    def observe(
+        self, samples: Tensor, labels: Tensor, values: Tensor | None = None, paired: Tensor | None = None
+    ) -> Observed:
+        """Observe samples as they are stored, with what lies beside them.
+
+        Args:
+            samples: The samples, [N, ...].
+            labels: Their classes, int64 [N].
+            values: Their values, floats [N, K]; None without.
+            paired: Images beside them, grey levels, uint8 [N, c, H, W]; None without.
 
         Raises:
-            DataError: If they have no values, or another number, and the model is told them.
+            DataError: If they have no values or paired images, or others, and the model is told them.
         """
-        images = tuple(maker.observe(samples, self._of_images) for maker in self.images)
+        images = tuple(
+            maker.observe(self._beside(paired, len(samples)) if maker.of_paired else samples, self._of_images)
+            for maker in self.images
+        )
         told = [
             self._given(values, len(samples))
             if isinstance(maker, GivenValues)
@@ -136,8 +147,8 @@ class Conditions:
 
     def observe_in(self, dataset: Dataset, samples: slice | Tensor) -> Observed:
         """Observe some samples of a data set, by slice or index; see ``observe``."""
-        values = None if dataset.values is None else dataset.values[samples]
-        return self.observe(dataset.stored[samples], dataset.labels[samples], values)
+        values, paired = (None if one is None else one[samples] for one in (dataset.values, dataset.paired))
+        return self.observe(dataset.stored[samples], dataset.labels[samples], values, paired)
 
     def _given(self, values: Tensor | None, count: int) -> Tensor:
         size = "K" if self.kind is None else self.kind.num_values
@@ -148,6 +159,13 @@ class Conditions:
                 "as the array 'values'"
             )
         return values.float()
+
+    def _beside(self, paired: Tensor | None, count: int) -> Tensor:
+        expected = [count, self._of_images.paired_channels, *self._of_images.image_shape[1:]]
+        if paired is None or paired.dtype != torch.uint8 or list(paired.shape) != expected:
+            got = "none" if paired is None else f"{paired.dtype} {list(paired.shape)}"
+            raise DataError(f"the model is told paired images, uint8 {expected}, got {got}; give each sample one")
+        return paired
 
     def tell(self, observed: Observed, *, noise: ImageNoise | None = None) -> Cond | None:
         """The condition that a model is told of observations.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from data import AnyDataset, AnyKind, DataError, ImageKind, RealSpace, VectorKind, image_kind
+from data import AnyDataset, AnyKind, DataError, ImageDataset, ImageKind, RealSpace, VectorKind, image_kind
 from models import NetworkModel, NetworkScoreModel, NoisyClassifier
 from runtime.files import one_line
 from runtime.messages import say
@@ -60,11 +60,12 @@ def trained_kind(config: Config, workdir: Path) -> AnyKind:
         classes = config.model.get("network", {}).get("num_classes") or (None if config.model.class_conditional else 1)
     names, space = tuple(said.get("class_names") or ()), _space_of(said)
     values = said.get("num_values") or 0
+    paired = [said.get(f"paired_{what}") or 0 for what in ("channels", "levels")]
     if space is not None and classes is not None:
         return VectorKind((len(space.mean),), space, classes, names, values)
     if shape is None or levels is None or classes is None:
         return image_kind(config.data.dataset) or build_dataset(config, "train").kind
-    return ImageKind(tuple(shape), levels, classes, names, values)
+    return ImageKind(tuple(shape), levels, classes, names, values, *paired)
 
 
 def trained_space(workdir: Path) -> RealSpace | None:
@@ -124,6 +125,8 @@ def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str,
         ours["num_levels"] = dataset.num_levels
     if "values" in config.data.get("condition", ()):
         ours["num_values"] = dataset.num_values
+    if "paired" in config.data.get("condition", ()) and isinstance(dataset, ImageDataset):
+        ours |= {"paired_channels": dataset.kind.paired_channels, "paired_levels": dataset.kind.paired_levels}
     labelled = config.model.class_conditional
     names = tuple(map(str, said.get("class_names") or ())) if labelled else ()
     if names and dataset.class_names:

@@ -65,7 +65,7 @@ class TrainedRun:
 
     @property
     def conditions(self) -> Conditions:
-        """The conditions of the model: ``conditions.tell(conditions.observe(images, labels, values))`` is one."""
+        """The conditions of the model: ``conditions.tell(conditions.observe_in(dataset, slice(8)))`` is one."""
         return build_conditions(self.config, self.kind)
 
     def encode(self, stored: Tensor) -> Tensor:
@@ -129,6 +129,7 @@ class TrainedRun:
         *,
         labels: Tensor | None = None,
         values: Tensor | None = None,
+        paired: Tensor | None = None,
         likelihood: str | None = None,
         seed: int | None = None,
         progress: bool = True,
@@ -143,6 +144,7 @@ class TrainedRun:
             data: Grey levels, integers [N, C, H, W], or vectors [N, D].
             labels: Classes, int64 [N], of a class-conditional model.
             values: Values, floats [N, K], of a model that is told those of its data set.
+            paired: Images beside the data, uint8 [N, c, H, W], of a model that is told them.
             likelihood: "vlb", "vlb_continuous" or "ode"; None for the first of ``config.eval.likelihoods``.
             seed: The seed; None for the config's.
             progress: Show a progress bar.
@@ -151,7 +153,8 @@ class TrainedRun:
             Bits/dim of each datum, or an upper bound of it, float64 [N], on the CPU.
 
         Raises:
-            ValueError: If labels or values are missing or not wanted, or the likelihood is not for such data.
+            ValueError: If labels, values or paired images are missing or not wanted, or the likelihood is not for such
+                data.
         """
         if (labels is None) == bool(self.config.model.class_conditional):
             wanted = "labels, one a datum" if labels is None else "no labels; the model is told no class"
@@ -159,7 +162,10 @@ class TrainedRun:
         if (values is None) == ("values" in self.config.data.get("condition", ())):
             wanted = "values, floats [N, K]" if values is None else "no values; it is told none"
             raise ValueError(f"the model needs {wanted}")
-        if not len(data) or any(len(one) != len(data) for one in (labels, values) if one is not None):
+        if (paired is None) == ("paired" in self.config.data.get("condition", ())):
+            wanted = "paired images, uint8 [N, c, H, W]" if paired is None else "no paired images; it is told none"
+            raise ValueError(f"the model needs {wanted}")
+        if not len(data) or any(len(one) != len(data) for one in (labels, values, paired) if one is not None):
             raise ValueError(
                 f"data, labels and values must be as many, and one at least, got {len(data)} data; check them"
             )
@@ -174,7 +180,8 @@ class TrainedRun:
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
             here = slice(begin, min(begin + config.eval.batch_size, len(data)))
             told = (data if labels is None else labels)[here]
-            observed = self.conditions.observe(data[here], told, None if values is None else values[here])
+            beside = [None if one is None else one[here] for one in (values, paired)]
+            observed = self.conditions.observe(data[here], told, *beside)
             cond = self.conditions.tell(observed)
             noise = NoiseStreams(config.seed if seed is None else seed, range(here.start, here.stop))
             terms = estimator(

@@ -38,12 +38,19 @@ CLASSIFIERS = ("cifar10_classifier", "digits_classifier", "mnist_classifier")
 FOR_LIKELIHOOD = ("cifar10_improved", "digits_dequantized", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
 
 CONDITIONAL = ("cifar10_class", "cifar10_gray", "digits_class", "digits_sr", "mnist_class", "mnist_sr")
+SEGMENTATION = ("digits_segment", "mnist_segment")
 STAGES = ("digits_2", "digits_4_sr", "mnist_7", "mnist_14_sr")
 
 
 def _data(config: ConfigDict) -> AnyDataset:
     if config.data.dataset == "moons":
         return load_dataset("moons", root=".", split="train")
+    if config.data.dataset == "lesion_masks":
+        side, levels = {"": (8, 17), "base=mnist": (28, 256)}[config.data.options]
+        images = torch.randint(2, (12, 1, side, side), dtype=torch.uint8)
+        paired = torch.randint(levels, images.shape, dtype=torch.uint8)
+        labels = torch.arange(12) % 2
+        return ImageDataset(images, labels, 2, 2, "lesion_masks", "train", paired=paired, paired_levels=levels)
     channels, height, width, levels = SHAPES[config.data.dataset]
     images = torch.randint(levels, (12, channels, height, width), dtype=torch.uint8)
     dataset = ImageDataset(images, torch.arange(12) % 10, levels, 10, config.data.dataset, "train")
@@ -58,7 +65,7 @@ def test_the_promised_configs_are_there():
                 *names,
                 *(
                     f"configs/vp/{name}.py"
-                    for name in ("folder", "moons", *CLASSIFIERS, *FOR_LIKELIHOOD, *CONDITIONAL, *STAGES)
+                    for name in ("folder", "moons", *CLASSIFIERS, *FOR_LIKELIHOOD, *CONDITIONAL, *SEGMENTATION, *STAGES)
                 ),
             ]
         )
@@ -96,7 +103,8 @@ def test_config_is_the_family_that_its_folder_says(path: str):
     assert (
         config.sde.name in {"vp": ("vp", "ddpm", "improved_ddpm", "vp_learned"), "ve": "ve", "subvp": "subvp"}[family]
     )
-    assert config.data.dataset == Path(path).stem.split("_")[0]
+    name, base = Path(path).stem, Path(path).stem.split("_")[0]
+    assert config.data.dataset == ("lesion_masks" if name in SEGMENTATION else base)
     build_sampler(config)
     grid = make_grid(config.sampling.grid, sde, config.sampling.num_steps)
     assert len(grid) == config.sampling.num_steps + 1

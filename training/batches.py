@@ -31,6 +31,7 @@ class Batch:
         uniform: For the times of the global batch, float64 [B]: some time samplers spread them over all of it.
         eps: Standard normal noise of the slice, [b, ...].
         values: Values of the samples, float32 [b, K]; None where they have none.
+        paired: Images beside them, uint8 [b, c, H, W], flipped as they are; None where they have none.
         more_noise: As much again, for losses that want it.
         drop_uniform: For the samples whose condition is left out, float64 [b]; None where none is.
         condition_uniform: For the times of the noise on condition images, float64 [b]; None where they have none.
@@ -42,6 +43,7 @@ class Batch:
     uniform: Float[Tensor, " batch"]
     eps: Float[Tensor, "slice *shape"]
     values: Float[Tensor, "slice values"] | None = None
+    paired: Shaped[Tensor, "slice c height width"] | None = None
     more_noise: Float[Tensor, "slice *shape"] | None = None
     drop_uniform: Float[Tensor, " slice"] | None = None
     condition_uniform: Float[Tensor, " slice"] | None = None
@@ -79,6 +81,7 @@ class TrainBatches:
             raise DataError(f"random_flip mirrors images, but {dataset.name} holds vectors; leave it off")
         self.batch_size, self.seed, self.random_flip = batch_size, seed, random_flip
         self._stored, self._labels, self._size = dataset.stored, dataset.labels, len(dataset)
+        self._paired = dataset.paired
         # Two are kept, because a batch may straddle the end of an epoch.
         self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
 
@@ -95,11 +98,19 @@ class TrainBatches:
             DataError: If ``step`` is negative.
         """
         indices = torch.from_numpy(self.indices(step))
-        images, labels = self._stored[indices], self._labels[indices]
-        if self.random_flip:
-            flip = torch.from_numpy(self._raw_bits(_FLIP_STREAM, step, self.batch_size) >> np.uint64(63) == 1)
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        return images, labels
+        return self._flipped(step, self._stored[indices]), self._labels[indices]
+
+    def paired(self, step: int) -> Tensor | None:
+        """The images beside the samples of ``batch``, mirrored where these are, uint8 [B, c, H, W]; None without."""
+        if self._paired is None:
+            return None
+        return self._flipped(step, self._paired[torch.from_numpy(self.indices(step))])
+
+    def _flipped(self, step: int, images: Tensor) -> Tensor:
+        if not self.random_flip:
+            return images
+        flip = torch.from_numpy(self._raw_bits(_FLIP_STREAM, step, self.batch_size) >> np.uint64(63) == 1)
+        return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
     def indices(self, step: int) -> np.ndarray:
         """Return which images of the dataset make up the batch of one step.
@@ -188,6 +199,7 @@ class Batches:
     def _make(self, step: int) -> Batch:
         own = self._slice.samples
         samples, labels = self._samples.batch(step)
+        paired = self._samples.paired(step)
         numbers = torch.Size([self._num_condition_noise])
         generator = torch.Generator().manual_seed(derive_seed(self._seed, step, _TIME_STREAM))
         uniform = torch.rand(self._slice.batch_size, generator=generator, dtype=torch.float64)
@@ -197,6 +209,7 @@ class Batches:
             uniform,
             self._noise(step, _NOISE_STREAM, samples.shape[1:]),
             values=None if self._values is None else self._values[torch.from_numpy(self._samples.indices(step)[own])],
+            paired=None if paired is None else paired[own],
             more_noise=self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None,
             drop_uniform=self._uniform(step, _DROP_STREAM)[own] if self._drops else None,
             condition_uniform=self._uniform(step, _CONDITION_TIME_STREAM)[own] if numbers[0] else None,

@@ -48,7 +48,8 @@ def _samples(dataset: AnyDataset) -> str:
     values = f", {dataset.num_values} value{'s' if dataset.num_values > 1 else ''} each" if dataset.num_values else ""
     if dataset.num_levels is None:
         return f"vectors of {dataset.num_dims} number{'s' if dataset.num_dims > 1 else ''}{values}"
-    return f"images of {'x'.join(map(str, dataset.image_shape))}, {dataset.num_levels} grey levels{values}"
+    paired = "" if dataset.paired is None else f", each beside one of {'x'.join(map(str, dataset.paired.shape[1:]))}"
+    return f"images of {'x'.join(map(str, dataset.image_shape))}, {dataset.num_levels} grey levels{values}{paired}"
 
 
 def _classes(dataset: AnyDataset) -> str:

@@ -29,14 +29,18 @@ class _Split:
     samples: np.ndarray | None
     labels: np.ndarray
     values: np.ndarray | None
+    paired: np.ndarray | None
+    paired_levels: int
     class_names: tuple[str, ...]
     num_levels: int
     num_classes: int
 
     def select(self, chosen: np.ndarray) -> "_Split":
         samples = None if self.samples is None else self.samples[chosen]
-        values = None if self.values is None else self.values[chosen]
-        return replace(self, size=len(chosen), samples=samples, labels=self.labels[chosen], values=values)
+        values, paired = (None if one is None else one[chosen] for one in (self.values, self.paired))
+        return replace(
+            self, size=len(chosen), samples=samples, labels=self.labels[chosen], values=values, paired=paired
+        )
 
 
 def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
@@ -46,9 +50,10 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
     channels (C is 1 .. 4); optional ``labels`` (or ``arr_1``), integers [N]; optional numbers ``num_levels`` (256 by
     default) and ``num_classes`` (by default the highest label of both splits plus one, or 1 without labels, or the
     number of names), optional ``class_names``, text [num_classes] in the order of the labels, and optional ``values``,
-    finite floats [N, K] or [N], see ``Dataset.values``. A single file may hold both splits as ``train_images``,
-    ``test_images``, ``train_labels``, ``test_labels`` and so on; otherwise a fixed permutation (seed 0) holds one image
-    in ten out for test, and at least one. Pickled arrays are refused.
+    finite floats [N, K] or [N], see ``Dataset.values``. Beside ``images`` there may be ``paired``, images of their
+    number, height and width, of ``paired_levels`` levels (256 by default), see ``Dataset.paired``. A single file may
+    hold both splits as ``train_images``, ``test_images``, ``train_labels``, ``test_labels`` and so on; otherwise a
+    fixed permutation (seed 0) holds one image in ten out for test, and at least one. Pickled arrays are refused.
 
     In place of ``images``, ``vectors`` (or ``data``), floating point [N, D], makes a data set of vectors. Networks see
     them standardized, by mean and standard deviation of the train split in each dimension.
@@ -130,6 +135,11 @@ def _build(path: Path, split: str, own: _Split, rest: _Split | None, source: str
         "other_split_size": None if rest is None else rest.size,
         "values": None if own.values is None else torch.from_numpy(own.values),
     }
+    if own.paired is not None:
+        shared |= {
+            "paired": torch.from_numpy(np.ascontiguousarray(own.paired)),
+            "paired_levels": own.paired_levels,
+        }
     samples, labels = torch.from_numpy(np.ascontiguousarray(own.samples)), torch.from_numpy(own.labels)
     try:
         if own.of_vectors:
@@ -169,8 +179,14 @@ def _read(path: Path, prefix: str, *, counted: bool = False) -> _Split:
         label_keys = [f"{prefix}labels"] if prefix else ["labels", "arr_1"]
         labels = _labels(arrays, path, label_keys, size)
         values = _values(arrays, path, f"{prefix}values")
-        if values is not None and len(values) != size:
-            raise DataError(f"{path} has {len(values)} rows of values, expected {size}; save one row a sample")
+        paired = None
+        if f"{prefix}paired" in arrays and not counted:
+            if vectors:
+                raise DataError(f"{path} holds paired images beside vectors; save them beside 'images'")
+            paired = _images(arrays[f"{prefix}paired"], path, "paired")
+        for name, rows in (("values", values), ("paired", paired)):
+            if rows is not None and len(rows) != size:
+                raise DataError(f"{path} has {len(rows)} rows of {name}, expected {size}; save one row a sample")
         names = _read_checked(arrays, path, ["class_names"], "U", "text [num_classes]; save np.array of strings")
         return _Split(
             bool(vectors),
@@ -178,6 +194,8 @@ def _read(path: Path, prefix: str, *, counted: bool = False) -> _Split:
             samples,
             np.zeros(size, np.int64) if labels is None else labels,
             values,
+            paired,
+            _read_number(arrays, path, "paired_levels", default=256),
             () if names is None else tuple(names.tolist()),
             _read_number(arrays, path, "num_levels", default=256),
             _read_number(arrays, path, "num_classes", default=0),
@@ -231,7 +249,7 @@ def _vectors(vectors: np.ndarray, path: Path) -> np.ndarray:
     return vectors.astype(np.float64)
 
 
-def _images(images: np.ndarray, path: Path) -> np.ndarray:
+def _images(images: np.ndarray, path: Path, name: str = "images") -> np.ndarray:
     """Images with their channels before their pixels, [N, C, H, W]."""
     if images.dtype == np.uint8 and images.ndim == 3:
         return images[:, None]
@@ -242,8 +260,8 @@ def _images(images: np.ndarray, path: Path) -> np.ndarray:
         if images.shape[1] in CHANNEL_COUNTS:
             return images
     expected = "uint8 [N, H, W, C] with C of 1 .. 4, [N, H, W] or [N, C, H, W]"
-    fix = "save vectors under the name 'vectors'" if images.ndim == 2 else "save them as that"
-    raise DataError(f"{path}: images must be {expected}, got {images.dtype} {list(images.shape)}; {fix}")
+    fix = "save vectors under the name 'vectors'" if images.ndim == 2 and name == "images" else "save them as that"
+    raise DataError(f"{path}: {name} must be {expected}, got {images.dtype} {list(images.shape)}; {fix}")
 
 
 def _labels(arrays: NpzFile, path: Path, keys: list[str], size: int) -> np.ndarray | None:
