@@ -62,6 +62,12 @@ MODES = {
         "--config configs/vp/digits.py --mode restore --input photo.png --mask mask.png",
         flags=("output", "input", "mask"),
     ),
+    "segment": Mode(
+        "segment:segment",
+        "draw masks of images, several of each, and measure them",
+        "--config configs/vp/digits_segment.py --mode segment --input photo.png",
+        flags=("output", "input"),
+    ),
     "interpolate": Mode(
         "interpolate:interpolate_pairs",
         "go from one image to another through their latents",

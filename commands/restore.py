@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from data import AnyKind, ImageKind, LevelSpace, VectorKind, read_given_images, read_given_mask
 from evaluation.fingerprints import digest_of, samples_fingerprint
 from evaluation.kept_batches import PartialResults
-from evaluation.over_ranks import deal, says_what_is_kept
+from evaluation.measurement import Values
+from evaluation.over_ranks import says_what_is_kept
 from evaluation.provenance import about_of, variance_of
 from evaluation.table import without_nan
 from experiment.build import build_sampler, pick_device
@@ -32,10 +34,8 @@ from experiment.workdir import check_for_use, save_npz, write_json
 from models import Inpainting, LinearOperator, ScoreModel, make_operator
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
-from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
-from runtime.terminal import ProgressBar
-from samplers import StepState
+from samplers import Hook
 from tasks.restoration import (
     RestorationMethod,
     coverage_of,
@@ -50,7 +50,8 @@ from tasks.restoration import (
     shown_measurement,
 )
 
-from .sample import check_folder, share_plan
+from .ensembles import Ensembles, Numbers
+from .sample import check_folder
 from .subject import load_split, refuse_untold
 
 _NETWORK = {"precision": "fp32", "compile": False}  # gradients pass through neither bf16 nor compiled code
@@ -95,13 +96,11 @@ def restore(
             say_changed_plugins(workdir, config.plugins)
             say_lost_signal(job.config, job.model.sde)
         kept = PartialResults(folder / "partial", job.fingerprint, done="drawn")
-        with says_what_is_kept(
-            lambda: (
-                f"stopped with {kept.count()} of {len(job.batches)} batches kept; the same command goes on from there"
-            )
-        ):
-            _draw(job, kept, ranks)
-            return _write(job, kept, folder) if ranks.first else {}
+        count, size = config.restore.samples_per_image, config.sampling.batch_size
+        ensembles = Ensembles(len(job.measured.y), count, size, kept)
+        with says_what_is_kept(ensembles.said):
+            ensembles.draw("restore", partial(_draw, job), ranks)
+            return _write(job, ensembles, folder) if ranks.first else {}
 
 
 @dataclass(frozen=True)
@@ -146,13 +145,6 @@ class _Job:
     about: dict[str, Any]
     fingerprint: dict[str, Any]
     device: torch.device
-
-    @property
-    def batches(self) -> list[list[tuple[int, int]]]:
-        """Pairs of image and sample, cut into batches."""
-        count, size = self.config.restore.samples_per_image, self.config.sampling.batch_size
-        pairs = [(k, j) for k in range(len(self.measured.y)) for j in range(count)]
-        return [pairs[first : first + size] for first in range(0, len(pairs), size)]
 
 
 def _load(config: Config, workdir: Path, given: str, mask: str, ranks: Ranks) -> _Job:
@@ -242,56 +234,34 @@ def _classes(config: Config, kind: AnyKind, measured: _Measured) -> Tensor | Non
     return labels
 
 
-def _draw(job: _Job, kept: PartialResults, ranks: Ranks) -> None:
-    """Draw what is not kept from before, each batch on its process."""
-
-    def plan() -> list[list[str]]:
-        known, notes = kept.good(len(job.batches))
-        for note in notes:
-            say(note)
-        if known:
-            say(f"goes on: {len(known)} of {len(job.batches)} batches were drawn before")
-        return [[str(k)] for k in range(len(job.batches)) if k not in known]
-
-    todo = share_plan(ranks, kept.digest, plan) or []
-    with ProgressBar(unit="step", desc="restore", disable=not ranks.first) as bar:
-
-        def progress(state: StepState) -> None:
-            bar.total = len(todo[ranks.rank :: ranks.world]) * state.num_steps
-            bar.update()
-
-        def drawn(unit: str) -> bytes:
-            numbers = job.batches[int(unit)]
-            images = torch.tensor([k for k, _ in numbers])
-            result = draw_posterior(
-                job.method,
-                job.model,
-                job.measured.y[images].to(job.device),
-                numbers,
-                cond=None if job.classes is None else job.classes[images].to(job.device),
-                seed=job.config.seed,
-                hooks=[progress],
-            )
-            values = {"x0": result.x0.cpu().numpy(), "nfe": np.asarray(result.nfe)}
-            evidence = getattr(result, "log_evidence", None)
-            return kept.encode(
-                int(unit), values if evidence is None else values | {"log_evidence": evidence.cpu().numpy()}
-            )
-
-        deal(ranks, todo, drawn, lambda unit, data: kept.keep(int(unit), data))
+def _draw(job: _Job, numbers: Numbers, progress: Hook) -> Values:
+    """Draw a batch."""
+    images = torch.tensor([k for k, _ in numbers])
+    result = draw_posterior(
+        job.method,
+        job.model,
+        job.measured.y[images].to(job.device),
+        numbers,
+        cond=None if job.classes is None else job.classes[images].to(job.device),
+        seed=job.config.seed,
+        hooks=[progress],
+    )
+    values = {"x0": result.x0.cpu().numpy(), "nfe": np.asarray(result.nfe)}
+    evidence = getattr(result, "log_evidence", None)
+    return values if evidence is None else values | {"log_evidence": evidence.cpu().numpy()}
 
 
-def _write(job: _Job, kept: PartialResults, folder: Path) -> dict[str, Any]:
+def _write(job: _Job, ensembles: Ensembles, folder: Path) -> dict[str, Any]:
     """Write the samples, the picture and, last, the report; print the table."""
     settings, measured, count = job.config.restore, job.measured, job.config.restore.samples_per_image
-    batches = [kept.read(k) for k in range(len(job.batches))]
-    x0 = torch.from_numpy(np.concatenate([one["x0"] for one in batches])).view(-1, count, *job.method.operator.shape)
+    drawn = ensembles.read()
+    x0 = torch.from_numpy(drawn["x0"])
     per_image = _per_image(job, x0)
     arrays = _arrays(job, x0) | {name: values.numpy() for name, values in per_image.items()}
-    if "log_evidence" in batches[0]:
-        arrays["log_evidence"] = np.concatenate([one["log_evidence"] for one in batches]).reshape(-1, count)
+    if "log_evidence" in drawn:
+        arrays["log_evidence"] = drawn["log_evidence"]
     figures = restoration_figures(per_image, num_samples=count, noise_std=settings.noise_std)
-    nfe = max(int(one["nfe"]) for one in batches)
+    nfe = int(drawn["nfe"])
     report: dict[str, Any] = {key: value for key, value in settings.items() if key != "split"} | measured.origin
     report |= {"num_images": len(x0), "nfe": nfe}
     for name, one in figures.items():
@@ -303,7 +273,7 @@ def _write(job: _Job, kept: PartialResults, folder: Path) -> dict[str, Any]:
     if isinstance(job.kind, ImageKind):
         save_png(folder / "grid.png", _picture(job, x0))
     write_json(folder / "report.json", without_nan(report))
-    kept.drop()
+    ensembles.kept.drop()
     of = measured.origin.get("input") or f"{job.config.data.dataset} {settings.split}"
     by = f"{settings.method} with {type(job.method.sampler).__name__}"
     title = (

@@ -82,7 +82,8 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         check_folder(folder)
         device = ranks.device(pick_device(config))
         run = load_sampled(config, workdir, device, ranks)
-        conditions = _conditions_of(config, workdir, run.kind, run.classes, input, ranks)
+        split = settings.condition_split
+        conditions = conditions_of(config, workdir, run.kind, run.classes, input, ranks, split=split)
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             run.say_notes()
@@ -240,10 +241,10 @@ def _draw(
         deal(ranks, todo, drawn, lambda unit, data: samples.keep(int(unit), data))
 
 
-def _conditions_of(
-    config: Config, workdir: Path, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks
+def conditions_of(
+    config: Config, workdir: Path, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks, *, split: str
 ) -> SampleConditions:
-    """The conditions to draw samples of.
+    """The conditions to draw samples of: those of a file, or of a split.
 
     Raises:
         ValueError: If the model is not told such conditions, or not with such noise.
@@ -265,10 +266,8 @@ def _conditions_of(
     if given:
         return SampleConditions(conditions, classes=asked, source=_read_given(Path(given), conditions), **noise)
     channels = trained_channels(config, workdir)
-    split = load_on_rank0_first(
-        ranks, "condition data", lambda: build_dataset(config, settings.condition_split, channels)
-    )
-    dataset = as_trained(ranks, config, workdir, split)
+    loaded = load_on_rank0_first(ranks, "condition data", lambda: build_dataset(config, split, channels))
+    dataset = as_trained(ranks, config, workdir, loaded)
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
 
 

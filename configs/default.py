@@ -19,6 +19,7 @@ def get_default_config() -> ConfigDict:
     config.sampling = _sampling()
     config.eval = _eval()
     config.restore = _restore()
+    config.segment = _segment()
     config.cascade = _cascade()
     config.interpolate = _interpolate()
     return config
@@ -240,6 +241,17 @@ def _restore() -> ConfigDict:
             "method_options": "",  # its options, as in "iterations=8" of mmps or "num_particles=32" of twisted
             "num_images": 8,  # the first ones of the split; of --input all are restored
             "samples_per_image": 8,  # how many samples of its posterior each image has
+            "split": "test",  # test or train
+        }
+    )
+
+
+def _segment() -> ConfigDict:
+    """Settings of --mode segment: docs/howto/segment.md. Sampler, batch size and guidance are those of sampling."""
+    return ConfigDict(
+        {
+            "num_images": 64,  # the first ones of the split; of --input all are segmented
+            "samples_per_image": 8,  # how many masks each image has, 2 or more
             "split": "test",  # test or train
         }
     )

@@ -28,6 +28,9 @@ class SampleConditions:
         noise_t: Time of the noise on condition images; 0 for none.
         seed: Seed of that noise.
 
+    Attributes:
+        source: As given.
+
     Raises:
         ValueError: If a model lacks classes or observations that it is told, or a class is none of its own.
     """
@@ -47,7 +50,7 @@ class SampleConditions:
             raise ValueError("the model is told classes, which the file does not have; set sampling.classes=3,7")
         if conditions.labels and classes is None and isinstance(source, Observed):
             _check_labels(source.labels, conditions.kind)
-        self._conditions, self._source = conditions, source
+        self._conditions, self.source = conditions, source
         self._classes = None if classes is None else torch.tensor(classes, dtype=torch.int64)
         self._noise_t, self._seed = noise_t, seed
 
@@ -59,29 +62,28 @@ class SampleConditions:
     @property
     def digest(self) -> str | None:
         """Digest of the observations; None where there are none."""
-        if self._source is None:
+        if self.source is None:
             return None
-        if isinstance(self._source, Observed):
-            parts = (*self._source.images, self._source.values, self._source.labels)
+        if isinstance(self.source, Observed):
+            parts = (*self.source.images, self.source.values, self.source.labels)
         else:
-            parts = (self._source.stored, self._source.labels, self._source.values, self._source.paired)
+            parts = (self.source.stored, self.source.labels, self.source.values, self.source.paired)
         return digest_of(*(one for one in parts if one is not None))
 
-    def observed(self, index: range) -> Observed:
+    def observed(self, index: Sequence[int]) -> Observed:
         """The observations that samples are told, by their numbers."""
         numbers = torch.tensor(index)
         found = Observed()
-        if isinstance(self._source, Observed):
-            count = len(next(one for one in (*self._source.images, self._source.values) if one is not None))
-            found = self._source[numbers % count]
-        elif self._source is not None:
-            chosen = numbers % len(self._source)
-            found = self._conditions.observe_in(self._source, chosen)
+        if isinstance(self.source, Observed):
+            found = self.source[numbers % len(self.source)]
+        elif self.source is not None:
+            chosen = numbers % len(self.source)
+            found = self._conditions.observe_in(self.source, chosen)
         if self._classes is not None:
             return replace(found, labels=self._classes[numbers % len(self._classes)])
         return found if self._conditions.labels else replace(found, labels=None)
 
-    def of(self, index: range, sde: SDE) -> Cond | None:
+    def of(self, index: Sequence[int], sde: SDE) -> Cond | None:
         """The condition of samples, by their numbers; the SDE is that of the noise on condition images."""
         observed, noise = self.observed(index), None
         if self._noise_t and observed.images:
@@ -90,7 +92,7 @@ class SampleConditions:
             noise = ImageNoise(sde, t, streams.normal((self._conditions.num_noisy,)))
         return self._conditions.tell(observed, noise=noise)
 
-    def pictures(self, index: range, sde: SDE) -> np.ndarray | None:
+    def pictures(self, index: Sequence[int], sde: SDE) -> np.ndarray | None:
         """The condition images of samples as they are told, uint8 [n, H, W, 1 or 3]; None without."""
         cond = self.of(index, sde)
         if not isinstance(cond, Condition) or cond.image is None:

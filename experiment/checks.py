@@ -63,6 +63,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("restore", "noise_std", 0, _LARGE),
     ("restore", "num_images", 1, 10**9),
     ("restore", "samples_per_image", 1, _MOST),
+    ("segment", "num_images", 1, 10**9),
+    ("segment", "samples_per_image", 2, _MOST),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
@@ -70,6 +72,7 @@ _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     ("training", "sharding", ["none", "fsdp"]),
     ("sampling", "condition_split", ["train", "test"]),
     ("restore", "split", ["train", "test"]),
+    ("segment", "split", ["train", "test"]),
     ("interpolate", "split", ["train", "test"]),
     ("interpolate", "latents", ["flow", "q"]),
     ("interpolate", "way", ["auto", "circle", "lerp", "slerp"]),
@@ -86,7 +89,18 @@ def check_config(config: Config) -> None:
     Raises:
         ValueError: Naming the first such key.
     """
-    for section in ("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "interpolate"):
+    for section in (
+        "data",
+        "sde",
+        "model",
+        "training",
+        "optim",
+        "sampling",
+        "eval",
+        "restore",
+        "segment",
+        "interpolate",
+    ):
         if section not in config:
             raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
     defaults = sde_defaults(config.sde.name) if config.sde.name in available_sdes() else {}

@@ -56,6 +56,9 @@ class Observed:
     values: Tensor | None = None
     labels: Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(next(one for one in (*self.images, self.values, self.labels) if one is not None))
+
     def __getitem__(self, samples: Tensor) -> Observed:
         """Those of some samples, by index."""
         values, labels = (None if one is None else one[samples] for one in (self.values, self.labels))

@@ -33,6 +33,7 @@ FREE_IN_TRAINING = (
     "sampling.",
     "eval.",
     "restore.",
+    "segment.",
     "data.root",
     "device",
     "plugins",

@@ -12,6 +12,7 @@ from models import Cond, Condition, LinearOperator, ScoreModel
 from samplers import Hook, SampleResult
 from sde_lib import NoiseStreams, derive_seed
 
+from ..ensembles import draw_ensemble
 from .methods import RestorationMethod
 
 _MEASUREMENT = 1  # derives the seed of the measurements' noise, which is not that of the samples
@@ -60,12 +61,20 @@ def draw_posterior(
     Returns:
         The samples; NFE counts calls of the network, with "twisted" for all particles of a sample at once.
     """
-    noise = NoiseStreams(seed, [derive_seed(k, j) for k, j in numbers])
-    x_T = method.sampler.prior_sample(model.sde, method.operator.shape, noise, device=y.device)
     if method.observe is not None:
         told = {} if cond is None else cond.given if isinstance(cond, Condition) else {"label": cond}
         cond = Condition(**told, measurement=y)
-    return method.sampler.sample(model, x_T.to(y.dtype), cond=cond, noise=noise, hooks=[*method.hooks(y), *hooks])
+    return draw_ensemble(
+        method.sampler,
+        model,
+        numbers,
+        sample_shape=method.operator.shape,
+        cond=cond,
+        seed=seed,
+        hooks=[*method.hooks(y), *hooks],
+        device=y.device,
+        dtype=y.dtype,
+    )
 
 
 def shown_measurement(operator: LinearOperator, y: Float[Tensor, "batch *observed"]) -> Float[Tensor, "batch *shape"]:
