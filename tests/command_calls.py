@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from training_runs import digits_like
 
-from commands import import_checkpoint, interpolate, restore, sample, subject
+from commands import import_checkpoint, interpolate, restore, sample, segment, subject
 from commands.eval import evaluate
 from commands.train import train
 from data import ImageDataset
@@ -130,6 +130,18 @@ class Bench:
             if target != "experiment.build.load_dataset":
                 patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
             return self.call(lambda: restore.restore(config, self._folder / "run"), target)
+
+    def segment(self, config: Config, target: str = "commands.segment.draw_ensemble") -> Call:
+        digits = digits_like(40)
+        masks = replace(digits, images=digits.images % 2, num_levels=2, paired=digits.images, paired_levels=17)
+        with self._monkeypatch.context() as patched:
+            self._with_model(sample, patched)
+            patched.setattr(sample, "trained_kind", lambda *_: masks.kind)
+            patched.setattr(sample, "as_trained", lambda *args: args[-1])
+            patched.setattr(segment, "check_for_use", lambda *_: None)
+            if target != "experiment.build.load_dataset":
+                patched.setattr(build, "load_dataset", lambda *_, **__: masks)
+            return self.call(lambda: segment.segment(config, self._folder / "run"), target)
 
     def imported(self, config: Config, source: str) -> Call:
         name = f"from_{source}"

@@ -25,6 +25,8 @@ BRIEF = [
     "--config.training.checkpoint_every=2",
     "--config.restore.num_images=2",
     "--config.restore.samples_per_image=2",
+    "--config.segment.num_images=2",
+    "--config.segment.samples_per_image=2",
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

@@ -85,6 +85,7 @@ ODE = ("eval.likelihoods=ode", "eval.ode_rtol=1e-3")
 HEUN = (*ODE, "eval.ode_solver=heun", "eval.ode_num_steps=4")
 IMPORT = ("source.name=edm", "source.checkpoint=weights.pt")
 CONDITIONAL = ("model.class_conditional=True",)
+TOLD_PAIRED = ("data.condition=paired",)
 TOLD_IMAGE = ("data.condition=lowres",)
 NOISY_IMAGE = (*TOLD_IMAGE, "model.condition_noise_t=0.5")
 HALVED = ("model.attention_resolutions=",)
@@ -333,6 +334,13 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     ),
     "restore.samples_per_image": _one("2", [(0, 0), (0, 1), (1, 0)], restored(lambda *of: of[3])),
     "restore.split": _one("train", "train", data("restore", "split")),
+    "segment.num_images": _one(
+        "3", 3, lambda *of: of[0].segment(of[1], "commands.segment.Ensembles").args[0], needs=TOLD_PAIRED
+    ),
+    "segment.samples_per_image": _one(
+        "2", [(0, 0), (0, 1), (1, 0)], lambda *of: of[0].segment(of[1]).args[2], needs=TOLD_PAIRED
+    ),
+    "segment.split": _one("train", "train", data("segment", "split"), needs=TOLD_PAIRED),
     "interpolate.images": _one(
         "3,5", [[3], [5]],
         interpolated(lambda _, __, x0, *___, **____: [[number_of(image) for image in end] for end in x0]),

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = digits.get_config()
     segment(config)
     config.model.update({"channels": 24, "dropout": 0.0})
-    config.training.update({"num_steps": 3_000, "checkpoint_every": 1_000, "sample_every": 1_000})
+    config.training.update({"num_steps": 2_000, "checkpoint_every": 500, "sample_every": 1_000})
     return config
 
 

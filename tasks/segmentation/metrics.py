@@ -172,7 +172,7 @@ def _mean(values: Tensor) -> Estimate:
 
 
 def _calibration_error(count: Tensor, true: Tensor) -> Estimate:
-    """sum_j |mean over images of (true_j - count_j j / K)|; each sign is taken as known for the error."""
+    """sum_j |mean over images of (true_j - count_j j / K)|, with an error that takes the signs for known."""
     off = true - count * torch.linspace(0, 1, count.shape[1], dtype=torch.float64)
     return _mean((off * off.mean(0).sign()).sum(1))
 
