@@ -81,7 +81,8 @@ def test_the_commands_samples_are_those_of_the_wrappers(
         np.testing.assert_array_equal(found, space.pixels(expected))
         said = {"weight": float(settings["weight"]), "schedule": settings.get("schedule", "constant")}
         assert said.items() <= about["guidance"].items() and about["nfe"] == nfe
-        assert f"guided by {settings['weight']:g}, {nfe} network calls each" in capsys.readouterr().err
+        by = f"{'lambda = 0.5 of CFG++' if 'schedule' in settings else settings['weight']}"
+        assert f"guided by {by}, {nfe} network calls each" in capsys.readouterr().err
         # and in a notebook
         there = replace(run, config=config_of(*guided(**settings)))
         np.testing.assert_array_equal(space.pixels(space.encode(there.sample(5))), found)

@@ -126,6 +126,26 @@ def test_a_clean_image_is_told_as_one_of_the_least_noise_that_the_sde_has(sde: S
     assert torch.equal(noisy, clean) == isinstance(sde, VP)  # whose least noise is none
 
 
+@pytest.mark.parametrize("name", OF_IMAGES)
+@pytest.mark.parametrize(("field", "shape"), [("image", (2, 8, 8)), ("values", (2,))])
+def test_nan_that_do_not_stand_for_none_are_refused(name: str, field: str, shape: tuple[int, ...]):
+    given = {"image": torch.zeros(4, 2, 8, 8), "values": torch.zeros(4, 2)}
+    x, c_noise = inputs()
+    for null, part, why in (
+        (True, (0,), "NaN throughout is none"),
+        (False, (0,), "the network was never trained without it"),
+        (False, (...,), "the network was never trained without it"),
+    ):
+        network = OF_IMAGES[name](**SMALL, cond_channels=2, cond_values=2, null_condition=null)
+        wrong = given | {field: torch.zeros(4, *shape)}
+        wrong[field][2][part] = torch.nan
+        with pytest.raises(ValueError) as caught:
+            network(x, c_noise, **wrong)
+        assert str(caught.value) == (
+            f"the condition's {field} must have no NaN, got some in sample 2 ({why}); give each sample its {field}"
+        )
+
+
 def test_vectors_are_told_values():
     network = drawn(MLP(2, hidden=16, num_layers=2, cond_values=2, null_condition=True))
     model = NetworkScoreModel(network, VP(), EpsParameterization())
