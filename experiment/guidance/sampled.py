@@ -166,13 +166,14 @@ def sampled_model(
         weight = settings.guidance_weight
         if settings.guidance_schedule == "cfg++":
             weight = CFGPlusPlusWeight(weight, _times(sampler, model))
-        model = GuidedScoreModel(
-            model,
-            weight=weight,
-            reference=reference,
-            rescale=settings.guidance_rescale,
-            interval=settings.guidance_interval or EVERYWHERE,
-        )
+        options = {"interval": settings.guidance_interval or EVERYWHERE, "rescale": settings.guidance_rescale}
+        try:
+            model = GuidedScoreModel(model, weight=weight, reference=reference, **options)
+        except ValueError as error:
+            if reference is None:
+                raise
+            named = f"sampling.guidance_reference={settings.guidance_reference}"
+            raise ValueError(f"{named} cannot guide the model: {error}") from error
     guided = guide_by_classifier(config, model)
     return bound_x0(config, guided if observe is None else observe(guided), kind)
 

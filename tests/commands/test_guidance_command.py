@@ -149,7 +149,10 @@ def test_references_that_cannot_be(
     assert main.run(tiny_command("train", empty, "--config.training.num_steps=1")) == 0
     (empty / "checkpoints").rename(tmp_path / "away")
     for reference, message in (
-        (unlike, "the reference must be of the model's SDE"),
+        (
+            unlike,
+            f"sampling.guidance_reference={unlike} cannot guide the model: the reference must be of the model's SDE",
+        ),
         (vectors, "is of other data, [2] in RealSpace"),
         (empty, "has no checkpoint yet"),
         (f"{conditional}@5", "has no checkpoint of step 5; choose one of: 6, 3"),

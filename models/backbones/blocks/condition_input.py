@@ -93,7 +93,7 @@ class ConditionInput(nn.Module):
             scaled = image_log_snr.clamp(-_CLEAN, _CLEAN)[:, None] / _CLEAN
             total = self.noise(self.features(scaled.to(weight.dtype)))
         elif image_log_snr is not None:
-            raise ValueError("image_log_snr must be None: the network takes no image; build it with cond_channels=...")
+            raise ValueError("image must be None: the network takes no image; build it with cond_channels=...")
         if values is not None:
             absent = self._absent("values", values)[:, None]
             given = torch.where(absent, 0.0, values).to(self.values.weight.dtype)

@@ -161,7 +161,7 @@ def test_vectors_are_told_values():
     [
         ({}, {"image": torch.zeros(4, 2, 8, 8)}, "the network takes no image; build it with cond_channels="),
         ({}, {"values": torch.zeros(4, 1)}, "the network takes no values; build it with cond_values="),
-        ({}, {"image_log_snr": torch.zeros(4)}, "image_log_snr must be None"),
+        ({}, {"image_log_snr": torch.zeros(4)}, "image must be None: the network takes no image"),
         ({"cond_channels": 2}, {"image": torch.zeros(4, 2, 4, 4)}, r"shape \[4, 2, 8, 8\], got \[4, 2, 4, 4\]"),
         ({"cond_channels": 2}, {}, r"image must have shape \[4, 2, 8, 8\], got None; pass Condition\(image=...\)"),
         ({"cond_values": 3}, {"values": torch.zeros(4, 1)}, r"values must have shape \[4, 3\], got \[4, 1\]"),
