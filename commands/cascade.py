@@ -126,7 +126,10 @@ def _load(stages: Stages, workdir: Path, device: torch.device, ranks: Ranks) -> 
         check_for_use(workdir / name, one)
         if runs and not one.model.class_conditional:
             one.sampling.classes = ()
-        runs[name] = load_sampled(one, workdir / name, device, ranks.part(name))
+        try:
+            runs[name] = load_sampled(one, workdir / name, device, ranks.part(name))
+        except ValueError as error:
+            raise ValueError(f"stage {name}: {error}") from error
     return runs
 
 

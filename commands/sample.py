@@ -29,6 +29,7 @@ from experiment.from_checkpoints import as_score_model, trained_channels, traine
 from experiment.guidance import (
     Reference,
     described,
+    guidance_in_words,
     is_guided,
     load_reference,
     sampled_model,
@@ -109,7 +110,7 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
                 for note in notes:
                     say(note)
                 chain = f" with the {run.variance} variance" if run.variance else ""
-                guided = f", guided by {settings.guidance_weight:g}" if is_guided(config) else ""
+                guided = f", {words}" if (words := guidance_in_words(config)) else ""
                 chosen = _chosen(run.classes, run.kind.class_names) if settings.classes and run.classes else ""
                 written = "grid.png and samples.npz" if has_picture(run.kind) else "samples.npz"
                 say(

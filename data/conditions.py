@@ -270,8 +270,11 @@ def make_conditions(names: Sequence[str], **options: Any) -> list[ConditionMaker
         **options: Options of the makers, such as ``factor=2``.
 
     Raises:
-        DataError: If a name is unknown, or an option is of none of them.
+        DataError: If a name is unknown or comes twice, or an option is of none of them.
     """
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise DataError(f"each condition is told once, got {twice[0]} twice; leave one out")
     try:
         known = {name: option_names(CONDITIONS.get(name))[0] for name in names}
         all_known = sorted({option for some in known.values() for option in some})

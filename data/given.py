@@ -1,13 +1,15 @@
 """Images that a user gives as conditions: an npz file, an image file, or a folder of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .base import ImageKind
 from .errors import DataError
-from .sources.decoding import decode_all
+from .sources.decoding import SizesDifferError, decode_all
 from .sources.grey import GreyRule
 from .sources.npz import read_npz_images, read_npz_values
 
@@ -39,14 +41,27 @@ def read_given_images(path: Path, kind: ImageKind, *, what: str = "condition ima
         if not paths or not paths[0].is_file():
             raise DataError(f"{path} holds no images; pass an npz file, an image file or a folder of them")
         mode = "L" if kind.image_shape[0] == 1 else "RGB"
-        images, _ = decode_all(paths, mode=mode, grey=GreyRule(), size=None)
+        images = _decode_one_size(paths, mode, f"{path}: {what} must all be {_by(kind.image_shape)} (C x H x W)")
     if not len(images):
         raise DataError(f"{path} holds no images, got 0; pass one or more")
     if images.shape[1:] != kind.image_shape:
-        got, expected = ("x".join(map(str, shape)) for shape in (images.shape[1:], kind.image_shape))
-        raise DataError(f"{path}: {what} must be {expected} (C x H x W), got {got}; resize them")
+        fix = "convert them" if images.shape[1] != kind.image_shape[0] else "resize them"
+        raise DataError(
+            f"{path}: {what} must be {_by(kind.image_shape)} (C x H x W), got {_by(images.shape[1:])}; {fix}"
+        )
     wide = torch.from_numpy(images).double()
     return (wide * (kind.num_levels - 1) / (levels - 1)).round().to(torch.uint8), labels
+
+
+def _decode_one_size(paths: Sequence[Path], mode: str, expected: str) -> np.ndarray:
+    try:
+        return decode_all(paths, mode=mode, grey=GreyRule(), size=None)[0]
+    except SizesDifferError as error:
+        raise DataError(f"{expected}, got {error.sizes}; resize them") from None
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def read_given_mask(path: Path, height: int, width: int) -> Tensor:

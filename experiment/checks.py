@@ -119,7 +119,8 @@ def check_config(config: Config) -> None:
             raise ValueError(f"config.{section}.{key} must be at least {least}, got {value}; {fix}")
         if value > most:
             fix = "set it to 0 for none" if most == _LARGE else "lower it"
-            raise ValueError(f"config.{section}.{key} must be at most {most}, got {value}; {fix}")
+            allowed = "below 1" if most == _BELOW_1 else f"at most {most}"
+            raise ValueError(f"config.{section}.{key} must be {allowed}, got {value}; {fix}")
     for section, key, choices in _CHOICES:
         value = config[section].get(key)
         if value not in choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -45,7 +46,7 @@ class Cell:
     """
 
     nfe: int
-    checks: dict[str, Checked | None]
+    checks: Mapping[str, Checked | None]
     same: dict[str, Checked] = field(default_factory=dict)
 
     @property

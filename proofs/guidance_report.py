@@ -11,11 +11,11 @@ from .entries import entries
 from .guidance import V_COND, V_NULL, WEIGHTS, guided_var, noise_share
 from .oracles import SDES
 
-KINDS = ("guidance", "guidance_forms", "condition")
+KINDS = ("guidance", "guidance_forms", "condition", "identities", "cascade")
 # the laws depend on sigma / alpha alone, and a condition changes the model, not the sampler: one SDE is enough
 SDE_OF_GUIDANCE = "VP"
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "guidance.md"
-_BEGIN, _END = "<!-- written by python -m proofs -->\n", "<!-- end -->\n"
+_BEGIN, _END = "<!-- {}written by python -m proofs -->\n", "<!-- end -->\n"
 # of the samplers, those whose numbers the page shows
 _SHOWN = (
     "DDIM, eta = 0", "Heun", "DPM-Solver++ 2M", "UniPC 3", "flow, adams", "ancestral, small", "ancestral, large",
@@ -33,6 +33,14 @@ def rows_of(kind: str, label: str, sde: str, result: Any) -> Iterator[tuple[dict
         for weight, (cell, var) in result.items():
             of = {"sampler": label, "sde": sde, "weight": weight, "nfe": cell.nfe, "var": _digits(var)}
             yield of | {"error": _pair(cell.checks["var"])}, f"{label} on {sde}, guided by {weight:g}", cell.passed
+    elif kind == "identities":
+        for identity, checked in result.items():
+            yield {"identity": identity, "sde": sde, "error": _pair(checked)}, f"{identity} on {sde}", checked.passed
+    elif kind == "cascade":
+        for (s, truncated), cell in result.items():
+            of = {"noise_t": s, "truncated": truncated, "nfe": cell.nfe}
+            of |= {name: _pair(c) for name, c in cell.checks.items()}
+            yield of, f"cascade with noise of t = {s:g}{', truncated' if truncated else ''}", cell.passed
     else:
         for form, (checked, var, predicted) in result.items():
             of = {"form": form, "sde": sde, "var": _digits(var), "predicted": _digits(predicted)}
@@ -49,8 +57,12 @@ def _digits(value: float) -> float:
 
 def guidance_page(report: dict[str, Any]) -> str:
     """The text of ``docs/guidance.md`` with the tables that the numbers make."""
-    before, rest = _PAGE.read_text(encoding="utf-8").split(_BEGIN)
-    return f"{before}{_BEGIN}{_tables(report)}{_END}{rest.split(_END)[1]}"
+    page = _PAGE.read_text(encoding="utf-8")
+    for name, table in {"": _tables, "identities, ": _identities, "a cascade, ": _cascade}.items():
+        begin = _BEGIN.format(name)
+        before, rest = page.split(begin)
+        page = f"{before}{begin}{table(report)}{_END}{rest.split(_END, 1)[1]}"
+    return page
 
 
 def _tables(report: dict[str, Any]) -> str:
@@ -75,6 +87,27 @@ def _tables(report: dict[str, Any]) -> str:
             lines.append(f"| {entry.label} | {leads} | {_cells([measured[entry.label, w] for w in WEIGHTS])} |")
     lines += ["", f"| form, on {SDE_OF_GUIDANCE}, by DPM-Solver++ 2S | predicted | measured |", "|---|---|---|"]
     lines += [f"| {row['form']} | {row['predicted']:.4f} | {row['var']:.4f} |" for row in report["guidance_forms"]]
+    return "\n".join(lines) + "\n"
+
+
+def _identities(report: dict[str, Any]) -> str:
+    """A row for each identity: the largest error over the SDEs."""
+    worst: dict[str, float] = {}
+    for row in report["identities"]:
+        worst[row["identity"]] = max(worst.get(row["identity"], 0.0), row["error"][0])
+    lines = ["| identity | largest error |", "|---|---|"]
+    return "\n".join(lines + [f"| {identity} | {error:.1g} |" for identity, error in worst.items()]) + "\n"
+
+
+def _cascade(report: dict[str, Any]) -> str:
+    lines = [
+        "| t of the noise | truncated | NFE | error of the mean | of the covariance | bound |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["cascade"]:
+        mean, (cov, bound) = row["mean"][0], row["cov"]
+        truncated = "yes" if row["truncated"] else "no"
+        lines.append(f"| {row['noise_t']:g} | {truncated} | {row['nfe']} | {mean:.1g} | {cov:.5f} | {bound:.5f} |")
     return "\n".join(lines) + "\n"
 
 

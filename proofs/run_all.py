@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .cascade import NOISE_T, prove_cascade
 from .entries import entries
 from .gaussian import prove_gaussian
 from .guidance import linear_entries, prove_condition, prove_forms, prove_guidance
 from .guidance_report import SDE_OF_GUIDANCE
+from .identities import prove_identities
 from .mixture import prove_mixture
 from .oracles import SDES
 from .orders import convergences
@@ -30,7 +32,8 @@ from .weak import weak_convergences
 def tasks(only: str = "") -> list[Task]:
     """All tasks, the longest first; ``only`` keeps the samplers whose label has it, and leaves the orders out."""
     listed: list[Task] = [] if only else [(kind, "", sde) for kind in ("weak_orders", "orders") for sde in SDES]
-    listed += [] if only else [("guidance_forms", "", SDE_OF_GUIDANCE)]
+    listed += [] if only else [(kind, "", SDE_OF_GUIDANCE) for kind in ("guidance_forms", "cascade")]
+    listed += [] if only else [("identities", "", sde) for sde in SDES]
     linear = [entry.label for entry in linear_entries() if only in entry.label]
     listed += [(kind, label, SDE_OF_GUIDANCE) for kind in ("guidance", "condition") for label in linear]
     labels = sorted(
@@ -50,6 +53,10 @@ def prove(task: Task, num_points: int, seed: int) -> Any:
         return list(weak_convergences(sde))
     if kind == "guidance_forms":
         return prove_forms(sde)
+    if kind == "identities":
+        return prove_identities(sde)
+    if kind == "cascade":
+        return {(s, stopped): prove_cascade(s, truncated=stopped) for s in NOISE_T for stopped in (False, True)}
     entry = next(entry for entry in entries() if entry.label == label)
     if kind in ("guidance", "condition"):
         return prove_guidance(sde, entry) if kind == "guidance" else prove_condition(sde, entry)

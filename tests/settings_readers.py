@@ -139,7 +139,7 @@ def guided(key: str) -> Read:
     def read(bench: Bench, config: Config) -> Any:
         calls: list[dict[str, Any]] = []
 
-        def guide(model: ScoreModel, classifier: Path, *, scale: float) -> ScoreModel:
+        def guide(model: ScoreModel, classifier: Path, *, scale: float, interval: Any) -> ScoreModel:
             calls.append({"classifier": str(classifier), "scale": scale})
             return model
 

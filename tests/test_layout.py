@@ -1,7 +1,7 @@
 """Imports run one way.
 
-runtime <- {sde_lib, data} <- models <- {samplers, likelihood} <- experiment <- {tasks, training, evaluation, proofs}
-<- commands <- main.
+runtime <- {sde_lib, data} <- models <- {samplers, likelihood} <- experiment <- {tasks, training, evaluation}
+<- commands <- main, and tasks <- proofs.
 """
 
 import ast
@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "tasks": _CORE | {"experiment"},
     "training": _CORE | {"experiment"},
     "evaluation": _CORE | {"experiment"},
-    "proofs": _CORE | {"experiment"},
+    "proofs": _CORE | {"experiment", "tasks"},
     "commands": _CORE | {"experiment", "tasks", "training", "evaluation"},
     "configs": set(),
 }

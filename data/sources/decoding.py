@@ -29,6 +29,21 @@ T = TypeVar("T")
 Result = TypeVar("Result")
 
 
+class SizesDifferError(DataError):
+    """Images that must be of one size are of several.
+
+    Args:
+        sizes: The sizes, with the number of images of each.
+    """
+
+    def __init__(self, sizes: str) -> None:
+        super().__init__(
+            f"images as they are must all be of one size, got {sizes}; "
+            "set image_size, to which they are resized and cropped"
+        )
+        self.sizes = sizes
+
+
 def decode_all(
     paths: Sequence[Path],
     *,
@@ -90,10 +105,7 @@ def _check_decoded(paths: Sequence[Path], done: Sequence[tuple[str, tuple[int, i
     sizes = Counter(found for _, found, _ in done)
     if len(sizes) > 1:
         shown = ", ".join(f"{h}x{w} ({count:,} images)" for (h, w), count in sizes.most_common(10))
-        raise DataError(
-            f"images as they are must all be of one size, got {len(sizes)} sizes: {shown}; "
-            "set image_size, to which they are resized and cropped"
-        )
+        raise SizesDifferError(f"{len(sizes)} sizes: {shown}")
 
 
 def in_threads(work: Callable[[T], Result], items: Sequence[T], description: str) -> list[Result]:

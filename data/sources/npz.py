@@ -297,5 +297,5 @@ def _opened(path: Path, *, holds: str = _HOLDS) -> Iterator[NpzFile]:
     except Exception as error:  # zip, zlib, header and memory errors of broken archives
         reason = f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{path} is truncated, corrupt or pickled ({reason}); save it again with numpy.savez"
+            f"{path} is no .npz archive, or truncated, corrupt or pickled ({reason}); save {holds}, with numpy.savez"
         ) from error

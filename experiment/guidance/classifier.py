@@ -10,6 +10,7 @@ import torch
 
 from data import AnyKind
 from models import ClassifierGuidedScoreModel, NoisyClassifier, ScoreModel
+from models.wrappers.guidance import EVERYWHERE
 from runtime.files import one_line
 
 from ..config import Config
@@ -105,6 +106,8 @@ def guide_by_classifier(config: Config, model: ScoreModel) -> ScoreModel:
         return model
     classifier = load_classifier(sampling.classifier, next(model.parameters()).device)
     try:
-        return ClassifierGuidedScoreModel(model, classifier, scale=sampling.classifier_scale)
+        return ClassifierGuidedScoreModel(
+            model, classifier, scale=sampling.classifier_scale, interval=sampling.guidance_interval or EVERYWHERE
+        )
     except ValueError as error:
         raise ValueError(f"sampling.classifier={sampling.classifier} cannot guide the model: {error}") from error

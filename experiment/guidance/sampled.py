@@ -11,6 +11,7 @@ import torch
 
 from data import AnyKind
 from models import CFGPlusPlusWeight, GuidedScoreModel, NetworkScoreModel, ScoreModel
+from models.wrappers.guidance import EVERYWHERE
 from runtime.processes.ranks import ALONE, Ranks
 from samplers import Sampler
 from samplers.grid_sampler import GridSampler
@@ -116,7 +117,8 @@ def _check_has_effect(config: Config) -> None:
     if is_guided(config):
         return
     for key in ("guidance_reference", "guidance_interval", "guidance_rescale"):
-        if config.sampling[key]:
+        by_classifier = key == "guidance_interval" and config.sampling.classifier
+        if config.sampling[key] and not by_classifier:
             raise ValueError(
                 f"sampling.{key} needs guidance, got sampling.guidance_weight=1, which is none; set a weight such as 2"
             )
@@ -164,10 +166,14 @@ def sampled_model(
         weight = settings.guidance_weight
         if settings.guidance_schedule == "cfg++":
             weight = CFGPlusPlusWeight(weight, _times(sampler, model))
-        interval = {"interval": settings.guidance_interval} if settings.guidance_interval else {}
-        model = GuidedScoreModel(
-            model, weight=weight, reference=reference, rescale=settings.guidance_rescale, **interval
-        )
+        options = {"interval": settings.guidance_interval or EVERYWHERE, "rescale": settings.guidance_rescale}
+        try:
+            model = GuidedScoreModel(model, weight=weight, reference=reference, **options)
+        except ValueError as error:
+            if reference is None:
+                raise
+            named = f"sampling.guidance_reference={settings.guidance_reference}"
+            raise ValueError(f"{named} cannot guide the model: {error}") from error
     guided = guide_by_classifier(config, model)
     return bound_x0(config, guided if observe is None else observe(guided), kind)
 
@@ -183,9 +189,9 @@ def _times(sampler: Sampler, model: ScoreModel) -> torch.Tensor:
 
 def described(config: Config, reference: Reference | None) -> dict[str, Any] | None:
     """The guidance of samples, for ``samples.json``; None without."""
-    if not is_guided(config):
-        return None
     settings = config.sampling
+    if not is_guided(config) and not settings.classifier:
+        return None
     away_from = None if reference is None else {
         "workdir": settings.guidance_reference, "step": reference.step, "weights": settings.guidance_reference_weights,
     }  # fmt: skip
@@ -196,3 +202,14 @@ def described(config: Config, reference: Reference | None) -> dict[str, Any] | N
         "rescale": settings.guidance_rescale,
         "reference": away_from,
     }
+
+
+def guidance_in_words(config: Config) -> str:
+    """The guidance of samples, for the last line of a command, such as "guided by 3"; "" without."""
+    settings, said = config.sampling, []
+    if is_guided(config):
+        weight = f"{settings.guidance_weight:g}"
+        said.append(f"lambda = {weight} of CFG++" if settings.guidance_schedule == "cfg++" else weight)
+    if settings.classifier:
+        said.append(f"the classifier of {settings.classifier}, scale {settings.classifier_scale:g}")
+    return "guided by " + " and ".join(said) if said else ""

@@ -141,6 +141,7 @@ class ImageBackbone(Backbone):
             num_values=self.options["cond_values"],
             hidden_channels=first,
             embedding_dim=4 * self.options["channels"],
+            null_condition=self.null_condition,
         )
 
     def _check_input(self, x: Tensor) -> None:

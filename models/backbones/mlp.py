@@ -74,7 +74,11 @@ class MLP(Backbone):
         self.layers = nn.ModuleList(MLPBlock(hidden, hidden) for _ in range(num_layers))
         self.linear_out = initialize(nn.Linear(hidden, num_dims * (2 if learned_variance else 1)), zero=True)
         self.condition_input = ConditionInput(
-            channels=0, num_values=cond_values, hidden_channels=hidden, embedding_dim=hidden
+            channels=0,
+            num_values=cond_values,
+            hidden_channels=hidden,
+            embedding_dim=hidden,
+            null_condition=null_condition,
         )
 
     def forward(

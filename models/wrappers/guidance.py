@@ -104,6 +104,8 @@ class GuidedScoreModel(ScoreModel):
     def weights(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """w at times t, 1 outside the interval, float64 [B]."""
         weight = self.weight(self.sde, t) if callable(self.weight) else torch.full_like(t, self.weight).double()
+        if weight.shape != t.shape:
+            raise ValueError(f"weight(sde, t) must give [{len(t)}], one a sample, got {list(weight.shape)}; reshape it")
         return torch.where(is_inside(self.interval, self.sde, t), weight, 1.0)
 
     def _reference_answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Prediction:

@@ -173,6 +173,11 @@ def test_a_stage_that_is_not_trained_is_named(trained: Path, tmp_path: Path, cap
     assert f"{tmp_path}/run/digits_4_sr holds no trained run" in error(capsys, command("eval", tmp_path / "run"))
 
 
+def test_a_stage_that_cannot_be_guided_is_named(trained: Path, capsys: pytest.CaptureFixture[str]):
+    message = error(capsys, command("sample", trained, "--config.sampling.guidance_weight=2"))
+    assert "stage digits_2: guidance needs a network that is trained without its condition now and then" in message
+
+
 def test_a_cascade_file_sets_its_stages_alone(tmp_path: Path):
     path = tmp_path / "configs" / "cascade" / "mine.py"
     path.parent.mkdir(parents=True)

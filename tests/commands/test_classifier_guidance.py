@@ -27,7 +27,7 @@ def sampled(workdir: Path, folder: Path, classifier: Path | str, *extra: str) ->
 
 
 def test_a_model_without_classes_draws_those_that_the_classifier_is_asked_for(
-    tiny_run: Path, classifier_run: Path, tmp_path: Path
+    tiny_run: Path, classifier_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     asked = "--config.sampling.classes=7,3"
     found, about = sampled(tiny_run, tmp_path / "one", classifier_run, asked)
@@ -39,9 +39,16 @@ def test_a_model_without_classes_draws_those_that_the_classifier_is_asked_for(
     )
     assert not np.array_equal(strong["arr_0"], found["arr_0"])
     assert stronger["fingerprint"]["sampling.classifier_scale"] == 9
+    assert f", guided by the classifier of {classifier_run}, scale 9, 5 network calls each" in capsys.readouterr().err
+    # where no sample is inside the interval it is not asked, and the samples are those without it
+    nowhere = "--config.sampling.guidance_interval=1e8,1e9"
+    none, about = sampled(tiny_run, tmp_path / "nowhere", classifier_run, asked, nowhere)
+    assert about["guidance"]["interval"] == [1e8, 1e9]
+    plain, about = sampled(tiny_run, tmp_path / "plain", "")
+    np.testing.assert_array_equal(none["arr_0"], plain["arr_0"])
+    assert about["guidance"] is None
     # at scale 0 it is not asked, and the samples are those without it
     none, _ = sampled(tiny_run, tmp_path / "three", classifier_run, asked, "--config.sampling.classifier_scale=0")
-    plain, _ = sampled(tiny_run, tmp_path / "four", "")
     np.testing.assert_array_equal(none["arr_0"], plain["arr_0"])
     # image k is the same at any batch size
     again, _ = sampled(tiny_run, tmp_path / "five", classifier_run, asked, "--config.sampling.batch_size=2")

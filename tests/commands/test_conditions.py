@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import error, last_tensors, tiny_command
 
 import main
@@ -85,8 +86,6 @@ def test_samples_are_of_the_images_of_a_split_or_of_a_file(told: Path, tmp_path:
 
 def test_a_picture_shows_what_was_told(told: Path, tmp_path: Path):
     drawn(told, tmp_path / "out")
-    from PIL import Image
-
     told_picture, grid = (Image.open(tmp_path / "out" / name) for name in ("conditions.png", "grid.png"))
     assert told_picture.size == grid.size
 
@@ -121,6 +120,14 @@ def test_condition_images_of_another_size_are_refused(told: Path, tmp_path: Path
     np.savez(tmp_path / "large.npz", np.zeros((2, 8, 8, 1), np.uint8))
     message = error(capsys, tiny_command("sample", told, *CONDITIONS, f"--input={tmp_path / 'large.npz'}"))
     assert "condition images must be 1x4x4 (C x H x W), got 1x8x8; resize them" in message
+    np.savez(tmp_path / "colour.npz", np.zeros((2, 4, 4, 3), np.uint8))
+    message = error(capsys, tiny_command("sample", told, *CONDITIONS, f"--input={tmp_path / 'colour.npz'}"))
+    assert "condition images must be 1x4x4 (C x H x W), got 3x4x4; convert them" in message
+    (tmp_path / "mixed").mkdir()
+    for size in (4, 5):
+        Image.new("L", (size, size)).save(tmp_path / "mixed" / f"{size}.png")
+    message = error(capsys, tiny_command("sample", told, *CONDITIONS, f"--input={tmp_path / 'mixed'}"))
+    assert "condition images must all be 1x4x4 (C x H x W), got 2 sizes: 4x4 (1 images), 5x5 (1 images);" in message
 
 
 def test_labels_that_are_no_classes_are_refused_before_anything_is_drawn(
@@ -135,8 +142,10 @@ def test_labels_that_are_no_classes_are_refused_before_anything_is_drawn(
     ("extra", "message"),
     [
         (["--config.data.condition=gray"], "condition gray is of images of 3 channels, got 1; leave it out"),
+        (["--config.data.condition=lowres,lowres"], "each condition is told once, got lowres twice; leave one out"),
         (["--config.data.condition=lowrez"], "unknown condition 'lowrez'; did you mean 'lowres'?"),
         (["--config.data.condition=lowres", "--config.data.condition_options=factor=3"], "have no boxes of 3 pixels"),
+        (["--config.model.condition_dropout=1"], "config.model.condition_dropout must be below 1, got 1"),
         (["--config.model.condition_dropout=0.1"], "model.condition_dropout=0.1 needs a condition, got none"),
         (["--config.model.condition_noise_t=0.1"], "model.condition_noise_t=0.1 needs a condition image, got none"),
         (["--config.data.downscale=3"], "images of 8x8 have no boxes of 3 pixels"),

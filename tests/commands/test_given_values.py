@@ -119,6 +119,9 @@ def test_other_values_are_refused(told: tuple[str, Path, Path], tmp_path: Path, 
     np.savez(tmp_path / "given.npz", values=np.ones((5, 3)))
     message = error(capsys, commanded(kind, "sample", run, data, f"--input={tmp_path / 'given.npz'}"))
     assert f"values must be [N, {k}], got [5, 3]; give each sample {k}" in message
+    (tmp_path / "y.png").write_bytes(b"\x89PNG")
+    message = error(capsys, commanded(kind, "sample", run, data, f"--input={tmp_path / 'y.png'}"))
+    assert "y.png is no .npz archive" in message and "save an array 'values', floats [N, K], with numpy" in message
     message = error(capsys, commanded(kind, "sample", run, data, f"--input={data.parent / 'y.npz'}"))
     assert "y.npz not found; put an .npz file with an array 'values', floats [N, K], there" in message
 

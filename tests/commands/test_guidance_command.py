@@ -81,7 +81,8 @@ def test_the_commands_samples_are_those_of_the_wrappers(
         np.testing.assert_array_equal(found, space.pixels(expected))
         said = {"weight": float(settings["weight"]), "schedule": settings.get("schedule", "constant")}
         assert said.items() <= about["guidance"].items() and about["nfe"] == nfe
-        assert f"guided by {settings['weight']:g}, {nfe} network calls each" in capsys.readouterr().err
+        by = f"{'lambda = 0.5 of CFG++' if 'schedule' in settings else settings['weight']}"
+        assert f"guided by {by}, {nfe} network calls each" in capsys.readouterr().err
         # and in a notebook
         there = replace(run, config=config_of(*guided(**settings)))
         np.testing.assert_array_equal(space.pixels(space.encode(there.sample(5))), found)
@@ -148,7 +149,10 @@ def test_references_that_cannot_be(
     assert main.run(tiny_command("train", empty, "--config.training.num_steps=1")) == 0
     (empty / "checkpoints").rename(tmp_path / "away")
     for reference, message in (
-        (unlike, "the reference must be of the model's SDE"),
+        (
+            unlike,
+            f"sampling.guidance_reference={unlike} cannot guide the model: the reference must be of the model's SDE",
+        ),
         (vectors, "is of other data, [2] in RealSpace"),
         (empty, "has no checkpoint yet"),
         (f"{conditional}@5", "has no checkpoint of step 5; choose one of: 6, 3"),

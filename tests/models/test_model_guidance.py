@@ -272,6 +272,8 @@ def test_bad_guidance_is_refused_in_one_line():
     refuses(lambda: ClassifierGuidedScoreModel(model, model, scale=math.nan), "scale must be finite")
     refuses(lambda: CFGPlusPlusWeight(-0.1, torch.tensor([1.0, 0.0])), "lambda of CFG++ must be at least 0")
     x_t = draw(5, 3)
+    wide = GuidedScoreModel(model, weight=lambda _, t: t[:, None])
+    refuses(lambda: wide(x_t, TIMES, cond=LABELS), "weight(sde, t) must give [5], one a sample, got [5, 1]")
     refuses(lambda: GuidedScoreModel(model, weight=2.0)(x_t, TIMES), "needs a condition to leave out")
     for cond in (None, Condition(values=draw(5, 1))):
         refuses(lambda cond=cond: ClassifierGuidedScoreModel(model, model)(x_t, TIMES, cond=cond), "needs labels")

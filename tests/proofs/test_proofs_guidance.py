@@ -10,8 +10,15 @@ import pytest
 import torch
 from thinning import only
 
-from models import CFGPlusPlusWeight, Condition, GaussianMixtureScoreModel, GuidedScoreModel
-from proofs import guidance, guidance_report, report
+from models import (
+    CFGPlusPlusWeight,
+    ClassifierGuidedScoreModel,
+    Condition,
+    GaussianMixtureScoreModel,
+    GuidedScoreModel,
+)
+from proofs import cascade, guidance, guidance_report, identities, report
+from proofs.cascade import NOISE_T, exact_cascade, prove_cascade
 from proofs.checked import times_of
 from proofs.entries import Entry, entries
 from proofs.guidance import (
@@ -29,6 +36,7 @@ from proofs.guidance import (
     prove_guidance,
     told_and_law,
 )
+from proofs.identities import prove_identities
 from proofs.oracles import SDES
 from proofs.recursion import noisy_points
 from samplers import make_sampler
@@ -136,6 +144,29 @@ def test_cfgpp_has_no_limit_of_many_steps():
         (_, cov), _ = exact_law(sampler, model, torch.zeros(1), start)
         found.append(float(cov))
     assert found[0] > 2 * found[1] > 4 * found[2]
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_what_is_exact_for_any_model_is_exact_to_rounding(name: str):
+    found = prove_identities(SDES[name])
+    assert len(found) == 4 and all(checked.passed for checked in found.values()), found
+
+
+@pytest.mark.parametrize("s", only([0.2], NOISE_T))
+def test_a_cascade_of_exact_stages_has_the_law_of_the_data(s: float):
+    assert prove_cascade(s, truncated=True, steps=50).passed
+
+
+def test_a_cascade_whose_first_stage_is_wrong_fails(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cascade, "exact_cascade", partial(exact_cascade, delta=torch.tensor([1e-3, 0.0])))
+    assert not prove_cascade(0.2, truncated=False, steps=25).passed
+
+
+def test_identities_of_a_wrong_classifier_or_schedule_fail(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(identities, "ClassifierGuidedScoreModel", partial(ClassifierGuidedScoreModel, scale=1.001))
+    monkeypatch.setattr(identities, "CFGPlusPlusWeight", lambda scale, times: CFGPlusPlusWeight(scale + 1e-4, times))
+    failed = [name.split(" ")[0] for name, checked in prove_identities(VP()).items() if not checked.passed]
+    assert failed == ["score", "CFG++"]
 
 
 def test_the_page_is_what_the_program_makes_of_the_numbers():

@@ -1,10 +1,9 @@
 """A cascade of exact stages has the law of the data at every noise level: means and covariances by impulses."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -17,92 +16,29 @@ from models import (
     GuidedScoreModel,
     LabelledMixtureScoreModel,
     LinearGaussianScoreModel,
-    ObservedGaussianScoreModel,
 )
 from models.condition import label_of
+from proofs.cascade import COV, FORGOTTEN, LARGE, MEAN, NOISE_T, SDE, SMALL, A, affine, exact_cascade, law
 from samplers import make_sampler
-from sde_lib import VE, VP, NoiseStreams
+from sde_lib import VE, NoiseStreams
 from tasks import Cascade, Stage
 from tasks import cascade as module
 
-SDE = VP(beta_max=60.0)  # so much noise at t = 1 that x_T forgets the data to 1e-6
-SMALL, LARGE = ImageKind((1, 1, 2), 5, 1), ImageKind((1, 2, 4), 2, 1)
-# the means of two boxes of 2x2 pixels
-A = torch.kron(torch.full((1, 2), 0.5), torch.kron(torch.eye(2), torch.full((1, 2), 0.5))).double()
-MEAN = torch.linspace(-0.6, 0.9, 8, dtype=torch.float64)
-_FACTOR = torch.randn(8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-COV = 0.08 * _FACTOR @ _FACTOR.mT + 0.02 * torch.eye(8, dtype=torch.float64)
-LEVELS = [0.0, 0.05, 0.2, 0.5]
 
-
-def small_model(mean: Tensor) -> LinearGaussianScoreModel:
-    return LinearGaussianScoreModel(SDE, weight=torch.zeros(2, 1, dtype=torch.float64), bias=mean, cov=A @ COV @ A.mT)
-
-
-def exact(
-    s: float, *, truncated: bool = False, num_steps: int = 50, sampler: str = "ddim", delta: Tensor | None = None
-):
-    """The cascade of two exact stages; the first one's mean is wrong by delta."""
-    steps = make_sampler(sampler, num_steps=num_steps)
-    wrong = A @ MEAN + (0 if delta is None else delta)
-    first = Stage(small_model(wrong), steps, Conditions(SMALL), rounded=False)
-    model = ObservedGaussianScoreModel(SDE, mean=MEAN, cov=COV, operator=A)
-    second = Stage(model, steps, Conditions(LARGE, makers=make_conditions(["lowres"])), most_noise_t=1.0)
-    return Cascade([first, second], noise_t=[s], truncated=truncated)
-
-
-class Impulses:
-    """Noise of samples 0, 1, 2, ...: all 0 for the first, and for each other one a 1 in a number of its own.
-
-    A number belongs to a seed and its place in that seed's stream: two streams of one seed are the same numbers.
-    """
-
-    numbers: ClassVar[dict[tuple[int, int], int]] = {}
-    sizes: ClassVar[dict[tuple[int, int], int]] = {}
-
-    def __init__(self, seed: int, indices: Sequence[int]) -> None:
-        self._seed, self._samples, self._draws = seed, torch.tensor(list(indices)), 0
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        size = math.prod(shape)
-        first = self.numbers.setdefault((self._seed, self._draws), 1 + sum(self.sizes.values()))
-        self.sizes[self._seed, self._draws] = size
-        self._draws += 1
-        places = first + torch.arange(size)
-        return (self._samples[:, None] == places).double().reshape(-1, *shape)
-
-    def normal_like(self, x: Tensor) -> Tensor:
-        return self.normal(x.shape[1:])
-
-
-@pytest.fixture
-def impulses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NoiseStreams", Impulses)
-
-
-def affine(cascade: Cascade) -> tuple[list[Tensor], list[Tensor]]:
-    """Offset [D] and gains [D, numbers] of each stage's images as functions of all the noise of the cascade."""
-    Impulses.numbers, Impulses.sizes = {}, {}
-    cascade.sample(range(1))
-    result = cascade.sample(range(1 + sum(Impulses.sizes.values())))
-    flat = [x0.flatten(1) for x0 in result.x0]
-    return [x0[0] for x0 in flat], [(x0[1:] - x0[0]).mT for x0 in flat]
+def exact(s: float, *, num_steps: int = 50, sampler: str = "ddim", **options: Any) -> Cascade:
+    return exact_cascade(s, make_sampler(sampler, num_steps=num_steps), **options)
 
 
 def errors(cascade: Cascade) -> tuple[Tensor, Tensor]:
-    (_, mean), (_, gain) = affine(cascade)
-    return mean - MEAN, gain @ gain.mT - COV
+    mean, cov = law(cascade)
+    return mean - MEAN, cov - COV
 
 
 @pytest.mark.parametrize("truncated", [False, True])
-@pytest.mark.parametrize("s", LEVELS)
-@pytest.mark.usefixtures("impulses")
+@pytest.mark.parametrize("s", NOISE_T)
 def test_a_cascade_of_exact_stages_has_the_law_of_the_data(s: float, truncated: bool):
     mean, coarse = errors(exact(s, truncated=truncated, num_steps=25))
-    assert float(mean.norm()) < 1e-5
+    assert float(mean.norm()) < FORGOTTEN
     _, fine = errors(exact(s, truncated=truncated, num_steps=50))
     # what is wrong is the steps' alone: it is halved with them, and no larger than what the halving changed
     assert float(fine.norm()) < 0.62 * float(coarse.norm())
@@ -110,7 +46,6 @@ def test_a_cascade_of_exact_stages_has_the_law_of_the_data(s: float, truncated: 
 
 
 @pytest.mark.parametrize("truncated", [False, True])
-@pytest.mark.usefixtures("impulses")
 def test_so_it_has_with_a_sampler_that_draws_noise(truncated: bool):
     found = [errors(exact(0.2, truncated=truncated, num_steps=n, sampler="ancestral"))[1] for n in (20, 40)]
     assert float(found[1].norm()) < 0.62 * float(found[0].norm())
@@ -124,8 +59,7 @@ def given_small(s: float) -> tuple[Tensor, Tensor]:
     return share, cov - share @ cov
 
 
-@pytest.mark.parametrize("s", LEVELS)
-@pytest.mark.usefixtures("impulses")
+@pytest.mark.parametrize("s", NOISE_T)
 def test_the_final_image_agrees_with_the_small_one_as_the_noise_allows(s: float):
     """Given y_s, A x and y are independent draws of p(y | y_s), so that E|A x - y|^2 = 2 tr Var[y | y_s]."""
     found = []
@@ -138,11 +72,10 @@ def test_the_final_image_agrees_with_the_small_one_as_the_noise_allows(s: float)
     assert (expected == pytest.approx(0, abs=1e-12)) == (s == 0)
 
 
-@pytest.mark.usefixtures("impulses")
 def test_the_noise_hides_what_the_first_stage_does_wrong():
     """Wrong by delta, the first stage moves A x by alpha^2 S (alpha^2 S + sigma^2)^-1 delta: less at more noise."""
     delta, moved = torch.tensor([0.3, -0.2], dtype=torch.float64), []
-    for s in LEVELS:
+    for s in NOISE_T:
         (_, wrong), _ = affine(exact(s, num_steps=10, delta=delta))
         (_, right), _ = affine(exact(s, num_steps=10))
         torch.testing.assert_close(A @ (wrong - right), given_small(s)[0] @ delta, rtol=1e-5, atol=1e-7)

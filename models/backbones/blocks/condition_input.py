@@ -14,9 +14,10 @@ class ConditionInput(nn.Module):
     """Adds an image to the first convolution's result, and its log-SNR and values to the embedding.
 
     An image is convolved by itself, which is what one convolution of x_t and the image, concatenated, does; since it
-    bypasses x_t's scaling by c_in, it is seen as it is. Values and the log-SNR go through Fourier features. A sample
-    without image has a learned vector in each pixel's place, one without values a learned vector too: a black image
-    and a value of 0 are not the same as none. All weights start at zero, so that a trained network without conditions
+    bypasses x_t's scaling by c_in, it is seen as it is. Values and the log-SNR go through Fourier features. With
+    ``null_condition`` a sample may have NaN throughout in place of the image or the values, which is none: a learned
+    vector stands in each pixel's place, or in the embedding, so that a black image and a value of 0 are not the same
+    as none. All weights start at zero, so that a trained network without conditions
     keeps its outputs where it is given one.
 
     Args:
@@ -24,13 +25,16 @@ class ConditionInput(nn.Module):
         num_values: Values of a sample; 0 for none.
         hidden_channels: Channels of the first convolution's result.
         embedding_dim: Features of the embedding.
+        null_condition: Take no image and no values too.
 
     Source: Saharia et al. 2021, Section 2.3 (image); Ho et al. 2021 (CDM), Section 4.1 (its noise level).
     """
 
-    def __init__(self, *, channels: int, num_values: int, hidden_channels: int, embedding_dim: int) -> None:
+    def __init__(
+        self, *, channels: int, num_values: int, hidden_channels: int, embedding_dim: int, null_condition: bool = False
+    ) -> None:
         super().__init__()
-        self.channels, self.num_values = channels, num_values
+        self.channels, self.num_values, self.null_condition = channels, num_values, null_condition
         self.features = InputFourierFeatures(_FREQUENCIES)
         if channels:
             self.conv = initialize(nn.Conv2d(channels, hidden_channels, 3, padding=1), zero=True)
@@ -45,19 +49,21 @@ class ConditionInput(nn.Module):
 
         Args:
             x: Noisy data, [B, C, H, W].
-            image: [B, channels, H, W], NaN throughout where a sample has none; None of a network that takes none.
+            image: [B, channels, H, W], with ``null_condition`` NaN throughout where a sample has none; None of a
+                network that takes none.
 
         Returns:
             [B, hidden_channels, H, W], or None.
 
         Raises:
-            ValueError: If the image is missing, unexpected or of another shape.
+            ValueError: If the image is missing, unexpected or of another shape; on the CPU, not compiled, also if
+                it has NaN that do not stand for none: elsewhere the answer is NaN then.
         """
         expected = (len(x), self.channels, *x.shape[2:]) if self.channels else None
         _check("image", image, expected, "cond_channels")
         if image is None:
             return None
-        absent = image.isnan().flatten(1).any(1)[:, None, None, None]
+        absent = self._absent("image", image)[:, None, None, None]
         seen = self.conv(torch.where(absent, 0.0, image).to(x.dtype))
         return torch.where(absent, self.no_image[:, None, None].to(seen.dtype), seen)
 
@@ -67,13 +73,15 @@ class ConditionInput(nn.Module):
         Args:
             batch_size: B.
             image_log_snr: log-SNR of the noise that the image has, [B]; None where all images are clean.
-            values: [B, num_values], of order 1, with NaN where a sample has none; None of a network that takes none.
+            values: [B, num_values], of order 1, with ``null_condition`` NaN throughout where a sample has none; None of
+                a network that takes none.
 
         Returns:
             [B, embedding_dim], or None.
 
         Raises:
-            ValueError: If values are missing or unexpected, or a shape is wrong.
+            ValueError: If values are missing or unexpected, a shape is wrong, or NaN do not stand for none (see
+                ``to_hidden``).
         """
         _check("values", values, (batch_size, self.num_values) if self.num_values else None, "cond_values")
         total = None
@@ -85,14 +93,29 @@ class ConditionInput(nn.Module):
             scaled = image_log_snr.clamp(-_CLEAN, _CLEAN)[:, None] / _CLEAN
             total = self.noise(self.features(scaled.to(weight.dtype)))
         elif image_log_snr is not None:
-            raise ValueError("image_log_snr must be None: the network takes no image; build it with cond_channels=...")
+            raise ValueError("image must be None: the network takes no image; build it with cond_channels=...")
         if values is not None:
-            absent = values.isnan().any(1, keepdim=True)
+            absent = self._absent("values", values)[:, None]
             given = torch.where(absent, 0.0, values).to(self.values.weight.dtype)
             told = self.values(self.features(given))
             told = torch.where(absent, self.no_values.to(told.dtype), told)
             total = told if total is None else total + told
         return total
+
+    def _absent(self, name: str, value: Tensor) -> Tensor:
+        """True for each sample without the field, bool [B]."""
+        nan = value.isnan().flatten(1)
+        absent = nan.all(1) if self.null_condition else torch.zeros_like(nan[:, 0])
+        # nothing is read back from a GPU to check
+        if value.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = nan.any(1) & ~absent
+            if bool(wrong.any()):
+                none = "NaN throughout is none" if self.null_condition else "the network was never trained without it"
+                raise ValueError(
+                    f"the condition's {name} must have no NaN, got some in sample {int(wrong.nonzero()[0])} ({none}); "
+                    f"give each sample its {name}"
+                )
+        return absent
 
 
 def _check(name: str, value: Tensor | None, expected: tuple[int, ...] | None, option: str) -> None:

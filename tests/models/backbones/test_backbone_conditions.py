@@ -126,6 +126,26 @@ def test_a_clean_image_is_told_as_one_of_the_least_noise_that_the_sde_has(sde: S
     assert torch.equal(noisy, clean) == isinstance(sde, VP)  # whose least noise is none
 
 
+@pytest.mark.parametrize("name", OF_IMAGES)
+@pytest.mark.parametrize(("field", "shape"), [("image", (2, 8, 8)), ("values", (2,))])
+def test_nan_that_do_not_stand_for_none_are_refused(name: str, field: str, shape: tuple[int, ...]):
+    given = {"image": torch.zeros(4, 2, 8, 8), "values": torch.zeros(4, 2)}
+    x, c_noise = inputs()
+    for null, part, why in (
+        (True, (0,), "NaN throughout is none"),
+        (False, (0,), "the network was never trained without it"),
+        (False, (...,), "the network was never trained without it"),
+    ):
+        network = OF_IMAGES[name](**SMALL, cond_channels=2, cond_values=2, null_condition=null)
+        wrong = given | {field: torch.zeros(4, *shape)}
+        wrong[field][2][part] = torch.nan
+        with pytest.raises(ValueError) as caught:
+            network(x, c_noise, **wrong)
+        assert str(caught.value) == (
+            f"the condition's {field} must have no NaN, got some in sample 2 ({why}); give each sample its {field}"
+        )
+
+
 def test_vectors_are_told_values():
     network = drawn(MLP(2, hidden=16, num_layers=2, cond_values=2, null_condition=True))
     model = NetworkScoreModel(network, VP(), EpsParameterization())
@@ -141,7 +161,7 @@ def test_vectors_are_told_values():
     [
         ({}, {"image": torch.zeros(4, 2, 8, 8)}, "the network takes no image; build it with cond_channels="),
         ({}, {"values": torch.zeros(4, 1)}, "the network takes no values; build it with cond_values="),
-        ({}, {"image_log_snr": torch.zeros(4)}, "image_log_snr must be None"),
+        ({}, {"image_log_snr": torch.zeros(4)}, "image must be None: the network takes no image"),
         ({"cond_channels": 2}, {"image": torch.zeros(4, 2, 4, 4)}, r"shape \[4, 2, 8, 8\], got \[4, 2, 4, 4\]"),
         ({"cond_channels": 2}, {}, r"image must have shape \[4, 2, 8, 8\], got None; pass Condition\(image=...\)"),
         ({"cond_values": 3}, {"values": torch.zeros(4, 1)}, r"values must have shape \[4, 3\], got \[4, 1\]"),
