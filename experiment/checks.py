@@ -66,6 +66,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("segment", "num_images", 1, 10**9),
     ("segment", "samples_per_image", 2, _MOST),
 )
+_SECTIONS = ("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate")
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
     *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
@@ -89,18 +90,7 @@ def check_config(config: Config) -> None:
     Raises:
         ValueError: Naming the first such key.
     """
-    for section in (
-        "data",
-        "sde",
-        "model",
-        "training",
-        "optim",
-        "sampling",
-        "eval",
-        "restore",
-        "segment",
-        "interpolate",
-    ):
+    for section in _SECTIONS:
         if section not in config:
             raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
     defaults = sde_defaults(config.sde.name) if config.sde.name in available_sdes() else {}

@@ -127,14 +127,10 @@ class Conditions:
     ) -> Observed:
         """Observe samples as they are stored, with what lies beside them.
 
-        Args:
-            samples: The samples, [N, ...].
-            labels: Their classes, int64 [N].
-            values: Their values, floats [N, K]; None without.
-            paired: Images beside them, grey levels, uint8 [N, c, H, W]; None without.
+        These are classes, int64 [N], values, floats [N, K], and paired images, uint8 [N, c, H, W].
 
         Raises:
-            DataError: If they have no values or paired images, or others, and the model is told them.
+            DataError: If the model is told values or paired images that are not there, or of another shape.
         """
         images = tuple(
             maker.observe(self._beside(paired, len(samples)) if maker.of_paired else samples, self._of_images)

@@ -60,11 +60,11 @@ def trained_kind(config: Config, workdir: Path) -> AnyKind:
         classes = config.model.get("network", {}).get("num_classes") or (None if config.model.class_conditional else 1)
     names, space = tuple(said.get("class_names") or ()), _space_of(said)
     values = said.get("num_values") or 0
-    paired = [said.get(f"paired_{what}") or 0 for what in ("channels", "levels")]
     if space is not None and classes is not None:
         return VectorKind((len(space.mean),), space, classes, names, values)
     if shape is None or levels is None or classes is None:
         return image_kind(config.data.dataset) or build_dataset(config, "train").kind
+    paired = (said.get(f"paired_{one}") or 0 for one in ("channels", "levels"))
     return ImageKind(tuple(shape), levels, classes, names, values, *paired)
 
 

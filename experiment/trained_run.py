@@ -153,18 +153,15 @@ class TrainedRun:
             Bits/dim of each datum, or an upper bound of it, float64 [N], on the CPU.
 
         Raises:
-            ValueError: If labels, values or paired images are missing or not wanted, or the likelihood is not for such
-                data.
+            ValueError: If one of these is missing or not wanted, or the likelihood is not for such data.
         """
         if (labels is None) == bool(self.config.model.class_conditional):
             wanted = "labels, one a datum" if labels is None else "no labels; the model is told no class"
             raise ValueError(f"the model needs {wanted}")
-        if (values is None) == ("values" in self.config.data.get("condition", ())):
-            wanted = "values, floats [N, K]" if values is None else "no values; it is told none"
-            raise ValueError(f"the model needs {wanted}")
-        if (paired is None) == ("paired" in self.config.data.get("condition", ())):
-            wanted = "paired images, uint8 [N, c, H, W]" if paired is None else "no paired images; it is told none"
-            raise ValueError(f"the model needs {wanted}")
+        for name, given, shape in (("values", values, "floats [N, K]"), ("paired", paired, "uint8 [N, c, H, W]")):
+            if (given is None) == (name in self.config.data.get("condition", ())):
+                wanted = f"{name}, {shape}" if given is None else f"no {name}; it is told none"
+                raise ValueError(f"the model needs {wanted}")
         if not len(data) or any(len(one) != len(data) for one in (labels, values, paired) if one is not None):
             raise ValueError(
                 f"data, labels and values must be as many, and one at least, got {len(data)} data; check them"

@@ -132,7 +132,7 @@ class Bench:
             return self.call(lambda: restore.restore(config, self._folder / "run"), target)
 
     def segment(self, config: Config, target: str = "commands.segment.draw_ensemble") -> Call:
-        digits = digits_like(40)
+        digits = digits_like(64)
         masks = replace(digits, images=digits.images % 2, num_levels=2, paired=digits.images, paired_levels=17)
         with self._monkeypatch.context() as patched:
             self._with_model(sample, patched)

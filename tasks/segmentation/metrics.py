@@ -101,15 +101,17 @@ def ged2_of(samples: Samples, truth: Truth) -> PerImage:
     GED^2 = 2 E d(s, y) - E d(s, s') - E d(y, y') with d = 1 - IoU, 0 between two empty masks.
 
     Returns:
-        "ged2", whose last two means are over pairs of different samples and of different annotators: unbiased, so that
-        it is 0 on average of an exact sampler, and may be negative. One annotator is taken for the whole law,
-        E d(y, y') = 0. And "ged2_plain", as Kohl et al. have it, over all pairs, those with themselves too.
+        "diversity", E d(s, s') over pairs of different samples; "ged2", with that and E d(y, y') over pairs of different
+        annotators: unbiased, so that it is 0 on average of an exact sampler, and may be negative. One annotator is
+        taken for the whole law, E d(y, y') = 0, and an exact sampler then has E d(s, s') on average. And "ged2_plain",
+        as Kohl et al. have it, over all pairs, those of a mask with itself too.
     """
     k, a = _several(samples), truth.shape[1]
     between = _distances(samples, truth) / (k * a)
     of_samples, of_truth = (_distances(one, one) for one in (samples, truth))
-    unbiased = 2 * between - of_samples / (k * (k - 1)) - of_truth / max(a * (a - 1), 1)
-    return {"ged2": unbiased, "ged2_plain": 2 * between - of_samples / k**2 - of_truth / a**2}
+    diversity = of_samples / (k * (k - 1))
+    unbiased = 2 * between - diversity - of_truth / max(a * (a - 1), 1)
+    return {"diversity": diversity, "ged2": unbiased, "ged2_plain": 2 * between - of_samples / k**2 - of_truth / a**2}
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:
@@ -129,13 +131,14 @@ def segmentation_figures(samples: Samples, truth: Truth) -> tuple[dict[str, Esti
 
     - "dice_of_mean", "iou_of_mean", "dice", "iou": see ``overlaps_of``; "dice_of_mean_present", "dice_present": of the
       images whose truth is not empty. None where there are none.
+    - "dice_gain": "dice_of_mean" less "dice", image by image.
     - "brier": the mean of (p - y)^2. Of an exact sampler it is E pi (1 - pi) (1 + 1 / K) with pi = P(y = 1 | image);
       "brier_of_sample", with K = 1.
     - "spread_skill": see ``restoration_figures``; 1 of an exact sampler.
     - "calibration_error": sum over j of |share of pixels that j of K samples have times (the share of them that is true
       less j / K)|. With finite K it is not 0 even of an exact sampler: "calibration_error_exact" is the error of the
       samples as truths of each other, by K - 1 others.
-    - "ged2", "ged2_plain": see ``ged2_of``.
+    - "ged2", "ged2_plain", "diversity": see ``ged2_of``.
     - "correlation": of v with e over the pixels of all images, see ``spread_of``; its error is the jackknife's. None
       where one of them is constant.
 
@@ -154,6 +157,7 @@ def segmentation_figures(samples: Samples, truth: Truth) -> tuple[dict[str, Esti
     found: dict[str, Estimate | None] = {
         name: _mean(per_image[name]) for name in ("dice_of_mean", "dice", "iou_of_mean", "iou")
     }
+    found["dice_gain"] = _mean(per_image["dice_of_mean"] - per_image["dice"])
     present = per_image["present"] > 0
     for name in ("dice_of_mean", "dice"):
         found[f"{name}_present"] = _mean(per_image[name][present]) if bool(present.any()) else None
@@ -161,7 +165,7 @@ def segmentation_figures(samples: Samples, truth: Truth) -> tuple[dict[str, Esti
     found["spread_skill"] = ensemble_figures(per_image, num_samples=samples.shape[1])["spread_skill"]
     found["calibration_error"] = _calibration_error(calibration["count"], calibration["true"])
     found["calibration_error_exact"] = _calibration_error(calibration["count_of_others"], calibration["true_of_others"])
-    found |= {name: _mean(per_image[name]) for name in ("ged2", "ged2_plain")}
+    found |= {name: _mean(per_image[name]) for name in ("ged2", "ged2_plain", "diversity")}
     found["correlation"] = _correlation(torch.stack([per_image[name] for name in ("v", "e", "vv", "ee", "ve")], 1))
     return found, per_image
 
@@ -197,6 +201,7 @@ def _correlation(moments: Float[Tensor, "images 5"]) -> Estimate | None:
 _ROWS = {
     "dice_of_mean": "Dice of the mean, from half on",
     "dice": "Dice of a sample",
+    "dice_gain": "Dice, mean less sample",
     "dice_of_mean_present": "Dice of the mean, truth not empty",
     "dice_present": "Dice of a sample, truth not empty",
     "iou_of_mean": "IoU of the mean",
@@ -208,6 +213,7 @@ _ROWS = {
     "calibration_error_exact": "the same of the samples themselves",
     "ged2": "GED^2, unbiased",
     "ged2_plain": "GED^2, as published",
+    "diversity": "1 - IoU of two samples",
     "correlation": "correlation of variance, error",
 }
 

@@ -76,7 +76,7 @@ def test_masks_are_measured_given_their_images(told: tuple[Path, Path]):
     np.testing.assert_allclose(found.numpy(), np.load(run / "eval" / "per_image.npz")["vlb"], rtol=1e-6)
     other = loaded.bits_per_dim(test.images[:4], paired=4 - test.paired[:4], progress=False)
     assert (other - found).abs().min() > 0
-    with pytest.raises(ValueError, match="the model needs paired images, uint8"):
+    with pytest.raises(ValueError, match="the model needs paired, uint8"):
         loaded.bits_per_dim(test.images[:4])
     with pytest.raises(ValueError, match=r"told paired images, uint8 \[4, 1, 8, 8\], got torch.uint8 \[4, 2, 8, 8\]"):
         loaded.bits_per_dim(test.images[:4], paired=test.paired[:4].repeat(1, 2, 1, 1), progress=False)

@@ -52,6 +52,10 @@ def hands(num_images: int, count: int, seed: int = 0, probs: Tensor = PROBS, mas
     return masks[chosen, 0].view(num_images, count, 2, 4)
 
 
+def figures_of(samples: Tensor, truth: Tensor) -> tuple[dict, dict]:
+    return segmentation_figures(samples, truth)
+
+
 def off(figures: dict, name: str, wanted: float) -> float:
     """The distance of a figure from what it should be, in standard errors."""
     return (figures[name]["value"] - wanted) / figures[name]["stderr"]
@@ -74,7 +78,7 @@ def test_ensembles_of_a_known_law_have_its_mean_and_variance():
 
 def test_of_an_exact_law_truth_and_samples_cannot_be_told_apart():
     samples, truth = drawn(law(), 150, 6), hands(150, 1)
-    found, _ = segmentation_figures(samples, truth)
+    found, _ = figures_of(samples, truth)
     assert abs(off(found, "spread_skill", 1)) < 3
     spread = float((PI * (1 - PI)).mean())
     assert abs(off(found, "brier", spread * 7 / 6)) < 3 and abs(off(found, "brier_of_sample", spread * 2)) < 3
@@ -82,7 +86,7 @@ def test_of_an_exact_law_truth_and_samples_cannot_be_told_apart():
     assert abs(found["calibration_error"]["value"] - found["calibration_error_exact"]["value"]) < 3 * error
     assert found["dice_of_mean"]["value"] > found["dice"]["value"]
     # one that is too sure of itself
-    sure, _ = segmentation_figures(hands(150, 6, 1, torch.tensor([0.02, 0.96, 0.01, 0.01])), truth)
+    sure, _ = figures_of(hands(150, 6, 1, torch.tensor([0.02, 0.96, 0.01, 0.01])), truth)
     assert off(sure, "brier", spread * 7 / 6) > 3 and off(sure, "spread_skill", 1) < -5
     assert sure["calibration_error"]["value"] > 3 * sure["calibration_error_exact"]["value"]
 
@@ -93,12 +97,13 @@ def test_two_hands_are_drawn_as_often_as_they_are_and_at_the_distance_that_they_
     share = (samples == two[0]).flatten(2).all(-1).double().mean()
     assert abs(float(share) - 0.3) < 3 * math.sqrt(0.21 / 750)
     d = 1 - 3 / 6  # of three pixels and of six that enclose them
-    found, _ = segmentation_figures(samples, truth)
+    found, _ = figures_of(samples, truth)
     assert abs(off(found, "ged2", 0)) < 3
     # pairs of a mask with itself are at no distance: 2 p (1 - p) d (1 / K + 1 / A)
     assert abs(off(found, "ged2_plain", 2 * 0.21 * d * (1 / 5 + 1 / 4))) < 3
+    assert abs(off(found, "diversity", 2 * 0.21 * d)) < 3
     # another law, p' = 0.8: 2 d (p - p')^2
-    other, _ = segmentation_figures(hands(150, 5, 1, torch.tensor([0.8, 0.2]), two), truth)
+    other, _ = figures_of(hands(150, 5, 1, torch.tensor([0.8, 0.2]), two), truth)
     assert abs(off(other, "ged2", 2 * d * 0.5**2)) < 3
     assert other["ged2"]["stderr"] < 0.04
 
@@ -116,7 +121,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates():
 def test_figures_of_known_arrays():
     rng = np.random.default_rng(0)
     s, y = rng.random((5, 4, 3, 6)) < 0.4, rng.random((5, 2, 3, 6)) < 0.5
-    found, per_image = segmentation_figures(torch.from_numpy(s), torch.from_numpy(y))
+    found, per_image = figures_of(torch.from_numpy(s), torch.from_numpy(y))
 
     def overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
         both, either = (a & b).sum(), (a | b).sum()
@@ -130,6 +135,8 @@ def test_figures_of_known_arrays():
     assert found["iou_of_mean"]["value"] == pytest.approx(of_mean[1])
     assert found["dice"]["value"] == pytest.approx(single[..., 0].mean())
     assert found["dice"]["stderr"] == pytest.approx(single[..., 0].mean((1, 2)).std(ddof=1) / math.sqrt(5))
+    gain = np.array([[overlap(half[i], y[i, a])[0] for a in (0, 1)] for i in images]) - single[..., 0].mean(1)
+    assert found["dice_gain"]["stderr"] == pytest.approx(gain.mean(1).std(ddof=1) / math.sqrt(5))
     e = ((p[:, None] - y) ** 2).mean(1)
     v = s.var(1, ddof=1)
     assert found["brier"]["value"] == pytest.approx(e.mean())
@@ -163,10 +170,10 @@ def test_empty_masks_count_as_found_if_both_are_empty():
     found = overlaps_of(samples, torch.stack([none, some])[:, None])
     # a half of the votes is enough
     assert found["dice_of_mean"].tolist() == [1, 1] and found["dice"].tolist() == [1, 0.5]
-    figures, _ = segmentation_figures(samples, torch.stack([none, some])[:, None])
+    figures, _ = figures_of(samples, torch.stack([none, some])[:, None])
     assert figures["dice_present"]["value"] == 0.5 and figures["dice"]["value"] == 0.75
     # nothing is found where nothing is: there is no variance, and no image to have a Dice of
-    empty, _ = segmentation_figures(torch.zeros(2, 3, 2, 3).bool(), torch.zeros(2, 1, 2, 3).bool())
+    empty, _ = figures_of(torch.zeros(2, 3, 2, 3).bool(), torch.zeros(2, 1, 2, 3).bool())
     assert empty["dice_present"] is None and empty["correlation"] is None and empty["ged2"]["value"] == 0
     assert "truth not empty" not in segmentation_table(empty, "title", calls="1")
 
@@ -177,7 +184,7 @@ def test_errors_are_those_of_repeated_experiments():
         # images differ in how sure they are
         pi = torch.rand(60, 1, 2, 4, generator=generator) ** 2
         masks = torch.rand(60, 6, 2, 4, generator=generator) < pi
-        found.append(segmentation_figures(masks[:, 1:], masks[:, :1])[0])
+        found.append(figures_of(masks[:, 1:], masks[:, :1])[0])
     for name in ("correlation", "brier", "dice_of_mean", "ged2", "calibration_error"):
         values, errors = (np.array([one[name][key] for one in found]) for key in ("value", "stderr"))
         ratio = errors.mean() / values.std()
@@ -191,5 +198,5 @@ def test_one_sample_has_no_spread_and_one_image_no_error():
         with pytest.raises(ValueError, match="a spread needs two samples of an image or more, got 1; draw more"):
             measure(one, one)
     samples = torch.tensor([[[[1, 0]], [[1, 1]]]]).bool()
-    found, _ = segmentation_figures(samples, samples[:, :1])
+    found, _ = figures_of(samples, samples[:, :1])
     assert math.isnan(found["correlation"]["stderr"]) and "±" not in segmentation_table(found, "title", calls="1")
