@@ -101,10 +101,10 @@ def ged2_of(samples: Samples, truth: Truth) -> PerImage:
     GED^2 = 2 E d(s, y) - E d(s, s') - E d(y, y') with d = 1 - IoU, 0 between two empty masks.
 
     Returns:
-        "diversity", E d(s, s') over pairs of different samples; "ged2", with that and E d(y, y') over pairs of different
-        annotators: unbiased, so that it is 0 on average of an exact sampler, and may be negative. One annotator is
-        taken for the whole law, E d(y, y') = 0, and an exact sampler then has E d(s, s') on average. And "ged2_plain",
-        as Kohl et al. have it, over all pairs, those of a mask with itself too.
+        "diversity", E d(s, s') over pairs of different samples; "ged2", with that and E d(y, y') over pairs of
+        different annotators: unbiased, so that it is 0 on average of an exact sampler, and may be negative. One
+        annotator is taken for the whole law, E d(y, y') = 0, and an exact sampler then has E d(s, s') on average. And
+        "ged2_plain", as Kohl et al. have it, over all pairs, those of a mask with itself too.
     """
     k, a = _several(samples), truth.shape[1]
     between = _distances(samples, truth) / (k * a)
