@@ -103,7 +103,7 @@ def rows(report: dict[str, Any]) -> list[dict[str, str]]:
             "coverage": written(row["coverage"], 2),
             "NFE": str(row["nfe"]),
         }
-        for row in report["rows"]
+        for row in sorted(report["rows"], key=lambda row: (list(PROBLEMS).index(row["problem"]), row["method"]))
     ]
 
 
