@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiment.build import named_device
 from runtime.files import one_line
+from runtime.registry import choices_message
 
 
 def whole(least: int, most: int = 10**6) -> Callable[[str], int]:
@@ -33,6 +34,19 @@ def listed(kind: type[int | float]) -> Callable[[str], list[float]]:
             found = []
         if not found or not all(map(math.isfinite, found)):
             raise argparse.ArgumentTypeError(f"must be numbers separated by commas, got {text!r}; such as 1,2")
+        return found
+
+    return parse
+
+
+def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Some of the names that are known, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(choices_message("name", name, list(known)))
         return found
 
     return parse

@@ -12,7 +12,7 @@ from tiny import ROOT, tiny_command
 from torch import Tensor
 
 import main
-from benchmarks import guidance, super_resolution
+from benchmarks import guidance, restoration, super_resolution
 from benchmarks.timing import table
 from evaluation.quality import Estimate, train_feature_classifier
 from evaluation.sample_batch import draw_batch
@@ -155,6 +155,27 @@ def test_a_whole_run_of_super_resolution(tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match=r"noise of t from 0 to 0\.1, got \[0\.0, 0\.7\]; change it"):
         super_resolution.main([f"--workdir={run}", "--noise-times=0,0.7"])
+
+
+def test_a_whole_run_of_restoration(tiny_run: Path, tmp_path: Path):
+    arguments = [f"--workdir={tiny_run}", "--problems=box,x2", "--num-images=3", "--num-samples=2", "--num-steps=3"]
+    result, pictures = tmp_path / "r.json", tmp_path / "pictures"
+    arguments += [f"--pictures={pictures}", f"--output={result}"]
+    restoration.main([*arguments, "--methods=ddnm,replacement"])
+    first = json.loads(result.read_text())
+    assert {(row["problem"], row["method"]) for row in first["rows"]} == {
+        (problem, method) for problem in ("box", "x2") for method in ("ddnm", "replacement")
+    }
+    assert all(row["nfe"] == 3 and row["rmse"]["value"] > row["rmse_of_mean"]["value"] for row in first["rows"])
+    assert {path.name for path in pictures.iterdir()} == {"digits_box.png", "digits_x2.png"}
+    # rows that are there are kept, with the same settings alone
+    restoration.main([*arguments, "--methods=ddnm,repaint"])
+    second = json.loads(result.read_text())
+    assert second["rows"][:4] == first["rows"] and [row["method"] for row in second["rows"][4:]] == ["repaint"] * 2
+    restoration.main([*arguments, "--methods=ddnm", "--noise-std=0.2"])
+    assert len(json.loads(result.read_text())["rows"]) == 2
+    with pytest.raises(SystemExit):
+        restoration.main([*arguments, "--methods=ddmn"])
 
 
 @pytest.mark.parametrize("of", ["", "_mnist"])
