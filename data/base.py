@@ -264,7 +264,8 @@ def _check_levels(where: str, what: str, images: Tensor, num_levels: int) -> Non
         raise DataError(f"{where}: {what} are empty, got shape {list(images.shape)}; give at least one image")
     highest = int(images.max()) if num_levels < 256 else 0
     if highest >= num_levels:
-        raise DataError(f"{where}: pixel values must be 0 .. {num_levels - 1}, got {highest}; correct num_levels")
+        fix = "num_levels" if what == "images" else "paired_levels"
+        raise DataError(f"{where}: pixel values must be 0 .. {num_levels - 1}, got {highest}; correct {fix}")
 
 
 def check_split(split: str) -> None:

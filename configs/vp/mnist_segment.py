@@ -12,5 +12,5 @@ def get_config() -> ConfigDict:
     segment(config)
     config.data.options = "base=mnist"
     config.model.update({"channels": 16, "attention_resolutions": ()})
-    config.training.update({"num_steps": 1_000, "checkpoint_every": 250})
+    config.training.update({"num_steps": 500, "checkpoint_every": 250})
     return config

@@ -13,7 +13,11 @@ import main
 from data import ImageDataset, load_dataset, make_conditions
 from experiment.conditions import Conditions
 from experiment.trained_run import load_run
+from models import Condition, EpsParameterization, NetworkScoreModel
+from models.backbones import UNet
+from sde_lib import Tabulated
 from training.batches import TrainBatches
+from training.fit import fit
 
 TOLD = ("--config.data.dataset=npz", "--config.data.condition=paired", "--config.model.condition_dropout=0.2")
 
@@ -129,6 +133,18 @@ def test_the_other_split_of_a_file_keeps_its_images(tmp_path: Path):
     pairs = {one.tobytes(): other.tobytes() for one, other in zip(whole["images"], whole["paired"], strict=True)}
     for images, paired in zip(train.stored, train.paired, strict=True):
         assert pairs[images.numpy().tobytes()] == paired.numpy().tobytes()
+
+
+def test_a_notebook_trains_on_a_data_set_with_paired_images():
+    images = torch.randint(2, (8, 1, 8, 8), dtype=torch.uint8)
+    dataset = ImageDataset(images, torch.zeros(8).long(), 2, 1, "x", "train", paired=images, paired_levels=2)
+    small = {"channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "norm_groups": 4, "attention_resolutions": ()}
+    network = UNet(image_size=8, in_channels=1, cond_channels=1, **small)
+    model = NetworkScoreModel(network, Tabulated.ddpm(), EpsParameterization())
+    trained = fit(model, dataset, steps=3, conditions=make_conditions(("paired",)), batch_size=4, device="cpu")
+    x_t, t = torch.zeros(1, 1, 8, 8), torch.full((1,), 0.5, dtype=torch.float64)
+    seen = [trained(x_t, t, cond=Condition(image=torch.full_like(x_t, grey))).x0 for grey in (-1.0, 1.0)]
+    assert not torch.equal(*seen)
 
 
 def test_conditions_of_a_notebook_name_what_is_missing():

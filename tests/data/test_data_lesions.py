@@ -114,7 +114,7 @@ def test_what_lies_beside_images_must_fit_them(refuses):
     assert len(first.paired) == len(first.masks) == 2
     with refuses("paired images must be [N, c, H, W], N = 3, H = 4, W = 4, got [3, 1, 5, 4]"):
         made(paired=torch.zeros(3, 1, 5, 4, dtype=torch.uint8))
-    with refuses("pixel values must be 0 .. 1, got 2"):
+    with refuses("pixel values must be 0 .. 1, got 2; correct paired_levels"):
         made(paired=images + 2, paired_levels=2)
     with refuses("masks must be torch.bool, got torch.uint8"):
         made(masks=images)
