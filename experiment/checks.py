@@ -63,6 +63,9 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("restore", "noise_std", 0, _LARGE),
     ("restore", "num_images", 1, 10**9),
     ("restore", "samples_per_image", 1, _MOST),
+    ("edit", "t", 0, 1),
+    ("edit", "noise_ratio", 0, _LARGE),
+    ("edit", "num_images", 1, 10**9),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
@@ -71,6 +74,7 @@ _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     ("sampling", "condition_split", ["train", "test"]),
     ("restore", "split", ["train", "test"]),
     ("interpolate", "split", ["train", "test"]),
+    ("edit", "split", ["train", "test"]),
     ("interpolate", "latents", ["flow", "q"]),
     ("interpolate", "way", ["auto", "circle", "lerp", "slerp"]),
     ("sampling", "guidance_schedule", ["cfg++", "constant"]),
@@ -86,7 +90,7 @@ def check_config(config: Config) -> None:
     Raises:
         ValueError: Naming the first such key.
     """
-    for section in ("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "interpolate"):
+    for section in ("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "interpolate", "edit"):
         if section not in config:
             raise ValueError(f"the config has no section {section}; start from configs.default.get_default_config()")
     defaults = sde_defaults(config.sde.name) if config.sde.name in available_sdes() else {}
@@ -125,6 +129,11 @@ def check_config(config: Config) -> None:
     if not all(0 <= w <= 1 for w in config.interpolate.weights):
         raise ValueError(
             f"config.interpolate.weights must lie in [0, 1], got {config.interpolate.weights}; 0 is the first image"
+        )
+    if config.edit.t and config.edit.noise_ratio:
+        raise ValueError(
+            "config.edit.t and config.edit.noise_ratio both say how far images are taken, got "
+            f"{config.edit.t:g} and {config.edit.noise_ratio:g}; leave one at 0"
         )
     if config.sampling.guidance_interval:
         check_interval(config.sampling.guidance_interval)
