@@ -44,8 +44,10 @@ def _data() -> ConfigDict:
     """The data set. docs/data.md has the layouts of folders and arrays, docs/vectors.md that of vectors."""
     return ConfigDict(
         {
-            "dataset": "digits",  # cifar10, digits, folder, mnist, moons, npz, or one that a plugin registers
+            # cifar10, digits, folder, lesions, lesion_masks, mnist, moons, npz, or one that a plugin registers
+            "dataset": "digits",
             "root": "",  # the folder of the data; "": $SDE_DATA, else downloads/
+            "options": "",  # the data set's own options, as in "base=mnist" of lesions
             # of folder only: resize and crop to this, one number for squares, or height and width (32, 48); 0: keep the
             # images as they are, all of one size
             "image_size": FieldReference(0, field_type=object),

@@ -14,6 +14,7 @@ from .space import LevelSpace, Space
 SPLITS = ("train", "test")
 DIGITS = tuple("0123456789")  # names of the classes of images of digits
 ONE_IN_TEN = "one in ten held out, by a fixed permutation"  # what fixed_split does by default
+_BESIDE = ("labels", "values", "paired", "masks")  # fields with a row a sample
 
 T = TypeVar("T", bound="Dataset")
 
@@ -30,12 +31,15 @@ class Dataset:
         space: What networks see of the samples.
         values: Values that each sample has beside its pixels and class, such as an angle, float32 [N, K], finite. They
             should be of order 1, since networks are told them as they are. None without.
+        paired: Image that lies beside each sample and is no function of it, grey levels, uint8 [N, c, H, W]. None
+            without.
         train_files: Digest of the names of the train split's files; empty where adding a file cannot move others
             between the splits.
     """
 
     labels: Tensor
     values: Tensor | None = None
+    paired: Tensor | None = None
     space: Space
     num_classes: int
     name: str
@@ -79,7 +83,7 @@ class Dataset:
                 f"num_images must be 1 .. {len(self)}, the size of the {self.name} {self.split} split, "
                 f"got {num_images}; ask for fewer images"
             )
-        every = {self.samples_are: self.stored, "labels": self.labels, "values": self.values}
+        every = {self.samples_are: self.stored} | {name: getattr(self, name, None) for name in _BESIDE}
         return self._replace(**{name: one[:num_images] for name, one in every.items() if one is not None})
 
     def with_class_order(self: T, class_names: Sequence[str]) -> T:
@@ -146,6 +150,9 @@ class ImageKind:
         num_classes: Number of classes, at least 1.
         class_names: Name of each class, in the order of the labels; empty where they are not known.
         num_values: Number of values that each image has beside its pixels and class; see ``Dataset.values``.
+        paired_channels: Channels of the image that lies beside each, of the same height and width; 0 without. See
+            ``Dataset.paired``.
+        paired_levels: Its number of grey levels; 0 without.
     """
 
     image_shape: tuple[int, int, int]
@@ -153,6 +160,8 @@ class ImageKind:
     num_classes: int = 1
     class_names: tuple[str, ...] = ()
     num_values: int = 0
+    paired_channels: int = 0
+    paired_levels: int = 0
 
     @property
     def space(self) -> LevelSpace:
@@ -177,6 +186,9 @@ class ImageDataset(Dataset):
         notes: Lines that a user should read once, such as what was left out.
         train_files: See ``Dataset``.
         values: See ``Dataset``.
+        paired: See ``Dataset``; of the height and width of the images.
+        paired_levels: Number of grey levels of those.
+        masks: True masks of what is in each image, by A annotators, bool [N, A, H, W]: networks are not told them.
 
     Raises:
         DataError: If shapes, dtypes or values contradict the above, or if there is no image.
@@ -194,23 +206,23 @@ class ImageDataset(Dataset):
     notes: tuple[str, ...] = ()
     train_files: str = ""
     values: Tensor | None = None
+    paired: Tensor | None = None
+    paired_levels: int = 256
+    masks: Tensor | None = None
     samples_are: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
         where = f"{self.name} {self.split}"
         check_split(self.split)
-        LevelSpace(self.num_levels)  # refuses a number of levels that cannot be
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            got = f"{self.images.dtype} {list(self.images.shape)}"
-            raise DataError(f"{where}: images must be torch.uint8 [N, C, H, W], got {got}; convert them first")
-        if self.images.numel() == 0:
-            raise DataError(f"{where}: images are empty, got shape {list(self.images.shape)}; give at least one image")
-        highest = int(self.images.max()) if self.num_levels < 256 else 0
-        if highest >= self.num_levels:
-            raise DataError(
-                f"{where}: pixel values must be 0 .. {self.num_levels - 1}, got {highest}; correct num_levels"
-            )
+        _check_levels(where, "images", self.images, self.num_levels)
         self._check_told("an image")
+        if self.paired is not None:
+            _check_levels(where, "paired images", self.paired, self.paired_levels)
+            self._check_size(self.paired, "paired images", "[N, c, H, W]")
+        if self.masks is not None:
+            if self.masks.dtype != torch.bool:
+                raise DataError(f"{where}: masks must be torch.bool, got {self.masks.dtype}; compare them with a level")
+            self._check_size(self.masks, "masks", "[N, A, H, W]")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -221,12 +233,38 @@ class ImageDataset(Dataset):
     @property
     def kind(self) -> ImageKind:
         """The data set without its pixels, labels and values."""
-        return ImageKind(self.image_shape, self.num_levels, self.num_classes, self.class_names, self.num_values)
+        paired = (0, 0) if self.paired is None else (self.paired.shape[1], self.paired_levels)
+        return ImageKind(
+            self.image_shape, self.num_levels, self.num_classes, self.class_names, self.num_values, *paired
+        )
 
     @property
     def space(self) -> LevelSpace:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See ``ImageKind``."""
         return self.kind.space
+
+    def _check_size(self, beside: Tensor, what: str, shape: str) -> None:
+        """Refuse what lies beside the images if it is of another number, height or width."""
+        size, expected = list(beside.shape), [len(self), *self.image_shape[1:]]
+        if beside.ndim != 4 or [size[0], *size[2:]] != expected:
+            n, height, width = expected
+            raise DataError(
+                f"{self.name} {self.split}: {what} must be {shape}, N = {n}, H = {height}, W = {width}, got {size}; give "
+                "one an image, of its size"
+            )
+
+
+def _check_levels(where: str, what: str, images: Tensor, num_levels: int) -> None:
+    """Refuse images that are no grey levels 0 .. num_levels - 1."""
+    LevelSpace(num_levels)  # refuses a number of levels that cannot be
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        got = f"{images.dtype} {list(images.shape)}"
+        raise DataError(f"{where}: {what} must be torch.uint8 [N, C, H, W], got {got}; convert them first")
+    if images.numel() == 0:
+        raise DataError(f"{where}: {what} are empty, got shape {list(images.shape)}; give at least one image")
+    highest = int(images.max()) if num_levels < 256 else 0
+    if highest >= num_levels:
+        raise DataError(f"{where}: pixel values must be 0 .. {num_levels - 1}, got {highest}; correct num_levels")
 
 
 def check_split(split: str) -> None:

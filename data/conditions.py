@@ -224,8 +224,10 @@ def downscale(dataset: ImageDataset, factors: Sequence[int]) -> ImageDataset:
     """The images of a data set as ``LowResolution`` observes them, by several factors one after the other.
 
     Raises:
-        DataError: If a factor does not divide the images.
+        DataError: If a factor does not divide the images, or there are paired images or masks, which would not fit.
     """
+    if dataset.paired is not None or dataset.masks is not None:
+        raise DataError(f"{dataset.name} has an image or a mask beside each, which is not downscaled; leave it out")
     for factor in factors:
         maker = LowResolution(factor=factor)
         small = maker.kind(dataset.kind)

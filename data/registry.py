@@ -1,10 +1,13 @@
 """Datasets by name."""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from runtime.registry import Registry
+from runtime.options import option_names
+from runtime.registry import Registry, choices_message
 
 from .base import check_split
 from .errors import DataError
@@ -12,6 +15,7 @@ from .sizes import ImageSize, height_and_width
 from .sources.cifar10 import load_cifar10
 from .sources.digits import load_digits
 from .sources.folder import load_folder
+from .sources.lesions import load_lesion_masks, load_lesions
 from .sources.mnist import load_mnist
 from .sources.moons import load_moons
 from .sources.npz import load_npz
@@ -25,6 +29,8 @@ for _name, _loader in {
     "folder": load_folder,
     "npz": load_npz,
     "moons": load_moons,
+    "lesions": load_lesions,
+    "lesion_masks": load_lesion_masks,
 }.items():
     DATASETS.register(_name)(_loader)
 
@@ -33,7 +39,7 @@ register_dataset = DATASETS.register
 """Make a loader available to ``load_dataset`` under a name not yet taken; used as a decorator.
 
 The loader takes any of the keyword arguments ``root``, ``split``, ``image_size``, ``channels`` and ``download``, and is
-passed those it names.
+passed those it names. What else it takes are its own options.
 """
 available_datasets = DATASETS.names
 
@@ -46,6 +52,7 @@ def load_dataset(
     image_size: ImageSize | None = None,
     channels: int | None = None,
     download: bool = True,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> AnyDataset:
     """Load one split of a dataset into memory.
 
@@ -60,6 +67,7 @@ def load_dataset(
         channels: 1 or 3. ``folder`` converts to it; the others refuse a number that is not theirs. None takes images as
             they are.
         download: Whether ``cifar10`` may be fetched if it is not there; nothing else is ever downloaded.
+        options: The data set's own, such as ``base`` of ``lesions``.
 
     Returns:
         The split, in its fixed order.
@@ -82,7 +90,11 @@ def load_dataset(
         "download": download,
     }
     taken = inspect.signature(loader).parameters
-    dataset = loader(**{key: value for key, value in offered.items() if key in taken})
+    own = sorted(set(option_names(loader)[0]) - set(offered))
+    for option in options:
+        if option not in own:
+            raise DataError(choices_message(f"option of data set {name}:", option, own))
+    dataset = loader(**{key: value for key, value in offered.items() if key in taken}, **options)
     _check_shape(dataset, image_size, channels)
     return dataset
 

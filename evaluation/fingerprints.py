@@ -25,7 +25,10 @@ _ROOMS = (
     *("runtime", "sde_lib", "data", "models", "samplers", "likelihood", "experiment", "tasks", "evaluation"),
     "commands",
 )
-_OF_MODEL = ("data.dataset", "data.image_size", "data.channels", "data.downscale", "data.condition", "sde.", "model.")
+_OF_MODEL = (
+    *("data.dataset", "data.options", "data.image_size", "data.channels", "data.downscale", "data.condition"),
+    *("sde.", "model."),
+)
 # These change no value, or are in the fingerprint under another name.
 _FREE = (
     *("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images", "eval.precision", "eval.compile"),

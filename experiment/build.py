@@ -59,6 +59,7 @@ def build_dataset(config: Config, split: str, channels: int | None = None) -> An
         split=split,
         image_size=data.image_size or None,
         channels=data.channels or channels,
+        options=parse_options(data.get("options", "")),
     )
     if data.get("downscale"):
         dataset = _downscaled(dataset, data.downscale)

@@ -129,6 +129,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "sde.name": _one("vp_cosine", "CosineVP", option(lambda trainer: type(trainer.state.model.sde).__name__)),
     "data.dataset": _one("mnist", "mnist", data("train", 0), data("eval", 0)),
     "data.root": _one("/mine", "/mine", data("train", "root"), data("eval", "root")),
+    "data.options": _one("a=1", {"a": 1}, data("train", "options"), data("eval", "options")),
     "data.image_size": _one("(8,16)", (8, 16), data("train", "image_size"), data("eval", "image_size")),
     "data.channels": _one("3", 3, data("train", "channels"), data("eval", "channels")),
     "data.random_flip": Arrival(

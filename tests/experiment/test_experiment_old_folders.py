@@ -87,4 +87,4 @@ def test_a_new_run_has_natural_order_and_one_channel(tmp_path: Path, capsys: pyt
     data = json.loads((newest / "state.json").read_text())["data"]
     assert len(data.pop("train_files")) == 64  # a folder without splits
     assert data == {"image_shape": [1, 8, 8], "num_levels": 256, "num_classes": 3, "class_names": list(NAMES),
-                    "num_values": 0}  # fmt: skip
+                    "num_values": 0, "paired_channels": 0, "paired_levels": 0}  # fmt: skip

@@ -77,10 +77,11 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 def test_checkpoints_say_shape_levels_and_classes(run_copy: Path, labelled: tuple[Path, list[str]]):
     digits = {"image_shape": [1, 8, 8], "num_levels": 17, "num_classes": 10, "class_names": list("0123456789")}
-    digits["num_values"] = 0
+    beside = {"num_values": 0, "paired_channels": 0, "paired_levels": 0}
+    digits |= beside
     assert state_of(run_copy)["data"] == digits
     folder = {"image_shape": [1, 8, 8], "num_levels": 256, "num_classes": 3, "class_names": list(CLASSES)}
-    folder["num_values"] = 0
+    folder |= beside
     said = state_of(labelled[0])["data"]
     assert said == folder | {"train_files": said["train_files"]} and len(said["train_files"]) == 64
 
