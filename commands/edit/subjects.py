@@ -45,6 +45,8 @@ def load_subjects(run: SampledRun, given: str) -> Subjects:
     if not given:
         dataset = load_split(run.config, run.workdir, settings.split, ALONE).subset(settings.num_images)
         masks = getattr(dataset, "masks", None)
+        # of several annotators, where any of them sees one
+        masks = None if masks is None else masks.any(1)
         x0 = dataset.space.encode(dataset.stored)
         return Subjects(x0, dataset.labels, masks, {"split": settings.split})
     if isinstance(kind, VectorKind):

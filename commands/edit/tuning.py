@@ -56,7 +56,7 @@ def tuned_network(run: SampledRun, method: FineTuning, score: ClassScore, t: flo
         latents_of(run.trained, flow, x0[rows], t, cond=None if cond is None else cond[rows])[0]
         for rows in torch.arange(len(x0)).split(size)
     ]
-    down = few_steps(method.steps).starting_at(run.trained.sde, t)
+    down = few_steps(run.trained.sde, t, method.steps)
     options = TuningOptions(method.num_updates, method.learning_rate, size, method.identity_weight)
     with ProgressBar(unit="update", desc="finetune", total=method.num_updates) as bar:
         return tune(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models import Cond, NoisyClassifier, ScoreModel
 from samplers import DDIMSampler, GridSampler, ProbabilityFlowSampler
+from sde_lib import SDE, last_noisy_time
 
 
 class ImageScore(Protocol):
@@ -61,16 +62,20 @@ class TuningOptions:
     identity_weight: float = 0.3
 
 
-def few_steps(steps: int) -> DDIMSampler:
-    """The sampler of few steps that gradients pass through: DDIM without noise, equal steps in log-SNR.
+def few_steps(sde: SDE, t: float, steps: int) -> DDIMSampler:
+    """The sampler of few steps that gradients pass through: DDIM without noise from t on, equal steps in log-SNR.
 
     Args:
-        steps: Steps, each a call of the network in every update; DiffusionCLIP takes 6 (Kim et al. 2022, Section 3.3).
-
-    Raises:
-        ValueError: If there is no step.
+        sde: The SDE.
+        t: Where it begins.
+        steps: Calls of the network in every update, at least 2; DiffusionCLIP takes 6 (Kim et al. 2022, Section 3.3).
     """
-    return DDIMSampler(num_steps=steps, grid="log_snr")
+    end = last_noisy_time(sde)
+    first, last = sde.log_snr(torch.tensor([t, end], dtype=torch.float64))
+    times = sde.time_from_log_snr(first + torch.linspace(0, 1, steps, dtype=torch.float64) * (last - first))
+    times[0], times[-1] = t, end
+    # where noise is left at 0, the last call is the denoising
+    return DDIMSampler(grid=times if end == 0 else torch.cat([times, times.new_zeros(1)]))
 
 
 def latents_of(

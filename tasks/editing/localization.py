@@ -53,7 +53,7 @@ def otsu_threshold(values: np.ndarray) -> float:
 
 
 def localization_figures(
-    maps: Float[Tensor, "images height width"], masks: Tensor, *, threshold: float | None = None
+    maps: Float[Tensor, "images height width"], masks: Tensor, *, jackknife: bool = True
 ) -> dict[str, Estimate]:
     """Figures of maps against the truth, over all pixels of all images together, those without a lesion included.
 
@@ -68,7 +68,7 @@ def localization_figures(
     Args:
         maps: A map of each image.
         masks: True where the lesion is, [N, H, W].
-        threshold: In place of Otsu's.
+        jackknife: Find the standard errors; else they are NaN.
 
     Raises:
         ValueError: If there is no lesion, or nothing else.
@@ -79,30 +79,32 @@ def localization_figures(
             f"masks must be those of the maps, with pixels of lesions and others, got {list(masks.shape)} with a share "
             f"of {float(masks.double().mean()):.3g} for maps of {list(maps.shape)}; pass other images"
         )
-    return _with_jackknife(lambda rows: _figures(values[rows], truth[rows], threshold), len(values))
+    groups = min(len(values), _MOST_GROUPS) if jackknife else 1
+    return _with_jackknife(lambda rows: _figures(values[rows], truth[rows]), len(values), groups)
 
 
-def _figures(values: np.ndarray, truth: np.ndarray, threshold: float | None) -> dict[str, float]:
-    # imported here: scikit-learn takes longer than most commands need
-    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
-
+def _figures(values: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     found, known = values.ravel(), truth.ravel()
     if not 0 < known.mean() < 1:
         return dict.fromkeys(("auroc", "auprc", "dice_best", "dice_otsu"), math.nan)
-    precision, recall, _ = precision_recall_curve(known, found)
-    dice = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
-    cut = found > (otsu_threshold(found) if threshold is None else threshold)
+    falling = np.argsort(-found, kind="stable")
+    # at each threshold, the last of equal values: how many lesion pixels, and others, are at or above it
+    last = np.append(np.diff(found[falling]) < 0, True)
+    hits = known[falling].cumsum()[last]
+    alarms = (~known[falling]).cumsum()[last]
+    recall, false_rate = hits / hits[-1], alarms / alarms[-1]
+    cut = found > otsu_threshold(found)
     return {
-        "auroc": float(roc_auc_score(known, found)),
-        "auprc": float(average_precision_score(known, found)),
-        "dice_best": float(dice.max()),
-        "dice_otsu": float(2 * (cut & known).sum() / max(int(cut.sum() + known.sum()), 1)),
+        "auroc": float((np.diff(false_rate, prepend=0) * (recall + np.append(0, recall[:-1]))).sum() / 2),
+        "auprc": float((np.diff(recall, prepend=0) * hits / (hits + alarms)).sum()),
+        "dice_best": float((2 * hits / (hits + alarms + hits[-1])).max()),
+        "dice_otsu": float(2 * (cut & known).sum() / (cut.sum() + known.sum())),
     }
 
 
-def _with_jackknife(figures: Callable[[np.ndarray], dict[str, float]], count: int) -> dict[str, Estimate]:
+def _with_jackknife(figures: Callable[[np.ndarray], dict[str, float]], count: int, groups: int) -> dict[str, Estimate]:
     """Figures of all images, and the standard errors by leaving out groups of them."""
-    whole, groups = figures(np.arange(count)), min(count, _MOST_GROUPS)
+    whole = figures(np.arange(count))
     without = [figures(np.arange(count)[np.arange(count) % groups != k]) for k in range(groups)] if groups > 1 else []
     found = {}
     for name, value in whole.items():

@@ -198,7 +198,8 @@ class FineTuning(EditMethod):
         identity_weight: float = 0.3,
         num_images: int = 64,
     ) -> None:
-        for name, value in {"steps": steps, "num_updates": num_updates, "num_images": num_images}.items():
+        whole_number("steps", steps, least=2, fix="set 6")
+        for name, value in {"num_updates": num_updates, "num_images": num_images}.items():
             whole_number(name, value, fix="set 1 or more")
         if not (0 < learning_rate < 1 and 0 <= identity_weight < math.inf):
             raise ValueError(
@@ -211,6 +212,6 @@ class FineTuning(EditMethod):
     def edit(self, network: ScoreModel, model: ScoreModel, sampler: GridSampler, task: EditTask) -> Edited:
         """Take images up by ``network`` and down by ``model``, with those of ``network`` as "before"."""
         x_t, nfe = latents_of(network, flow_of("finetune", sampler), task.x0, task.t, cond=task.source)
-        down = few_steps(self.steps).starting_at(model.sde, task.t)
+        down = few_steps(model.sde, task.t, self.steps)
         before, after = (down.sample(one, x_t, cond=task.source) for one in (network, model))
         return Edited(x_t, after.x0, nfe + after.nfe, {"before": before.x0})
