@@ -93,7 +93,12 @@ def _time(run: SampledRun, method: EditMethod, sampler: GridSampler) -> float:
     settings, sde = run.config.edit, run.model.sde
     noise_ratio = settings.noise_ratio or (0.0 if settings.t else method.noise_ratio)
     t = time_of(sde, noise_ratio) if noise_ratio else settings.t or float(sampler.times(sde)[0])
-    sampler.starting_at(sde, t)
+    times = sampler.starting_at(sde, t).times(sde)
+    if method.follows_flow and int((sde.sigma(times) > 0).sum()) < 2:
+        raise ValueError(
+            f"the grid has no time with noise below t = {t:.4g}, got sampling.grid={run.config.sampling.grid} of "
+            f"{run.config.sampling.num_steps} steps; raise sampling.num_steps, or set sampling.grid=log_snr"
+        )
     return t
 
 
