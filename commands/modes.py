@@ -70,7 +70,7 @@ MODES = {
         one_process=True,
     ),
     "edit": Mode(
-        "edit.edit:edit_images",
+        "editing.edit:edit_images",
         "edit images: noise and back, another class, maps of lesions",
         "--config configs/vp/digits.py --mode edit --config.edit.t=0.3",
         flags=("output", "input"),

@@ -9,7 +9,7 @@ import pytest
 from training_runs import digits_like
 
 from commands import import_checkpoint, interpolate, restore, sample, subject
-from commands.edit import edit
+from commands.editing import edit
 from commands.eval import evaluate
 from commands.train import train
 from data import ImageDataset
@@ -110,7 +110,7 @@ class Bench:
                 patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
             return self.call(lambda: interpolate.interpolate_pairs(config, self._folder / "run"), target)
 
-    def edit(self, config: Config, target: str = "commands.edit.edit.write_edited") -> Call:
+    def edit(self, config: Config, target: str = "commands.editing.edit.write_edited") -> Call:
         with self._monkeypatch.context() as patched:
             self._with_model(sample, patched)
             patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)

@@ -59,7 +59,7 @@ class TuningOptions:
     num_updates: int = 50
     learning_rate: float = 1e-4
     batch_size: int = 16
-    identity_weight: float = 0.3
+    identity_weight: float = 10.0
 
 
 def few_steps(sde: SDE, t: float, steps: int) -> DDIMSampler:
@@ -103,7 +103,7 @@ def tune(
     *,
     cond: Cond | None = None,
     options: TuningOptions | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> _Model:
     """A copy of a model, tuned until what it decodes of latents scores well (DiffusionCLIP, Kim et al. 2022, Eq. 7-9).
 

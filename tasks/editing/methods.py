@@ -195,7 +195,7 @@ class FineTuning(EditMethod):
         steps: int = 6,
         num_updates: int = 50,
         learning_rate: float = 1e-4,
-        identity_weight: float = 0.3,
+        identity_weight: float = 10.0,
         num_images: int = 64,
     ) -> None:
         whole_number("steps", steps, least=2, fix="set 6")

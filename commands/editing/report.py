@@ -1,4 +1,4 @@
-"""What ``--mode edit`` writes: arrays, a picture and the report."""
+"""Arrays, picture and report of ``--mode edit``."""
 
 from __future__ import annotations
 
