@@ -67,11 +67,13 @@ def edit_images(config: Config, workdir: Path, *, output: str = "", input: str =
         score = class_score(run) if isinstance(method, FineTuning) else None
         with locked(folder, "edit", flag="--output"):
             run.say_notes()
-            network, model = fast_inference(run.trained, run.mode), run.model
             if isinstance(method, FineTuning) and score is not None:
-                network, model = run.trained, tuned_network(run, method, score, t)
-                save_tuned(given, run, model, folder / "tuned")
-            edited = _edited(run, method, sampler, (network, model), subjects, told, t)
+                tuned = tuned_network(run, method, score, t)
+                edited = _edited(run, method, sampler, (run.trained, tuned), subjects, told, t)
+                save_tuned(given, run, tuned, folder / "tuned")
+            else:
+                network = fast_inference(run.trained, run.mode)
+                edited = _edited(run, method, sampler, (network, run.model), subjects, told, t)
             return write_edited(run, method, subjects, told, edited, t, score, folder)
 
 

@@ -26,6 +26,7 @@ from tasks.editing import (
     localization_table,
     mean_square_change,
     recognized,
+    smoothed_map,
 )
 from tasks.restoration import restoration_picture
 from tasks.restoration.metrics import root_of_mean
@@ -51,24 +52,13 @@ def write_edited(
     alpha, sigma = (float(one) for one in run.model.sde.alpha_sigma(torch.tensor(t, dtype=torch.float64)))
     report: dict[str, Any] = {"method": settings.method, "method_options": vars(method)} | subjects.origin
     report |= {"num_images": len(x0), "t": t, "noise_ratio": sigma / alpha if alpha else None, "nfe": edited.nfe}
-    figures = {"rmse": root_of_mean(mean_square_change(x0, edited.x0))}
-    for name, other in edited.others.items():
-        figures[f"{name}_rmse"] = root_of_mean(mean_square_change(x0, other))
-    if score is not None:
-        found = recognized(score, [one.to(run.device) for one in (x0, edited.others["before"], edited.x0)])
-        for name, one in zip(("originals", "before", "edited"), found, strict=True):
-            figures[f"recognized_{name}"] = _mean(one.double().cpu())
     maps = _maps(method, x0, edited)
-    masks = subjects.masks if maps else None
-    located = {}
-    if masks is not None:
-        healthy = (~masks.flatten(1).any(1)).nonzero().flatten()
-        for name, one in {"healthy": edited.x0, "reconstructed_healthy": edited.others["reconstruction"]}.items():
-            if len(healthy):
-                figures[f"{name}_rmse"] = root_of_mean(mean_square_change(x0[healthy], one[healthy]))
-        if bool(masks.any()) and not bool(masks.all()):
-            report["lesion_share"] = float(masks.double().mean())
-            located = {name: localization_figures(one, masks) for name, one in maps.items()}
+    figures = _figures(run, subjects, edited, score)
+    located: dict[str, dict[str, dict[str, float]]] = {}
+    if subjects.masks is not None and maps:
+        report["lesion_share"] = float(subjects.masks.double().mean())
+        if 0 < report["lesion_share"] < 1:
+            located = {name: localization_figures(one, subjects.masks) for name, one in maps.items()}
     for name, one in figures.items():
         report |= {name: one["value"], f"{name}_stderr": one["stderr"]}
     report |= {"localization": located} if located else {}
@@ -94,20 +84,37 @@ def write_edited(
     return report
 
 
-def _mean(values: Tensor) -> dict[str, float]:
-    value, stderr = mean_and_stderr(values)
-    return {"value": value, "stderr": stderr}
+def _figures(
+    run: SampledRun, subjects: Subjects, edited: Edited, score: ClassScore | None
+) -> dict[str, dict[str, float]]:
+    """Figures of the images, each with its standard error over images."""
+    x0, others = subjects.x0, edited.others
+    figures = {"rmse": root_of_mean(mean_square_change(x0, edited.x0))}
+    for name, other in others.items():
+        figures[f"{name}_rmse"] = root_of_mean(mean_square_change(x0, other))
+    if subjects.masks is not None and "reconstruction" in others:
+        healthy = ~subjects.masks.flatten(1).any(1)
+        for name, one in {"healthy": edited.x0, "reconstructed_healthy": others["reconstruction"]}.items():
+            if bool(healthy.any()):
+                figures[f"{name}_rmse"] = root_of_mean(mean_square_change(x0[healthy], one[healthy]))
+    if score is not None:
+        found = recognized(score, [one.to(run.device) for one in (x0, others["before"], edited.x0)])
+        for name, one in zip(("originals", "before", "edited"), found, strict=True):
+            share, stderr = mean_and_stderr(one.double().cpu())
+            figures[f"recognized_{name}"] = {"value": share, "stderr": stderr}
+    return figures
 
 
 def _maps(method: EditMethod, x0: Tensor, edited: Edited) -> dict[str, Tensor]:
     """The maps of a method that has them, and those of the baselines; none of vectors."""
     if not method.maps or x0.ndim != 4:
         return {}
+    change, side = change_map(x0, edited.x0), min(x0.shape[2:])
     return {
-        "change": change_map(x0, edited.x0),
+        "change": change,
+        "smoothed": smoothed_map(change, std=side / 16),
         "reconstruction": change_map(x0, edited.others["reconstruction"]),
-        # as wide as the shorter side is long, an eighth of it
-        "blur": blur_residual(x0, std=min(x0.shape[2:]) / 8),
+        "blur": blur_residual(x0, std=side / 8),
     }
 
 

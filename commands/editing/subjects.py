@@ -93,7 +93,9 @@ def classes_told(run: SampledRun, method: EditMethod, subjects: Subjects) -> Tol
     source = None
     if method.follows_flow and config.model.class_conditional:
         if getattr(method, "own_class", True):
-            source = _known_labels(run, subjects, "set edit.method_options=own_class=False")
+            can_do_without = hasattr(method, "own_class")
+            fix = "set edit.method_options=own_class=False" if can_do_without else "leave --input out"
+            source = _known_labels(run, subjects, fix)
         elif lacks_null_condition(run.trained):
             raise ValueError(
                 f"edit.method={name} tells no class on the way up, which needs a model that is trained without now and "

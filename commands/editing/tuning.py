@@ -46,7 +46,7 @@ def class_score(run: SampledRun) -> ClassScore:
 
 
 def tuned_network(run: SampledRun, method: FineTuning, score: ClassScore, t: float) -> NetworkScoreModel:
-    """The network, tuned on the first images of the train split; those that are edited are none of them."""
+    """The network, tuned on the first images of the train split."""
     dataset = load_split(run.config, run.workdir, "train", ALONE)
     dataset = dataset.subset(min(method.num_images, len(dataset)))
     x0 = dataset.space.encode(dataset.stored).to(run.device)

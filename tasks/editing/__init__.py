@@ -9,6 +9,7 @@ from .localization import (
     localization_table,
     mean_square_change,
     otsu_threshold,
+    smoothed_map,
 )
 from .methods import (
     EditMethod,

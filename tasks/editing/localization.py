@@ -22,6 +22,16 @@ def change_map(
     return (x0 - other).abs().sum(1)
 
 
+def smoothed_map(change: Float[Tensor, "batch height width"], *, std: float) -> Float[Tensor, "batch height width"]:
+    """The map under a Gaussian kernel, since what is sought is larger than a pixel.
+
+    Args:
+        change: See ``change_map``.
+        std: Of the kernel, in pixels.
+    """
+    return CircularBlur(shape=(1, *change.shape[1:]), std=std).forward(change[:, None])[:, 0]
+
+
 def blur_residual(
     x0: Float[Tensor, "batch channels height width"], *, std: float = 1.0
 ) -> Float[Tensor, "batch height width"]:

@@ -112,7 +112,7 @@ def test_maps_are_measured_against_masks(lesions_run: Path, tmp_path: Path, caps
     np.testing.assert_allclose(arrays["maps"], maps, atol=1e-6)
     for name, figure in localization_figures(maps, masks).items():
         assert report["localization"]["change"][name] == pytest.approx(figure, rel=1e-5)
-    assert set(report["localization"]) == {"change", "reconstruction", "blur"}
+    assert set(report["localization"]) == {"change", "smoothed", "reconstruction", "blur"}
     assert report["lesion_share"] == pytest.approx(float(masks.double().mean()))
     healthy = data.labels == 0
     assert report["healthy_rmse"] == pytest.approx(_rmse(arrays["x0"][healthy], x0[healthy].numpy()), rel=1e-5)

@@ -27,6 +27,7 @@ from tasks.editing import (
     make_edit_method,
     otsu_threshold,
     sdedit,
+    smoothed_map,
     time_of,
     tune,
 )
@@ -314,6 +315,11 @@ def test_maps_sum_over_channels_and_flat_images_have_no_blur_residual():
     spot = torch.zeros(1, 1, 9, 9)
     spot[0, 0, 4, 4] = 1
     assert int(blur_residual(spot).flatten().argmax()) == 40
+    # a kernel of sum 1, as wide as it says
+    smooth = smoothed_map(spot[0].double(), std=1.2)[0]
+    rows = torch.arange(9.0, dtype=torch.float64)
+    var = float((smooth.sum(1) * (rows - 4) ** 2).sum())
+    assert float(smooth.sum()) == pytest.approx(1) and var == pytest.approx(1.44, rel=0.02)
 
 
 def test_input_that_cannot_be_says_so_in_one_line():
