@@ -161,6 +161,19 @@ def test_tuned_weights_are_a_run_that_other_modes_load(
     assert not (tmp_path / "no").exists()
 
 
+def test_a_classifier_guides_a_model_that_is_told_no_class(tiny_run: Path, classifier_run: Path, tmp_path: Path):
+    guided = [f"--config.sampling.classifier={classifier_run}", "--config.sampling.classes=3"]
+    counterfactual = [*FLOW, *_method("counterfactual"), *guided]
+    arrays, report = _run(tiny_run, tmp_path / "a", *counterfactual, "--config.edit.num_images=2")
+    assert report["classes"] == [3, 3] and report["source_classes"] is None and arrays["maps"].shape == (2, 8, 8)
+    plain, _ = _run(
+        tiny_run, tmp_path / "b", *counterfactual, "--config.edit.num_images=2", "--config.sampling.classifier_scale=0"
+    )
+    # without the classifier's gradient, the way down is the way up
+    np.testing.assert_allclose(plain["x0"], plain["round_trip"], rtol=0, atol=1e-6)
+    assert (arrays["x0"] != plain["x0"]).any()
+
+
 def test_images_of_files_are_taken(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "photos"
     folder.mkdir()
