@@ -9,6 +9,7 @@ REGISTRIES = {
     "conditions": ("data.conditions", "CONDITIONS"),
     "correctors": ("samplers.correctors", "CORRECTORS"),
     "datasets": ("data.registry", "DATASETS"),
+    "edit_methods": ("tasks.editing.methods", "EDIT_METHODS"),
     "grids": ("sde_lib.grids", "GRIDS"),
     "likelihoods": ("likelihood.base", "LIKELIHOODS"),
     "losses": ("training.losses", "LOSSES"),

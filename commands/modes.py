@@ -75,6 +75,13 @@ MODES = {
         flags=("output", "input"),
         one_process=True,
     ),
+    "edit": Mode(
+        "editing.edit:edit_images",
+        "edit images: noise and back, another class, maps of lesions",
+        "--config configs/vp/digits.py --mode edit --config.edit.t=0.3",
+        flags=("output", "input"),
+        one_process=True,
+    ),
     "import": Mode(
         "import_checkpoint:import_checkpoint",
         "turn a published checkpoint into a run",

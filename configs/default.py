@@ -22,6 +22,7 @@ def get_default_config() -> ConfigDict:
     config.segment = _segment()
     config.cascade = _cascade()
     config.interpolate = _interpolate()
+    config.edit = _edit()
     return config
 
 
@@ -281,5 +282,21 @@ def _interpolate() -> ConfigDict:
             "way": "auto",  # circle, lerp or slerp; auto: slerp of flow latents, lerp of those of q
             "weights": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),  # stops between the ends, which are 0 and 1
             "times": (),  # t of the latents, 0.25,0.5: a block of rows each; (): where the sampler begins
+        }
+    )
+
+
+def _edit() -> ConfigDict:
+    """Settings of --mode edit, which samples by those of sampling: docs/howto/edit.md."""
+    return ConfigDict(
+        {
+            "method": "sdedit",  # counterfactual, finetune, invert or sdedit, or one that a plugin registers
+            "method_options": "",  # its options, as in "own_class=False" of invert or "steps=6" of finetune
+            "t": 0.0,  # the time that images are taken to; 0: by noise_ratio
+            # its noise level sigma / alpha, instead; 0: that of the method, 1 of sdedit and counterfactual, and where
+            # the sampler begins of the others
+            "noise_ratio": 0.0,
+            "num_images": 16,  # the first ones of the split; of --input all are edited
+            "split": "test",  # train or test, unless --input gives the images
         }
     )

@@ -37,8 +37,8 @@ def get_config():
 
 Any key can be set on the command line too, as in `--config.training.batch_size=64` or `--config.sampling.classes=3,7`.
 Names and types are checked; an unknown key is answered with the nearest one. `python main.py --list KIND` lists the
-names that may be used: conditions, correctors, datasets, grids, likelihoods, losses, operators, parameterizations,
-posteriors, predictors, samplers, sdes.
+names that may be used: conditions, correctors, datasets, edit_methods, grids, likelihoods, losses, operators,
+parameterizations, posteriors, predictors, samplers, sdes.
 
 This page is written by `python -m docs.config_page` from the comments of `configs/default.py`.
 """

@@ -65,8 +65,14 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("restore", "samples_per_image", 1, _MOST),
     ("segment", "num_images", 1, 10**9),
     ("segment", "samples_per_image", 2, _MOST),
+    ("edit", "t", 0, 1),
+    ("edit", "noise_ratio", 0, _LARGE),
+    ("edit", "num_images", 1, 10**9),
 )
-_SECTIONS = ("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate")
+_SECTIONS = (
+    *("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate"),
+    *("edit",),
+)
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
     *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
@@ -75,6 +81,7 @@ _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     ("restore", "split", ["train", "test"]),
     ("segment", "split", ["train", "test"]),
     ("interpolate", "split", ["train", "test"]),
+    ("edit", "split", ["train", "test"]),
     ("interpolate", "latents", ["flow", "q"]),
     ("interpolate", "way", ["auto", "circle", "lerp", "slerp"]),
     ("sampling", "guidance_schedule", ["cfg++", "constant"]),
@@ -130,6 +137,11 @@ def check_config(config: Config) -> None:
     if not all(0 <= w <= 1 for w in config.interpolate.weights):
         raise ValueError(
             f"config.interpolate.weights must lie in [0, 1], got {config.interpolate.weights}; 0 is the first image"
+        )
+    if config.edit.t and config.edit.noise_ratio:
+        raise ValueError(
+            "config.edit.t and config.edit.noise_ratio both say how far images are taken, got "
+            f"{config.edit.t:g} and {config.edit.noise_ratio:g}; leave one at 0"
         )
     if config.sampling.guidance_interval:
         check_interval(config.sampling.guidance_interval)

@@ -48,4 +48,5 @@ from .wrappers.posterior import (
     make_posterior,
     register_posterior,
 )
+from .wrappers.recomputed import RecomputedScoreModel
 from .wrappers.told_above import ToldAboveScoreModel

@@ -131,7 +131,7 @@ def check_finite(x: Float[Tensor, "batch *shape"], where: str) -> None:
         FloatingPointError: If a number is NaN or infinite.
     """
     # a sum is three times as fast as isfinite, and not finite where a term is not; finite terms may overflow it
-    if not math.isfinite(float(x.sum())) and not bool(torch.isfinite(x).all()):
+    if not math.isfinite(float(x.detach().sum())) and not bool(torch.isfinite(x).all()):
         raise FloatingPointError(
             f"the state stopped being finite in the {where}; look at the model's output there, or clip x0"
         )

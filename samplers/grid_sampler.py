@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import Cond, ScoreModel, count_network_calls
+from models import Cond, RecomputedScoreModel, ScoreModel, count_network_calls
 from sde_lib import SDE, NoiseStreams, Point, check_grid_choice, make_grid, points_of
 
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
@@ -147,6 +147,38 @@ class GridSampler(Sampler):
         hooks: Sequence[Hook] = (),
     ) -> SampleResult:
         """Walk down the grid; see ``Sampler.sample``."""
+        with torch.no_grad():
+            return self._walked(model, x_T, cond, noise, hooks)
+
+    def unroll(
+        self,
+        model: ScoreModel,
+        x_T: Float[Tensor, "batch *shape"],
+        *,
+        cond: Cond | None = None,
+        noise: NoiseStreams | None = None,
+    ) -> SampleResult:
+        """Sample so that gradients pass through all steps, to x_T and to the parameters of the model.
+
+        Of the network no activations are kept: the backward pass computes them anew, a step at a time
+        (``RecomputedScoreModel``), so that memory holds one call and the states.
+
+        Args:
+            model: Any ScoreModel, in float32 and not compiled.
+            x_T: See ``Sampler.sample``.
+            cond: Condition, handed to the model.
+            noise: One random stream a sample.
+
+        Raises:
+            ValueError: As ``sample``.
+            FloatingPointError: As ``sample``.
+        """
+        with torch.enable_grad():
+            return self._walked(RecomputedScoreModel(model), x_T, cond, noise, ())
+
+    def _walked(
+        self, model: ScoreModel, x_T: Tensor, cond: Cond | None, noise: NoiseStreams | None, hooks: Sequence[Hook]
+    ) -> SampleResult:
         if not x_T.is_floating_point() or x_T.ndim < 1 or x_T.shape[0] < 1:
             raise ValueError(
                 f"x_T must be a batch of floating-point samples, got {x_T.dtype} {list(x_T.shape)}; "
@@ -161,7 +193,7 @@ class GridSampler(Sampler):
         # the final denoising is a step, too
         ends = [Point(0.0, 1.0, 0.0, math.inf, model.sde)] if self._denoises(points[-1]) else []
         steps = [*self.moves(points), *((points[-1], end) for end in ends)]
-        with torch.no_grad(), count_network_calls(model) as counter:
+        with count_network_calls(model) as counter:
             check_finite(x_T, "start x_T")
             check_start(model.sde, x_T, points[0])
             x, states = x_T, [x_T]

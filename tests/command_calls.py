@@ -9,6 +9,7 @@ import pytest
 from training_runs import digits_like
 
 from commands import import_checkpoint, interpolate, restore, sample, segment, subject
+from commands.editing import edit
 from commands.eval import evaluate
 from commands.train import train
 from data import ImageDataset
@@ -108,6 +109,16 @@ class Bench:
             if target != "experiment.build.load_dataset":
                 patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
             return self.call(lambda: interpolate.interpolate_pairs(config, self._folder / "run"), target)
+
+    def edit(self, config: Config, target: str = "commands.editing.edit.write_edited") -> Call:
+        with self._monkeypatch.context() as patched:
+            self._with_model(sample, patched)
+            patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)
+            patched.setattr(edit, "check_for_use", lambda *_: None)
+            patched.setattr(subject, "as_trained", lambda *args: args[-1])
+            if target != "experiment.build.load_dataset":
+                patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
+            return self.call(lambda: edit.edit_images(config, self._folder / "run"), target)
 
     def eval(
         self,

@@ -197,6 +197,11 @@ def interpolated(read: Callable[..., Any]) -> Read:
     return found
 
 
+def edited(read: Callable[..., Any]) -> Read:
+    """Of run, method, images, their classes, what came of them and t of --mode edit."""
+    return lambda bench, config: read(*bench.edit(config).args)
+
+
 def split(name: str) -> Read:
     return lambda bench, config: getattr(bench.eval(config).args[0], name)
 

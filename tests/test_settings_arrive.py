@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_calls import Bench
 from settings_readers import (
     Read,
@@ -16,6 +17,7 @@ from settings_readers import (
     data,
     device,
     drawn,
+    edited,
     ema_weight,
     estimators,
     gradient_norm,
@@ -92,6 +94,10 @@ HALVED = ("model.attention_resolutions=",)
 DRAWN = ("eval.vlb_num_steps=4", "eval.vlb_steps_per_image=2")
 
 
+FLOW = (
+    "sampling.sampler=probability_flow", "sampling.options=solver=euler", "sampling.num_steps=9", "sampling.classes=3",
+    "model.class_conditional=True", "model.condition_dropout=0.5",
+)  # fmt: skip
 GUIDED = ("model.class_conditional=True", "model.condition_dropout=0.5", "sampling.guidance_weight=2")
 
 
@@ -350,6 +356,17 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "interpolate.way": _one("circle", "circle", interpolated(lambda *_, way, **__: way)),
     "interpolate.weights": _one("0.3", (0.0, 0.3, 1.0), interpolated(lambda *of, **_: of[4])),
     "interpolate.times": _one("0.6,0.2", 0.6, interpolated(lambda *of, **_: of[3])),
+    "edit.method": _one(
+        "counterfactual", "Counterfactual", edited(lambda _, method, *__: type(method).__name__), needs=FLOW
+    ),
+    "edit.method_options": _one(
+        "own_class=False", False, edited(lambda _, method, *__: method.own_class), needs=(*FLOW, "edit.method=invert")
+    ),
+    "edit.t": _one("0.6", 0.6, edited(lambda *of: of[5])),
+    "edit.noise_ratio": _one("0.5", 0.5, edited(lambda run, *of: round(float(
+        (-0.5 * run.model.sde.log_snr(torch.tensor([of[4]], dtype=torch.float64))).exp()), 6))),
+    "edit.num_images": _one("3", 3, edited(lambda *of: len(of[2].x0))),
+    "edit.split": _one("train", "train", data("edit", "split")),
     "cascade.stages": _one("vp/digits_2,vp/digits_4_sr", ["digits_2", "digits_4_sr"], stages),
     "cascade.noise_t": _one("0.1,0.2", (0.1, 0.2), cascade("noise_t")),
     "cascade.truncated": _one("True", True, cascade("truncated")),
