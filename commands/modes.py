@@ -63,11 +63,17 @@ MODES = {
         flags=("output", "input", "mask"),
     ),
     "interpolate": Mode(
-        "interpolate:interpolate_pairs",
+        "latents.interpolate:interpolate_pairs",
         "go from one image to another through their latents",
         "--config configs/vp/digits.py --mode interpolate --config.sampling.sampler=probability_flow",
         flags=("output", "input"),
         one_process=True,
+    ),
+    "progressive": Mode(
+        "latents.progressive:progressive",
+        "show samples as they come about, and what x_t holds of an image",
+        "--config configs/vp/digits.py --mode progressive --config.progressive.share_at=0.3,0.6",
+        flags=("output",),
     ),
     "import": Mode(
         "import_checkpoint:import_checkpoint",

@@ -21,6 +21,7 @@ def get_default_config() -> ConfigDict:
     config.restore = _restore()
     config.cascade = _cascade()
     config.interpolate = _interpolate()
+    config.progressive = _progressive()
     return config
 
 
@@ -266,5 +267,21 @@ def _interpolate() -> ConfigDict:
             "way": "auto",  # circle, lerp or slerp; auto: slerp of flow latents, lerp of those of q
             "weights": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),  # stops between the ends, which are 0 and 1
             "times": (),  # t of the latents, 0.25,0.5: a block of rows each; (): where the sampler begins
+        }
+    )
+
+
+def _progressive() -> ConfigDict:
+    """Settings of --mode progressive, which draws the samples of --mode sample: docs/howto/progressive.md."""
+    return ConfigDict(
+        {
+            # t at which samples are predicted, 0.9,0.5,0.1, each the nearest of the sampler's grid; (): num_times of them
+            "times": (),
+            "num_times": 10,  # how many are spread evenly over the sampler's steps
+            "num_images": 64,  # the first ones of the split, which noise is added to
+            "split": "test",  # test or train; the Frechet distance is to all of it
+            "share_at": (0.25, 0.5, 0.75),  # t of states that samples share; (): none
+            "shared_images": 8,  # the first ones of the split, each with a state at every such t
+            "shared_samples": 4,  # of each state, at least 2
         }
     )

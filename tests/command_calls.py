@@ -99,7 +99,7 @@ class Bench:
             patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)
             return self.call(lambda: sample.sample(config, self._folder / "run"), target)
 
-    def interpolate(self, config: Config, target: str = "commands.interpolate.interpolate_images") -> Call:
+    def interpolate(self, config: Config, target: str = "commands.latents.interpolate.interpolate_images") -> Call:
         with self._monkeypatch.context() as patched:
             self._with_model(sample, patched)
             patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)

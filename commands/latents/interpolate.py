@@ -25,8 +25,8 @@ from runtime.terminal import ProgressBar
 from samplers import GridSampler, ProbabilityFlowSampler, StepState
 from tasks.latents import Interpolation, interpolate_images
 
-from .sample import SampledRun, check_folder, load_sampled
-from .subject import load_split, refuse_untold
+from ..sample import SampledRun, check_folder, load_sampled
+from ..subject import load_split, refuse_untold
 
 _MOST_ROWS = 16  # of a time, in the picture
 
