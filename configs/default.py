@@ -275,7 +275,7 @@ def _progressive() -> ConfigDict:
     """Settings of --mode progressive, which draws the samples of --mode sample: docs/howto/progressive.md."""
     return ConfigDict(
         {
-            # t at which samples are predicted, 0.9,0.5,0.1, each the nearest of the sampler's grid; (): num_times of them
+            # t at which samples are predicted, 0.9,0.5,0.1, each the nearest of the sampler's steps; (): num_times
             "times": (),
             "num_times": 10,  # how many are spread evenly over the sampler's steps
             "num_images": 64,  # the first ones of the split, which noise is added to

@@ -127,9 +127,7 @@ def check_config(config: Config) -> None:
             raise ValueError(f"config.cascade.{key} is of a cascade, got a config of one model; leave it out")
     for section, key in (("interpolate", "times"), ("progressive", "times"), ("progressive", "share_at")):
         if not all(0 < t <= 1 for t in config[section][key]):
-            raise ValueError(
-                f"config.{section}.{key} must lie in (0, 1], got {config[section][key]}; 1 is noise alone"
-            )
+            raise ValueError(f"config.{section}.{key} must lie in (0, 1], got {config[section][key]}; 1 is noise alone")
     if not all(0 <= w <= 1 for w in config.interpolate.weights):
         raise ValueError(
             f"config.interpolate.weights must lie in [0, 1], got {config.interpolate.weights}; 0 is the first image"

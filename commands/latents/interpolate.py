@@ -22,11 +22,12 @@ from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.processes.ranks import ALONE
 from runtime.terminal import ProgressBar
-from samplers import GridSampler, ProbabilityFlowSampler, StepState
+from samplers import ProbabilityFlowSampler, StepState
 from tasks.latents import Interpolation, interpolate_images
 
 from ..sample import SampledRun, check_folder, load_sampled
 from ..subject import load_split, refuse_untold
+from .started import grid_sampler_of
 
 _MOST_ROWS = 16  # of a time, in the picture
 
@@ -72,23 +73,9 @@ def interpolate_pairs(config: Config, workdir: Path, *, output: str = "", input:
             return _write(run, ends, cond, times, found, folder)
 
 
-def _started_sampler(run: SampledRun) -> GridSampler:
-    """The sampler, if it can be started at any time.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    if not isinstance(run.sampler, GridSampler):
-        raise ValueError(
-            "--mode interpolate needs a sampler that walks down a grid, got sampling.sampler="
-            f"{run.config.sampling.sampler}; take ancestral or probability_flow"
-        )
-    return run.sampler
-
-
 def _times(run: SampledRun) -> tuple[float, ...]:
     """The times of the latents, at each of which the sampler can start."""
-    sampler = _started_sampler(run)
+    sampler = grid_sampler_of(run, "interpolate")
     times = run.config.interpolate.times or (float(sampler.times(run.model.sde)[0]),)
     for t in times:
         sampler.starting_at(run.model.sde, t)
@@ -161,7 +148,7 @@ def _classes_of(run: SampledRun, labels: Tensor | None) -> Tensor | None:
 
 def _interpolated(run: SampledRun, x0: Tensor, cond: Tensor | None, times: tuple[float, ...]) -> list[Interpolation]:
     """The interpolations at each time, in batches of whole pairs."""
-    settings, sampler = run.config.interpolate, _started_sampler(run)
+    settings, sampler = run.config.interpolate, grid_sampler_of(run, "interpolate")
     encoder = None
     if settings.latents == "flow":
         encoder = sampler if isinstance(sampler, ProbabilityFlowSampler) else ProbabilityFlowSampler()
