@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -134,10 +135,11 @@ class _Job:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """All that the results of a batch depend on."""
+        """All that the results of a batch depend on, as JSON gives it back."""
         settings, known = self.run.config.progressive, [self.x0] + ([] if self.labels is None else [self.labels])
         found = {"progressive": settings.to_dict(), "split": digest_of(*known)}
-        return self.run.fingerprint() | found | {"num_samples": self.run.config.sampling.num_samples}
+        found |= {"num_samples": self.run.config.sampling.num_samples}
+        return self.run.fingerprint() | json.loads(json.dumps(found))
 
     def of(self, kept: PartialResults, what: str, t: float = 0.0) -> list[Values]:
         """The kept results of one kind."""
