@@ -197,6 +197,16 @@ def interpolated(read: Callable[..., Any]) -> Read:
     return found
 
 
+def shared(read: Callable[..., Any]) -> Read:
+    """Of the arguments of the first samples that share a state in --mode progressive."""
+
+    def found(bench: Bench, config: Config) -> Any:
+        call = bench.progressive(config, "commands.latents.progressive.draw_shared")
+        return read(*call.args, **call.kwargs)
+
+    return found
+
+
 def split(name: str) -> Read:
     return lambda bench, config: getattr(bench.eval(config).args[0], name)
 

@@ -16,7 +16,7 @@ from evaluation.table import without_nan
 from experiment.build import pick_device
 from experiment.checks import check_config
 from experiment.config import Config
-from experiment.pictures import array_shape, as_array, image_grid, save_png
+from experiment.pictures import array_shape, as_array, save_png
 from experiment.workdir import check_for_use, save_npz, write_json
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
@@ -24,6 +24,7 @@ from runtime.processes.ranks import ALONE
 from runtime.terminal import ProgressBar
 from samplers import ProbabilityFlowSampler, StepState
 from tasks.latents import Interpolation, interpolate_images
+from tasks.restoration import restoration_picture
 
 from ..sample import SampledRun, check_folder, load_sampled
 from ..subject import load_split, refuse_untold
@@ -220,8 +221,7 @@ def _write(
     arrays |= {"stops": np.asarray(stops), "times": np.asarray(times)}
     save_npz(folder / "interpolated.npz", arrays)
     if isinstance(run.kind, ImageKind):
-        rows = [np.concatenate([two[:1], row, two[1:]]) for block in samples for two, row in _shown(pairs, block)]
-        save_png(folder / "grid.png", image_grid(np.concatenate(rows), columns=len(stops) + 2))
+        save_png(folder / "grid.png", np.concatenate([_picture(pairs, block, stops) for block in samples]))
     write_json(folder / "report.json", without_nan(report))
     kind_of = f"{settings.latents} latents by {_way(run.config)}"
     print(f"{len(pairs)} pairs of step {run.step}, {kind_of}, {run.config.sampling.sampler}; mean squares of latents")
@@ -234,5 +234,8 @@ def _write(
     return report
 
 
-def _shown(pairs: np.ndarray, block: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    return list(zip(pairs[:_MOST_ROWS], block[:_MOST_ROWS], strict=True))
+def _picture(pairs: np.ndarray, block: np.ndarray, stops: tuple[float, ...]) -> np.ndarray:
+    """The images of a time, a row a pair, under the weights of their stops."""
+    columns = {"first": pairs[:_MOST_ROWS, 0]}
+    columns |= {f"w = {w:.3g}": block[:_MOST_ROWS, k] for k, w in enumerate(stops)}
+    return restoration_picture(columns | {"second": pairs[:_MOST_ROWS, 1]})
