@@ -69,7 +69,7 @@ MODES = {
         flags=("output", "input"),
     ),
     "interpolate": Mode(
-        "interpolate:interpolate_pairs",
+        "latents.interpolate:interpolate_pairs",
         "go from one image to another through their latents",
         "--config configs/vp/digits.py --mode interpolate --config.sampling.sampler=probability_flow",
         flags=("output", "input"),
@@ -81,6 +81,12 @@ MODES = {
         "--config configs/vp/digits.py --mode edit --config.edit.t=0.3",
         flags=("output", "input"),
         one_process=True,
+    ),
+    "progressive": Mode(
+        "latents.progressive:progressive",
+        "show samples as they come about, and what x_t holds of an image",
+        "--config configs/vp/digits.py --mode progressive --config.progressive.share_at=0.3,0.6",
+        flags=("output",),
     ),
     "import": Mode(
         "import_checkpoint:import_checkpoint",

@@ -23,6 +23,7 @@ def get_default_config() -> ConfigDict:
     config.cascade = _cascade()
     config.interpolate = _interpolate()
     config.edit = _edit()
+    config.progressive = _progressive()
     return config
 
 
@@ -298,5 +299,21 @@ def _edit() -> ConfigDict:
             "noise_ratio": 0.0,
             "num_images": 16,  # the first ones of the split; of --input all are edited
             "split": "test",  # train or test, unless --input gives the images
+        }
+    )
+
+
+def _progressive() -> ConfigDict:
+    """Settings of --mode progressive, which draws the samples of --mode sample: docs/howto/progressive.md."""
+    return ConfigDict(
+        {
+            # t at which samples are predicted, 0.9,0.5,0.1, each the nearest of the sampler's steps; (): num_times
+            "times": (),
+            "num_times": 10,  # how many are spread evenly over the sampler's steps
+            "num_images": 64,  # the first ones of the split, which noise is added to
+            "split": "test",  # test or train; the Frechet distance is to all of it
+            "share_at": (0.25, 0.5, 0.75),  # t of states that samples share; (): none
+            "shared_images": 8,  # the first ones of the split, each with a state at every such t
+            "shared_samples": 4,  # of each state, at least 2
         }
     )

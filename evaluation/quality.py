@@ -35,6 +35,30 @@ class Estimate:
     stderr: float
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of a set of points, for many distances from one set.
+
+    Attributes:
+        mean: float64 [D].
+        root: R with the covariance R^T R, over n - 1, float64 [min(N, D), D].
+    """
+
+    mean: Float[Tensor, " dim"]
+    root: Float[Tensor, "rank dim"]
+
+
+def moments_of(features: Float[Tensor, "n dim"]) -> Moments:
+    """Mean and covariance of a set, one row a sample, [N, D], N at least 2.
+
+    Raises:
+        ValueError: If the set is no such matrix, or a value is not finite.
+    """
+    points = _checked("first", features)
+    mean = points.mean(0)
+    return Moments(mean, torch.linalg.qr(points - mean, mode="r").R / math.sqrt(len(points) - 1))
+
+
 def frechet_distance(features_a: Float[Tensor, "n_a dim"], features_b: Float[Tensor, "n_b dim"]) -> float:
     """Squared Frechet distance of the two Gaussians with the sets' moments.
 
@@ -53,14 +77,16 @@ def frechet_distance(features_a: Float[Tensor, "n_a dim"], features_b: Float[Ten
         ValueError: If the sets are no such matrices, or a value is not finite.
     """
     a, b = _checked_pair(features_a, features_b)
-    mean_a, mean_b = a.mean(0), b.mean(0)
+    return frechet_of_moments(moments_of(a), moments_of(b))
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    """The ``frechet_distance`` of two sets, of their moments."""
     # S = R^T R for R = qr(centred rows) / sqrt(n - 1), so that the eigenvalues of S_a S_b, and of the symmetric
     # S_a^{1/2} S_b S_a^{1/2}, are the squared singular values of R_a R_b^T. No covariance is formed and no eigenvalue's
     # root taken, which would turn rounding errors of 1e-16 into 1e-8, or into NaN where a covariance is singular.
-    root_a = torch.linalg.qr(a - mean_a, mode="r").R / math.sqrt(len(a) - 1)
-    root_b = torch.linalg.qr(b - mean_b, mode="r").R / math.sqrt(len(b) - 1)
-    cross = torch.linalg.svdvals(root_a @ root_b.T).sum()
-    distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * cross
+    cross = torch.linalg.svdvals(a.root @ b.root.T).sum()
+    distance = (a.mean - b.mean).square().sum() + a.root.square().sum() + b.root.square().sum() - 2 * cross
     return max(float(distance), 0.0)
 
 
@@ -251,17 +277,21 @@ def _initial_classifier(dataset: ImageDataset, generator: torch.Generator) -> Di
 
 def _checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both as float64 on the CPU, if they are finite matrices of one width with two samples or more."""
-    for name, points in (("first", a), ("second", b)):
-        if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1:
-            raise ValueError(
-                f"the {name} set must have shape [N, D] with N at least 2, got {list(points.shape)}; "
-                "pass one row a sample"
-            )
-        if not bool(torch.isfinite(points).all()):
-            bad = int((~torch.isfinite(points)).any(1).sum())
-            raise ValueError(
-                f"the {name} set must be finite, got {bad} of {len(points)} samples that are not; see what made them"
-            )
+    found = _checked("first", a), _checked("second", b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"both sets must have one width, got {a.shape[1]} and {b.shape[1]}; use the same features")
-    return a.detach().cpu().double(), b.detach().cpu().double()
+    return found
+
+
+def _checked(name: str, points: Tensor) -> Tensor:
+    """A set as float64 on the CPU, if it is a finite matrix with two samples or more."""
+    if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1:
+        raise ValueError(
+            f"the {name} set must have shape [N, D] with N at least 2, got {list(points.shape)}; pass one row a sample"
+        )
+    if not bool(torch.isfinite(points).all()):
+        bad = int((~torch.isfinite(points)).any(1).sum())
+        raise ValueError(
+            f"the {name} set must be finite, got {bad} of {len(points)} samples that are not; see what made them"
+        )
+    return points.detach().cpu().double()

@@ -71,7 +71,11 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
 )
 _SECTIONS = (
     *("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate"),
-    *("edit",),
+    *("progressive", "edit"),
+    ("progressive", "num_times", 1, _MOST),
+    ("progressive", "num_images", 1, 10**9),
+    ("progressive", "shared_images", 1, 10**9),
+    ("progressive", "shared_samples", 2, _MOST),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
@@ -82,6 +86,7 @@ _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     ("segment", "split", ["train", "test"]),
     ("interpolate", "split", ["train", "test"]),
     ("edit", "split", ["train", "test"]),
+    ("progressive", "split", ["train", "test"]),
     ("interpolate", "latents", ["flow", "q"]),
     ("interpolate", "way", ["auto", "circle", "lerp", "slerp"]),
     ("sampling", "guidance_schedule", ["cfg++", "constant"]),
@@ -130,10 +135,9 @@ def check_config(config: Config) -> None:
     for key in ("noise_t", "truncated"):
         if config.cascade[key] and not config.cascade.stages:
             raise ValueError(f"config.cascade.{key} is of a cascade, got a config of one model; leave it out")
-    if not all(0 < t <= 1 for t in config.interpolate.times):
-        raise ValueError(
-            f"config.interpolate.times must lie in (0, 1], got {config.interpolate.times}; 1 is noise alone"
-        )
+    for section, key in (("interpolate", "times"), ("progressive", "times"), ("progressive", "share_at")):
+        if not all(0 < t <= 1 for t in config[section][key]):
+            raise ValueError(f"config.{section}.{key} must lie in (0, 1], got {config[section][key]}; 1 is noise alone")
     if not all(0 <= w <= 1 for w in config.interpolate.weights):
         raise ValueError(
             f"config.interpolate.weights must lie in [0, 1], got {config.interpolate.weights}; 0 is the first image"

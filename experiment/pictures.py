@@ -187,3 +187,30 @@ def save_classifier_curve(path: Path, curve: Mapping[str, Any]) -> None:
             axes.axhline(curve["class_entropy"], color="black", ls="--", lw=1, label="entropy of the classes")
         axes.legend()
     save_figure(path, figure)
+
+
+def save_progress(path: Path, figures: Mapping[str, Any]) -> None:
+    """Plot what states x_t hold over t, with two standard errors either side.
+
+    Args:
+        path: PNG to write.
+        figures: "times" with "rmse_to_sample", "rmse_to_image", "gaussian_rmse" and "frechet", [T]; "share_at" with
+            "shared_variance" and "gaussian_shared_variance", [S]; and "_stderr" of what was measured.
+    """
+    panels = [("times", ("rmse_to_sample", "rmse_to_image", "gaussian_rmse"), "RMSE of the predicted x0", "linear")]
+    panels += [("times", ("frechet",), "Frechet distance of pixels to the data", "log")]
+    if figures["share_at"]:
+        panels += [("share_at", ("shared_variance", "gaussian_shared_variance"), "variance in common", "linear")]
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for axes, (at, names, title, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name in names:
+            mean, label = np.asarray(figures[name]), name.replace("_", " ")
+            if f"{name}_stderr" in figures:
+                error = 2 * np.nan_to_num(np.asarray(figures[f"{name}_stderr"]))
+                axes.errorbar(figures[at], mean, error, fmt=".-", lw=1.2, capsize=2, label=label)
+            else:
+                axes.plot(figures[at], mean, "--", color="black", lw=1, label=label)
+        axes.set(xlabel="t", title=title, yscale=scale)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save_figure(path, figure)

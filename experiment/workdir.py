@@ -30,6 +30,7 @@ FREE_IN_TRAINING = (
     "training.explosion_factor",
     "training.max_bad_steps",
     "interpolate.",
+    "progressive.",
     "sampling.",
     "eval.",
     "restore.",

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from training_runs import digits_like
 
-from commands import import_checkpoint, interpolate, restore, sample, segment, subject
+from commands import import_checkpoint, restore, sample, segment, subject
 from commands.editing import edit
 from commands.eval import evaluate
+from commands.latents import interpolate, progressive
 from commands.train import train
 from data import ImageDataset
 from experiment import build
@@ -100,15 +101,21 @@ class Bench:
             patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)
             return self.call(lambda: sample.sample(config, self._folder / "run"), target)
 
-    def interpolate(self, config: Config, target: str = "commands.interpolate.interpolate_images") -> Call:
+    def interpolate(self, config: Config, target: str = "commands.latents.interpolate.interpolate_images") -> Call:
+        return self._of_latents(config, target, interpolate, interpolate.interpolate_pairs)
+
+    def progressive(self, config: Config, target: str = "commands.latents.progressive.draw_progressively") -> Call:
+        return self._of_latents(config, target, progressive, progressive.progressive)
+
+    def _of_latents(self, config: Config, target: str, module: Any, command: Callable[[Config, Path], object]) -> Call:
         with self._monkeypatch.context() as patched:
             self._with_model(sample, patched)
             patched.setattr(sample, "trained_kind", lambda *_: digits_like(1).kind)
-            patched.setattr(interpolate, "check_for_use", lambda *_: None)
+            patched.setattr(module, "check_for_use", lambda *_: None)
             patched.setattr(subject, "as_trained", lambda *args: args[-1])
             if target != "experiment.build.load_dataset":
                 patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
-            return self.call(lambda: interpolate.interpolate_pairs(config, self._folder / "run"), target)
+            return self.call(lambda: command(config, self._folder / "run"), target)
 
     def edit(self, config: Config, target: str = "commands.editing.edit.write_edited") -> Call:
         with self._monkeypatch.context() as patched:

@@ -202,6 +202,16 @@ def edited(read: Callable[..., Any]) -> Read:
     return lambda bench, config: read(*bench.edit(config).args)
 
 
+def shared(read: Callable[..., Any]) -> Read:
+    """Of the arguments of the first samples that share a state in --mode progressive."""
+
+    def found(bench: Bench, config: Config) -> Any:
+        call = bench.progressive(config, "commands.latents.progressive.draw_shared")
+        return read(*call.args, **call.kwargs)
+
+    return found
+
+
 def split(name: str) -> Read:
     return lambda bench, config: getattr(bench.eval(config).args[0], name)
 

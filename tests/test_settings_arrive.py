@@ -41,6 +41,7 @@ from settings_readers import (
     sampler,
     seen,
     seen_model,
+    shared,
     source,
     split,
     stages,
@@ -367,6 +368,18 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
         (-0.5 * run.model.sde.log_snr(torch.tensor([of[4]], dtype=torch.float64))).exp()), 6))),
     "edit.num_images": _one("3", 3, edited(lambda *of: len(of[2].x0))),
     "edit.split": _one("train", "train", data("edit", "split")),
+    "progressive.times": _one("0.8,0.2", (0.8, 0.2), lambda bench, config: bench.progressive(config).args[3]),
+    "progressive.num_times": _one("2", (1.0, 0.2), lambda bench, config: bench.progressive(config).args[3]),
+    "progressive.num_images": _one(
+        "2", 2, lambda bench, config: bench.progressive(
+            config, "commands.latents.progressive.predictions_along").args[1].shape[1],
+    ),
+    "progressive.split": _one("train", "train", data("progressive", "split")),
+    "progressive.share_at": _one("0.6,0.3", 0.6, shared(lambda _, __, ___, t, **____: t)),
+    "progressive.shared_images": _one(
+        "1", [0], shared(lambda *_, numbers, **__: numbers), needs=("sampling.batch_size=8",)
+    ),
+    "progressive.shared_samples": _one("2", 2, shared(lambda *_, num_samples, **__: num_samples)),
     "cascade.stages": _one("vp/digits_2,vp/digits_4_sr", ["digits_2", "digits_4_sr"], stages),
     "cascade.noise_t": _one("0.1,0.2", (0.1, 0.2), cascade("noise_t")),
     "cascade.truncated": _one("True", True, cascade("truncated")),

@@ -32,6 +32,7 @@ EXAMPLES: dict[str, Any] = {
     "cascade.stages": ("vp/digits_2", "vp/digits_4_sr"),
     "cascade.noise_t": (0.1, 0.1),
     "interpolate.times": (0.25, 0.5),
+    "progressive.times": (0.9, 0.5),
 }
 
 

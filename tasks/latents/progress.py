@@ -1,4 +1,4 @@
-"""Images that a state x_t holds already: x0 as it is predicted, and samples that share x_t."""
+"""Images that a state x_t holds already: x0 as it is predicted on the way, and samples that share x_t."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models import Cond, ScoreModel
-from samplers import GridSampler, Hook
-from sde_lib import SDE, NoiseStreams, derive_seed
+from samplers import GridSampler, Hook, StepState
+from sde_lib import SDE, NoiseStreams, derive_seed, points_of
 
 _NOISE, _SHARED = 3, 4  # derive the seeds of these draws from the run's
 
@@ -53,6 +53,91 @@ def predictions_along(
         at = torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device)
         found.append(model(x_t, at, cond=cond).x0)
     return torch.stack(found)
+
+
+def prediction_times(
+    sampler: GridSampler, sde: SDE, wanted: Sequence[float] = (), *, num_times: int = 10
+) -> tuple[float, ...]:
+    """Times at which a sampler has states with noise, falling.
+
+    Args:
+        sampler: The sampler.
+        sde: The SDE of the model that is to be sampled.
+        wanted: Times, for each of which the nearest of the grid is taken.
+        num_times: Without any, how many are spread evenly over the steps of the grid, its first and its last with noise
+            included.
+
+    Raises:
+        ValueError: If a time lies beyond the grid.
+    """
+    noisy = [point.t for point in points_of(sde, sampler.times(sde)) if point.sigma > 0]
+    if not wanted:
+        spread = torch.linspace(0, len(noisy) - 1, min(num_times, len(noisy)), dtype=torch.float64)
+        return tuple(noisy[int(k)] for k in spread.round())
+    for t in wanted:
+        if not noisy[-1] <= t <= noisy[0]:
+            raise ValueError(
+                f"{type(sampler).__name__} has states with noise at t in [{noisy[-1]:.6g}, {noisy[0]:.6g}], got "
+                f"{t:.6g}; change t, or take more steps"
+            )
+    return tuple(sorted({min(noisy, key=lambda one: abs(one - t)) for t in wanted}, reverse=True))
+
+
+@dataclass(frozen=True)
+class ProgressiveSamples:
+    """Samples, and what was predicted of them on the way.
+
+    Attributes:
+        x0: The samples, [B, ...].
+        x0_hat: E[x0 | x_t] of their states x_t at some times, [T, B, ...].
+        nfe: Network calls of the sampler; each prediction is one more.
+    """
+
+    x0: Float[Tensor, "batch *shape"]
+    x0_hat: Float[Tensor, "times batch *shape"]
+    nfe: int
+
+
+def draw_progressively(
+    model: ScoreModel,
+    sampler: GridSampler,
+    sample_shape: Sequence[int],
+    times: Sequence[float],
+    *,
+    numbers: Sequence[int],
+    cond: Cond | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    hooks: Sequence[Hook] = (),
+) -> ProgressiveSamples:
+    """Draw samples, and predict them from their states on the way (Ho et al. 2020, Figs. 6 and 14).
+
+    Sample k draws from a stream of (seed, k), and is that of ``--mode sample``. Of an exact sampler (x_t, x_0) is a
+    pair of the forward process, so that |x0_hat - x_0|^2 is what x_t leaves open, and x0_hat of Gaussian data of
+    variance c has variance r c, with the correlation r of ``shared_correlation``.
+
+    Args:
+        model: The model.
+        sampler: The sampler.
+        sample_shape: Shape of one sample.
+        times: Times of ``prediction_times``.
+        numbers: The number k of each sample.
+        cond: Condition of each sample, or None.
+        seed: Seed of the run.
+        device: Where the model is.
+        hooks: See ``Sampler.sample``.
+    """
+    noise = NoiseStreams(seed, numbers)
+    x_T = sampler.prior_sample(model.sde, sample_shape, noise, device=device)
+    states = {float(sampler.times(model.sde)[0]): x_T}
+
+    def keep(state: StepState) -> None:
+        if state.s in times and state.sigma > 0:
+            states[state.s] = state.x
+
+    result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[*hooks, keep])
+    x0_hat = predictions_along(model, torch.stack([states[t] for t in times]), times, cond=cond)
+    return ProgressiveSamples(result.x0, x0_hat, result.nfe)
 
 
 @dataclass(frozen=True)
@@ -118,5 +203,52 @@ def shared_correlation(sde: SDE, t: float, *, var: float) -> float:
         t: The time at which x_t is shared.
         var: c, the variance of the data.
     """
+    return float(_correlations(sde, t, torch.tensor(var, dtype=torch.float64)))
+
+
+def _correlations(sde: SDE, t: float, variances: Tensor) -> Tensor:
     alpha, sigma = (float(one) for one in sde.alpha_sigma(torch.tensor(t, dtype=torch.float64)))
-    return alpha**2 * var / (alpha**2 * var + sigma**2)
+    return alpha**2 * variances / (alpha**2 * variances + sigma**2)
+
+
+def gaussian_correlation(sde: SDE, t: float, *, variances: Float[Tensor, " dim"]) -> float:
+    """The share of the variance of two samples of Gaussian data that they have in common, if they share x_t.
+
+    sum_i c_i r_i / sum_i c_i over the eigenvalues c_i of the covariance, each with its ``shared_correlation`` r_i. The
+    rest, sum_i c_i (1 - r_i), is the error of the best linear guess of x0 given x_t, whatever the data's law is, so
+    that E[x0 | x_t] of a perfect model errs by no more.
+
+    Args:
+        sde: The SDE.
+        t: The time.
+        variances: c_i, [D].
+    """
+    variances = variances.double()
+    return float((variances * _correlations(sde, t, variances)).sum() / variances.sum())
+
+
+def variances_of(x0: Float[Tensor, "images *shape"]) -> Float[Tensor, " dim"]:
+    """The eigenvalues of the covariance of images, float64, as many as are not 0 for their number's sake."""
+    centred = x0.double().flatten(1) - x0.double().flatten(1).mean(0)
+    gram = centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T
+    return torch.linalg.eigvalsh(gram).clamp(min=0) / max(len(centred) - 1, 1)
+
+
+def common_variance(
+    samples: Float[Tensor, "images k *shape"], mean: Float[Tensor, "*shape"]
+) -> dict[str, Float[Tensor, " images"]]:
+    """The parts of the correlation of K samples that share x_t, of each image, float64 [N].
+
+    Args:
+        samples: K samples of each state, at least 2.
+        mean: The mean of the data.
+
+    Returns:
+        "common", the mean of (x_j - mean)(x_k - mean) over numbers and pairs j < k, and "total", that of
+        (x_j - mean)^2: of an exact sampler the ratio of their means over images is the share of variance in common.
+    """
+    offset = (samples.double() - mean.double()).flatten(2)
+    count, total = offset.shape[1], offset.square().mean((1, 2))
+    # sum over all pairs, less that of each with itself
+    all_pairs = offset.sum(1).square().mean(1)
+    return {"common": (all_pairs - count * total) / (count * (count - 1)), "total": total}

@@ -91,7 +91,7 @@ def restoration_figures(per_image: PerImage, *, num_samples: int, noise_std: flo
     }
     if "sample_mse" in per_image:
         found |= ensemble_figures(per_image, num_samples=num_samples)
-        found["coverage"] = _ratio(per_image["inside"], per_image["compared"]) if num_samples > 1 else None
+        found["coverage"] = ratio_of_means(per_image["inside"], per_image["compared"]) if num_samples > 1 else None
     return found
 
 
@@ -127,7 +127,7 @@ def root_of_mean(values: Tensor) -> Estimate:
     return {"value": root, "stderr": stderr / (2 * root) if root > 0 else stderr}
 
 
-def _ratio(above: Tensor, below: Tensor) -> Estimate | None:
+def ratio_of_means(above: Tensor, below: Tensor) -> Estimate | None:
     """The ratio of two means over images; its error is that of the mean of a - r b, over the mean of b."""
     mean = float(below.double().mean())
     if mean == 0:
@@ -137,7 +137,7 @@ def _ratio(above: Tensor, below: Tensor) -> Estimate | None:
 
 
 def _root_of_ratio(above: Tensor, below: Tensor) -> Estimate | None:
-    ratio = _ratio(above, below)
+    ratio = ratio_of_means(above, below)
     if ratio is None or ratio["value"] <= 0:
         return ratio
     root = math.sqrt(ratio["value"])

@@ -52,7 +52,8 @@ def test_the_report_is_of_the_files(tiny_run: Path, tmp_path: Path, capsys: pyte
     # a bound of x0 is no matter to q
     assert report["clip_x0"] and report["nfe"][0] > report["nfe"][1]
     assert "2 pairs of step 6, q latents by lerp, ddim" in capsys.readouterr().out
-    assert Image.open(tmp_path / "out" / "grid.png").size == (5 * 50 + 2, 4 * 50 + 2)
+    # a block of two rows a time, each under a line of names
+    assert Image.open(tmp_path / "out" / "grid.png").size == (5 * 66 + 2, 2 * (2 * 66 + 2 + 16))
 
 
 def test_the_flow_brings_the_ends_back_and_more_steps_bring_them_nearer(tiny_run: Path, tmp_path: Path):

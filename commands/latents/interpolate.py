@@ -16,17 +16,19 @@ from evaluation.table import without_nan
 from experiment.build import pick_device
 from experiment.checks import check_config
 from experiment.config import Config
-from experiment.pictures import array_shape, as_array, image_grid, save_png
+from experiment.pictures import array_shape, as_array, save_png
 from experiment.workdir import check_for_use, save_npz, write_json
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.processes.ranks import ALONE
 from runtime.terminal import ProgressBar
-from samplers import GridSampler, ProbabilityFlowSampler, StepState
+from samplers import ProbabilityFlowSampler, StepState
 from tasks.latents import Interpolation, interpolate_images
+from tasks.restoration import restoration_picture
 
-from .sample import SampledRun, check_folder, load_sampled
-from .subject import load_split, refuse_untold
+from ..sample import SampledRun, check_folder, load_sampled
+from ..subject import load_split, refuse_untold
+from .started import grid_sampler_of
 
 _MOST_ROWS = 16  # of a time, in the picture
 
@@ -72,23 +74,9 @@ def interpolate_pairs(config: Config, workdir: Path, *, output: str = "", input:
             return _write(run, ends, cond, times, found, folder)
 
 
-def _started_sampler(run: SampledRun) -> GridSampler:
-    """The sampler, if it can be started at any time.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    if not isinstance(run.sampler, GridSampler):
-        raise ValueError(
-            "--mode interpolate needs a sampler that walks down a grid, got sampling.sampler="
-            f"{run.config.sampling.sampler}; take ancestral or probability_flow"
-        )
-    return run.sampler
-
-
 def _times(run: SampledRun) -> tuple[float, ...]:
     """The times of the latents, at each of which the sampler can start."""
-    sampler = _started_sampler(run)
+    sampler = grid_sampler_of(run, "interpolate")
     times = run.config.interpolate.times or (float(sampler.times(run.model.sde)[0]),)
     for t in times:
         sampler.starting_at(run.model.sde, t)
@@ -161,7 +149,7 @@ def _classes_of(run: SampledRun, labels: Tensor | None) -> Tensor | None:
 
 def _interpolated(run: SampledRun, x0: Tensor, cond: Tensor | None, times: tuple[float, ...]) -> list[Interpolation]:
     """The interpolations at each time, in batches of whole pairs."""
-    settings, sampler = run.config.interpolate, _started_sampler(run)
+    settings, sampler = run.config.interpolate, grid_sampler_of(run, "interpolate")
     encoder = None
     if settings.latents == "flow":
         encoder = sampler if isinstance(sampler, ProbabilityFlowSampler) else ProbabilityFlowSampler()
@@ -233,8 +221,7 @@ def _write(
     arrays |= {"stops": np.asarray(stops), "times": np.asarray(times)}
     save_npz(folder / "interpolated.npz", arrays)
     if isinstance(run.kind, ImageKind):
-        rows = [np.concatenate([two[:1], row, two[1:]]) for block in samples for two, row in _shown(pairs, block)]
-        save_png(folder / "grid.png", image_grid(np.concatenate(rows), columns=len(stops) + 2))
+        save_png(folder / "grid.png", np.concatenate([_picture(pairs, block, stops) for block in samples]))
     write_json(folder / "report.json", without_nan(report))
     kind_of = f"{settings.latents} latents by {_way(run.config)}"
     print(f"{len(pairs)} pairs of step {run.step}, {kind_of}, {run.config.sampling.sampler}; mean squares of latents")
@@ -247,5 +234,8 @@ def _write(
     return report
 
 
-def _shown(pairs: np.ndarray, block: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    return list(zip(pairs[:_MOST_ROWS], block[:_MOST_ROWS], strict=True))
+def _picture(pairs: np.ndarray, block: np.ndarray, stops: tuple[float, ...]) -> np.ndarray:
+    """The images of a time, a row a pair, under the weights of their stops."""
+    columns = {"first": pairs[:_MOST_ROWS, 0]}
+    columns |= {f"w = {w:.3g}": block[:_MOST_ROWS, k] for k, w in enumerate(stops)}
+    return restoration_picture(columns | {"second": pairs[:_MOST_ROWS, 1]})

@@ -1,0 +1,1 @@
+"""Commands about latents: images between two others, and images as they come about."""
