@@ -37,6 +37,7 @@ SHAPES = {
 CLASSIFIERS = ("cifar10_classifier", "digits_classifier", "mnist_classifier")
 FOR_LIKELIHOOD = ("cifar10_improved", "digits_dequantized", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
 
+LESIONS = ("digits_lesions", "mnist_lesions")
 CONDITIONAL = ("cifar10_class", "cifar10_gray", "digits_class", "digits_sr", "mnist_class", "mnist_sr")
 STAGES = ("digits_2", "digits_4_sr", "mnist_7", "mnist_14_sr")
 
@@ -44,8 +45,11 @@ STAGES = ("digits_2", "digits_4_sr", "mnist_7", "mnist_14_sr")
 def _data(config: ConfigDict) -> AnyDataset:
     if config.data.dataset == "moons":
         return load_dataset("moons", root=".", split="train")
-    channels, height, width, levels = SHAPES[config.data.dataset]
+    is_lesions = config.data.dataset == "lesions"
+    channels, height, width, levels = SHAPES[config.data.options[5:] if is_lesions else config.data.dataset]
     images = torch.randint(levels, (12, channels, height, width), dtype=torch.uint8)
+    if is_lesions:
+        return ImageDataset(images, torch.arange(12) % 2, levels, 2, "lesions", "train")
     dataset = ImageDataset(images, torch.arange(12) % 10, levels, 10, config.data.dataset, "train")
     return downscale(dataset, config.data.downscale)
 
@@ -58,7 +62,7 @@ def test_the_promised_configs_are_there():
                 *names,
                 *(
                     f"configs/vp/{name}.py"
-                    for name in ("folder", "moons", *CLASSIFIERS, *FOR_LIKELIHOOD, *CONDITIONAL, *STAGES)
+                    for name in ("folder", "moons", *CLASSIFIERS, *FOR_LIKELIHOOD, *CONDITIONAL, *LESIONS, *STAGES)
                 ),
             ]
         )
@@ -96,7 +100,8 @@ def test_config_is_the_family_that_its_folder_says(path: str):
     assert (
         config.sde.name in {"vp": ("vp", "ddpm", "improved_ddpm", "vp_learned"), "ve": "ve", "subvp": "subvp"}[family]
     )
-    assert config.data.dataset == Path(path).stem.split("_")[0]
+    stem = Path(path).stem
+    assert config.data.dataset == ("lesions" if stem in LESIONS else stem.split("_")[0])
     build_sampler(config)
     grid = make_grid(config.sampling.grid, sde, config.sampling.num_steps)
     assert len(grid) == config.sampling.num_steps + 1
