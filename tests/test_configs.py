@@ -38,7 +38,10 @@ CLASSIFIERS = ("cifar10_classifier", "digits_classifier", "mnist_classifier")
 FOR_LIKELIHOOD = ("cifar10_improved", "digits_dequantized", "digits_hybrid", "mnist_levels", "mnist_vdm", "mnist_vlb")
 
 CONDITIONAL = ("cifar10_class", "cifar10_gray", "digits_class", "digits_sr", "mnist_class", "mnist_sr")
-SEGMENTATION = ("digits_segment", "mnist_segment")
+OF_LESIONS = {
+    **dict.fromkeys(("digits_lesions", "mnist_lesions"), "lesions"),
+    **dict.fromkeys(("digits_segment", "mnist_segment"), "lesion_masks"),
+}
 STAGES = ("digits_2", "digits_4_sr", "mnist_7", "mnist_14_sr")
 
 
@@ -51,8 +54,11 @@ def _data(config: ConfigDict) -> AnyDataset:
         paired = torch.randint(levels, images.shape, dtype=torch.uint8)
         labels = torch.arange(12) % 2
         return ImageDataset(images, labels, 2, 2, "lesion_masks", "train", paired=paired, paired_levels=levels)
-    channels, height, width, levels = SHAPES[config.data.dataset]
+    is_lesions = config.data.dataset == "lesions"
+    channels, height, width, levels = SHAPES[config.data.options[5:] if is_lesions else config.data.dataset]
     images = torch.randint(levels, (12, channels, height, width), dtype=torch.uint8)
+    if is_lesions:
+        return ImageDataset(images, torch.arange(12) % 2, levels, 2, "lesions", "train")
     dataset = ImageDataset(images, torch.arange(12) % 10, levels, 10, config.data.dataset, "train")
     return downscale(dataset, config.data.downscale)
 
@@ -65,7 +71,7 @@ def test_the_promised_configs_are_there():
                 *names,
                 *(
                     f"configs/vp/{name}.py"
-                    for name in ("folder", "moons", *CLASSIFIERS, *FOR_LIKELIHOOD, *CONDITIONAL, *SEGMENTATION, *STAGES)
+                    for name in ("folder", "moons", *CLASSIFIERS, *FOR_LIKELIHOOD, *CONDITIONAL, *OF_LESIONS, *STAGES)
                 ),
             ]
         )
@@ -103,8 +109,8 @@ def test_config_is_the_family_that_its_folder_says(path: str):
     assert (
         config.sde.name in {"vp": ("vp", "ddpm", "improved_ddpm", "vp_learned"), "ve": "ve", "subvp": "subvp"}[family]
     )
-    name, base = Path(path).stem, Path(path).stem.split("_")[0]
-    assert config.data.dataset == ("lesion_masks" if name in SEGMENTATION else base)
+    stem = Path(path).stem
+    assert config.data.dataset == OF_LESIONS.get(stem, stem.split("_")[0])
     build_sampler(config)
     grid = make_grid(config.sampling.grid, sde, config.sampling.num_steps)
     assert len(grid) == config.sampling.num_steps + 1
