@@ -63,7 +63,7 @@ MODES = {
         flags=("output", "input", "mask"),
     ),
     "segment": Mode(
-        "segment:segment",
+        "ensembles.segment:segment",
         "draw masks of images, several of each, and measure them",
         "--config configs/vp/digits_segment.py --mode segment --input photo.png",
         flags=("output", "input"),

@@ -50,7 +50,7 @@ from tasks.restoration import (
     shown_measurement,
 )
 
-from .ensembles import Ensembles, Numbers
+from .ensembles.kept import Ensembles, Numbers
 from .sample import check_folder
 from .subject import load_split, refuse_untold
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from training_runs import digits_like
 
-from commands import import_checkpoint, interpolate, restore, sample, segment, subject
+from commands import import_checkpoint, interpolate, restore, sample, subject
+from commands.ensembles import segment
 from commands.eval import evaluate
 from commands.train import train
 from data import ImageDataset
@@ -131,7 +132,7 @@ class Bench:
                 patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
             return self.call(lambda: restore.restore(config, self._folder / "run"), target)
 
-    def segment(self, config: Config, target: str = "commands.segment.draw_ensemble") -> Call:
+    def segment(self, config: Config, target: str = "commands.ensembles.segment.draw_ensemble") -> Call:
         digits = digits_like(64)
         masks = replace(digits, images=digits.images % 2, num_levels=2, paired=digits.images, paired_levels=17)
         with self._monkeypatch.context() as patched:

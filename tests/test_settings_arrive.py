@@ -335,7 +335,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "restore.samples_per_image": _one("2", [(0, 0), (0, 1), (1, 0)], restored(lambda *of: of[3])),
     "restore.split": _one("train", "train", data("restore", "split")),
     "segment.num_images": _one(
-        "3", 3, lambda *of: of[0].segment(of[1], "commands.segment.Ensembles").args[0], needs=TOLD_PAIRED
+        "3", 3, lambda *of: of[0].segment(of[1], "commands.ensembles.segment.Ensembles").args[0], needs=TOLD_PAIRED
     ),
     "segment.samples_per_image": _one(
         "2", [(0, 0), (0, 1), (1, 0)], lambda *of: of[0].segment(of[1]).args[2], needs=TOLD_PAIRED
