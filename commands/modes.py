@@ -57,13 +57,13 @@ MODES = {
         flags=("output", "input"),
     ),
     "restore": Mode(
-        "restore:restore",
+        "ensembles.restore:restore",
         "draw what a measurement leaves open: fill in, enlarge, sharpen",
         "--config configs/vp/digits.py --mode restore --input photo.png --mask mask.png",
         flags=("output", "input", "mask"),
     ),
     "segment": Mode(
-        "segment:segment",
+        "ensembles.segment:segment",
         "draw masks of images, several of each, and measure them",
         "--config configs/vp/digits_segment.py --mode segment --input photo.png",
         flags=("output", "input"),

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from training_runs import digits_like
 
-from commands import import_checkpoint, restore, sample, segment, subject
+from commands import import_checkpoint, sample, subject
 from commands.editing import edit
+from commands.ensembles import restore, segment
 from commands.eval import evaluate
 from commands.latents import interpolate, progressive
 from commands.train import train
@@ -140,7 +141,7 @@ class Bench:
                 patched.setattr(build, "load_dataset", lambda *_, **__: self._images(config))
             return self.call(lambda: command(config, self._folder / "run"), target)
 
-    def restore(self, config: Config, target: str = "commands.restore.draw_posterior") -> Call:
+    def restore(self, config: Config, target: str = "commands.ensembles.restore.draw_posterior") -> Call:
         with self._monkeypatch.context() as patched:
             self._with_model(restore, patched)
             patched.setattr(restore, "trained_kind", lambda *_: digits_like(1).kind)
@@ -149,7 +150,7 @@ class Bench:
                 patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
             return self.call(lambda: restore.restore(config, self._folder / "run"), target)
 
-    def segment(self, config: Config, target: str = "commands.segment.draw_ensemble") -> Call:
+    def segment(self, config: Config, target: str = "commands.ensembles.segment.draw_ensemble") -> Call:
         digits = digits_like(64)
         masks = replace(digits, images=digits.images % 2, num_levels=2, paired=digits.images, paired_levels=17)
         with self._monkeypatch.context() as patched:

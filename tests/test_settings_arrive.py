@@ -332,17 +332,17 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "restore.noise_std": _one(
         "0.3", 0.3, restored(lambda method, *_: method.noise_std),
         restored(lambda _, model, *__: model.model.noise_std),
-        lambda bench, config: bench.restore(config, "commands.restore.measure").kwargs["noise_std"],
+        lambda bench, config: bench.restore(config, "commands.ensembles.restore.measure").kwargs["noise_std"],
     ),
     "restore.method": _one("ddnm", "DDNMScoreModel", restored(lambda _, model, *__: type(model.model).__name__)),
     "restore.method_options": _one("iterations=2", 2, restored(lambda _, model, *__: model.model.iterations)),
     "restore.num_images": _one(
-        "3", 3, lambda bench, config: len(bench.restore(config, "commands.restore.measure").args[1])
+        "3", 3, lambda bench, config: len(bench.restore(config, "commands.ensembles.restore.measure").args[1])
     ),
     "restore.samples_per_image": _one("2", [(0, 0), (0, 1), (1, 0)], restored(lambda *of: of[3])),
     "restore.split": _one("train", "train", data("restore", "split")),
     "segment.num_images": _one(
-        "3", 3, lambda *of: of[0].segment(of[1], "commands.segment.Ensembles").args[0], needs=TOLD_PAIRED
+        "3", 3, lambda *of: of[0].segment(of[1], "commands.ensembles.segment.Ensembles").args[0], needs=TOLD_PAIRED
     ),
     "segment.samples_per_image": _one(
         "2", [(0, 0), (0, 1), (1, 0)], lambda *of: of[0].segment(of[1]).args[2], needs=TOLD_PAIRED

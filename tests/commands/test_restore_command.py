@@ -99,7 +99,7 @@ def test_a_stop_leaves_no_report_and_the_same_command_goes_on(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     whole, _ = _restored(tiny_run, tmp_path / "whole")
-    from commands import restore as module
+    from commands.ensembles import restore as module
 
     draw, calls = module.draw_posterior, []
 

@@ -83,7 +83,7 @@ def test_a_stop_leaves_no_report_and_the_same_command_goes_on(
     masks_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     whole, _ = _segmented(masks_run, tmp_path / "whole")
-    from commands import segment as module
+    from commands.ensembles import segment as module
 
     draw, calls = module.draw_ensemble, []
 

@@ -15,7 +15,7 @@ from runtime.processes.ranks import Ranks
 from runtime.terminal import ProgressBar
 from samplers import Hook, StepState
 
-from .sample import share_plan
+from ..sample import share_plan
 
 Numbers = list[tuple[int, int]]  # of image and sample, a pair each
 

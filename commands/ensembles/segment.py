@@ -33,8 +33,8 @@ from tasks.ensembles import draw_ensemble
 from tasks.restoration import restoration_picture
 from tasks.segmentation import segmentation_figures, segmentation_table
 
-from .ensembles import Ensembles, Numbers
-from .sample import SampledRun, check_folder, conditions_of, load_sampled
+from ..sample import SampledRun, check_folder, conditions_of, load_sampled
+from .kept import Ensembles, Numbers
 
 _MOST_ROWS, _MOST_SAMPLES = 16, 8  # in the picture
 

@@ -50,9 +50,9 @@ from tasks.restoration import (
     shown_measurement,
 )
 
-from .ensembles import Ensembles, Numbers
-from .sample import check_folder
-from .subject import load_split, refuse_untold
+from ..sample import check_folder
+from ..subject import load_split, refuse_untold
+from .kept import Ensembles, Numbers
 
 _NETWORK = {"precision": "fp32", "compile": False}  # gradients pass through neither bf16 nor compiled code
 _MOST_ROWS, _MOST_SAMPLES = 16, 8  # in the picture
