@@ -32,7 +32,7 @@ from evaluation.quality import (
     sliced_wasserstein,
     train_feature_classifier,
 )
-from evaluation.sample_batch import draw_batch
+from evaluation.samples.sample_batch import draw_batch
 from experiment import TrainedRun
 from experiment.build import build_sampler
 from experiment.pictures import image_grid, save_png

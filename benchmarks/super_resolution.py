@@ -24,8 +24,8 @@ from benchmarks.timing import table
 from benchmarks.trained import add_run, load_images, load_named_run, unguided
 from data import ImageDataset
 from evaluation.quality import Estimate
-from evaluation.sample_batch import draw_batch
-from evaluation.sample_conditions import SampleConditions
+from evaluation.samples.sample_batch import draw_batch
+from evaluation.samples.sample_conditions import SampleConditions
 from experiment import TrainedRun
 from experiment.build import build_sampler
 from experiment.config import Config

@@ -12,11 +12,11 @@ import torch
 
 from data.conditions import LowResolution
 from evaluation.over_ranks import deal, says_what_is_kept
-from evaluation.sample_set import SampleSet
+from evaluation.samples.sample_set import SampleSet
 from experiment.build import build_dataset, pick_device
-from experiment.checks import check_config
 from experiment.conditions import Conditions, build_conditions
 from experiment.config import Config, data_root
+from experiment.config.checks import check_config
 from experiment.imported_config import complete_config
 from experiment.pictures import as_array
 from experiment.rank0_first import load_on_rank0_first

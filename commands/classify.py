@@ -9,8 +9,8 @@ from typing import Any
 from data import AnyDataset
 from evaluation.classification import classification_report, classification_table, label_worth
 from evaluation.table import without_nan
-from experiment.checks import check_config
 from experiment.config import Config
+from experiment.config.checks import check_config
 from experiment.workdir import save_npz, write_json
 from likelihood import LikelihoodByClass, LikelihoodEstimator, VariationalBound
 from models import NetworkScoreModel

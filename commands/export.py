@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from experiment.checks import check_config
 from experiment.config import Config
+from experiment.config.checks import check_config
 from experiment.from_checkpoints import as_score_model, load_trained, trained_kind
 from experiment.workdir import check_for_use
 from models.pretrained import export_diffusers

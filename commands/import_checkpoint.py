@@ -11,8 +11,8 @@ import torch
 
 from data import ImageKind, VectorKind, height_and_width, image_kind, one_or_pair
 from experiment.build import build_dataset, build_sampler
-from experiment.checks import check_config, check_eval_names
 from experiment.config import Config
+from experiment.config.checks import check_config, check_eval_names
 from experiment.imported_config import config_of_checkpoint
 from experiment.workdir import check_for_training
 from models.pretrained import (

@@ -15,16 +15,16 @@ import torch
 from data import AnyKind, read_given_images, read_given_values
 from evaluation.fingerprints import samples_fingerprint
 from evaluation.over_ranks import deal, says_what_is_kept
-from evaluation.provenance import about_of, variance_of
-from evaluation.sample_batch import draw_batch
-from evaluation.sample_conditions import SampleConditions
-from evaluation.sample_set import IN_GRID, SampleSet
-from evaluation.trajectory import MOST_SAMPLES
+from evaluation.samples.provenance import about_of, variance_of
+from evaluation.samples.sample_batch import draw_batch
+from evaluation.samples.sample_conditions import SampleConditions
+from evaluation.samples.sample_set import IN_GRID, SampleSet
+from evaluation.samples.trajectory import MOST_SAMPLES
 from experiment.build import build_dataset, build_sampler, pick_device
-from experiment.checks import check_config
 from experiment.classes import classes_of
 from experiment.conditions import Conditions, Observed, build_conditions
 from experiment.config import Config
+from experiment.config.checks import check_config
 from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
 from experiment.guidance import (
     Reference,

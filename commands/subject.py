@@ -12,9 +12,9 @@ from data import AnyDataset, AnyKind
 from evaluation.measurement import EvalSplit
 from evaluation.over_ranks import says_what_is_kept
 from experiment.build import build_dataset, pick_device
-from experiment.checks import check_config
 from experiment.conditions import build_conditions
 from experiment.config import Config
+from experiment.config.checks import check_config
 from experiment.from_checkpoints import trained_channels
 from experiment.plugins import say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiment.build import build_sampler, pick_device
-from experiment.checks import check_config, check_eval_names, check_schedule
 from experiment.config import Config
+from experiment.config.checks import check_config, check_eval_names, check_schedule
 from runtime.memory import explain_out_of_memory
 from runtime.processes.collectives import is_lost_peer, process_group
 from runtime.processes.ranks import ALONE, LostRankError, Ranks

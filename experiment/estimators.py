@@ -9,8 +9,8 @@ from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, ma
 from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import TABLEAUS, AdaptiveSolver, make_ode_solver
 
-from .checks import check_learned_parts
 from .config import Config
+from .config.checks import check_learned_parts
 
 
 def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind) -> LikelihoodEstimator:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from data import AnyDataset
 from evaluation.measurement import EvalSplit, Measurement
-from evaluation.sample_batch import draw_batch
-from evaluation.sample_conditions import SampleConditions
+from evaluation.samples.sample_batch import draw_batch
+from evaluation.samples.sample_conditions import SampleConditions
 from experiment.conditions import Conditions
 from likelihood import LikelihoodEstimator
 from models import ScoreModel

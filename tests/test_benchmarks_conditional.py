@@ -15,7 +15,7 @@ import main
 from benchmarks import guidance, restoration, super_resolution
 from benchmarks.timing import table
 from evaluation.quality import Estimate, train_feature_classifier
-from evaluation.sample_batch import draw_batch
+from evaluation.samples.sample_batch import draw_batch
 from models import Condition, LabelledMixtureScoreModel, LinearGaussianScoreModel
 from samplers import make_sampler
 from sde_lib import VP

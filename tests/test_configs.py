@@ -11,9 +11,9 @@ from thinning import only
 from configs.default import get_default_config
 from data import AnyDataset, ImageDataset, downscale, load_dataset
 from experiment.build import build_model, build_sampler, build_sde
-from experiment.checks import check_config
 from experiment.conditions import build_conditions
 from experiment.config import load_config, load_stages
+from experiment.config.checks import check_config
 from experiment.network import is_classifier
 from sde_lib import make_grid
 from tasks import check_stages

@@ -18,7 +18,7 @@ from commands import sample as sample_command
 from configs.default import get_default_config
 from data import ImageDataset, ImageKind
 from evaluation import step_weights
-from evaluation.sample_batch import draw_batch
+from evaluation.samples.sample_batch import draw_batch
 from experiment.config import load_config
 from experiment.pictures import as_array
 from experiment.trained_run import TrainedRun

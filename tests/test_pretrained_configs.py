@@ -10,8 +10,8 @@ from thinning import only
 
 from commands.import_checkpoint import check_images
 from experiment.build import build_sampler, build_sde
-from experiment.checks import check_config, check_eval_names
 from experiment.config import Config, load_config, parse_options
+from experiment.config.checks import check_config, check_eval_names
 from experiment.imported_config import config_of_checkpoint
 from experiment.network import build_backbone
 from models.backbones import NCSNpp

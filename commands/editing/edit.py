@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from experiment.build import pick_device
-from experiment.checks import check_config
 from experiment.config import Config, parse_options
+from experiment.config.checks import check_config
 from experiment.precision import fast_inference
 from experiment.workdir import check_for_use
 from models import ScoreModel

@@ -18,12 +18,12 @@ from evaluation.fingerprints import digest_of, samples_fingerprint
 from evaluation.kept_batches import PartialResults
 from evaluation.measurement import Values
 from evaluation.over_ranks import says_what_is_kept
-from evaluation.provenance import about_of, variance_of
+from evaluation.samples.provenance import about_of, variance_of
 from evaluation.table import without_nan
 from experiment.build import build_sampler, pick_device
-from experiment.checks import check_config
 from experiment.classes import classes_of
 from experiment.config import Config, parse_options
+from experiment.config.checks import check_config
 from experiment.from_checkpoints import as_score_model, trained_kind
 from experiment.guidance import described, load_reference, sampled_model, with_classes_of_classifier
 from experiment.pictures import array_shape, as_array, save_png

@@ -17,12 +17,12 @@ from data import AnyDataset, ImageDataset, ImageKind
 from evaluation.kept_batches import PartialResults
 from evaluation.measurement import Values
 from evaluation.over_ranks import says_what_is_kept
-from evaluation.sample_conditions import SampleConditions
+from evaluation.samples.sample_conditions import SampleConditions
 from evaluation.table import without_nan
 from experiment.build import pick_device
-from experiment.checks import check_config
 from experiment.conditions import Observed, build_conditions
 from experiment.config import Config
+from experiment.config.checks import check_config
 from experiment.pictures import save_png
 from experiment.workdir import check_for_use, save_npz, write_json
 from runtime.locks import locked

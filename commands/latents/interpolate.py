@@ -14,8 +14,8 @@ from torch import Tensor
 from data import ImageKind, LevelSpace, VectorKind, read_given_images
 from evaluation.table import without_nan
 from experiment.build import pick_device
-from experiment.checks import check_config
 from experiment.config import Config
+from experiment.config.checks import check_config
 from experiment.pictures import array_shape, as_array, save_png
 from experiment.workdir import check_for_use, save_npz, write_json
 from runtime.locks import locked

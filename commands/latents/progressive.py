@@ -22,8 +22,8 @@ from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.quality import Estimate, Moments, block_jackknife, frechet_of_moments, moments_of
 from evaluation.table import plus_minus, without_nan
 from experiment.build import pick_device
-from experiment.checks import check_config
 from experiment.config import Config
+from experiment.config.checks import check_config
 from experiment.pictures import as_array, save_png, save_progress
 from experiment.workdir import check_for_use, save_npz, write_json
 from runtime.locks import locked

@@ -9,7 +9,7 @@ import torch
 from tiny import ROOT, tiny_command
 
 import main
-from evaluation.provenance import variance_of
+from evaluation.samples.provenance import variance_of
 from experiment.build import build_sampler
 from experiment.config import load_config
 from likelihood import VariationalBound

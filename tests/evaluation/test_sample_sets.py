@@ -19,12 +19,12 @@ from data import ImageKind
 from evaluation import (
     kept_batches as partial,
 )
-from evaluation import (
+from evaluation.samples import (
     sample_batch,
     sample_set,
 )
-from evaluation.sample_files import open_npz, read_npz
-from evaluation.sample_set import SampleSet
+from evaluation.samples.sample_files import open_npz, read_npz
+from evaluation.samples.sample_set import SampleSet
 
 NAMES = ("grid.png", "samples.json", "samples.npz")
 

@@ -15,7 +15,7 @@ from tiny import ROOT, TINY, error, tiny_command
 import main
 from commands import sample as sampling
 from data import ImageKind, LevelSpace
-from evaluation.trajectory import MOST_FRAMES, TrajectoryHook
+from evaluation.samples.trajectory import MOST_FRAMES, TrajectoryHook
 from experiment.build import build_dataset, build_sampler
 from experiment.classes import classes_of
 from experiment.config import load_config

@@ -9,8 +9,8 @@ from tiny import error, tiny_command
 from configs.default import get_default_config
 from data import ImageKind
 from experiment.build import build_model
-from experiment.checks import check_config
 from experiment.config import flatten, load_config
+from experiment.config.checks import check_config
 from runtime.processes.rank_slice import RankSlice
 from training.build import build_loss, build_optimizer
 from training.start_lines import slice_line

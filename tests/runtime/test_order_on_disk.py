@@ -14,13 +14,13 @@ from tiny import ROOT, tiny_command
 
 import main
 from data.sources import cifar10
-from evaluation import sample_set
+from evaluation.samples import sample_set
 
 # all files that rename something; the tests below run each of these places
 WRITERS = {
     "runtime/files.py",
     "experiment/checkpoints/folder.py",
-    "evaluation/sample_set.py",
+    "evaluation/samples/sample_set.py",
     "commands/export.py",
     "data/sources/cifar10.py",
 }

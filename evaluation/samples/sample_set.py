@@ -19,10 +19,10 @@ from experiment.pictures import array_shape, has_picture, picture_of, save_png
 from experiment.workdir import save_npz, write_json
 from runtime.files import make_folder, parse_json, read_regular, sync_folder, sync_tree
 
-from .kept_batches import PartialResults
-from .measurement import Values
+from ..kept_batches import PartialResults
+from ..measurement import Values
+from ..table import without_nan
 from .sample_files import open_npz, read_npz, save_pngs, save_trajectory_gif
-from .table import without_nan
 
 _ABOUT, _STAGES = "samples.json", "stages"
 # all that belongs to a set

@@ -9,8 +9,8 @@ from models import check_interval, check_variance
 from runtime.registry import choices_message
 from sde_lib import available_grids, available_sdes, sde_defaults
 
-from .build import build_sde
-from .config import Config
+from ..build import build_sde
+from .files import Config
 
 _MOST = 10**6  # steps, or images at a time, that no run has
 _LARGE = 1e30
@@ -68,14 +68,14 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("edit", "t", 0, 1),
     ("edit", "noise_ratio", 0, _LARGE),
     ("edit", "num_images", 1, 10**9),
-)
-_SECTIONS = (
-    *("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate"),
-    *("progressive", "edit"),
     ("progressive", "num_times", 1, _MOST),
     ("progressive", "num_images", 1, 10**9),
     ("progressive", "shared_images", 1, 10**9),
     ("progressive", "shared_samples", 2, _MOST),
+)
+_SECTIONS = (
+    *("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate"),
+    *("progressive", "edit"),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),

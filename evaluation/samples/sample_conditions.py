@@ -13,7 +13,7 @@ from experiment.conditions import Conditions, ImageNoise, Observed
 from models import Cond, Condition
 from sde_lib import SDE, NoiseStreams, derive_seed
 
-from .fingerprints import digest_of
+from ..fingerprints import digest_of
 
 _NOISE = 1  # derives the seed of the noise on condition images, which is not that of x_T
 

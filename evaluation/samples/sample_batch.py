@@ -10,7 +10,7 @@ from models import Cond, ScoreModel
 from samplers import Hook, Sampler, SampleResult
 from sde_lib import NoiseStreams
 
-from .measurement import Values
+from ..measurement import Values
 from .trajectory import TrajectoryHook
 
 

@@ -1,0 +1,1 @@
+"""Samples: batches of them, their conditions, and their folder."""
