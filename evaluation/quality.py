@@ -274,14 +274,10 @@ def _checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _checked(name: str, points: Tensor) -> Tensor:
-    """A set as float64 on the CPU, if it is a finite matrix with two samples or more."""
+    must = f"the {name} set must"
     if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1:
-        raise ValueError(
-            f"the {name} set must have shape [N, D] with N at least 2, got {list(points.shape)}; pass one row a sample"
-        )
-    if not bool(torch.isfinite(points).all()):
-        bad = int((~torch.isfinite(points)).any(1).sum())
-        raise ValueError(
-            f"the {name} set must be finite, got {bad} of {len(points)} samples that are not; see what made them"
-        )
+        raise ValueError(f"{must} have shape [N, D] with N at least 2, got {list(points.shape)}; pass one row a sample")
+    bad = int((~torch.isfinite(points)).any(1).sum())
+    if bad:
+        raise ValueError(f"{must} be finite, got {bad} of {len(points)} samples that are not; see what made them")
     return points.detach().cpu().double()
