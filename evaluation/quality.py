@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,25 +36,15 @@ class Estimate:
     stderr: float
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and covariance of a set of points, for many distances from one set.
+class Moments(NamedTuple):
+    """Mean m [D] of points, and a root R [min(N, D), D] of their covariance R^T R, over n - 1; float64."""
 
-    Attributes:
-        mean: float64 [D].
-        root: R with the covariance R^T R, over n - 1, float64 [min(N, D), D].
-    """
-
-    mean: Float[Tensor, " dim"]
-    root: Float[Tensor, "rank dim"]
+    mean: Tensor
+    root: Tensor
 
 
 def moments_of(features: Float[Tensor, "n dim"]) -> Moments:
-    """Mean and covariance of a set, one row a sample, [N, D], N at least 2.
-
-    Raises:
-        ValueError: If the set is no such matrix, or a value is not finite.
-    """
+    """Mean and covariance of a set, one row a sample, N at least 2, for many distances from it."""
     points = _checked("first", features)
     mean = points.mean(0)
     return Moments(mean, torch.linalg.qr(points - mean, mode="r").R / math.sqrt(len(points) - 1))
@@ -76,8 +67,7 @@ def frechet_distance(features_a: Float[Tensor, "n_a dim"], features_b: Float[Ten
     Raises:
         ValueError: If the sets are no such matrices, or a value is not finite.
     """
-    a, b = _checked_pair(features_a, features_b)
-    return frechet_of_moments(moments_of(a), moments_of(b))
+    return frechet_of_moments(*map(moments_of, _checked_pair(features_a, features_b)))
 
 
 def frechet_of_moments(a: Moments, b: Moments) -> float:
@@ -284,14 +274,10 @@ def _checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _checked(name: str, points: Tensor) -> Tensor:
-    """A set as float64 on the CPU, if it is a finite matrix with two samples or more."""
+    must = f"the {name} set must"
     if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1:
-        raise ValueError(
-            f"the {name} set must have shape [N, D] with N at least 2, got {list(points.shape)}; pass one row a sample"
-        )
-    if not bool(torch.isfinite(points).all()):
-        bad = int((~torch.isfinite(points)).any(1).sum())
-        raise ValueError(
-            f"the {name} set must be finite, got {bad} of {len(points)} samples that are not; see what made them"
-        )
+        raise ValueError(f"{must} have shape [N, D] with N at least 2, got {list(points.shape)}; pass one row a sample")
+    bad = int((~torch.isfinite(points)).any(1).sum())
+    if bad:
+        raise ValueError(f"{must} be finite, got {bad} of {len(points)} samples that are not; see what made them")
     return points.detach().cpu().double()
