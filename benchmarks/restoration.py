@@ -50,7 +50,7 @@ PROBLEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "x4": ("downsample", {"factor": 4}),
     "blur": ("blur", {"std": 1.0}),
 }
-SHOWN_IMAGES, SHOWN_SAMPLES = 6, 2
+SHOWN_IMAGES = 6
 
 
 def restore(
@@ -82,7 +82,9 @@ def picture(run: TrainedRun, operator: LinearOperator, drawn: dict[str, Tensor],
     """A row of each of the first images: truth, measurement, and two samples of every method."""
     count = min(SHOWN_IMAGES, len(truth))
     columns = {"truth": truth[:count], "observed": shown_measurement(operator, y[:count])}
-    columns |= {f"{name} {j}": x0[:count, j] for name, x0 in drawn.items() for j in range(SHOWN_SAMPLES)}
+    for number, (name, x0) in enumerate(drawn.items()):
+        # a blank of its own over the second sample
+        columns |= {name: x0[:count, 0], " " * (number + 1): x0[:count, 1]}
     return restoration_picture({name: as_array(x0, run.kind) for name, x0 in columns.items()})
 
 
@@ -152,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report["rows"].append({"problem": problem, "method": method_name, "nfe": nfe, **found})
             write_json(args.output, report)
         if args.pictures and drawn:
-            save_png(args.pictures / f"{dataset.name}_{problem}.png", picture(run, operator, drawn, truth, y))
+            save_png(args.pictures / f"{dataset.name}_restored_{problem}.png", picture(run, operator, drawn, truth, y))
     print(table(rows(report)))
 
 

@@ -167,7 +167,7 @@ def test_a_whole_run_of_restoration(tiny_run: Path, tmp_path: Path):
         (problem, method) for problem in ("box", "x2") for method in ("ddnm", "replacement")
     }
     assert all(row["nfe"] == 3 and row["rmse"]["value"] > row["rmse_of_mean"]["value"] for row in first["rows"])
-    assert {path.name for path in pictures.iterdir()} == {"digits_box.png", "digits_x2.png"}
+    assert {path.name for path in pictures.iterdir()} == {"digits_restored_box.png", "digits_restored_x2.png"}
     # rows that are there are kept, with the same settings alone
     restoration.main([*arguments, "--methods=ddnm,repaint"])
     second = json.loads(result.read_text())

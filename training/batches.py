@@ -98,17 +98,16 @@ class TrainBatches:
             DataError: If ``step`` is negative.
         """
         indices = torch.from_numpy(self.indices(step))
-        return self._flipped(step, self._stored[indices]), self._labels[indices]
+        images, labels = self._stored[indices], self._labels[indices]
+        return self._flipped(step, images) if self.random_flip else images, labels
 
-    def paired(self, step: int) -> Tensor | None:
-        """The images beside the samples of ``batch``, mirrored where these are, uint8 [B, c, H, W]; None without."""
-        if self._paired is None:
-            return None
-        return self._flipped(step, self._paired[torch.from_numpy(self.indices(step))])
+    def paired(self, step: int) -> Tensor:
+        """The images beside the samples of ``batch``, mirrored where these are, uint8 [B, c, H, W]."""
+        assert self._paired is not None
+        images = self._paired[torch.from_numpy(self.indices(step))]
+        return self._flipped(step, images) if self.random_flip else images
 
     def _flipped(self, step: int, images: Tensor) -> Tensor:
-        if not self.random_flip:
-            return images
         flip = torch.from_numpy(self._raw_bits(_FLIP_STREAM, step, self.batch_size) >> np.uint64(63) == 1)
         return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
@@ -171,7 +170,7 @@ class Batches:
         num_condition_noise: int = 0,
         ahead: bool = False,
     ) -> None:
-        self._values = dataset.values
+        self._values, self._has_paired = dataset.values, dataset.paired is not None
         self._samples = TrainBatches(dataset, batch_size=rank_slice.batch_size, seed=seed, random_flip=random_flip)
         self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise
         self._drops, self._num_condition_noise = drops, num_condition_noise
@@ -199,7 +198,6 @@ class Batches:
     def _make(self, step: int) -> Batch:
         own = self._slice.samples
         samples, labels = self._samples.batch(step)
-        paired = self._samples.paired(step)
         numbers = torch.Size([self._num_condition_noise])
         generator = torch.Generator().manual_seed(derive_seed(self._seed, step, _TIME_STREAM))
         uniform = torch.rand(self._slice.batch_size, generator=generator, dtype=torch.float64)
@@ -209,7 +207,7 @@ class Batches:
             uniform,
             self._noise(step, _NOISE_STREAM, samples.shape[1:]),
             values=None if self._values is None else self._values[torch.from_numpy(self._samples.indices(step)[own])],
-            paired=None if paired is None else paired[own],
+            paired=self._samples.paired(step)[own] if self._has_paired else None,
             more_noise=self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None,
             drop_uniform=self._uniform(step, _DROP_STREAM)[own] if self._drops else None,
             condition_uniform=self._uniform(step, _CONDITION_TIME_STREAM)[own] if numbers[0] else None,

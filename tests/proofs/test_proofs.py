@@ -12,6 +12,7 @@ from thinning import only
 
 from models import GaussianMixtureScoreModel
 from proofs import (
+    guidance_report,
     orders,
     report,
     weak,
@@ -223,9 +224,8 @@ def test_the_page_is_what_the_program_makes_of_the_numbers_beside_it():
     assert report.page(found) == (docs / "proofs.md").read_text()
     assert len(report.page(found).splitlines()) <= 100
     # five parameterizations and six SDEs; every registered sampler
-    count = 5 * len(found["mixture"]) + sum(
-        len(found[kind]) for kind in ("gaussian", "orders", "weak_orders", "guidance", "guidance_forms", "condition")
-    )
+    kinds = ("gaussian", "orders", "weak_orders", *guidance_report.KINDS)
+    count = 5 * len(found["mixture"]) + sum(len(found[kind]) for kind in kinds)
     assert found["cells"] == count and found["failures"] == []
     assert {entry.name for entry in ENTRIES.values()} == set(
         re.findall(r"^\| `(\w+)` \|", report.page(found), re.MULTILINE)
