@@ -178,6 +178,11 @@ def test_a_whole_run_of_restoration(tiny_run: Path, tmp_path: Path):
         restoration.main([*arguments, "--methods=ddmn"])
 
 
+def test_the_table_of_restorations_is_that_of_the_figures_beside_it():
+    report = json.loads(restoration.RESULT.read_text())
+    assert table(restoration.rows(report)) in (ROOT / "docs" / "howto" / "restore.md").read_text()
+
+
 @pytest.mark.parametrize("of", ["", "_mnist"])
 @pytest.mark.parametrize("benchmark", [guidance, super_resolution])
 def test_the_tables_of_the_page_are_those_of_the_figures_beside_it(benchmark: Any, of: str):
