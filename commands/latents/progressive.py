@@ -126,7 +126,10 @@ class _Job:
         found = [("sample", 0.0, range(config.sampling.num_samples), size)]
         found += [("noise", 0.0, range(min(settings.num_images, len(self.x0))), size)]
         whole = max(1, size // settings.shared_samples)
-        found += [("share", t, range(min(settings.shared_images, len(self.x0))), whole) for t in settings.share_at]
+        found += [
+            ("share", t, range(min(settings.shared_images, len(self.x0))), whole)
+            for t in dict.fromkeys(settings.share_at)
+        ]
         return [
             (what, t, list(numbers[first : first + step]))
             for what, t, numbers, step in found
@@ -250,7 +253,7 @@ def _write(job: _Job, kept: PartialResults, folder: Path) -> dict[str, Any]:
     # a report is of the files beside it: it goes first, and comes last
     (folder / "report.json").unlink(missing_ok=True)
     arrays = {"samples": as_array(x0, run.kind), "x0_hat": x0_hat[:, :_MOST_ROWS].numpy()}
-    arrays |= {"times": np.asarray(job.times), "share_at": np.asarray(settings.share_at)}
+    arrays |= {"times": np.asarray(job.times), "share_at": np.asarray(list(shared))}
     if shared:
         arrays |= {
             f"shared_{name}": np.stack([_joined(one, name) for one in shared.values()]) for name in ("x0", "x0_hat")
