@@ -194,11 +194,12 @@ def save_progress(path: Path, figures: Mapping[str, Any]) -> None:
 
     Args:
         path: PNG to write.
-        figures: "times" with "rmse_to_sample", "rmse_to_image", "gaussian_rmse" and "frechet", [T]; "share_at" with
-            "shared_variance" and "gaussian_shared_variance", [S]; and "_stderr" of what was measured.
+        figures: "times" with "rmse_to_sample", "rmse_to_image", "gaussian_rmse" and "frechet", [T]; "frechet_of",
+            a word; "share_at" with "shared_variance" and "gaussian_shared_variance", [S]; and "_stderr" of what was
+            measured.
     """
     panels = [("times", ("rmse_to_sample", "rmse_to_image", "gaussian_rmse"), "RMSE of the predicted x0", "linear")]
-    panels += [("times", ("frechet",), "Frechet distance of pixels to the data", "log")]
+    panels += [("times", ("frechet",), f"Frechet distance of {figures['frechet_of']} to the data", "log")]
     if figures["share_at"]:
         panels += [("share_at", ("shared_variance", "gaussian_shared_variance"), "variance in common", "linear")]
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import ImageKind, LevelSpace
+from data import AnyKind, ImageKind, LevelSpace
 from evaluation.fingerprints import digest_of
 from evaluation.kept_batches import PartialResults
 from evaluation.measurement import Values
@@ -126,7 +126,10 @@ class _Job:
         found = [("sample", 0.0, range(config.sampling.num_samples), size)]
         found += [("noise", 0.0, range(min(settings.num_images, len(self.x0))), size)]
         whole = max(1, size // settings.shared_samples)
-        found += [("share", t, range(min(settings.shared_images, len(self.x0))), whole) for t in settings.share_at]
+        found += [
+            ("share", t, range(min(settings.shared_images, len(self.x0))), whole)
+            for t in dict.fromkeys(settings.share_at)
+        ]
         return [
             (what, t, list(numbers[first : first + step]))
             for what, t, numbers, step in found
@@ -244,13 +247,13 @@ def _write(job: _Job, kept: PartialResults, folder: Path) -> dict[str, Any]:
     samples = job.of(kept, "sample")
     x0, x0_hat = _joined(samples, "x0"), _joined(samples, "x0_hat").transpose(0, 1)
     shared = {t: job.of(kept, "share", t) for t in settings.share_at}
-    report: dict[str, Any] = {"split": settings.split, "num_samples": len(x0), "frechet_of": "pixels"}
+    report: dict[str, Any] = {"split": settings.split, "num_samples": len(x0), "frechet_of": _numbers(run.kind)}
     report |= _curves(job, x0, x0_hat, _joined(job.of(kept, "noise"), "mse")) | _in_common(job, shared)
     report |= {"nfe": max(int(one["nfe"]) for one in samples)} | run.about(run.classes)
     # a report is of the files beside it: it goes first, and comes last
     (folder / "report.json").unlink(missing_ok=True)
     arrays = {"samples": as_array(x0, run.kind), "x0_hat": x0_hat[:, :_MOST_ROWS].numpy()}
-    arrays |= {"times": np.asarray(job.times), "share_at": np.asarray(settings.share_at)}
+    arrays |= {"times": np.asarray(job.times), "share_at": np.asarray(list(shared))}
     if shared:
         arrays |= {
             f"shared_{name}": np.stack([_joined(one, name) for one in shared.values()]) for name in ("x0", "x0_hat")
@@ -284,6 +287,11 @@ def _curves(job: _Job, x0: Tensor, x0_hat: Tensor, mse_of_images: Tensor) -> dic
     values, errors = [one.value for one in distances], [one.stderr for one in distances]
     found |= {"frechet": values[:-1], "frechet_stderr": errors[:-1]}
     return found | {"frechet_of_samples": values[-1], "frechet_of_samples_stderr": errors[-1]}
+
+
+def _numbers(kind: AnyKind) -> str:
+    """The numbers of a sample, in a word."""
+    return "pixels" if isinstance(kind, ImageKind) else "vectors"
 
 
 def _frechet(points: Tensor, data: Moments) -> Estimate:
@@ -339,8 +347,9 @@ def _table(job: _Job, report: dict[str, Any]) -> str:
     lines = [
         f"{report['num_samples']} samples of step {run.step} by {config.sampling.sampler}, {report['nfe']} network "
         f"calls each; {report['num_images']} images of {config.data.dataset} {report['split']}",
-        f"x0 {'standardized' if run.kind.num_levels is None else 'in [-1, 1]'}; Frechet distance of pixels, not of "
-        f"Inception features, from {report['num_samples']} samples to all {len(job.x0)} images",
+        f"x0 {'standardized' if run.kind.num_levels is None else 'in [-1, 1]'}; Frechet distance of "
+        f"{report['frechet_of']}, not of Inception features, from {report['num_samples']} samples to all "
+        f"{len(job.x0)} {'images' if isinstance(run.kind, ImageKind) else 'vectors'}",
         "       t    RMSE to sample     RMSE to image  Gaussian             Frechet",
     ]
 

@@ -112,9 +112,10 @@ def draw_progressively(
 ) -> ProgressiveSamples:
     """Draw samples, and predict them from their states on the way (Ho et al. 2020, Figs. 6 and 14).
 
-    Sample k draws from a stream of (seed, k), and is that of ``--mode sample``. Of an exact sampler (x_t, x_0) is a
-    pair of the forward process, so that |x0_hat - x_0|^2 is what x_t leaves open, and x0_hat of Gaussian data of
-    variance c has variance r c, with the correlation r of ``shared_correlation``.
+    Sample k draws from a stream of (seed, k), and is that of ``--mode sample``. Of an exact sampler of the reverse SDE
+    (x_t, x_0) is a pair of the forward process, so that |x0_hat - x_0|^2 is what x_t leaves open: of Gaussian data of
+    variance c it is (1 - r) c, with the correlation r of ``shared_correlation``. The probability flow's x_0 follows
+    from x_t, so that less is left: (1 - sqrt(r))^2 c, as x0_hat = sqrt(r) x_0. Either way x0_hat has variance r c.
 
     Args:
         model: The model.

@@ -176,8 +176,10 @@ def test_settings_that_cannot_be_are_refused_in_one_line(
     assert not list((tmp_path / "out").glob("[a-z]*"))
 
 
-def test_without_times_to_share_there_is_no_such_picture(tiny_run: Path, tmp_path: Path):
-    _run(tiny_run, tmp_path / "out", "--config.sampling.num_samples=2")
+def test_times_to_share_count_once_and_without_there_is_no_such_picture(tiny_run: Path, tmp_path: Path):
+    twice = "--config.progressive.share_at=0.5,0.5"
+    arrays, report = _run(tiny_run, tmp_path / "out", twice, "--config.sampling.num_samples=2")
+    assert report["share_at"] == [0.5] and arrays["shared_x0"].shape[:3] == (1, 3, 2)
     arrays, report = _run(
         tiny_run, tmp_path / "out", "--config.progressive.share_at=", "--config.sampling.num_samples=2"
     )

@@ -101,6 +101,18 @@ def test_samples_are_foreseen_as_well_as_their_states_allow(sde: SDE, monkeypatc
     assert (abs(fine - 1) < 0.6 * abs(rough - 1) + 1e-3).all()
 
 
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_the_flow_is_foreseen_better_since_x_t_decides_it(sde: SDE):
+    var, mean = 0.5, 0.2
+    model = _EachNumber(sde, means=torch.full((1, 1), mean), covs=torch.full((1, 1, 1), var))
+    sampler = _sampler("probability_flow", 40, solver="rk4", grid="log_snr")
+    times = prediction_times(sampler, sde, (0.7, 0.4))
+    drawn = draw_progressively(model, sampler, (50,), times, numbers=[0])
+    for t, x0_hat in zip(times, drawn.x0_hat, strict=True):
+        foreseen = math.sqrt(shared_correlation(sde, t, var=var)) * (drawn.x0 - mean)
+        torch.testing.assert_close(x0_hat - mean, foreseen, rtol=0, atol=1e-3)
+
+
 def test_the_frechet_distance_falls_to_that_of_chance():
     sde, sampler = SDES["vp"], _sampler("probability_flow", 30, solver="rk4", grid="log_snr")
     times = prediction_times(sampler, sde, num_times=5)
