@@ -99,7 +99,7 @@ def _time(run: SampledRun, method: EditMethod, sampler: GridSampler) -> float:
     if method.follows_flow and int((sde.sigma(times) > 0).sum()) < 2:
         raise ValueError(
             f"the grid has no time with noise below t = {t:.4g}, got sampling.grid={run.config.sampling.grid} of "
-            f"{run.config.sampling.num_steps} steps; raise sampling.num_steps, or set sampling.grid=log_snr"
+            f"{run.config.sampling.num_steps} steps; raise edit.t or sampling.num_steps, or set sampling.grid=log_snr"
         )
     return t
 

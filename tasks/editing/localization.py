@@ -135,9 +135,14 @@ def localization_table(figures: dict[str, dict[str, Estimate]]) -> list[str]:
     """
     lines = [f"{'map':16}" + "".join(f"{name:>18}" for name in _ROWS.values())]
     for name, of in figures.items():
-        shown = [f"{of[key]['value']:.4f} ± {of[key]['stderr']:.4f}" for key in _ROWS]
+        shown = [_written(of[key]) for key in _ROWS]
         lines.append(f"{name:16}" + "".join(f"{one:>18}" for one in shown))
     return lines
+
+
+def _written(one: Estimate) -> str:
+    # a left-out group without lesions has no figure, and the whole then no error
+    return f"{one['value']:.4f}" + ("" if math.isnan(one["stderr"]) else f" ± {one['stderr']:.4f}")
 
 
 def mean_square_change(x0: Tensor, other: Tensor) -> Float[Tensor, " images"]:

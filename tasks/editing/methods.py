@@ -15,6 +15,7 @@ from torch import Tensor
 
 from experiment.config.keys import fitting
 from models import Cond, ScoreModel, null_of
+from models.wrappers.guidance import lacks_null_condition
 from runtime.options import ShowsOptions, whole_number
 from runtime.registry import Registry
 from samplers import GridSampler, ProbabilityFlowSampler, Sampler
@@ -166,7 +167,9 @@ class Counterfactual(Inversion):
     def edit(self, network: ScoreModel, model: ScoreModel, sampler: GridSampler, task: EditTask) -> Edited:
         """See ``invert``."""
         edited = super().edit(network, model, sampler, task)
-        cond = None if task.source is None else null_of(task.source)
+        cond = task.source
+        if cond is not None and not lacks_null_condition(network):
+            cond = null_of(cond)
         baseline = reconstruct(network, sampler, task.x0, task.t, numbers=task.numbers, cond=cond, seed=task.seed)
         return replace(edited, others=edited.others | {"reconstruction": baseline})
 

@@ -77,7 +77,7 @@ def calibration_of(samples: Samples, truth: Truth) -> dict[str, Float[Tensor, "i
 
     Returns:
         "count" and "true", [N, K + 1], for bins j = 0 .. K; and the same of each sample in turn, taken for the truth of
-        the K - 1 others, "count_of_others" and "true_of_others", [N, K]: an exact sampler's cannot be told from it.
+        the K - 1 others, "count_of_others" and "true_of_others", [N, K].
     """
     _several(samples)
     votes = samples.sum(1)
@@ -137,7 +137,8 @@ def segmentation_figures(samples: Samples, truth: Truth) -> tuple[dict[str, Esti
     - "spread_skill": see ``restoration_figures``; 1 of an exact sampler.
     - "calibration_error": sum over j of |share of pixels that j of K samples have times (the share of them that is true
       less j / K)|. With finite K it is not 0 even of an exact sampler: "calibration_error_exact" is the error of the
-      samples as truths of each other, by K - 1 others.
+      samples as truths of each other, by K - 1 others. An exact sampler's own is somewhat below it, the more
+      so the smaller K, since K votes are nearer to the probability than K - 1.
     - "ged2", "ged2_plain", "diversity": see ``ged2_of``.
     - "correlation": of v with e over the pixels of all images, see ``spread_of``; its error is the jackknife's. None
       where one of them is constant.

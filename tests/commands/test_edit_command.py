@@ -266,6 +266,8 @@ def test_a_model_that_always_knows_its_class_cannot_leave_it_out(tmp_path: Path,
     extra = [*always, *FLOW, *_method("counterfactual"), HEALTHY]
     command = tiny_command("edit", tmp_path / "run", *BRIEF, *extra, f"--output={tmp_path / 'out'}")
     assert "needs a model that is trained without now and then, got one that never was" in error(capsys, command)
+    # as the message says
+    assert main.run([*command, "--config.edit.method_options=own_class=True"]) == 0
     shutil.rmtree(tmp_path / "run")
     told = ["--config.data.condition=lowres", "--config.training.num_steps=1"]
     assert main.run(tiny_command("train", tmp_path / "run", *told)) == 0
