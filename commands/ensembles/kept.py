@@ -20,6 +20,20 @@ from ..sample import share_plan
 Numbers = list[tuple[int, int]]  # of image and sample, a pair each
 
 
+def plan_kept(kept: PartialResults, num_batches: int, ranks: Ranks) -> list[list[str]]:
+    """Rank 0's list of the batches that are not kept from before, for all processes; it says how many are."""
+
+    def plan() -> list[list[str]]:
+        known, notes = kept.good(num_batches)
+        for note in notes:
+            say(note)
+        if known:
+            say(f"goes on: {len(known)} of {num_batches} batches were drawn before")
+        return [[str(k)] for k in range(num_batches) if k not in known]
+
+    return share_plan(ranks, kept.digest, plan) or []
+
+
 @dataclass(frozen=True)
 class Ensembles:
     """K samples of each of N images, cut into batches.
@@ -56,16 +70,7 @@ class Ensembles:
             ranks: The processes.
         """
         batches = self.batches
-
-        def plan() -> list[list[str]]:
-            known, notes = self.kept.good(len(batches))
-            for note in notes:
-                say(note)
-            if known:
-                say(f"goes on: {len(known)} of {len(batches)} batches were drawn before")
-            return [[str(k)] for k in range(len(batches)) if k not in known]
-
-        todo = share_plan(ranks, self.kept.digest, plan) or []
+        todo = plan_kept(self.kept, len(batches), ranks)
         with ProgressBar(unit="step", desc=mode, disable=not ranks.first) as bar:
 
             def progress(state: StepState) -> None:

@@ -28,7 +28,6 @@ from experiment.pictures import as_array, save_png, save_progress
 from experiment.workdir import check_for_use, save_npz, write_json
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
-from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
 from runtime.terminal import ProgressBar
 from samplers import GridSampler, StepState
@@ -45,7 +44,8 @@ from tasks.latents import (
 from tasks.restoration import restoration_picture
 from tasks.restoration.metrics import ratio_of_means, root_of_mean
 
-from ..sample import SampledRun, check_folder, load_sampled, share_plan
+from ..ensembles.kept import plan_kept
+from ..sample import SampledRun, check_folder, load_sampled
 from ..subject import load_split, refuse_untold
 from .started import grid_sampler_of
 
@@ -120,7 +120,7 @@ class _Job:
 
     @property
     def batches(self) -> list[tuple[str, float, list[int]]]:
-        """Of each batch what is done ("sample", "noise", "share"), a time if it is one's, and numbers of images."""
+        """Batches: the task ("sample", "noise" or "share"), its time if it has one, and numbers of images."""
         config, size = self.run.config, self.run.config.sampling.batch_size
         settings = config.progressive
         found = [("sample", 0.0, range(config.sampling.num_samples), size)]
@@ -164,16 +164,7 @@ def _load(config: Config, workdir: Path, ranks: Ranks) -> _Job:
 
 def _draw(job: _Job, kept: PartialResults, ranks: Ranks) -> None:
     """Do what is not kept from before, each batch on its process."""
-
-    def plan() -> list[list[str]]:
-        known, notes = kept.good(len(job.batches))
-        for note in notes:
-            say(note)
-        if known:
-            say(f"goes on: {len(known)} of {len(job.batches)} batches were drawn before")
-        return [[str(k)] for k in range(len(job.batches)) if k not in known]
-
-    todo = share_plan(ranks, kept.digest, plan) or []
+    todo = plan_kept(kept, len(job.batches), ranks)
     with ProgressBar(unit="step", desc="progressive", disable=not ranks.first) as bar:
 
         def progress(state: StepState) -> None:
