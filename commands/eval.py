@@ -33,7 +33,7 @@ from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import as_score_model
 from experiment.guidance import check_unguided
-from experiment.network import is_classifier
+from experiment.network import is_classifier, is_first_stage
 from experiment.pictures import save_bound_curve
 from experiment.precision import fast_inference
 from experiment.workdir import save_npz, write_json
@@ -43,6 +43,7 @@ from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
 
 from .eval_classifier import evaluate_classifier
+from .eval_first_stage import evaluate_first_stage
 from .subject import says_before_the_first_batch, subject
 
 _CALLS_PER_BATCH = 100  # of the network, about
@@ -151,6 +152,8 @@ def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
         RuntimeError: If a solver gave up, or another command measures there.
         Interrupted: After Ctrl-C.
     """
+    if is_first_stage(config):
+        return evaluate_first_stage(config, workdir, ranks=ranks)
     if is_classifier(config):
         return evaluate_classifier(config, workdir, ranks=ranks)
     with measured(config, workdir, "eval", ranks) as done:

@@ -11,6 +11,7 @@ from data import AnyDataset, AnyKind, ImageDataset, VectorKind, downscale, load_
 from models import (
     ClippedScoreModel,
     Dequantizer,
+    FirstStage,
     NetworkModel,
     NetworkScoreModel,
     NoisyClassifier,
@@ -24,7 +25,7 @@ from samplers import Sampler, make_sampler
 from sde_lib import SDE, check_sde, make_sde
 
 from .config import Config, data_root, parse_options
-from .network import build_backbone, is_classifier
+from .network import build_backbone, is_classifier, is_first_stage
 from .warnings.prior import cure_of_no_signal
 
 
@@ -100,6 +101,8 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> Networ
         dequantizer = Dequantizer(kind.image_shape[0]) if model.dequantizer else None
     if is_classifier(config):
         return NoisyClassifier(backbone, build_sde(config), time_input=model.time_input)
+    if is_first_stage(config):
+        return FirstStage(backbone, build_sde(config))
     return NetworkScoreModel(
         backbone,
         build_sde(config),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from data import AnyDataset, AnyKind, DataError, ImageDataset, ImageKind, RealSpace, VectorKind, image_kind
-from models import NetworkModel, NetworkScoreModel, NoisyClassifier
+from models import FirstStage, NetworkModel, NetworkScoreModel, NoisyClassifier
 from runtime.files import one_line
 from runtime.messages import say
 
@@ -224,8 +224,13 @@ def as_score_model(model: NetworkModel, workdir: Path) -> NetworkScoreModel:
     """The model, if it is one of scores.
 
     Raises:
-        ValueError: If it is a classifier.
+        ValueError: If it is a classifier or an autoencoder.
     """
+    if isinstance(model, FirstStage):
+        raise ValueError(
+            f"{workdir} holds an autoencoder, which has no score; pass the --workdir of a score model, or take --mode "
+            "eval, which measures it"
+        )
     if isinstance(model, NoisyClassifier):
         raise ValueError(
             f"{workdir} holds a classifier, which has no score of its own; pass the --workdir of a score model, which "

@@ -20,13 +20,18 @@ SHARED = (
     "symmetric_downsample",
 )  # fmt: skip
 # options that follow from the data; config.model.network says them where a model must be built without
-OF_DATA = ("cond_channels", "cond_values", "image_size", "in_channels", "num_classes", "num_dims")
+OF_DATA = ("cond_channels", "cond_values", "image_size", "in_channels", "num_classes", "num_dims", "num_levels")
 DERIVED = "outputs_per_channel"
 
 
 def is_classifier(config: Config) -> bool:
     """Tell a classifier of noisy images from a score model."""
     return config.model.get("backbone", "unet") == "classifier"
+
+
+def is_first_stage(config: Config) -> bool:
+    """Tell an autoencoder from a score model."""
+    return config.model.get("backbone", "unet") == "autoencoder"
 
 
 def network_defaults(backbone: str) -> dict[str, Any]:
@@ -115,10 +120,13 @@ def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -
         arguments["head_channels"] = arguments["head_channels"] or None
     if is_classifier(config) and not model.class_conditional:
         raise ValueError("backbone classifier is of classes, got model.class_conditional=False; set it to True")
+    if model.class_conditional and "num_classes" not in known:
+        raise ValueError(f"backbone {backbone} is told no class, got model.class_conditional=True; set it to False")
     arguments |= _shape_arguments(backbone, kind, outputs_per_channel)
     if DERIVED not in known:
         arguments.pop(DERIVED, None)
-    arguments["num_classes"] = kind.num_classes if model.class_conditional else None
+    of_data = {"num_classes": kind.num_classes if model.class_conditional else None, "num_levels": kind.num_levels}
+    arguments |= {key: value for key, value in of_data.items() if key in known}
     arguments |= _condition_arguments(config, kind, known)
     free = sorted(known.keys() - {*SHARED, DERIVED})
     for key, value in model.get("network", {}).items():

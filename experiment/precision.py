@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models import NetworkScoreModel, NoisyClassifier
+from models import FirstStage, NetworkScoreModel, NoisyClassifier
 from models.backbones import ConditioningEmbedding, ConditionInput, NoiseLabelEmbedding, Upsample
 from runtime.compilation import CompiledCall, missing_compiler
 from runtime.processes.collectives import is_sharded
@@ -173,8 +173,11 @@ class PrecisionBackbone(nn.Module):
             self._call = CompiledCall(self.inner, frozen=self.frozen)
         return self._call
 
-    def forward(self, x: Tensor, c_noise: Tensor, **told: Tensor) -> Tensor:
-        """Call the backbone; ``told`` are the fields of a condition, see ``NetworkScoreModel``."""
+    def forward(self, x: Tensor, c_noise: Tensor, **told: Tensor) -> Any:
+        """Call the backbone; ``told`` are the fields of a condition, see ``NetworkScoreModel``.
+
+        An autoencoder is called with its noise in place of ``c_noise``, and returns several tensors.
+        """
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -219,7 +222,7 @@ class InferenceBackbone(PrecisionBackbone):
         return super()._network(x)
 
 
-Model = TypeVar("Model", NetworkScoreModel, NoisyClassifier)
+Model = TypeVar("Model", NetworkScoreModel, NoisyClassifier, FirstStage)
 
 
 def fast_inference(model: Model, mode: NetworkMode) -> Model:

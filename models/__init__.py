@@ -4,6 +4,15 @@ from .condition import Cond, Condition, null_of
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel, ObservedGaussianScoreModel
+from .first_stage import (
+    Autoencoder,
+    Bottleneck,
+    FirstStage,
+    GaussianPixels,
+    Latent,
+    LevelPixels,
+    PixelDistribution,
+)
 from .grey_levels import LevelsParameterization, level_posterior_mean
 from .noisy_classifier import NetworkModel, NoisyClassifier
 from .operators import (

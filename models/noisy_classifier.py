@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sde_lib import SDE, check_per_sample
 
+from .first_stage import FirstStage
 from .parameterization import TimeInput, time_input
 from .score_model import NetworkScoreModel
 
@@ -83,4 +84,4 @@ def grad_of_class(
         return torch.autograd.grad(log_probs(x_t).gather(1, label[:, None]).sum(), x_t)[0]
 
 
-NetworkModel = NetworkScoreModel | NoisyClassifier
+NetworkModel = NetworkScoreModel | NoisyClassifier | FirstStage

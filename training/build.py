@@ -12,7 +12,7 @@ from torch import Tensor
 from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
-from experiment.network import is_classifier
+from experiment.network import is_classifier, is_first_stage
 from models import NetworkModel
 from runtime.processes.collectives import is_sharded, shard
 from runtime.registry import choices_message
@@ -32,8 +32,9 @@ def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
     Raises:
         ValueError: If it does not fit the SDE.
     """
+    name = "autoencoder" if is_first_stage(config) and config.training.loss == "auto" else config.training.loss
     return make_loss(
-        config.training.loss,
+        name,
         sde=sde,
         parameterization=None if is_classifier(config) else config.model.parameterization,
         weighting=config.training.weighting,

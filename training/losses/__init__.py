@@ -1,5 +1,6 @@
 """Losses, and the times that they take."""
 
+from .autoencoder import AutoencoderLoss
 from .base import LOSSES, Loss, make_loss, register_loss, weighted_error
 from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, check_trains, timestep_bits
 from .classification import CrossEntropyLoss

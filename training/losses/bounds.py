@@ -10,6 +10,7 @@ from torch import Tensor
 from likelihood import decoder_nats, discretized_gaussian_log_prob, levels_of, prior_kl, step_kl
 from models import (
     Cond,
+    FirstStage,
     LevelsParameterization,
     NetworkModel,
     NetworkScoreModel,
@@ -21,6 +22,7 @@ from models import (
 )
 from sde_lib import SDE, LearnedVP, expand_like
 
+from .autoencoder import AutoencoderLoss
 from .base import Loss, register_loss
 from .classification import CrossEntropyLoss
 from .denoising import DenoisingScoreMatching, TableLoss
@@ -243,12 +245,16 @@ def check_trains(loss: Loss, model: NetworkModel) -> None:
     Raises:
         ValueError: In one line, with the cure.
     """
-    if isinstance(model, NoisyClassifier) != isinstance(loss, CrossEntropyLoss):
-        ours = "a classifier" if isinstance(model, NoisyClassifier) else "a score model"
+    of_kinds: tuple[tuple[type, type[Loss], str], ...] = (
+        (NoisyClassifier, CrossEntropyLoss, "a classifier"),
+        (FirstStage, AutoencoderLoss, "an autoencoder"),
+    )
+    kind = next((name for one, _, name in of_kinds if isinstance(model, one)), "a score model")
+    if any(isinstance(model, one) != isinstance(loss, its_loss) for one, its_loss, _ in of_kinds):
         raise ValueError(
-            f"loss {loss.name!r} does not train {ours}; a classifier's is 'cross_entropy', leave it at auto"
+            f"loss {loss.name!r} does not train {kind}; leave training.loss at auto, or take one that does"
         )
-    if isinstance(model, NoisyClassifier):
+    if not isinstance(model, NetworkScoreModel):
         return
     if model.learned_variance and not loss.trains_variance:
         raise ValueError(f"model.learned_variance needs a loss that trains it, got {loss.name!r}; use hybrid or vlb")

@@ -25,7 +25,7 @@ class ResBlock(nn.Module):
     Args:
         in_channels: Channels in, ``C``.
         out_channels: Channels out, ``D``.
-        embedding_dim: Features of the embedding, ``E``.
+        embedding_dim: Features of the embedding, ``E``; None for a block that takes none, as those of autoencoders.
         dropout: Probability, in [0, 1).
         scale_shift: Let the embedding scale and shift instead of adding.
         norm: Builds the normalization of a number of channels.
@@ -45,7 +45,7 @@ class ResBlock(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        embedding_dim: int,
+        embedding_dim: int | None,
         *,
         dropout: float = 0.0,
         scale_shift: bool = False,
@@ -62,19 +62,21 @@ class ResBlock(nn.Module):
         self.scale = math.sqrt(0.5) if rescale else None
         self.norm1 = norm(in_channels)
         self.conv1 = initialize(nn.Conv2d(in_channels, out_channels, 3, padding=1))
-        self.project = initialize(nn.Linear(embedding_dim, out_channels * (2 if scale_shift else 1)))
+        if embedding_dim is not None:
+            self.project = initialize(nn.Linear(embedding_dim, out_channels * (2 if scale_shift else 1)))
         self.norm2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = initialize(nn.Conv2d(out_channels, out_channels, 3, padding=1), zero=True)
         same = in_channels == out_channels and not skip_conv
         self.skip = nn.Identity() if same else initialize(nn.Conv2d(in_channels, out_channels, 1))
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Apply the block.
 
         Args:
             x: Features, [B, C, H, W].
-            embedding: Activated embedding, [B, E]: the SiLU before the projection is the caller's, once a network.
+            embedding: Activated embedding, [B, E]: the SiLU before the projection is the caller's, once a network. None
+                for a block that takes none.
 
         Returns:
             Features, [B, D, H', W'], resampled if the block resamples.
@@ -83,8 +85,10 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             hidden, x = self.resample(hidden), self.resample(x)
         hidden = self.conv1(hidden)
-        projected = self.project(embedding)[:, :, None, None]
-        if self.scale_shift:
+        projected = None if embedding is None else self.project(embedding)[:, :, None, None]
+        if projected is None:
+            hidden = self.norm2(hidden)
+        elif self.scale_shift:
             scale, shift = projected.chunk(2, dim=1)
             hidden = self.norm2(hidden) * (1 + scale) + shift
         else:

@@ -14,6 +14,7 @@ from runtime.registry import choices_message
 from sde_lib import SDE, make_sde
 
 from ...backbones import ADM, MLP, Backbone, EncoderClassifier, NCSNpp, UNet
+from ...first_stage import Autoencoder
 from ...noisy_classifier import NoisyClassifier
 from ...parameterization import TimeInput, make_parameterization
 from ...score_model import NetworkScoreModel
@@ -21,6 +22,7 @@ from .renaming import Source, load_renamed
 
 BACKBONES: dict[str, type[Backbone]] = {
     "unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "mlp": MLP, "classifier": EncoderClassifier,
+    "autoencoder": Autoencoder,
 }  # fmt: skip
 
 

@@ -1,0 +1,103 @@
+"""First stages: sizes of published autoencoders, latents, bottlenecks, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal, kl_divergence
+
+from models import Autoencoder, FirstStage, Latent
+from models.first_stage import make_bottleneck
+from sde_lib import VP
+
+TINY = {"image_size": 8, "in_channels": 1, "channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1}
+
+
+def _built_by(**options: object) -> Autoencoder:
+    with torch.device("meta"):
+        return Autoencoder(**options)  # pyright: ignore[reportArgumentType]
+
+
+def test_it_has_the_size_of_stable_diffusions_autoencoders():
+    # 83,653,863 of SD 1.5 to XL; 83,819,683 of SD 3 and FLUX, 16 channels and no convolutions at the bottleneck
+    of_scale = 3
+    first = _built_by(image_size=256, bottleneck="diagonal")
+    assert sum(p.numel() for p in first.parameters()) == 83_653_863 + of_scale
+    third = _built_by(image_size=256, bottleneck="diagonal", latent_channels=16, latent_convs=False)
+    assert sum(p.numel() for p in third.parameters()) == 83_819_683 + of_scale
+    assert third.latent_shape == (16, 32, 32)
+
+
+def test_the_kl_is_that_of_torch():
+    torch.manual_seed(0)
+    latent = Latent(torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64))
+    q = Independent(Normal(latent.mean, latent.log_std.exp()), 2)
+    p = Independent(Normal(torch.zeros_like(latent.mean), torch.ones_like(latent.mean)), 2)
+    torch.testing.assert_close(latent.kl_to_standard_normal(), kl_divergence(q, p), rtol=1e-12, atol=0)
+
+
+def test_kls_of_little_are_not_lost_to_rounding():
+    # of a mean of 1e-5 and a standard deviation of 1 + 1e-6, computed as 1e-10 / 2 + 1e-12 to first order
+    latent = Latent(torch.full((1, 1), 1e-5, dtype=torch.float64), torch.full((1, 1), 1e-6, dtype=torch.float64))
+    assert float(latent.kl_to_standard_normal()) == pytest.approx(0.5e-10 + 1e-12, rel=1e-4)
+
+
+def test_bottlenecks_say_mean_and_spread():
+    raw = torch.randn(2, 4, 3, 3)
+    fixed = make_bottleneck("fixed", log_snr=4.0)(raw)
+    assert torch.equal(fixed.mean, raw) and torch.equal(fixed.log_std, torch.full_like(raw, -2.0))
+    z = fixed.draw(torch.ones_like(raw))
+    torch.testing.assert_close(z - raw, torch.full_like(raw, math.exp(-2)))
+    diagonal = make_bottleneck("diagonal")(raw)
+    assert torch.equal(diagonal.mean, raw[:, :2])
+    torch.testing.assert_close(diagonal.log_std.exp().square(), raw[:, 2:].exp())
+    wild = make_bottleneck("diagonal")(torch.full((1, 2, 1, 1), 1e4))
+    assert float(wild.log_std) == 10.0
+
+
+@pytest.mark.parametrize("pixels", ["gaussian", "levels"])
+@pytest.mark.parametrize("bottleneck", ["fixed", "diagonal"])
+def test_all_of_a_network_learns_and_forward_is_encode_draw_decode(pixels: str, bottleneck: str):
+    torch.manual_seed(0)
+    network = Autoencoder(**TINY, bottleneck=bottleneck, pixels=pixels, num_levels=17)  # pyright: ignore[reportArgumentType]
+    model = FirstStage(network, VP())
+    x0, eps = torch.rand(3, 1, 8, 8) * 2 - 1, torch.randn(3, *model.latent_shape)
+    answer = model(x0, eps)
+    latent = model.encode(x0)
+    torch.testing.assert_close(answer.latent.mean, latent.mean)
+    torch.testing.assert_close(answer.pixels.mean, model.decode(latent.draw(eps)).mean)
+    assert answer.pixels.mean.shape == x0.shape
+    mean, log_std, raw = network(x0, eps)
+    (mean.square().sum() + log_std.sum() + (raw * torch.randn_like(raw)).sum()).backward()
+    still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    # what ends in a layer that starts at zero moves from the second step on
+    assert all(".conv1." in name or ".norm" in name or ".qkv." in name for name in still), still
+
+
+def test_checkpointed_gradients_are_the_same():
+    torch.manual_seed(0)
+    network = Autoencoder(**TINY, pixels="levels", num_levels=17)
+    x0, eps = torch.rand(3, 1, 8, 8), torch.randn(3, *network.latent_shape)
+    grads = []
+    for on in (False, True):
+        network.gradient_checkpointing = on
+        assert network.gradient_checkpointing is on
+        network.zero_grad()
+        network(x0, eps)[2].square().sum().backward()
+        grads.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
+def test_networks_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="latent must not be larger than the image, of 64 numbers, got 80"):
+        Autoencoder(**TINY, latent_channels=5)
+    with pytest.raises(ValueError, match="unknown bottleneck 'vq'"):
+        Autoencoder(**TINY, bottleneck="vq")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="unknown pixels 'l1'"):
+        Autoencoder(**TINY, pixels="l1")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="pixels=levels is of data with grey levels, got none"):
+        Autoencoder(**TINY, pixels="levels")
+    with pytest.raises(ValueError, match="log_snr of a fixed bottleneck must be finite, got inf"):
+        Autoencoder(**TINY, log_snr=math.inf)
+    with pytest.raises(ValueError, match="x must have shape"):
+        Autoencoder(**TINY)(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 2, 2))

@@ -1,0 +1,49 @@
+"""The bound of an autoencoder alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from likelihood import first_stage_terms
+from models import Cond, FirstStage
+from sde_lib import SDE, LearnedVP
+
+from .base import Loss, register_loss
+
+
+@register_loss("autoencoder")
+class AutoencoderLoss(Loss):
+    """-log p(x | z) + KL(q(z | x) || N(0, I)) in bits/dim, z drawn from q (Kingma & Welling 2014, Eq. 10).
+
+    The model is a ``FirstStage``; it takes no time and no condition.
+    """
+
+    name = "autoencoder"
+    own_weighting = "eps"  # there is no error to weight
+
+    def check(self, sde: SDE) -> None:
+        """Refuse a noise schedule that is learned, which would get no gradient.
+
+        Raises:
+            ValueError: In one line.
+        """
+        if isinstance(sde, LearnedVP):
+            raise ValueError("loss 'autoencoder' trains no noise schedule, got a learned one; set sde.name=vp")
+
+    def times(self, sde: SDE, u: Tensor) -> Tensor:
+        """t_min, which nothing looks at."""
+        return sde.t_min + 0 * u.double()
+
+    def __call__(self, model: Any, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
+        """The bound of each sample in bits/dim, [B]; the first numbers of ``eps`` are the noise of z.
+
+        Raises:
+            ValueError: If the model is no first stage.
+        """
+        if not isinstance(model, FirstStage):
+            raise ValueError("loss 'autoencoder' needs a first stage, such as model.backbone=autoencoder; set it")
+        of_latent = eps.flatten(1)[:, : math.prod(model.latent_shape)].unflatten(1, model.latent_shape)
+        return first_stage_terms(model, x0, of_latent, num_levels=self.num_levels).bits_per_dim
