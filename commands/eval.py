@@ -107,7 +107,7 @@ def measured(
                 model = ToldAboveScoreModel(model, t_min=config.eval.classify_told_above_t)
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
-            seen = {name: (one, model_for(one, model, clip_x0=config.eval.clip_x0)) for name, one in estimators.items()}
+            seen = {name: (one, model_for(one, model, config)) for name, one in estimators.items()}
             num_classes = dataset.num_classes if by_class is not None else 0
             step_weights = fit_step_weights(config, seen, dataset, split.device, ranks, num_classes=num_classes)
             if by_class is not None:

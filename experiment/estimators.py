@@ -126,10 +126,10 @@ def _check_density(config: Config) -> None:
     Raises:
         ValueError: Naming the first such key.
     """
-    bounds = [name for name in config.eval.likelihoods if name in ("vlb", "vlb_continuous")]
-    if bounds:
+    if "vlb" in config.eval.likelihoods:
         raise ValueError(
-            f"eval.likelihoods={bounds[0]} ends in the probability of a grey level, which vectors do not have; set ode"
+            "eval.likelihoods=vlb ends in the probability of a grey level, which vectors do not have; set ode or "
+            "vlb_continuous"
         )
     if "ode" in config.eval.likelihoods and config.eval.ode_dequantization in ("uniform", "variational"):
         raise ValueError(
@@ -138,12 +138,19 @@ def _check_density(config: Config) -> None:
         )
 
 
-def model_for(estimator: LikelihoodEstimator, model: ScoreModel, *, clip_x0: bool) -> ScoreModel:
-    """The model as an estimator is to see it.
+def clips_x0(estimator: LikelihoodEstimator, config: Config) -> bool:
+    """True if an estimator is to see the model with x0 clipped to [-1, 1].
 
-    The ODE of a clipped x0 has kinks, and is not the one that is sampled without clipping.
+    Data without grey levels have no such range. The ODE of a clipped x0 has kinks, and is not the one that is sampled
+    without clipping.
     """
-    return ClippedScoreModel(model) if clip_x0 and not isinstance(estimator, FlowLikelihood) else model
+    has_levels = getattr(estimator, "num_levels", None) is not None
+    return bool(config.eval.clip_x0) and has_levels and not isinstance(estimator, FlowLikelihood)
+
+
+def model_for(estimator: LikelihoodEstimator, model: ScoreModel, config: Config) -> ScoreModel:
+    """The model as an estimator is to see it."""
+    return ClippedScoreModel(model) if clips_x0(estimator, config) else model
 
 
 def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Config) -> dict[str, Any]:
@@ -165,7 +172,7 @@ def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Confi
             "t_end": float(estimator.noisy_times(model.sde)[0]),
             "clip_x0": False,
         }
-    common["clip_x0"] = config.eval.clip_x0
+    common["clip_x0"] = clips_x0(estimator, config)
     if isinstance(estimator, VariationalBound):
         common["variance"] = estimator.variance
         common["grid"] = estimator.grid

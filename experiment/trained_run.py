@@ -171,7 +171,7 @@ class TrainedRun:
         if config.eval.vlb_step_sampling == "importance":
             config.eval.vlb_step_sampling = "stratified"
         ((_, estimator),) = build_estimators(config, self.kind).items()
-        model = model_for(estimator, self.model, clip_x0=config.eval.clip_x0)
+        model = model_for(estimator, self.model, config)
         device, space = next(self.model.parameters()).device, self.kind.space
         bits = []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):

@@ -30,8 +30,10 @@ class ContinuousBound(SampledBound):
     low-discrepancy sequence (Kingma et al. 2021, Appendix I.1, take such points over a batch; here no image depends on
     its batch mates) with a random shift for each part that the seed gives.
 
+    Of data without grey levels it bounds the density: L_0 is then -log N(x0; x0(x_t, t), (sigma / alpha)^2) at t_end.
+
     Args:
-        num_levels: Number of grey levels of the data: sets the bin width.
+        num_levels: Number of grey levels of the data: sets the bin width. None bounds a density.
         steps_per_image: Values of lambda an image, at least 1.
         t_end: Time of the decoder, with noise there. None is the smallest time that networks know: 0 where
             sigma(0) > 0, else ``sde.t_min``.
@@ -48,7 +50,7 @@ class ContinuousBound(SampledBound):
     def __init__(
         self,
         *,
-        num_levels: int,
+        num_levels: int | None,
         steps_per_image: int = 10,
         t_end: float | None = None,
         step_sampling: StepSampling = "low_discrepancy",
@@ -74,7 +76,8 @@ class ContinuousBound(SampledBound):
     ) -> LikelihoodTerms:
         """Evaluate the bound; see ``LikelihoodEstimator``."""
         noise = check_batch(x0, cond, noise)
-        levels_of(x0, self.num_levels)
+        if self.num_levels is not None:
+            levels_of(x0, self.num_levels)
         sde, ends = model.sde, self.ends(model.sde)
         high, low = sde.log_snr(ends).tolist()
         with torch.no_grad(), count_network_calls(model) as counter:

@@ -191,7 +191,7 @@ class SampledBound(LikelihoodEstimator):
     """A bound of which each image has ``steps_per_image`` terms evaluated, drawn by ``draw_steps``.
 
     Args:
-        num_levels: Number of grey levels of the data.
+        num_levels: Number of grey levels of the data; None of those with a density.
         steps_per_image: K, at least 1; None evaluates every term.
         step_sampling: "stratified", "uniform", "low_discrepancy" or "importance".
         step_weights: For "importance"; None has them fitted by ``fit_steps`` before the first use.
@@ -201,9 +201,14 @@ class SampledBound(LikelihoodEstimator):
     """
 
     def __init__(
-        self, num_levels: int, steps_per_image: int | None, step_sampling: StepSampling, step_weights: Tensor | None
+        self,
+        num_levels: int | None,
+        steps_per_image: int | None,
+        step_sampling: StepSampling,
+        step_weights: Tensor | None,
     ) -> None:
-        levels_of(torch.zeros(0), num_levels)
+        if num_levels is not None:
+            levels_of(torch.zeros(0), num_levels)
         if step_sampling not in get_args(StepSampling):
             raise ValueError(choices_message("step sampling", step_sampling, sorted(get_args(StepSampling))))
         if step_weights is not None and step_sampling != "importance":

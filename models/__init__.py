@@ -14,6 +14,7 @@ from .first_stage import (
     PixelDistribution,
 )
 from .grey_levels import LevelsParameterization, level_posterior_mean
+from .latent import LatentDiffusion
 from .noisy_classifier import NetworkModel, NoisyClassifier
 from .operators import (
     CircularBlur,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -28,3 +29,9 @@ class Latent:
         """KL(q || N(0, I)) = sum of (mean^2 + std^2 - 1) / 2 - log std, in nats, float64 [B]."""
         mean, log_std = self.mean.double(), self.log_std.double()
         return (0.5 * (mean.square() + (2 * log_std).expm1()) - log_std).flatten(1).sum(1)
+
+    @property
+    def entropy(self) -> Float[Tensor, " batch"]:
+        """H(q) = sum of log std + log(2 pi e) / 2, in nats, float64 [B]."""
+        constant = 0.5 * (math.log(2 * math.pi) + 1)
+        return (self.log_std.double() + constant).flatten(1).sum(1)

@@ -95,7 +95,7 @@ def test_bits_per_dim_both_ways_are_those_of_the_model(imported: Imported):
     for name, estimator in build_estimators(config, dataset).items():
         expected = measure(
             estimator,
-            model_for(estimator, imported.model, clip_x0=config.eval.clip_x0),
+            model_for(estimator, imported.model, config),
             dataset,
             batch_size=2,
             num_images=2,

@@ -1,0 +1,66 @@
+"""The bound of a latent diffusion: distortion of the decoder and rate of the prior."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import Cond, LatentDiffusion
+from sde_lib import NoiseStreams
+
+from .base import LikelihoodEstimator, LikelihoodTerms
+from .batch_checks import check_batch
+from .first_stage import pixel_nats
+
+
+class LatentBound(LikelihoodEstimator):
+    """-log p(x) <= distortion + rate, with one z of q(z | x) a datum:
+
+        distortion = -log p(x | z),
+        rate = -log p(z) - H(q(z | x)), whose mean over z is KL(q(z | x) || p(z)),
+
+    where an estimator of densities says -log p(z), or a bound above it (Vahdat et al. 2021, Eq. 5). Every term is per
+    datum x, and bits/dim divides by the dimensions of x, not of z.
+
+    Args:
+        prior: The estimator of -log p(z), built with ``num_levels=None``: ``ContinuousBound``, or ``FlowLikelihood``
+            with dequantization "none".
+        num_levels: Number of grey levels of x; None measures the density of a Gaussian decoder.
+
+    Raises:
+        ValueError: If ``prior`` is of grey levels.
+    """
+
+    def __init__(self, prior: LikelihoodEstimator, *, num_levels: int | None) -> None:
+        if getattr(prior, "num_levels", None) is not None:
+            raise ValueError("a latent has no grey levels, got a prior's estimator of some; pass num_levels=None to it")
+        self.prior, self.num_levels = prior, num_levels
+
+    @torch.no_grad()
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, model: LatentDiffusion, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None
+    ) -> LikelihoodTerms:
+        """Evaluate the bound; see ``LikelihoodEstimator``.
+
+        Args:
+            model: The latent diffusion.
+            x0: Data, [B, ...].
+            cond: Condition of the prior.
+            noise: One random stream a sample: for z first, then for the prior's estimator.
+
+        Returns:
+            ``reconstruction`` is the distortion; ``prior`` and ``diffusion`` add up to the rate.
+        """
+        noise = check_batch(x0, cond, noise)
+        latent = model.first_stage.encode(x0)
+        z = latent.draw(noise.normal_like(latent.mean))
+        terms = self.prior(model.prior, model.standardize(z), cond=cond, noise=noise)
+        changes: dict[str, Any] = {
+            "diffusion": terms.diffusion + terms.reconstruction + model.log_volume - latent.entropy,
+            "reconstruction": pixel_nats(model.first_stage.decode(z), x0, self.num_levels),
+            "num_dims": x0[0].numel(),
+        }
+        return replace(terms, **changes)

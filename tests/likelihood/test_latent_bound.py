@@ -1,0 +1,151 @@
+"""The bound of a latent diffusion: exact where encoder and prior are, off by KL(q || posterior) elsewhere."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+from torch import Tensor, nn
+
+from likelihood import ContinuousBound, FlowLikelihood, LatentBound, prior_kl
+from models import FirstStage, GaussianMixtureScoreModel, Latent, LatentDiffusion
+from sde_lib import SDE, VE, VP, CosineVP, NoiseStreams, SubVP, Tabulated, make_ode_solver
+
+SDES = {"vp": VP(), "subvp": SubVP(), "ve": VE(sigma_max=50.0), "ddpm": Tabulated.ddpm(), "cosine": CosineVP()}
+
+
+class Line(nn.Module):
+    """One latent z of one number x: q(z | x) = N(u x, r^2), p(x | z) = N(a z + b, s^2)."""
+
+    pixels, in_channels, latent_shape = "gaussian", 1, (1,)
+
+    def __init__(self, u: float, r: float, a: float, b: float, s: float) -> None:
+        super().__init__()
+        self.u, self.r, self.a, self.b, self.s = u, r, a, b, s
+
+    def encode(self, x: Tensor) -> Latent:
+        return Latent(self.u * x, torch.full_like(x, math.log(self.r)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        mean = self.a * z + self.b
+        return torch.cat((mean, torch.full_like(mean, math.log(self.s))), 1)
+
+
+class Given(NoiseStreams):
+    """Streams whose first draw is given: a node of a quadrature for each row."""
+
+    def __init__(self, first: Tensor) -> None:
+        super().__init__(0, range(len(first)))
+        self.first: Tensor | None = first
+
+    def normal_like(self, x: Tensor) -> Tensor:
+        if self.first is None:
+            return super().normal_like(x)
+        first, self.first = self.first, None
+        return first
+
+
+def _mixture(sde: SDE, means: list[list[float]], variance: float, weights: list[float]) -> GaussianMixtureScoreModel:
+    places = torch.tensor(means, dtype=torch.float64)
+    covs = (variance * torch.eye(places.shape[1], dtype=torch.float64)).expand(len(places), -1, -1)
+    return GaussianMixtureScoreModel(sde, means=places, covs=covs, weights=weights)
+
+
+def _flow() -> FlowLikelihood:
+    solver = make_ode_solver("rk4", num_steps=100, grid="log_snr")
+    return FlowLikelihood(num_levels=None, dequantization="none", divergence="exact", solver=solver)
+
+
+def test_the_gap_of_a_mixture_prior_is_what_quadrature_gives():
+    weights, means, std = [0.3, 0.7], [-1.5, 1.0], 0.4
+    line = Line(u=0.6, r=0.5, a=1.3, b=0.2, s=0.7)
+    # the prior's own coordinates are those of z less a mean, over a standard deviation
+    shift, scale = 0.3, 1.7
+    prior = _mixture(CosineVP(), [[(m - shift) / scale] for m in means], (std / scale) ** 2, weights)
+    first_stage = FirstStage(line, VP())
+    model = LatentDiffusion(first_stage, prior, mean=torch.tensor([shift]).double(), std=torch.tensor([scale]).double())
+    nodes, shares = np.polynomial.hermite_e.hermegauss(60)
+    shares = torch.from_numpy(shares / shares.sum())
+    places = (-1.0, 0.8, 2.5)
+    rows = torch.tensor(places, dtype=torch.float64).repeat_interleave(60)[:, None]
+    eps = torch.from_numpy(nodes).repeat(3)[:, None]
+    bound = LatentBound(_flow(), num_levels=None)(model, rows, noise=Given(eps)).total.view(3, 60) @ shares
+
+    def normal(y: float, mean: float, sd: float) -> float:
+        return -0.5 * ((y - mean) / sd) ** 2 - math.log(sd * math.sqrt(2 * math.pi))
+
+    def log_mixture(y: float, scale: float, shift: float, sd: float) -> float:
+        parts = [w * math.exp(normal(y, scale * m + shift, sd)) for w, m in zip(weights, means, strict=True)]
+        return math.log(sum(parts))
+
+    for x, found in zip(places, bound.tolist(), strict=True):
+        density = log_mixture(x, line.a, line.b, math.hypot(line.a * std, line.s))
+
+        def gap(z: float, x: float = x, density: float = density) -> float:
+            """q log(q / posterior) at z."""
+            log_q = normal(z, line.u * x, line.r)
+            log_posterior = log_mixture(z, 1.0, 0.0, std) + normal(x, line.a * z + line.b, line.s) - density
+            return math.exp(log_q) * (log_q - log_posterior)
+
+        centre = line.u * x
+        truth = integrate.quad(gap, centre - 9 * line.r, centre + 9 * line.r, epsabs=1e-9, limit=200)[0]
+        # the flow ends with the noise of t_min, begins from N(0, I), and is solved in 100 steps
+        assert found + density == pytest.approx(truth, abs=1e-3)
+        assert truth > 0.01
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_the_rate_integral_is_the_kl(name: str):
+    """Of a Gaussian prior N(0, c), L_T + 1/2 int |eps err|^2 d lambda from t0 on is KL(N(mu, r^2) || N(0, c + r^2))."""
+    sde, num_dims, c = SDES[name], 3, 0.6
+    prior = _mixture(sde, [[0.0] * num_dims], c, [1.0])
+    mu = torch.tensor([[0.9, -0.4, 1.7]], dtype=torch.float64)
+    t0 = float(sde.time_from_log_snr(torch.tensor([4.0], dtype=torch.float64)))
+    bound = ContinuousBound(num_levels=None, t_end=t0)
+    ends = bound.ends(sde)
+    high, low = sde.log_snr(ends).tolist()
+    # the error is quadratic in eps: its mean is that over +-sqrt(D) in each direction
+    points = math.sqrt(num_dims) * torch.eye(num_dims, dtype=torch.float64)
+    points = torch.cat((points, -points))
+    nodes, shares = np.polynomial.legendre.leggauss(120)
+    total = torch.zeros(1, dtype=torch.float64)
+    for node, share in zip(nodes, shares, strict=True):
+        log_snr = torch.full((len(points),), low + (high - low) * 0.5 * (node + 1), dtype=torch.float64)
+        rows: Any = bound._integrand(prior, mu.expand(len(points), -1), log_snr, None, Given(points))
+        total += 0.5 * (high - low) * share * rows.mean()
+    alpha, sigma = (float(one) for one in sde.alpha_sigma(ends[1:]))
+    marginal = alpha**2 * c + sigma**2
+    # L_T to the marginal at t_max, where the bound's own is to N(0, prior_std^2)
+    last = 0.5 * float(
+        ((alpha * mu) ** 2 + sigma**2).sum() / marginal - num_dims - num_dims * math.log(sigma**2 / marginal)
+    )
+    assert last == pytest.approx(float(prior_kl(mu, sde, float(ends[1]))), abs=0.02)
+    r = math.exp(-0.5 * high)
+    variance = c + r**2
+    kl = 0.5 * float((mu**2 + r**2).sum() / variance - num_dims - num_dims * math.log(r**2 / variance))
+    assert float(total) + last == pytest.approx(kl, rel=1e-10)
+
+
+def test_the_bound_on_a_density_is_tight_for_an_exact_model():
+    means, weights, variance = [[-1.0, 0.5], [0.8, -0.3]], [0.4, 0.6], 0.25
+    prior = _mixture(VP(), means, variance, weights)
+    torch.manual_seed(0)
+    z = torch.tensor([[-0.9, 0.2], [1.0, 0.0]], dtype=torch.float64).repeat(400, 1)
+    terms = ContinuousBound(num_levels=None, steps_per_image=40)(prior, z, noise=NoiseStreams(0, range(800)))
+    nats = terms.total.view(400, 2)
+    stderr = nats.std(0) / math.sqrt(400)
+    parts = [
+        math.log(w) - (z[:2] - torch.tensor(m).double()).square().sum(1) / (2 * variance)
+        for w, m in zip(weights, means, strict=True)
+    ]
+    density = torch.stack(parts).logsumexp(0) - math.log(2 * math.pi * variance)
+    # of a mixture the chain's posterior is no Gaussian, yet its bound is that of the exact marginals
+    assert bool(((nats.mean(0) + density).abs() < 4 * stderr).all()), (nats.mean(0), -density, stderr)
+    assert float(stderr.max()) < 0.2
+
+
+def test_estimators_of_grey_levels_are_refused():
+    with pytest.raises(ValueError, match="a latent has no grey levels"):
+        LatentBound(ContinuousBound(num_levels=17), num_levels=17)
