@@ -141,6 +141,8 @@ class VariationalBound(SampledBound):
         ValueError: If a number is out of range or a name unknown.
     """
 
+    num_levels: int  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(
         self,
         *,
