@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data import AnyDataset, VectorDataset
+from data import AnyDataset, ImageKind, VectorDataset
 from evaluation.batch_schedule import Schedule
 from evaluation.density_picture import draw_density
 from evaluation.fingerprints import measurement_fingerprints
@@ -31,8 +31,10 @@ from evaluation.table import (
 from experiment.build import build_sampler
 from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
+from experiment.first_stage import sees_latents
 from experiment.from_checkpoints import as_score_model
 from experiment.guidance import check_unguided
+from experiment.latents import latent_model
 from experiment.network import is_classifier, is_first_stage
 from experiment.pictures import save_bound_curve
 from experiment.precision import fast_inference
@@ -103,6 +105,11 @@ def measured(
             estimators = build_estimators(config, dataset)
             trained = as_score_model(given.trained, workdir)
             model = fast_inference(trained, computing)
+            # what the values depend on: weights and settings, however the network computes
+            measured_model: Any = trained
+            if sees_latents(config):
+                assert isinstance(given.kind, ImageKind) and given.kind.latents is not None
+                model, measured_model = (latent_model(one, given.kind.latents) for one in (model, trained))
             if by_class is not None and config.eval.classify_told_above_t:
                 model = ToldAboveScoreModel(model, t_min=config.eval.classify_told_above_t)
             # now, since a grid or an end of it that does not fit the SDE is found here
@@ -117,7 +124,13 @@ def measured(
             seen,
             folder=workdir / mode / "partial",
             fingerprints=measurement_fingerprints(
-                config, trained, given.step, split, step_weights, computing.recorded(), by_class=by_class is not None
+                config,
+                measured_model,
+                given.step,
+                split,
+                step_weights,
+                computing.recorded(),
+                by_class=by_class is not None,
             ),
             ranks=ranks,
         )

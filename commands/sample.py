@@ -229,7 +229,7 @@ def _draw(
                 sampler,
                 model,
                 index,
-                sample_shape=samples.kind.image_shape,
+                sample_shape=samples.kind.sample_shape,
                 seed=config.seed,
                 cond=conditions.of(index, model.sde),
                 device=ranks.device(pick_device(config)),

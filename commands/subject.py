@@ -15,7 +15,8 @@ from experiment.build import build_dataset, pick_device
 from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.config.checks import check_config
-from experiment.from_checkpoints import trained_channels
+from experiment.first_stage import sees_latents
+from experiment.from_checkpoints import trained_channels, trained_kind
 from experiment.plugins import say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained, pick_together
@@ -33,12 +34,14 @@ class Subject:
 
     Attributes:
         split: The data.
+        kind: The data as the model knows them.
         trained: The model, with its averaged weights.
         step: The training step of them.
         computing: How its network shall compute.
     """
 
     split: EvalSplit
+    kind: AnyKind
     trained: NetworkModel
     step: int
     computing: NetworkMode
@@ -75,7 +78,8 @@ def subject(config: Config, workdir: Path, mode: str, ranks: Ranks, *, calls_per
                 conditions=build_conditions(config, dataset.kind),
                 device=device,
             )
-            trained, step = load_same_trained(ranks, config, workdir, dataset.kind, device)
+            kind = trained_kind(config, workdir) if sees_latents(config) else dataset.kind
+            trained, step = load_same_trained(ranks, config, workdir, kind, device)
             pick = partial(pick_mode, settings.precision, settings.compile, device, backbone=trained.backbone)
             computing = pick_together(ranks, partial(pick, num_calls=calls_per_batch * len(split)))
             if ranks.first:
@@ -83,7 +87,7 @@ def subject(config: Config, workdir: Path, mode: str, ranks: Ranks, *, calls_per
                 for reason in computing.reasons:
                     say(reason)
                 say_changed_plugins(workdir, config.plugins)
-        yield Subject(split, trained, step, computing)
+        yield Subject(split, kind, trained, step, computing)
 
 
 def load_split(config: Config, workdir: Path, split: str, ranks: Ranks) -> AnyDataset:
@@ -103,6 +107,18 @@ def refuse_untold(config: Config, kind: AnyKind, mode: str) -> None:
         raise ValueError(
             f"--mode {mode} needs a model that is told a class or nothing, got data.condition="
             f"{','.join(config.data.condition)}; train one without"
+        )
+
+
+def refuse_latents(config: Config, mode: str, why: str) -> None:
+    """Refuse models of latents where a mode is of pixels.
+
+    Raises:
+        ValueError: If the model is of latents.
+    """
+    if sees_latents(config):
+        raise ValueError(
+            f"--mode {mode} {why}, got a model of the latents of {config.data.first_stage}; use one of pixels"
         )
 
 

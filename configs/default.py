@@ -55,6 +55,8 @@ def _data() -> ConfigDict:
             "image_size": FieldReference(0, field_type=object),
             "channels": 0,  # of folder only: 1 or 3; 0: 1 if all images are grey, else 3
             "random_flip": False,  # flip images left to right at random, in training only
+            # the work directory of an autoencoder, of whose latents the model is, standardized; "": of the pixels
+            "first_stage": "",
             "downscale": (),  # means of boxes in place of the images, by these factors one after the other: (2,)
             # conditions that are told to the network: lowres, gray, masked and ink are made of each image, values come
             # with the images or vectors of an npz file, paired is an image that lies beside each; or one that a plugin
@@ -70,7 +72,8 @@ def _model() -> ConfigDict:
     return ConfigDict(
         {
             # unet, adm or ncsnpp for images, mlp for vectors; classifier: no score model, but one of the classes of
-            # noisy images, whose gradient guides; or checkpoint: network, SDE, parameterization and time
+            # noisy images, whose gradient guides; autoencoder: one whose latents data.first_stage of other configs
+            # stands for; or checkpoint: network, SDE, parameterization and time
             # input of the model that was imported into the work directory; a config that names them must agree
             "backbone": "unet",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class

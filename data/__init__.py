@@ -14,9 +14,10 @@ from .conditions import (
 from .errors import DataError
 from .given import read_given_images, read_given_mask, read_given_values
 from .kinds import image_kind
+from .latents import LatentDataset
 from .loader import eval_batches
 from .registry import available_datasets, load_dataset, register_dataset
 from .sizes import ImageSize, height_and_width, one_or_pair
-from .space import LevelSpace, ModelSpace, RealSpace, Space
+from .space import Codec, LatentSpace, LevelSpace, ModelSpace, RealSpace, Space
 from .tensors import TensorDataset
 from .vectors import AnyDataset, AnyKind, VectorDataset, VectorKind

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
-from .space import LevelSpace, Space
+from .space import LatentSpace, LevelSpace, Space
 
 SPLITS = ("train", "test")
 DIGITS = tuple("0123456789")  # names of the classes of images of digits
 ONE_IN_TEN = "one in ten held out, by a fixed permutation"  # what fixed_split does by default
-_BESIDE = ("labels", "values", "paired", "masks")  # fields with a row a sample
+_BESIDE = ("labels", "values", "paired", "masks", "spread")  # fields with a row a sample
 
 T = TypeVar("T", bound="Dataset")
 
@@ -33,6 +33,8 @@ class Dataset:
             should be of order 1, since networks are told them as they are. None without.
         paired: Image that lies beside each sample and is no function of it, grey levels, uint8 [N, c, H, W]. None
             without.
+        spread: Standard deviation of each number of a sample, which is drawn anew each time; None of samples that are
+            what they are.
         train_files: Digest of the names of the train split's files; empty where adding a file cannot move others
             between the splits.
     """
@@ -40,6 +42,7 @@ class Dataset:
     labels: Tensor
     values: Tensor | None = None
     paired: Tensor | None = None
+    spread: Tensor | None = None
     space: Space
     num_classes: int
     name: str
@@ -153,6 +156,7 @@ class ImageKind:
         paired_channels: Channels of the image that lies beside each, of the same height and width; 0 without. See
             ``Dataset.paired``.
         paired_levels: Its number of grey levels; 0 without.
+        latents: The space of their latents, where networks see those in place of pixels.
     """
 
     image_shape: tuple[int, int, int]
@@ -162,11 +166,22 @@ class ImageKind:
     num_values: int = 0
     paired_channels: int = 0
     paired_levels: int = 0
+    latents: LatentSpace | None = None
 
     @property
-    def space(self) -> LevelSpace:
-        """The space of x0: levels in [-1, 1]."""
-        return LevelSpace(self.num_levels)
+    def space(self) -> LevelSpace | LatentSpace:
+        """The space of x0: levels in [-1, 1], or latents."""
+        return LevelSpace(self.num_levels) if self.latents is None else self.latents
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one x0."""
+        return self.image_shape if self.latents is None else self.latents.latent_shape
+
+    @property
+    def seen_levels(self) -> int | None:
+        """Number of levels that x0 lies on; None of latents."""
+        return self.space.num_levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,8 +255,8 @@ class ImageDataset(Dataset):
 
     @property
     def space(self) -> LevelSpace:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """See ``ImageKind``."""
-        return self.kind.space
+        """Levels in [-1, 1]."""
+        return LevelSpace(self.num_levels)
 
     def _check_size(self, beside: Tensor, what: str, shape: str) -> None:
         """Refuse what lies beside the images if it is of another number, height or width."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -140,4 +140,82 @@ class ModelSpace:
         return x0
 
 
-Space = LevelSpace | RealSpace | ModelSpace
+class Codec(Protocol):
+    """An autoencoder, as data see it: images in [-1, 1] to latents and back."""
+
+    def encode(self, x0: Tensor) -> Tensor:
+        """The mean latent of images [N, C, H, W]."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean image of latents."""
+        ...
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """Images, of which networks see an autoencoder's latents, standardized: x0 = (z - mean) / std of each channel.
+
+    Args:
+        latent_shape: Shape of one latent, (c, h, w).
+        mean: Mean of each channel, c numbers.
+        std: Standard deviation of each, above 0.
+        num_pixel_levels: Grey levels of the images.
+        first_stage: Digest of the autoencoder's weights.
+
+    Raises:
+        DataError: If there are not as many numbers as channels.
+    """
+
+    latent_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_pixel_levels: int
+    first_stage: str
+    num_levels: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == self.latent_shape[0] or min(self.std) <= 0:
+            raise DataError(
+                f"a latent of {self.latent_shape[0]} channels needs as many means and standard deviations above 0, got "
+                f"{self.mean} and {self.std}; a channel that never varies tells nothing, lower latent_channels"
+            )
+
+    def with_codec(self, codec: Codec) -> LatentSpace:
+        """The same, with the autoencoder that ``encode`` and ``decode`` need."""
+        space = replace(self)
+        # no field: it is told by its digest, and is no part of what a checkpoint says
+        object.__setattr__(space, "_codec", codec)
+        return space
+
+    @property
+    def codec(self) -> Codec:
+        """The autoencoder."""
+        return self._codec  # pyright: ignore[reportAttributeAccessIssue]
+
+    def standardize(self, z: Tensor) -> Tensor:
+        """(z - mean) / std of latents [N, c, ...], float32."""
+        return ((z.double() - self._along(self.mean, z)) / self._along(self.std, z)).float()
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Standardized mean latents of grey levels [N, C, H, W], float32 on the CPU."""
+        return self.standardize(self.codec.encode(LevelSpace(self.num_pixel_levels).encode(stored)).cpu())
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The nearest grey levels of what the decoder makes of standardized latents, uint8 [N, C, H, W]."""
+        return LevelSpace(self.num_pixel_levels).decode(self._images(x0))
+
+    def pixels(self, x0: Tensor) -> np.ndarray:
+        """Pixels of 0 to 255 of standardized latents; see ``LevelSpace.pixels``."""
+        return LevelSpace(self.num_pixel_levels).pixels(self._images(x0))
+
+    def _images(self, x0: Tensor) -> Tensor:
+        z = x0.double() * self._along(self.std, x0) + self._along(self.mean, x0)
+        return self.codec.decode(z.float()).cpu()
+
+    @staticmethod
+    def _along(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=like.device).view(1, -1, *[1] * (like.ndim - 2))
+
+
+Space = LevelSpace | RealSpace | ModelSpace | LatentSpace

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .base import Dataset, ImageDataset, ImageKind, check_split
 from .errors import DataError
+from .latents import LatentDataset
 from .space import RealSpace
 
 
@@ -29,6 +30,12 @@ class VectorKind:
     class_names: tuple[str, ...] = ()
     num_values: int = 0
     num_levels: ClassVar[None] = None
+    seen_levels: ClassVar[None] = None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one x0."""
+        return self.image_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,4 +101,4 @@ class VectorDataset(Dataset):
 
 
 AnyKind = ImageKind | VectorKind
-AnyDataset = ImageDataset | VectorDataset
+AnyDataset = ImageDataset | VectorDataset | LatentDataset

@@ -16,6 +16,7 @@ from data import AnyKind, Space
 from experiment.config import Config, flatten
 from experiment.guidance import Reference
 from experiment.plugins import plugin_digests
+from experiment.weights import digest_of, weights_digest
 from likelihood import available_likelihoods
 from models import NetworkModel, ScoreModel
 
@@ -35,21 +36,6 @@ _FREE = (
     *("sampling.num_samples", "sampling.classes", "sampling.png_folder", "sampling.precision", "sampling.compile"),
     *("sampling.guidance_reference", "sampling.guidance_reference_weights", "sampling.classifier"),
 )
-
-
-def digest_of(*arrays: torch.Tensor) -> str:
-    """Digest of the values, shapes and types of arrays."""
-    total = hashlib.sha256()
-    for array in arrays:
-        array = array.detach().cpu().contiguous()
-        total.update(f"{array.dtype} {list(array.shape)};".encode())
-        total.update(array.flatten().view(torch.uint8).numpy().data if array.numel() else b"")
-    return total.hexdigest()
-
-
-def _weights_of(model: ScoreModel | NetworkModel) -> str:
-    state = model.state_dict()
-    return digest_of(*(state[key] for key in sorted(state)))
 
 
 @functools.cache
@@ -72,7 +58,7 @@ def _common(
 ) -> dict[str, Any]:
     """All that a value depends on, of whatever kind: settings, weights and code."""
     fixed = (*_OF_MODEL, f"{section}.")
-    found = {"step": step, "weights": _weights_of(model), "seed": config.seed}
+    found = {"step": step, "weights": weights_digest(model), "seed": config.seed}
     found |= {"space": asdict(space), "network": network, "device": device}
     found |= {"torch": torch.__version__, "code": _code_digest()}
     found["plugins"] = plugin_digests(config.plugins)
@@ -145,5 +131,5 @@ def samples_fingerprint(
     found = _common(config, "sampling", model, step, kind.space, network, device.type)
     if reference is not None:
         theirs = {key: value for key, value in flatten(reference.config) if key.startswith(_OF_MODEL)}
-        found["reference"] = {"step": reference.step, "weights": _weights_of(reference.model), **theirs}
+        found["reference"] = {"step": reference.step, "weights": weights_digest(reference.model), **theirs}
     return json.loads(json.dumps(found | {"image_shape": kind.image_shape, "classes": classes}))

@@ -93,12 +93,12 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> Networ
         model.parameterization,
         time_input=model.time_input,
         data_std=model.data_std,
-        num_levels=kind.num_levels,
+        num_levels=kind.seen_levels,
     )
     with torch.random.fork_rng(devices=[]), torch.device("meta") if empty else nullcontext():
         torch.manual_seed(config.seed)
         backbone = build_backbone(config, kind, outputs_per_channel=parameterization.outputs_per_channel)
-        dequantizer = Dequantizer(kind.image_shape[0]) if model.dequantizer else None
+        dequantizer = Dequantizer(kind.sample_shape[0]) if model.dequantizer else None
     if is_classifier(config):
         return NoisyClassifier(backbone, build_sde(config), time_input=model.time_input)
     if is_first_stage(config):
@@ -139,13 +139,17 @@ def _check_has_levels(config: Config, kind: AnyKind) -> None:
         "sampling.threshold_x0": (config.sampling.threshold_x0 > 0, [True]),
     }
     for key, (value, refused) in of_levels.items():
-        if kind.num_levels is None and value in refused:
-            raise ValueError(f"{key}={value} is of data with grey levels, got vectors; leave it at its default")
+        if kind.seen_levels is None and value in refused:
+            got = "vectors" if isinstance(kind, VectorKind) else "latents"
+            raise ValueError(f"{key}={value} is of data with grey levels, got {got}; leave it at its default")
 
 
 def bound_x0(config: Config, model: ScoreModel, kind: AnyKind) -> ScoreModel:
-    """The model with its x0 brought into the range of the data, as ``config.sampling`` says; vectors have no range."""
-    if isinstance(kind, VectorKind):
+    """The model with its x0 brought into the range of the data, as ``config.sampling`` says.
+
+    Vectors and latents have no range.
+    """
+    if kind.seen_levels is None:
         return model
     if config.sampling.threshold_x0 > 0:
         return ThresholdedScoreModel(model, quantile=config.sampling.threshold_x0)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from data import AnyDataset, AnyKind
-from likelihood import FlowLikelihood, LikelihoodEstimator, VariationalBound, make_likelihood
+from likelihood import FlowLikelihood, LatentBound, LikelihoodEstimator, VariationalBound, make_likelihood
 from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import TABLEAUS, AdaptiveSolver, make_ode_solver
 
 from .config import Config
 from .config.checks import check_learned_parts
+from .first_stage import sees_latents
 
 
-def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind) -> LikelihoodEstimator:
+@dataclass(frozen=True)
+class _Unlevelled:
+    """Data without grey levels, as an estimator needs to know of them."""
+
+    num_levels: None = None
+
+
+def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind | _Unlevelled) -> LikelihoodEstimator:
     """A likelihood estimator with the settings of ``config.eval``.
 
     A setting of one likelihood begins with its name ("vlb_", "ode_"): what is kept of the others' measurements is then
@@ -110,8 +119,13 @@ def build_estimators(config: Config, dataset: AnyDataset | AnyKind) -> dict[str,
     if not config.eval.likelihoods:
         raise ValueError("config.eval.likelihoods is empty; set it to vlb,ode")
     check_learned_parts(config)
+    if sees_latents(config):
+        _check_density(config, "latents")
+        prior = _Unlevelled()
+        every = {name: build_estimator(name, config, prior) for name in config.eval.likelihoods}
+        return {name: LatentBound(one, num_levels=dataset.num_levels) for name, one in every.items()}
     if dataset.num_levels is None:
-        _check_density(config)
+        _check_density(config, "vectors")
     elif "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "none":
         raise ValueError(
             f"eval.ode_dequantization=none is of data without grey levels, got {dataset.num_levels}; "
@@ -120,7 +134,7 @@ def build_estimators(config: Config, dataset: AnyDataset | AnyKind) -> dict[str,
     return {name: build_estimator(name, config, dataset) for name in config.eval.likelihoods}
 
 
-def _check_density(config: Config) -> None:
+def _check_density(config: Config, data: str) -> None:
     """Refuse what is of grey levels alone for data that have a density.
 
     Raises:
@@ -128,12 +142,12 @@ def _check_density(config: Config) -> None:
     """
     if "vlb" in config.eval.likelihoods:
         raise ValueError(
-            "eval.likelihoods=vlb ends in the probability of a grey level, which vectors do not have; set ode or "
+            f"eval.likelihoods=vlb ends in the probability of a grey level, which {data} do not have; set ode or "
             "vlb_continuous"
         )
     if "ode" in config.eval.likelihoods and config.eval.ode_dequantization in ("uniform", "variational"):
         raise ValueError(
-            f"eval.ode_dequantization={config.eval.ode_dequantization} is of data with grey levels, got vectors; "
+            f"eval.ode_dequantization={config.eval.ode_dequantization} is of data with grey levels, got {data}; "
             "set none, for the density of the ODE itself, or decoder"
         )
 
@@ -144,7 +158,7 @@ def clips_x0(estimator: LikelihoodEstimator, config: Config) -> bool:
     Data without grey levels have no such range. The ODE of a clipped x0 has kinks, and is not the one that is sampled
     without clipping.
     """
-    has_levels = getattr(estimator, "num_levels", None) is not None
+    has_levels = getattr(estimator, "num_levels", None) is not None and not isinstance(estimator, LatentBound)
     return bool(config.eval.clip_x0) and has_levels and not isinstance(estimator, FlowLikelihood)
 
 
@@ -155,6 +169,8 @@ def model_for(estimator: LikelihoodEstimator, model: ScoreModel, config: Config)
 
 def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Config) -> dict[str, Any]:
     """The settings that a number is of, for ``eval/report.json``."""
+    if isinstance(estimator, LatentBound):
+        return settings_of(estimator.prior, model, config) | {"first_stage": config.data.first_stage}
     common: dict[str, Any] = {"seed": config.seed, "batch_size": config.eval.batch_size}
     if isinstance(estimator, FlowLikelihood):
         solver = estimator.solver

@@ -7,16 +7,30 @@ from typing import Any
 
 import torch
 
-from data import AnyDataset, AnyKind, DataError, ImageDataset, ImageKind, RealSpace, VectorKind, image_kind
+from data import (
+    AnyDataset,
+    AnyKind,
+    DataError,
+    ImageDataset,
+    ImageKind,
+    LatentDataset,
+    LatentSpace,
+    RealSpace,
+    VectorKind,
+    image_kind,
+)
 from models import FirstStage, NetworkModel, NetworkScoreModel, NoisyClassifier
 from runtime.files import one_line
 from runtime.messages import say
 
-from .build import build_dataset, build_model
+from .build import build_dataset, build_model, pick_device
 from .checkpoints.folder import checkpoint_folders, peek_state, step_of
 from .checkpoints.store import load_newest
 from .config import Config
-from .weights import load_weights, named_weights
+from .first_stage import FirstStageCodec, LoadedFirstStage, sees_latents
+from .network import is_first_stage
+from .saved_config import saved_config
+from .weights import load_weights, named_weights, weights_digest
 
 
 def _said(root: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -65,7 +79,22 @@ def trained_kind(config: Config, workdir: Path) -> AnyKind:
     if shape is None or levels is None or classes is None:
         return image_kind(config.data.dataset) or build_dataset(config, "train").kind
     paired = (said.get(f"paired_{one}") or 0 for one in ("channels", "levels"))
-    return ImageKind(tuple(shape), levels, classes, names, values, *paired)
+    latents = said.get("latents")
+    _check_sees_the_same(config, workdir, of_latents=latents is not None)
+    if latents is not None:
+        latents = {key: tuple(value) if isinstance(value, list) else value for key, value in latents.items()}
+        latents = with_codec(config, LatentSpace(**latents), workdir)
+    return ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=latents)
+
+
+def _check_sees_the_same(config: Config, workdir: Path, *, of_latents: bool) -> None:
+    """Refuse a config of latents for a run of pixels, or the other way round."""
+    if sees_latents(config) != of_latents:
+        theirs, ours = ("latents", "pixels") if of_latents else ("pixels", "latents")
+        fix = "set data.first_stage" if of_latents else "leave data.first_stage out"
+        raise ValueError(
+            f"{workdir} holds a model of {theirs}, got a config of {ours}; {fix}, or choose another --workdir"
+        )
 
 
 def trained_space(workdir: Path) -> RealSpace | None:
@@ -142,9 +171,27 @@ def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str,
             f"{source}; give both splits one shape and number of levels, classes and values, or choose another "
             "--workdir"
         )
+    if isinstance(dataset, LatentDataset):
+        _check_latents(dataset, said, folder)
     if labelled and "class_names" not in said:
         return _order_before(folder, dataset)
     return names if dataset.class_names and names else dataset.class_names
+
+
+def _check_latents(dataset: LatentDataset, said: dict[str, Any], folder: Path) -> None:
+    """Refuse latents of another autoencoder, or standardized otherwise, than those that a run was trained on."""
+    theirs = said.get("latents") or {}
+    if theirs.get("first_stage") != dataset.latent_space.first_stage:
+        raise ValueError(
+            f"{folder} was trained on latents of another autoencoder than that of data.first_stage; name the one that "
+            "it was trained with, or choose another --workdir"
+        )
+    for name in ("mean", "std"):
+        if tuple(theirs[name]) != getattr(dataset.latent_space, name):
+            raise ValueError(
+                f"{folder} was trained on latents with another {name}, those of other images; use the data that it was "
+                "trained on, or choose another --workdir"
+            )
 
 
 def say_other_files(config: Config, workdir: Path, dataset: AnyDataset) -> None:
@@ -237,3 +284,37 @@ def as_score_model(model: NetworkModel, workdir: Path) -> NetworkScoreModel:
             f"sampling.classifier={workdir} guides"
         )
     return model
+
+
+def load_first_stage(config: Config, device: torch.device) -> LoadedFirstStage:
+    """Load the autoencoder that ``data.first_stage`` names.
+
+    Raises:
+        ValueError: In one line: there is no run, no good checkpoint, or it is of no autoencoder.
+    """
+    workdir = Path(config.data.first_stage).expanduser()
+    theirs = saved_config(workdir)
+    if not is_first_stage(theirs):
+        raise ValueError(
+            f"data.first_stage={workdir} holds no autoencoder but a {theirs.model.get('backbone', 'unet')}; train "
+            "one first, such as configs/latent/digits_autoencoder.py"
+        )
+    kind = trained_kind(theirs, workdir)
+    model, _ = load_trained(theirs, workdir, kind, device)
+    assert isinstance(model, FirstStage) and isinstance(kind, ImageKind)
+    return LoadedFirstStage(model, kind, workdir, weights_digest(model))
+
+
+def with_codec(config: Config, space: LatentSpace, workdir: Path) -> LatentSpace:
+    """The space of a trained model's latents with its autoencoder, which must be the one that it was trained with.
+
+    Raises:
+        ValueError: In one line: there is no such autoencoder, or it is another one.
+    """
+    loaded = load_first_stage(config, pick_device(config))
+    if loaded.digest != space.first_stage:
+        raise ValueError(
+            f"{workdir} was trained on latents of another autoencoder than that of data.first_stage="
+            f"{loaded.workdir}, whose weights have changed; put back the one that it was trained with, or train anew"
+        )
+    return space.with_codec(FirstStageCodec(loaded.model))

@@ -12,6 +12,7 @@ from runtime.registry import choices_message
 
 from .conditions import build_conditions
 from .config import Config
+from .first_stage import sees_latents
 
 # keys of config.model that are options of backbones, of the same name
 SHARED = (
@@ -56,7 +57,7 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
     Raises:
         ValueError: If it is of images, and these are vectors, or the other way round.
     """
-    shape, of_vectors = "x".join(map(str, kind.image_shape)), isinstance(kind, VectorKind)
+    shape, of_vectors = "x".join(map(str, kind.sample_shape)), isinstance(kind, VectorKind)
     if of_vectors != (backbone == "mlp"):
         if of_vectors and backbone == "classifier":
             raise ValueError(f"backbone classifier is of images, got vectors of {shape} numbers; take data of images")
@@ -68,8 +69,8 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
             f"backbone mlp is of vectors, got images of {shape}; set model.backbone to adm, ncsnpp or unet"
         )
     if isinstance(kind, VectorKind):
-        return {"num_dims": kind.image_shape[0]}
-    channels, height, width = kind.image_shape
+        return {"num_dims": kind.sample_shape[0]}
+    channels, height, width = kind.sample_shape
     return {"image_size": one_or_pair(height, width), "in_channels": channels, DERIVED: outputs_per_channel}
 
 
@@ -81,6 +82,11 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
     """
     conditions, model = build_conditions(config, kind), config.model
     options = conditions.network_options
+    if options["cond_channels"] and sees_latents(config):
+        raise ValueError(
+            f"a model of latents can be told classes and values, got data.condition={','.join(config.data.condition)}, "
+            "an image; leave it out, or data.first_stage"
+        )
     for name in [name for name, size in options.items() if size and name not in known]:
         what = "an image" if name == "cond_channels" else "values"
         raise ValueError(
@@ -122,10 +128,12 @@ def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -
         raise ValueError("backbone classifier is of classes, got model.class_conditional=False; set it to True")
     if model.class_conditional and "num_classes" not in known:
         raise ValueError(f"backbone {backbone} is told no class, got model.class_conditional=True; set it to False")
+    if is_first_stage(config) and sees_latents(config):
+        raise ValueError("an autoencoder is of pixels, got data.first_stage; leave it out")
     arguments |= _shape_arguments(backbone, kind, outputs_per_channel)
     if DERIVED not in known:
         arguments.pop(DERIVED, None)
-    of_data = {"num_classes": kind.num_classes if model.class_conditional else None, "num_levels": kind.num_levels}
+    of_data = {"num_classes": kind.num_classes if model.class_conditional else None, "num_levels": kind.seen_levels}
     arguments |= {key: value for key, value in of_data.items() if key in known}
     arguments |= _condition_arguments(config, kind, known)
     free = sorted(known.keys() - {*SHARED, DERIVED})

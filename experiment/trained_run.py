@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from data import AnyKind, RealSpace, Space
+from data import AnyKind, LevelSpace, RealSpace, Space
 from likelihood import nats_to_bits_per_dim
 from models import Cond, NetworkScoreModel, ScoreModel
 from runtime.files import parse_json, read_regular
@@ -25,6 +25,7 @@ from .config import Config
 from .estimators import build_estimators, model_for
 from .from_checkpoints import as_score_model, check_step, load_trained, trained_kind
 from .guidance import load_reference, sampled_model, with_classes_of_classifier
+from .latents import latent_model
 from .saved_config import saved_config
 
 
@@ -61,7 +62,7 @@ class TrainedRun:
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """(C, H, W) of one sample, or (D,) of a vector."""
-        return self.kind.image_shape
+        return self.kind.sample_shape
 
     @property
     def conditions(self) -> Conditions:
@@ -171,8 +172,11 @@ class TrainedRun:
         if config.eval.vlb_step_sampling == "importance":
             config.eval.vlb_step_sampling = "stratified"
         ((_, estimator),) = build_estimators(config, self.kind).items()
-        model = model_for(estimator, self.model, config)
-        device, space = next(self.model.parameters()).device, self.kind.space
+        model: Any = model_for(estimator, self.model, config)
+        latents = getattr(self.kind, "latents", None)
+        model = model if latents is None else latent_model(model, latents)
+        device = next(self.model.parameters()).device
+        space = self.kind.space if latents is None else LevelSpace(latents.num_pixel_levels)
         bits = []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
             here = slice(begin, min(begin + config.eval.batch_size, len(data)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +46,19 @@ def load_weights(model: NetworkModel, tensors: dict[str, Tensor], prefix: str) -
     for start, module in modules:
         for name, target in module.state_dict().items():
             target.copy_(split_like(tensors[f"{start}{name}"], target))
+
+
+def digest_of(*arrays: torch.Tensor) -> str:
+    """Digest of the values, shapes and types of arrays."""
+    total = hashlib.sha256()
+    for array in arrays:
+        array = array.detach().cpu().contiguous()
+        total.update(f"{array.dtype} {list(array.shape)};".encode())
+        total.update(array.flatten().view(torch.uint8).numpy().data if array.numel() else b"")
+    return total.hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest of all that a model has learned, and of its buffers."""
+    state = model.state_dict()
+    return digest_of(*(state[key] for key in sorted(state)))

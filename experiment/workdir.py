@@ -36,6 +36,7 @@ FREE_IN_TRAINING = (
     "restore.",
     "segment.",
     "data.root",
+    "data.first_stage",
     "device",
     "plugins",
     # where the first weights came from: they are in the first checkpoint

@@ -160,7 +160,7 @@ class Cascade:
         for number, stage in enumerate(self.stages):
             noise, last = NoiseStreams(derive_seed(seed, number), index), _LastNoisy()
             sde = stage.model.sde
-            x_T = stage.sampler.prior_sample(sde, stage.kind.image_shape, noise, device=device)
+            x_T = stage.sampler.prior_sample(sde, stage.kind.sample_shape, noise, device=device)
             cond = None if cond is None else cond.to(device)
             result = self._samplers[number].sample(stage.model, x_T, cond=cond, noise=noise, hooks=[*hooks, last])
             found.append(result.x0)

@@ -31,8 +31,9 @@ class Batch:
         uniform: For the times of the global batch, float64 [B]: some time samplers spread them over all of it.
         eps: Standard normal noise of the slice, [b, ...].
         values: Values of the samples, float32 [b, K]; None where they have none.
+        spread: Standard deviation of each number of the samples, which ``more_noise`` is for; None for none.
         paired: Images beside them, uint8 [b, c, H, W], flipped as they are; None where they have none.
-        more_noise: As much again, for losses that want it.
+        more_noise: As much again, for losses that want it, or for the spread.
         drop_uniform: For the samples whose condition is left out, float64 [b]; None where none is.
         condition_uniform: For the times of the noise on condition images, float64 [b]; None where they have none.
         condition_eps: That noise, standard normal, [b, n].
@@ -43,6 +44,7 @@ class Batch:
     uniform: Float[Tensor, " batch"]
     eps: Float[Tensor, "slice *shape"]
     values: Float[Tensor, "slice values"] | None = None
+    spread: Float[Tensor, "slice *shape"] | None = None
     paired: Shaped[Tensor, "slice c height width"] | None = None
     more_noise: Float[Tensor, "slice *shape"] | None = None
     drop_uniform: Float[Tensor, " slice"] | None = None
@@ -77,8 +79,8 @@ class TrainBatches:
             raise DataError(f"batch_size must be at least 1, got {batch_size}; choose a positive batch size")
         if seed < 0:
             raise DataError(f"seed must be at least 0, got {seed}; choose a non-negative seed")
-        if random_flip and dataset.stored.ndim != 4:
-            raise DataError(f"random_flip mirrors images, but {dataset.name} holds vectors; leave it off")
+        if random_flip and dataset.samples_are != "images":
+            raise DataError(f"random_flip mirrors images, but {dataset.name} holds {dataset.samples_are}; leave it off")
         self.batch_size, self.seed, self.random_flip = batch_size, seed, random_flip
         self._stored, self._labels, self._size = dataset.stored, dataset.labels, len(dataset)
         self._paired = dataset.paired
@@ -170,9 +172,9 @@ class Batches:
         num_condition_noise: int = 0,
         ahead: bool = False,
     ) -> None:
-        self._values, self._has_paired = dataset.values, dataset.paired is not None
+        self._values, self._has_paired, self._spread = dataset.values, dataset.paired is not None, dataset.spread
         self._samples = TrainBatches(dataset, batch_size=rank_slice.batch_size, seed=seed, random_flip=random_flip)
-        self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise
+        self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise or dataset.spread is not None
         self._drops, self._num_condition_noise = drops, num_condition_noise
         self._ahead = ahead
         self._pool: ThreadPoolExecutor | None = None
@@ -198,7 +200,7 @@ class Batches:
     def _make(self, step: int) -> Batch:
         own = self._slice.samples
         samples, labels = self._samples.batch(step)
-        numbers = torch.Size([self._num_condition_noise])
+        numbers, index = torch.Size([self._num_condition_noise]), torch.from_numpy(self._samples.indices(step)[own])
         generator = torch.Generator().manual_seed(derive_seed(self._seed, step, _TIME_STREAM))
         uniform = torch.rand(self._slice.batch_size, generator=generator, dtype=torch.float64)
         batch = Batch(
@@ -206,7 +208,8 @@ class Batches:
             labels[own],
             uniform,
             self._noise(step, _NOISE_STREAM, samples.shape[1:]),
-            values=None if self._values is None else self._values[torch.from_numpy(self._samples.indices(step)[own])],
+            values=None if self._values is None else self._values[index],
+            spread=None if self._spread is None else self._spread[index],
             paired=self._samples.paired(step)[own] if self._has_paired else None,
             more_noise=self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None,
             drop_uniform=self._uniform(step, _DROP_STREAM)[own] if self._drops else None,

@@ -39,7 +39,7 @@ def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
         parameterization=None if is_classifier(config) else config.model.parameterization,
         weighting=config.training.weighting,
         data_std=config.model.data_std,
-        num_levels=kind.num_levels,
+        num_levels=kind.seen_levels,
     )
 
 

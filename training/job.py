@@ -14,7 +14,9 @@ from experiment.build import build_dataset
 from experiment.checkpoints.store import checkpoint_folders
 from experiment.conditions import build_conditions
 from experiment.config import Config
+from experiment.first_stage import sees_latents
 from experiment.from_checkpoints import trained_channels
+from experiment.latents import encoded
 from experiment.plugins import keep_plugins, say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, pick_together
@@ -55,6 +57,8 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
     communication = Communication(rank_slice, device, sharding=training.sharding)
     channels = trained_channels(config, where_the_model_is(workdir, init_from))
     dataset = load_on_rank0_first(ranks, "data", lambda: build_dataset(config, "train", channels))
+    if sees_latents(config):
+        dataset = encoded(config, dataset, device, workdir, ranks)
     is_new = not init_from and not checkpoint_folders(workdir / "checkpoints")
     if is_new:
         check_trained_classes(config, dataset)
@@ -144,8 +148,8 @@ def _begin(
     else:
         claim_for_training(workdir, config)
     size = sum(p.numel() for p in state.model.parameters())
-    levels, device = dataset.num_levels, next(state.model.parameters()).device
-    warning = first_noise_warning(state.model.sde, config.sde.name, levels) if levels else None
+    device = next(state.model.parameters()).device
+    warning = first_noise_warning(state.model.sde, config.sde.name, dataset.kind.seen_levels)
     lines = data_lines(dataset, workdir, num_parameters=size, device=str(device))
     for line in [*lines, absent_line(config, dataset), *mode.reasons, warning]:
         if line:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from data import AnyKind, ImageKind, VectorKind
+from data import AnyKind, VectorKind
 from experiment.pictures import has_picture
 from models import ClippedScoreModel, Cond, ScoreModel
 from samplers import DDIMSampler, StepState
@@ -45,11 +45,11 @@ def preview_samples(
     if not has_picture(kind):
         return None
     device = next(model.parameters()).device
-    of_images, count = isinstance(kind, ImageKind), preview_count(kind)
+    of_levels, count = kind.seen_levels is not None, preview_count(kind)
     noise = NoiseStreams(seed, range(count))
     sampler = DDIMSampler(num_steps=50)
-    x_T = sampler.prior_sample(model.sde, kind.image_shape, noise, device=device)
-    bounded = ClippedScoreModel(model) if of_images else model
+    x_T = sampler.prior_sample(model.sde, kind.sample_shape, noise, device=device)
+    bounded = ClippedScoreModel(model) if of_levels else model
     try:
         result = sampler.sample(bounded, x_T, cond=None if cond is None else cond.to(device), noise=noise, hooks=[stop])
     except _PreviewStopped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data import AnyDataset
+from data import AnyDataset, LatentDataset
 from runtime.files import one_line
 from runtime.processes.rank_slice import RankSlice
 
@@ -49,7 +49,11 @@ def _samples(dataset: AnyDataset) -> str:
     if dataset.num_levels is None:
         return f"vectors of {dataset.num_dims} number{'s' if dataset.num_dims > 1 else ''}{values}"
     paired = "" if dataset.paired is None else f", each beside one of {'x'.join(map(str, dataset.paired.shape[1:]))}"
-    return f"images of {'x'.join(map(str, dataset.image_shape))}, {dataset.num_levels} grey levels{values}{paired}"
+    size = "x".join(map(str, dataset.image_shape))
+    seen = (
+        f", as latents of {'x'.join(map(str, dataset.stored.shape[1:]))}" if isinstance(dataset, LatentDataset) else ""
+    )
+    return f"images of {size}, {dataset.num_levels} grey levels{values}{paired}{seen}"
 
 
 def _classes(dataset: AnyDataset) -> str:

@@ -307,7 +307,11 @@ class Trainer:
 
         x0, eps = self._space.encode(here(batch.samples)), here(batch.eps)
         cond = self._condition(batch, here) if self._tells else None
-        more = {} if batch.more_noise is None else {"more_noise": here(batch.more_noise)}
+        more = {}
+        if batch.spread is not None and batch.more_noise is not None:
+            x0 = x0 + here(batch.spread) * here(batch.more_noise)
+        elif batch.more_noise is not None:
+            more = {"more_noise": here(batch.more_noise)}
         # dropout draws from the global generator: there is no other way to reach it
         stream = (NETWORK_STREAM, micro_batch.start) if micro_batch.start else (NETWORK_STREAM,)
         torch.manual_seed(derive_seed(self.options.seed, self.state.step, *stream))

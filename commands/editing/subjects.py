@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import ImageKind, LevelSpace, VectorKind, read_given_images
+from data import ImageKind, LevelSpace, read_given_images
 from models.wrappers.guidance import lacks_null_condition
 from runtime.processes.ranks import ALONE
 from tasks.editing import EditMethod
@@ -47,10 +47,10 @@ def load_subjects(run: SampledRun, given: str) -> Subjects:
         masks = getattr(dataset, "masks", None)
         # of several annotators, where any of them sees one
         masks = None if masks is None else masks.any(1)
-        x0 = dataset.space.encode(dataset.stored)
+        x0 = kind.space.encode(dataset.stored)
         return Subjects(x0, dataset.labels, masks, {"split": settings.split})
-    if isinstance(kind, VectorKind):
-        raise ValueError("--input of --mode edit is of images, got a model of vectors; leave it out")
+    if kind.seen_levels is None:
+        raise ValueError("--input of --mode edit is of pixels, got a model of vectors or latents; leave it out")
     space = LevelSpace(256)
     stored, labels = read_given_images(
         Path(given), ImageKind(kind.image_shape, space.num_levels), what="images to edit"

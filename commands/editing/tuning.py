@@ -49,7 +49,7 @@ def tuned_network(run: SampledRun, method: FineTuning, score: ClassScore, t: flo
     """The network, tuned on the first images of the train split."""
     dataset = load_split(run.config, run.workdir, "train", ALONE)
     dataset = dataset.subset(min(method.num_images, len(dataset)))
-    x0 = dataset.space.encode(dataset.stored).to(run.device)
+    x0 = run.kind.space.encode(dataset.stored).to(run.device)
     cond = dataset.labels.to(run.device) if run.config.model.class_conditional else None
     size, flow = run.config.sampling.batch_size, flow_of("finetune", run.sampler)
     parts = [

@@ -51,7 +51,7 @@ from tasks.restoration import (
 )
 
 from ..sample import check_folder
-from ..subject import load_split, refuse_untold
+from ..subject import load_split, refuse_latents, refuse_untold
 from .kept import Ensembles, Numbers
 
 _NETWORK = {"precision": "fp32", "compile": False}  # gradients pass through neither bf16 nor compiled code
@@ -158,6 +158,7 @@ def _load(config: Config, workdir: Path, given: str, mask: str, ranks: Ranks) ->
             )
     kind = with_classes_of_classifier(config, load_on_rank0_first(ranks, "data", lambda: trained_kind(config, workdir)))
     refuse_untold(config, kind, "restore")
+    refuse_latents(config, "restore", "measures pixels")
     operator_options = _operator_options(config, kind, mask)
     operator = make_operator(settings.operator, shape=kind.image_shape, **operator_options)
     options = parse_options(settings.method_options)

@@ -141,7 +141,7 @@ def _draw(job: _Job, numbers: Numbers, progress: Hook) -> Values:
         run.sampler,
         run.model,
         numbers,
-        sample_shape=run.kind.image_shape,
+        sample_shape=run.kind.sample_shape,
         cond=job.conditions.of([k for k, _ in numbers], run.model.sde),
         seed=run.config.seed,
         hooks=[progress],

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import ImageKind, LevelSpace, VectorKind, read_given_images
+from data import ImageKind, LevelSpace, read_given_images
 from evaluation.table import without_nan
 from experiment.build import pick_device
 from experiment.config import Config
@@ -101,8 +101,8 @@ class _Ends:
 def _pairs(run: SampledRun, given: str) -> _Ends:
     """The images that ``interpolate.images`` names, two by two."""
     settings, kind = run.config.interpolate, run.kind
-    if given and isinstance(kind, VectorKind):
-        raise ValueError("--input of --mode interpolate is of images, got a model of vectors; leave it out")
+    if given and kind.seen_levels is None:
+        raise ValueError("--input of --mode interpolate is of pixels, got a model of vectors or latents; leave it out")
     if given:
         space = LevelSpace(256)
         of_files = ImageKind(kind.image_shape, space.num_levels)  # pyright: ignore[reportArgumentType]
@@ -110,7 +110,7 @@ def _pairs(run: SampledRun, given: str) -> _Ends:
         origin = {"input": given}
     else:
         dataset = load_split(run.config, run.workdir, settings.split, ALONE)
-        space, stored, labels, origin = dataset.space, dataset.stored, dataset.labels, {"split": settings.split}
+        space, stored, labels, origin = kind.space, dataset.stored, dataset.labels, {"split": settings.split}
     chosen = torch.tensor(settings.images, dtype=torch.int64)
     if not len(chosen) or len(chosen) % 2:
         raise ValueError(f"interpolate.images must be pairs, got {len(chosen)} numbers; set two a pair, as in 0,1,4,7")

@@ -159,7 +159,7 @@ def _load(config: Config, workdir: Path, ranks: Ranks) -> _Job:
         sampler.starting_at(sde, t)
     dataset = load_split(config, workdir, settings.split, ranks)
     labels = None if run.classes is None else dataset.labels
-    return _Job(run, sampler, times, dataset.space.encode(dataset.stored), labels)
+    return _Job(run, sampler, times, run.kind.space.encode(dataset.stored), labels)
 
 
 def _draw(job: _Job, kept: PartialResults, ranks: Ranks) -> None:
@@ -188,7 +188,7 @@ def _done(job: _Job, what: str, t: float, numbers: list[int], progress: Any) -> 
         drawn = draw_progressively(
             model,
             job.sampler,
-            run.kind.image_shape,
+            run.kind.sample_shape,
             job.times,
             numbers=numbers,
             cond=None if classes is None else classes[torch.tensor(numbers) % len(classes)].to(device),
@@ -338,7 +338,7 @@ def _table(job: _Job, report: dict[str, Any]) -> str:
     lines = [
         f"{report['num_samples']} samples of step {run.step} by {config.sampling.sampler}, {report['nfe']} network "
         f"calls each; {report['num_images']} images of {config.data.dataset} {report['split']}",
-        f"x0 {'standardized' if run.kind.num_levels is None else 'in [-1, 1]'}; Frechet distance of "
+        f"x0 {'standardized' if run.kind.seen_levels is None else 'in [-1, 1]'}; Frechet distance of "
         f"{report['frechet_of']}, not of Inception features, from {report['num_samples']} samples to all "
         f"{len(job.x0)} {'images' if isinstance(run.kind, ImageKind) else 'vectors'}",
         "       t    RMSE to sample     RMSE to image  Gaussian             Frechet",

@@ -58,8 +58,8 @@ def about_of(
         "class_names": [names[k] for k in classes] if classes is not None and names else None,
         "classifier": settings.classifier or None,
         "classifier_scale": settings.classifier_scale if settings.classifier else None,
-        # vectors have no range
-        "clip_x0": settings.clip_x0 and kind.num_levels is not None,
+        # vectors and latents have no range
+        "clip_x0": settings.clip_x0 and kind.seen_levels is not None,
         "threshold_x0": settings.threshold_x0,
         "precision": network.get("precision"),
         "record_trajectory": settings.record_trajectory,

@@ -81,10 +81,10 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
     theirs = saved_config(workdir)
     check_step(workdir, step)
     their_kind = load_on_rank0_first(ranks, "data of the reference", lambda: trained_kind(theirs, workdir))
-    if (their_kind.image_shape, their_kind.space) != (kind.image_shape, kind.space):
+    if (their_kind.sample_shape, their_kind.space) != (kind.sample_shape, kind.space):
         raise ValueError(
-            f"sampling.guidance_reference={workdir} is of other data, {list(their_kind.image_shape)} in "
-            f"{their_kind.space}, got a model of {list(kind.image_shape)} in {kind.space}; take one of the same data"
+            f"sampling.guidance_reference={workdir} is of other data, {list(their_kind.sample_shape)} in "
+            f"{their_kind.space}, got a model of {list(kind.sample_shape)} in {kind.space}; take one of the same data"
         )
     told, ours = _told_of_samples(theirs, their_kind), _told_of_samples(config, kind)
     if told != ours:

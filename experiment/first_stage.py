@@ -1,0 +1,68 @@
+"""The autoencoder of a latent model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data import ImageKind
+from models import FirstStage
+
+from .config import Config
+
+# images encoded at once, whatever the batch size of a run: the last digits of a latent depend on it
+AT_ONCE = 100
+
+
+def sees_latents(config: Config) -> bool:
+    """Tell a model of an autoencoder's latents from one of pixels."""
+    return bool(config.data.get("first_stage"))
+
+
+class FirstStageCodec:
+    """An autoencoder as data see it; see ``data.Codec``.
+
+    Args:
+        model: The autoencoder, in evaluation mode.
+    """
+
+    def __init__(self, model: FirstStage) -> None:
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
+    def encode(self, x0: Tensor) -> Tensor:
+        """The mean latent of images in [-1, 1], [N, C, H, W]."""
+        return self._by_parts(x0, lambda part: self.model.encode(part).mean)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean image of latents, [N, c, h, w]."""
+        return self._by_parts(z, lambda part: self.model.decode(part).mean)
+
+    @torch.no_grad()
+    def _by_parts(self, batch: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.cat([function(part.to(self.device)).to(batch.device) for part in batch.split(AT_ONCE)])
+
+
+@dataclass(frozen=True)
+class LoadedFirstStage:
+    """An autoencoder from its work directory.
+
+    Attributes:
+        model: The autoencoder with its averaged weights, in evaluation mode.
+        kind: The images that it is of.
+        workdir: Its work directory.
+        digest: Of its weights.
+    """
+
+    model: FirstStage
+    kind: ImageKind
+    workdir: Path
+    digest: str

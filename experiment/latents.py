@@ -1,0 +1,101 @@
+"""The images of a run as the latents of its autoencoder, and the model of both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import AnyDataset, ImageDataset, LatentDataset, LatentSpace
+from models import LatentDiffusion, ScoreModel
+from runtime.messages import say
+from runtime.processes.ranks import Ranks
+
+from .config import Config
+from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage
+from .from_checkpoints import load_first_stage
+from .weights import digest_of
+from .workdir import save_npz
+
+
+def latent_model(prior: ScoreModel, space: LatentSpace) -> LatentDiffusion:
+    """The latent diffusion of a score model of standardized latents and the autoencoder of their space."""
+    codec = space.codec
+    assert isinstance(codec, FirstStageCodec)
+    mean, std = (torch.tensor(values, dtype=torch.float64, device=codec.device) for values in (space.mean, space.std))
+    return LatentDiffusion(codec.model, prior, mean=mean, std=std)
+
+
+def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: Path, ranks: Ranks) -> LatentDataset:
+    """The latents of a split, kept in ``latents/`` of the work directory.
+
+    They are encoded in batches of one size, and standardized by all of the split: neither depends on the batch size of
+    a run nor on its processes.
+
+    Args:
+        config: The config.
+        dataset: The split.
+        device: Where the autoencoder computes.
+        workdir: The work directory.
+        ranks: The processes of the job; rank 0 encodes, the others read.
+
+    Raises:
+        ValueError: In one line, if the autoencoder is of other images.
+    """
+    first = load_first_stage(config, device)
+    if not isinstance(dataset, ImageDataset):
+        raise ValueError(f"data.first_stage is of images, but {dataset.name} holds vectors; leave it out")
+    theirs, ours = ((one.image_shape, one.num_levels) for one in (first.kind, dataset))
+    if theirs != ours:
+        raise ValueError(
+            f"data.first_stage={first.workdir} is of images of {list(theirs[0])} with {theirs[1]} grey levels, got "
+            f"{list(ours[0])} with {ours[1]}; train one on {dataset.name}"
+        )
+    path = workdir / "latents" / f"{dataset.split}.npz"
+    told = {"first_stage": first.digest, "images": digest_of(dataset.images), "device": device.type}
+    fingerprint = json.dumps(told | {"torch": torch.__version__}, sort_keys=True)
+    found = _kept(path, fingerprint) if ranks.first else None
+    if ranks.first and found is None:
+        say(f"encodes {len(dataset):,} images by {first.workdir}")
+        mean, log_std = _encode_all(first, dataset)
+        save_npz(path, {"mean": mean.numpy(), "log_std": log_std.numpy(), "fingerprint": np.array(fingerprint)})
+    ranks.share("latents", lambda: None)
+    mean, log_std = found or _kept(path, fingerprint) or _encode_all(first, dataset)
+    std = log_std.double().exp()
+    # over the split and the draws of z
+    along = (0, *range(2, mean.ndim))
+    centre = mean.double().mean(along)
+    variance = mean.double().var(along, correction=0) + std.square().mean(along)
+    space = LatentSpace(
+        tuple(mean.shape[1:]),
+        tuple(centre.tolist()),
+        tuple(variance.sqrt().tolist()),
+        dataset.num_levels,
+        first.digest,
+    ).with_codec(FirstStageCodec(first.model))
+    return LatentDataset.of(dataset, mean, std.float(), space)
+
+
+@torch.no_grad()
+def _encode_all(first: LoadedFirstStage, dataset: ImageDataset) -> tuple[Tensor, Tensor]:
+    """Mean and log std of all latents, float32."""
+    parts = []
+    for images in dataset.images.split(AT_ONCE):
+        latent = first.model.encode(dataset.space.encode(images).to(FirstStageCodec(first.model).device))
+        parts.append((latent.mean.cpu(), latent.log_std.cpu()))
+    means, log_stds = zip(*parts, strict=True)
+    return torch.cat(means), torch.cat(log_stds)
+
+
+def _kept(path: Path, fingerprint: str) -> tuple[Tensor, Tensor] | None:
+    """Latents of an earlier command with the same fingerprint; None where there are none, or they are damaged."""
+    try:
+        with np.load(path) as found:
+            if str(found["fingerprint"]) != fingerprint:
+                return None
+            return torch.from_numpy(found["mean"]), torch.from_numpy(found["log_std"])
+    except (OSError, ValueError, KeyError):
+        return None
