@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data import AnyDataset, ImageKind, VectorDataset
 from evaluation.batch_schedule import Schedule
@@ -39,7 +40,7 @@ from experiment.network import is_classifier, is_first_stage
 from experiment.pictures import save_bound_curve
 from experiment.precision import fast_inference
 from experiment.workdir import save_npz, write_json
-from likelihood import LikelihoodEstimator, VariationalBound
+from likelihood import LatentBound, LikelihoodEstimator, VariationalBound, mean_and_stderr
 from models import NetworkScoreModel, ScoreModel, ToldAboveScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
@@ -104,14 +105,14 @@ def measured(
         with says_before_the_first_batch():
             estimators = build_estimators(config, dataset)
             trained = as_score_model(given.trained, workdir)
-            model = fast_inference(trained, computing)
+            model: Any = fast_inference(trained, computing)
             # what the values depend on: weights and settings, however the network computes
-            measured_model: Any = trained
-            if sees_latents(config):
-                assert isinstance(given.kind, ImageKind) and given.kind.latents is not None
-                model, measured_model = (latent_model(one, given.kind.latents) for one in (model, trained))
+            fingerprinted: Any = trained
             if by_class is not None and config.eval.classify_told_above_t:
                 model = ToldAboveScoreModel(model, t_min=config.eval.classify_told_above_t)
+            if sees_latents(config):
+                assert isinstance(given.kind, ImageKind) and given.kind.latents is not None
+                model, fingerprinted = (latent_model(one, given.kind.latents) for one in (model, trained))
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
             seen = {name: (one, model_for(one, model, config)) for name, one in estimators.items()}
@@ -125,7 +126,7 @@ def measured(
             folder=workdir / mode / "partial",
             fingerprints=measurement_fingerprints(
                 config,
-                measured_model,
+                fingerprinted,
                 given.step,
                 split,
                 step_weights,
@@ -204,6 +205,8 @@ def _write(workdir: Path, done: Measured) -> dict[str, Any]:
             curve = _bound_curve(estimator, model, measurement)
             report[name]["terms"] = curve
             save_bound_curve(folder / "bound_terms.png", curve["t"], curve["bits_per_dim"], curve["stderr"])
+        if isinstance(estimator, LatentBound):
+            report[name] |= _distortion_and_rate(measurement)
         report[name]["quote"] = quote(report, name)
     gap = gap_of(measurements)
     if gap is not None:
@@ -226,6 +229,16 @@ def _write(workdir: Path, done: Measured) -> dict[str, Any]:
         say(f"warning: {line}")
     print(f"wrote {folder / 'report.json'}", file=sys.stderr)
     return report
+
+
+def _distortion_and_rate(measurement: Measurement) -> dict[str, float]:
+    """The two parts of a latent bound, in bits/dim of the pixels, with standard errors over images."""
+    parts = measurement.per_image_terms
+    each = {"distortion": parts["reconstruction"], "rate": parts["prior"] + parts["diffusion"]}
+    means = {name: mean_and_stderr(torch.from_numpy(values)) for name, values in each.items()}
+    return {name: mean for name, (mean, _) in means.items()} | {
+        f"{name}_stderr": stderr for name, (_, stderr) in means.items()
+    }
 
 
 def _bound_curve(estimator: VariationalBound, model: ScoreModel, measurement: Measurement) -> dict[str, list[float]]:

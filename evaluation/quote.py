@@ -52,6 +52,9 @@ def _method(name: str, ours: Mapping[str, Any]) -> list[str]:
     # the last of a chain's steps is L_0, which is always evaluated
     if draws and draws < ours.get("num_steps", draws + 2) - 1:
         parts.append(f"L_t from {draws} draws an image")
+    if "rate" in ours:
+        distortion, rate = (plus_minus(ours[part], ours[f"{part}_stderr"]) for part in ("distortion", "rate"))
+        parts.append(f"latents, distortion {distortion} + rate {rate}")
     return parts + (["clipped x0"] if ours["clip_x0"] else [])
 
 

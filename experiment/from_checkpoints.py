@@ -82,9 +82,14 @@ def trained_kind(config: Config, workdir: Path) -> AnyKind:
     latents = said.get("latents")
     _check_sees_the_same(config, workdir, of_latents=latents is not None)
     if latents is not None:
-        latents = {key: tuple(value) if isinstance(value, list) else value for key, value in latents.items()}
-        latents = with_codec(config, LatentSpace(**latents), workdir)
+        latents = with_codec(config, _latent_space(latents), workdir)
     return ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=latents)
+
+
+def _latent_space(said: dict[str, Any]) -> LatentSpace:
+    """The space that a checkpoint says, without its autoencoder."""
+    shape, mean, std = (tuple(said[key]) for key in ("latent_shape", "mean", "std"))
+    return LatentSpace(shape, mean, std, said["num_pixel_levels"], said["first_stage"])
 
 
 def _check_sees_the_same(config: Config, workdir: Path, *, of_latents: bool) -> None:
@@ -149,6 +154,7 @@ def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str,
         # there is none, or it is damaged, which is for load_newest to say, or an old one
         return dataset.class_names
     (folder, said), source = found, f"{dataset.name} {dataset.split}"
+    _check_sees_the_same(config, workdir, of_latents=said.get("latents") is not None)
     ours: dict[str, Any] = {"image_shape": list(dataset.image_shape)}
     if dataset.num_levels is not None:
         ours["num_levels"] = dataset.num_levels

@@ -12,6 +12,7 @@ import pytest
 import torch
 from classifier_runs import classifier_command
 from killing import Killer
+from latent_runs import autoencoder_command
 from shortcuts import draw_figure, take_shortcuts
 from tiny import tiny_command
 
@@ -46,6 +47,14 @@ def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a tiny classifier of digits; copy it before changing it."""
     workdir = tmp_path_factory.mktemp("classifier") / "run"
     assert main.run(classifier_command("train", workdir)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def autoencoder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a tiny autoencoder of digits; copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("autoencoder") / "run"
+    assert main.run(autoencoder_command("train", workdir)) == 0
     return workdir
 
 

@@ -18,10 +18,10 @@ from runtime.memory import explain_out_of_memory
 from runtime.processes.ranks import ALONE
 from runtime.terminal import ProgressBar
 from samplers import GridSampler
-from tasks.editing import Edited, EditMethod, EditTask, FineTuning, flow_of, make_edit_method, time_of
+from tasks.editing import Counterfactual, Edited, EditMethod, EditTask, FineTuning, flow_of, make_edit_method, time_of
 
 from ..sample import SampledRun, check_folder, load_sampled
-from ..subject import refuse_untold
+from ..subject import refuse_latents, refuse_untold
 from .report import write_edited
 from .subjects import Subjects, Told, classes_told, load_subjects
 from .tuning import class_score, save_tuned, tuned_network
@@ -60,6 +60,8 @@ def edit_images(config: Config, workdir: Path, *, output: str = "", input: str =
         check_folder(folder)
         run = load_sampled(config, workdir, pick_device(config), ALONE)
         refuse_untold(run.config, run.kind, "edit")
+        if isinstance(method, Counterfactual):
+            refuse_latents(run.config, "edit with counterfactual", "compares pixels")
         sampler = _started_sampler(run, method)
         t = _time(run, method, sampler)
         subjects = load_subjects(run, input)

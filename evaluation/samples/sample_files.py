@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import LevelSpace
+from data import LatentSpace, LevelSpace
 from experiment.pictures import image_grid
 
 _BYTES = np.dtype(np.uint8)
@@ -81,7 +81,9 @@ def save_pngs(folder: Path, images: np.ndarray, first: int) -> None:
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / f"{k:06d}.png")
 
 
-def save_trajectory_gif(path: Path, states: np.ndarray, scales: Sequence[float], space: LevelSpace) -> None:
+def save_trajectory_gif(
+    path: Path, states: np.ndarray, scales: Sequence[float], space: LevelSpace | LatentSpace
+) -> None:
     """Show states x_t as a film of image grids, each x_t divided by sqrt(alpha^2 + sigma^2).
 
     Args:

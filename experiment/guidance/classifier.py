@@ -76,6 +76,8 @@ def with_classes_of_classifier(config: Config, kind: AnyKind) -> AnyKind:
         return kind
     theirs = classifier_kind(Path(sampling.classifier).expanduser())
     pairs: dict[str, tuple[Any, Any]] = {"image shape": (theirs.image_shape, kind.image_shape)}
+    pairs["shape of samples"] = (theirs.sample_shape, kind.sample_shape)
+    pairs["latents"] = (getattr(theirs, "latents", None), getattr(kind, "latents", None))
     if config.model.class_conditional:
         pairs["number of classes"] = (theirs.num_classes, kind.num_classes)
         if kind.class_names and theirs.class_names:

@@ -12,6 +12,7 @@ from .localization import (
     smoothed_map,
 )
 from .methods import (
+    Counterfactual,
     EditMethod,
     EditTask,
     FineTuning,

@@ -7,27 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from latent_runs import autoencoder_command
 from PIL import Image
 from tiny import error, last_tensors, tiny_command
 
 import main
 
-CONFIG = "latent/digits_autoencoder"
 
-
-def _command(mode: str, workdir: Path, *extra: str) -> list[str]:
-    return tiny_command(mode, workdir, "--config.model.norm_groups=4", *extra, config=CONFIG)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("autoencoder") / "run"
-    assert main.run(_command("train", workdir)) == 0
-    return workdir
-
-
-def test_it_measures_distortion_rate_and_error_of_each_image(run: Path, capsys: pytest.CaptureFixture[str]):
-    assert main.run(_command("eval", run)) == 0
+def test_it_measures_distortion_rate_and_error_of_each_image(
+    autoencoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = Path(shutil.copytree(autoencoder_run, tmp_path / "run"))
+    assert main.run(autoencoder_command("eval", run)) == 0
     assert "distortion" in capsys.readouterr().out
     report = json.loads((run / "eval" / "report.json").read_text())
     ours = report["autoencoder"]
@@ -43,37 +34,37 @@ def test_it_measures_distortion_rate_and_error_of_each_image(run: Path, capsys: 
     assert Image.open(run / "eval" / "reconstructions.png").size == (10 * 50 + 2, 2 * 50 + 2)
 
 
-def test_the_figures_do_not_depend_on_the_batch_size(run: Path, tmp_path: Path):
+def test_the_figures_do_not_depend_on_the_batch_size(autoencoder_run: Path, tmp_path: Path):
     found = []
     for size in (4, 7):
-        workdir = Path(shutil.copytree(run, tmp_path / str(size)))
-        assert main.run(_command("eval", workdir, f"--config.eval.batch_size={size}")) == 0
+        workdir = Path(shutil.copytree(autoencoder_run, tmp_path / str(size)))
+        assert main.run(autoencoder_command("eval", workdir, f"--config.eval.batch_size={size}")) == 0
         found.append(np.load(workdir / "eval" / "per_image.npz"))
     for name in ("distortion", "rate", "squared_error"):
         np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-5)
 
 
-def test_training_goes_on_to_the_same_bits(run: Path, tmp_path: Path):
-    assert main.run(_command("train", tmp_path, "--config.training.num_steps=3")) == 0
-    assert main.run(_command("train", tmp_path)) == 0
-    whole, resumed = last_tensors(run), last_tensors(tmp_path)
+def test_training_goes_on_to_the_same_bits(autoencoder_run: Path, tmp_path: Path):
+    assert main.run(autoencoder_command("train", tmp_path, "--config.training.num_steps=3")) == 0
+    assert main.run(autoencoder_command("train", tmp_path)) == 0
+    whole, resumed = last_tensors(autoencoder_run), last_tensors(tmp_path)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize("accumulation_steps", [2, 4])
-def test_micro_batches_give_the_gradient_of_the_batch(run: Path, tmp_path: Path, accumulation_steps: int):
+def test_micro_batches_give_the_gradient_of_the_batch(autoencoder_run: Path, tmp_path: Path, accumulation_steps: int):
     # without dropout, which each micro-batch draws by itself
     plain = ("--config.model.dropout=0", "--config.training.num_steps=2")
-    assert main.run(_command("train", tmp_path / "one", *plain)) == 0
+    assert main.run(autoencoder_command("train", tmp_path / "one", *plain)) == 0
     several = f"--config.training.accumulation_steps={accumulation_steps}"
-    assert main.run(_command("train", tmp_path / "several", *plain, several)) == 0
+    assert main.run(autoencoder_command("train", tmp_path / "several", *plain, several)) == 0
     one, other = last_tensors(tmp_path / "one"), last_tensors(tmp_path / "several")
     assert all(torch.allclose(one[name], other[name], atol=2e-4) for name in one if name.startswith("model."))
 
 
 @pytest.mark.parametrize("mode", ["sample", "interpolate", "progressive", "restore", "edit"])
-def test_what_needs_a_score_is_refused(run: Path, mode: str, capsys: pytest.CaptureFixture[str]):
-    assert "holds an autoencoder, which has no score" in error(capsys, _command(mode, run))
+def test_what_needs_a_score_is_refused(autoencoder_run: Path, mode: str, capsys: pytest.CaptureFixture[str]):
+    assert "holds an autoencoder, which has no score" in error(capsys, autoencoder_command(mode, autoencoder_run))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +82,7 @@ def test_what_needs_a_score_is_refused(run: Path, mode: str, capsys: pytest.Capt
 def test_runs_that_cannot_be_are_refused(
     settings: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert message in error(capsys, _command("train", tmp_path, *settings))
+    assert message in error(capsys, autoencoder_command("train", tmp_path, *settings))
 
 
 def test_an_autoencoders_loss_is_refused_for_other_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
