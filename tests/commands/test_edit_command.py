@@ -233,9 +233,7 @@ def test_a_sampler_that_cannot_start_below_is_refused(
 
     monkeypatch.setitem(SAMPLERS._factories, "whole", Whole)
     command = tiny_command("edit", tiny_run, *BRIEF, "--config.sampling.sampler=whole", f"--output={tmp_path / 'out'}")
-    assert "edit.method=sdedit needs a sampler that walks down a grid, got sampling.sampler=whole" in error(
-        capsys, command
-    )
+    assert "--mode edit needs a sampler that walks down a grid, got sampling.sampler=whole" in error(capsys, command)
 
 
 def test_classes_that_are_missing_or_unknown_are_refused(
