@@ -165,6 +165,11 @@ def test_the_figures_of_a_gaussian_are_those_of_closed_forms(
         (["progressive.share_at=1", "sampling.grid=leading"], "AncestralSampler can start at t in (0, 0.801], got 1;"),
         (["progressive.split=tests"], "unknown split 'tests'; did you mean 'test'?"),
         (["progressive.shared_samples=1"], "config.progressive.shared_samples must be at least 2, got 1; raise it"),
+        (
+            ["progressive.num_images=361"],
+            "config.progressive.num_images must be 1 .. 360, the size of the digits test split, got 361; ask for fewer",
+        ),
+        (["progressive.shared_images=500"], "config.progressive.shared_images must be 1 .. 360, the size of the"),
         (["sampling.num_samples=1"], "config.sampling.num_samples must be at least 2, of which a Frechet distance"),
     ],
 )
