@@ -30,7 +30,7 @@ from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.processes.ranks import ALONE, Ranks
 from runtime.terminal import ProgressBar
-from samplers import GridSampler, StepState
+from samplers import AnnealedLangevinSampler, GridSampler, NoCorrector, PredictorCorrectorSampler, Sampler, StepState
 from tasks.latents import (
     common_variance,
     draw_progressively,
@@ -148,10 +148,15 @@ class _Job:
 
 
 def _load(config: Config, workdir: Path, ranks: Ranks) -> _Job:
-    """Load model and data; refuse times that the sampler does not have, and images that the split does not have."""
+    """Load model and data; refuse samplers, times and numbers of images that cannot be."""
     run, settings = load_sampled(config, workdir, ranks.device(pick_device(config)), ranks), config.progressive
     refuse_untold(config, run.kind, "progressive")
     sampler, sde = grid_sampler_of(run, "progressive"), run.model.sde
+    if _forgets(sampler):
+        raise ValueError(
+            "--mode progressive measures what x_t tells of the sample, which Langevin steps forget, got "
+            f"sampling.sampler={config.sampling.sampler}; take ancestral"
+        )
     times = prediction_times(sampler, sde, settings.times, num_times=settings.num_times)
     for t in settings.share_at:
         sampler.starting_at(sde, t)
@@ -164,6 +169,12 @@ def _load(config: Config, workdir: Path, ranks: Ranks) -> _Job:
             )
     labels = None if run.classes is None else dataset.labels
     return _Job(run, sampler, times, dataset.space.encode(dataset.stored), labels)
+
+
+def _forgets(sampler: Sampler) -> bool:
+    """True of samplers with Langevin steps at a level, which leave little of the state that they begin at."""
+    corrects = isinstance(sampler, PredictorCorrectorSampler) and not isinstance(sampler.corrector, NoCorrector)
+    return corrects or isinstance(sampler, AnnealedLangevinSampler)
 
 
 def _draw(job: _Job, kept: PartialResults, ranks: Ranks) -> None:

@@ -73,8 +73,8 @@ def prediction_times(
         sampler: The sampler.
         sde: The SDE of the model that is to be sampled.
         wanted: Times, for each of which the nearest of the grid is taken.
-        num_times: Without any, how many, at least 2, are spread evenly over the steps of the grid, its first and its last
-            with noise included.
+        num_times: Without any, how many, at least 2, are spread evenly over the steps of the grid, its first and its
+            last with noise included.
 
     Returns:
         The times; fewer than ``num_times`` where the grid has fewer.

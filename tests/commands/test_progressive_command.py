@@ -164,6 +164,11 @@ def test_the_figures_of_a_gaussian_are_those_of_closed_forms(
         (["progressive.times=0.01"], "AncestralSampler has states with noise at t in [0.2, 1], got 0.01; change t"),
         (["progressive.share_at=1", "sampling.grid=leading"], "AncestralSampler can start at t in (0, 0.801], got 1;"),
         (["progressive.split=tests"], "unknown split 'tests'; did you mean 'test'?"),
+        (
+            ["sampling.sampler=annealed_langevin"],
+            "x_t tells of the sample, which Langevin steps forget, got sampling.sampler=annealed_langevin; take ancest",
+        ),
+        (["sampling.sampler=predictor_corrector"], "forget, got sampling.sampler=predictor_corrector; take ancestral"),
         (["progressive.num_times=1"], "config.progressive.num_times must be at least 2, got 1; raise it"),
         (["progressive.shared_samples=1"], "config.progressive.shared_samples must be at least 2, got 1; raise it"),
         (
