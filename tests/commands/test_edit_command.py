@@ -1,7 +1,6 @@
 """``--mode edit`` end to end: its files and figures, other batches, tuned weights, and input that cannot work."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -266,10 +265,3 @@ def test_a_model_that_always_knows_its_class_cannot_leave_it_out(tmp_path: Path,
     assert "needs a model that is trained without now and then, got one that never was" in error(capsys, command)
     # as the message says
     assert main.run([*command, "--config.edit.method_options=own_class=True"]) == 0
-    shutil.rmtree(tmp_path / "run")
-    told = ["--config.data.condition=lowres", "--config.training.num_steps=1"]
-    assert main.run(tiny_command("train", tmp_path / "run", *told)) == 0
-    command = tiny_command("edit", tmp_path / "run", *BRIEF, *told, f"--output={tmp_path / 'out'}")
-    assert "--mode edit needs a model that is told a class or nothing, got data.condition=lowres" in error(
-        capsys, command
-    )

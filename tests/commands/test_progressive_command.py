@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import error, snapshot, tiny_command
+from tiny import CLASSES, error, snapshot, tiny_command
 
 import main
 from commands import sample
@@ -198,9 +198,9 @@ def test_times_to_share_count_once_and_without_there_is_no_such_picture(tiny_run
     assert report["frechet_of_samples"] > 0 and report["frechet_of_samples_stderr"] is None
 
 
-def test_a_model_is_told_classes_in_turn_and_each_image_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    classes = "--config.model.class_conditional=true"
-    assert main.run(tiny_command("train", tmp_path / "run", classes)) == 0
+def test_a_model_is_told_classes_in_turn_and_each_image_its_own(
+    class_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     told: dict[str, list[int]] = {"draw_progressively": [], "predictions_along": [], "draw_shared": []}
     for name, seen in told.items():
         whole = getattr(module, name)
@@ -210,17 +210,8 @@ def test_a_model_is_told_classes_in_turn_and_each_image_its_own(tmp_path: Path, 
             return whole(*arguments, cond=cond, **options)
 
         monkeypatch.setattr(module, name, watched)
-    _run(tmp_path / "run", tmp_path / "out", classes, "--config.sampling.classes=3,7")
+    _run(class_run, tmp_path / "out", *CLASSES, "--config.sampling.classes=3,7")
     labels = load_dataset("digits", root="-", split="test").labels.tolist()
     assert told["draw_progressively"] == [3, 7, 3, 7, 3]
     assert told["predictions_along"] == [*labels[:6], *labels[:3], *labels[:3]]
     assert told["draw_shared"] == [*labels[:3], *labels[:3]]
-
-
-def test_models_that_are_told_an_image_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    told = ["--config.data.condition=lowres"]
-    assert main.run(tiny_command("train", tmp_path / "run", *told)) == 0
-    command = tiny_command("progressive", tmp_path / "run", *BRIEF, *told, f"--output={tmp_path / 'out'}")
-    assert "--mode progressive needs a model that is told a class or nothing, got data.condition=lowres" in error(
-        capsys, command
-    )
