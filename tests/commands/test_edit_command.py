@@ -16,7 +16,12 @@ from samplers import Sampler, SampleResult
 from samplers.registry import SAMPLERS
 from tasks.editing import localization_figures
 
-BRIEF = ["--config.edit.num_images=5", "--config.sampling.num_steps=4", "--config.sampling.sampler=ddim"]
+BRIEF = [
+    "--config.edit.num_images=5",
+    "--config.sampling.batch_size=6",
+    "--config.sampling.num_steps=4",
+    "--config.sampling.sampler=ddim",
+]
 FLOW = [
     "--config.sampling.sampler=probability_flow",
     "--config.sampling.options=solver=heun",
@@ -83,8 +88,9 @@ def test_an_image_is_the_same_at_any_batch_size_and_number_of_images(tiny_run: P
 
 
 def test_a_flow_brings_an_image_back_under_its_own_class_and_not_under_another(lesions_run: Path, tmp_path: Path):
-    invert = [*LESIONS, *FLOW, *_method("invert"), "--config.edit.t=0.5", "--config.sampling.num_steps=12"]
-    arrays, report = _run(lesions_run, tmp_path / "a", *invert, "--config.sampling.classes=lesion,healthy")
+    invert = [*LESIONS, *FLOW, *_method("invert"), "--config.edit.t=0.5"]
+    fine = [*invert, "--config.sampling.num_steps=12", "--config.sampling.classes=lesion,healthy"]
+    arrays, report = _run(lesions_run, tmp_path / "a", *fine)
     data = load_dataset("lesions", root="-", split="test").subset(5)
     x0 = data.space.encode(data.stored).numpy()
     assert report["round_trip_rmse"] == pytest.approx(_rmse(arrays["round_trip"], x0), rel=1e-5)

@@ -75,7 +75,7 @@ def test_all_is_the_same_at_any_batch_size(tiny_run: Path, tmp_path: Path):
         np.testing.assert_allclose(others[name], arrays[name], rtol=0, atol=2e-4)
     for name in ("rmse_to_sample", "rmse_to_image", "frechet", "shared_variance"):
         np.testing.assert_allclose(other[name], report[name], rtol=1e-3, atol=1e-4)
-    seeded, _ = _run(tiny_run, tmp_path / "c", "--config.seed=1")
+    seeded, _ = _run(tiny_run, tmp_path / "c", "--config.seed=1", "--config.progressive.share_at=")
     assert (seeded["x0_hat"] != arrays["x0_hat"]).mean() > 0.1
 
 
