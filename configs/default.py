@@ -312,7 +312,7 @@ def _progressive() -> ConfigDict:
         {
             # t at which samples are predicted, 0.9,0.5,0.1, each the nearest of the sampler's steps; (): num_times
             "times": (),
-            "num_times": 10,  # how many are spread evenly over the sampler's steps
+            "num_times": 10,  # how many are spread evenly over the sampler's steps, at least 2
             "num_images": 64,  # the first ones of the split, which noise is added to
             "split": "test",  # test or train; the Frechet distance is to all of it
             "share_at": (0.25, 0.5, 0.75),  # t of states that samples share; (): none

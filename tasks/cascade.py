@@ -251,7 +251,7 @@ def check_stages(
         raise ValueError(f"the first stage, {names[0]}, is told an image or values; begin with a model that is not")
     for number, (s, one) in enumerate(zip(noise_t, told[1:], strict=True), 1):
         name, before = names[number], names[number - 1]
-        if one.values or len(one.images) != 1 or isinstance(one.images[0], Masked):
+        if one.values or len(one.images) != 1 or isinstance(one.images[0], Masked) or one.images[0].of_paired:
             raise ValueError(
                 f"stage {name} must be told the image of stage {before} alone, got {[*one.images, *one.values]}; train "
                 "it with condition lowres"

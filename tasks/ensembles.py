@@ -38,6 +38,10 @@ def draw_ensemble(
 
     Returns:
         The samples, in the order of the pairs.
+
+    Raises:
+        ValueError: If the sampler does not fit the SDE.
+        FloatingPointError: If the state stops being finite.
     """
     noise = NoiseStreams(seed, [derive_seed(k, j) for k, j in numbers])
     x_T = sampler.prior_sample(model.sde, sample_shape, noise, device=device)

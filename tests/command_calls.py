@@ -115,7 +115,7 @@ class Bench:
             patched.setattr(module, "check_for_use", lambda *_: None)
             patched.setattr(subject, "as_trained", lambda *args: args[-1])
             if target != "experiment.build.load_dataset":
-                patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(40))
+                patched.setattr(build, "load_dataset", lambda *_, **__: digits_like(64))
             return self.call(lambda: command(config, self._folder / "run"), target)
 
     def edit(self, config: Config, target: str = "commands.editing.edit.write_edited") -> Call:

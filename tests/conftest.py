@@ -14,7 +14,7 @@ from classifier_runs import classifier_command
 from killing import Killer
 from latent_runs import autoencoder_command
 from shortcuts import draw_figure, take_shortcuts
-from tiny import tiny_command
+from tiny import CLASSES, tiny_command
 
 import main
 
@@ -39,6 +39,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("experiment.pictures.save_figure", draw_figure)
         assert main.run(tiny_command("train", workdir)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def class_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny network that is told the digit; copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("class") / "run"
+    assert main.run(tiny_command("train", workdir, *CLASSES)) == 0
     return workdir
 
 

@@ -27,7 +27,13 @@ BRIEF = [
     "--config.restore.samples_per_image=2",
     "--config.segment.num_images=2",
     "--config.segment.samples_per_image=2",
+    "--config.edit.num_images=4",
+    "--config.interpolate.weights=0.5",
+    "--config.sampling.batch_size=16",
 ]
+BRIEF_OF = {"classify": ["--config.eval.num_images=4", "--config.eval.vlb_steps_per_image=4"]}
+# numbers of a page that decide how long a command takes, and the most of each here
+MOST = {"num_steps": 8, "num_samples": 8, "num_images": 8, "batch_size": 64, "shared_images": 3, "num_updates": 2}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -41,6 +47,13 @@ def _commands(text: str) -> list[list[str]]:
     lines = "".join(block for language, block in _blocks(text) if language == "sh").replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
     return [line[line.index("main.py") + 1 :] for line in words if "main.py" in line]
+
+
+def _shortened(argument: str) -> str:
+    """An argument whose number is the most allowed, if it is larger."""
+    return re.sub(
+        rf"\b({'|'.join(MOST)})=(\d+)", lambda found: f"{found[1]}={min(int(found[2]), MOST[found[1]])}", argument
+    )
 
 
 @pytest.mark.parametrize("page", HOWTO, ids=lambda page: page.stem)
@@ -72,7 +85,8 @@ def test_what_a_page_tells_to_do_can_be_done(
         elif language == "sh" and "torchrun" not in block:
             for arguments in _commands(f"```sh\n{block}```"):
                 # a page's own settings come last, so that they win
-                assert main.run([*TINY, *BRIEF, *arguments]) == 0, capsys.readouterr().err
+                shortened = [_shortened(argument) for argument in arguments]
+                assert main.run([*TINY, *BRIEF, *BRIEF_OF.get(page.stem, []), *shortened]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -31,6 +31,9 @@ TINY = [
     "--config.eval.vlb_num_steps=4",
 ]
 
+# of a run that is told the class, and now and then is not
+CLASSES = ["--config.model.class_conditional=true", "--config.model.condition_dropout=0.5"]
+
 
 def tiny_command(mode: str, workdir: Path, *extra: str, config: str = "vp/digits") -> list[str]:
     return [

@@ -20,6 +20,7 @@ from runtime.terminal import ProgressBar
 from samplers import GridSampler
 from tasks.editing import Counterfactual, Edited, EditMethod, EditTask, FineTuning, flow_of, make_edit_method, time_of
 
+from ..latents.started import grid_sampler_of
 from ..sample import SampledRun, check_folder, load_sampled
 from ..subject import refuse_latents, refuse_untold
 from .report import write_edited
@@ -62,7 +63,7 @@ def edit_images(config: Config, workdir: Path, *, output: str = "", input: str =
         refuse_untold(run.config, run.kind, "edit")
         if isinstance(method, Counterfactual):
             refuse_latents(run.config, "edit with counterfactual", "compares pixels")
-        sampler = _started_sampler(run, method)
+        sampler = flow_of(name, run.sampler) if method.follows_flow else grid_sampler_of(run, "edit")
         t = _time(run, method, sampler)
         subjects = load_subjects(run, input)
         told = classes_told(run, method, subjects)
@@ -77,19 +78,6 @@ def edit_images(config: Config, workdir: Path, *, output: str = "", input: str =
                 network = fast_inference(run.trained, run.mode)
                 edited = _edited(run, method, sampler, (network, run.model), subjects, told, t)
             return write_edited(run, method, subjects, told, edited, t, score, folder)
-
-
-def _started_sampler(run: SampledRun, method: EditMethod) -> GridSampler:
-    """The sampler, if it can be started at any time, and go up where the method does."""
-    name, sampler = run.config.edit.method, run.sampler
-    if method.follows_flow:
-        return flow_of(name, sampler)
-    if not isinstance(sampler, GridSampler):
-        raise ValueError(
-            f"edit.method={name} needs a sampler that walks down a grid, got sampling.sampler="
-            f"{run.config.sampling.sampler}; take ancestral or probability_flow"
-        )
-    return sampler
 
 
 def _time(run: SampledRun, method: EditMethod, sampler: GridSampler) -> float:

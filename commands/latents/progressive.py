@@ -30,7 +30,7 @@ from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
 from runtime.processes.ranks import ALONE, Ranks
 from runtime.terminal import ProgressBar
-from samplers import GridSampler, StepState
+from samplers import AnnealedLangevinSampler, GridSampler, NoCorrector, PredictorCorrectorSampler, Sampler, StepState
 from tasks.latents import (
     common_variance,
     draw_progressively,
@@ -69,7 +69,8 @@ def progressive(config: Config, workdir: Path, *, output: str = "", ranks: Ranks
         The report; an empty one on ranks other than 0.
 
     Raises:
-        ValueError: If the config does not fit the work directory, or times and sampler each other.
+        ValueError: If the config does not fit the work directory, times and sampler each other, or a number of images
+            the split.
         FloatingPointError: If the sampler's state stops being finite.
         MemoryError: If the memory does not suffice.
         OSError: If the folder cannot be written in.
@@ -124,12 +125,9 @@ class _Job:
         config, size = self.run.config, self.run.config.sampling.batch_size
         settings = config.progressive
         found = [("sample", 0.0, range(config.sampling.num_samples), size)]
-        found += [("noise", 0.0, range(min(settings.num_images, len(self.x0))), size)]
+        found += [("noise", 0.0, range(settings.num_images), size)]
         whole = max(1, size // settings.shared_samples)
-        found += [
-            ("share", t, range(min(settings.shared_images, len(self.x0))), whole)
-            for t in dict.fromkeys(settings.share_at)
-        ]
+        found += [("share", t, range(settings.shared_images), whole) for t in dict.fromkeys(settings.share_at)]
         return [
             (what, t, list(numbers[first : first + step]))
             for what, t, numbers, step in found
@@ -150,16 +148,33 @@ class _Job:
 
 
 def _load(config: Config, workdir: Path, ranks: Ranks) -> _Job:
-    """Load model and data; refuse times that the sampler does not have."""
+    """Load model and data; refuse samplers, times and numbers of images that cannot be."""
     run, settings = load_sampled(config, workdir, ranks.device(pick_device(config)), ranks), config.progressive
     refuse_untold(config, run.kind, "progressive")
     sampler, sde = grid_sampler_of(run, "progressive"), run.model.sde
+    if _forgets(sampler):
+        raise ValueError(
+            "--mode progressive measures what x_t tells of the sample, which Langevin steps forget, got "
+            f"sampling.sampler={config.sampling.sampler}; take ancestral"
+        )
     times = prediction_times(sampler, sde, settings.times, num_times=settings.num_times)
     for t in settings.share_at:
         sampler.starting_at(sde, t)
     dataset = load_split(config, workdir, settings.split, ranks)
+    for key in ("num_images", "shared_images") if settings.share_at else ("num_images",):
+        if settings[key] > len(dataset):
+            raise ValueError(
+                f"config.progressive.{key} must be 1 .. {len(dataset)}, the size of the {dataset.name} {dataset.split} "
+                f"split, got {settings[key]}; ask for fewer images"
+            )
     labels = None if run.classes is None else dataset.labels
     return _Job(run, sampler, times, run.kind.space.encode(dataset.stored), labels)
+
+
+def _forgets(sampler: Sampler) -> bool:
+    """True of samplers with Langevin steps at a level, which leave little of the state that they begin at."""
+    corrects = isinstance(sampler, PredictorCorrectorSampler) and not isinstance(sampler.corrector, NoCorrector)
+    return corrects or isinstance(sampler, AnnealedLangevinSampler)
 
 
 def _draw(job: _Job, kept: PartialResults, ranks: Ranks) -> None:
@@ -307,7 +322,7 @@ def _in_common(job: _Job, shared: dict[float, list[Values]]) -> dict[str, Any]:
     of_gaussian = [gaussian_correlation(job.run.model.sde, t, variances=variances) for t in shared]
     return {
         "share_at": list(shared),
-        "shared_images": min(settings.shared_images, len(job.x0)),
+        "shared_images": settings.shared_images,
         "shared_samples": settings.shared_samples,
         "shared_variance": [one["value"] if one else math.nan for one in figures],
         "shared_variance_stderr": [one["stderr"] if one else math.nan for one in figures],

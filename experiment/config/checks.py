@@ -68,7 +68,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("edit", "t", 0, 1),
     ("edit", "noise_ratio", 0, _LARGE),
     ("edit", "num_images", 1, 10**9),
-    ("progressive", "num_times", 1, _MOST),
+    ("progressive", "num_times", 2, _MOST),
     ("progressive", "num_images", 1, 10**9),
     ("progressive", "shared_images", 1, 10**9),
     ("progressive", "shared_samples", 2, _MOST),

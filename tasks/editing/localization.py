@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
-
-from models import CircularBlur
 
 Estimate = dict[str, float]
 _MOST_GROUPS = 50  # of images, left out one after the other
@@ -23,13 +23,13 @@ def change_map(
 
 
 def smoothed_map(change: Float[Tensor, "batch height width"], *, std: float) -> Float[Tensor, "batch height width"]:
-    """The map under a Gaussian kernel, since what is sought is larger than a pixel.
+    """The map under a Gaussian kernel, since what is sought is larger than a pixel; mirrored beyond the rims.
 
     Args:
         change: See ``change_map``.
         std: Of the kernel, in pixels.
     """
-    return CircularBlur(shape=(1, *change.shape[1:]), std=std).forward(change[:, None])[:, 0]
+    return _blurred(change, std)
 
 
 def blur_residual(
@@ -38,10 +38,15 @@ def blur_residual(
     """|x - blur(x)|, a map that needs no model.
 
     Args:
-        x0: The images.
+        x0: The images, which are mirrored beyond the rims.
         std: Of the Gaussian kernel, in pixels.
     """
-    return change_map(x0, CircularBlur(shape=tuple(x0.shape[1:]), std=std).forward(x0))
+    return change_map(x0, _blurred(x0, std))
+
+
+def _blurred(x: Tensor, std: float) -> Tensor:
+    """Each image under a Gaussian kernel of sum 1."""
+    return torch.from_numpy(gaussian_filter(x.cpu().numpy(), std, axes=(-2, -1))).to(x)
 
 
 def otsu_threshold(values: np.ndarray) -> float:

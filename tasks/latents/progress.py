@@ -24,9 +24,12 @@ def noised(
     Args:
         sde: The SDE.
         x0: The images.
-        t: The time.
+        t: The time, in [0, 1].
         numbers: The number k of each.
         seed: Seed of the run.
+
+    Returns:
+        x_t, [B, ...], in the dtype of ``x0``.
     """
     eps = NoiseStreams(derive_seed(seed, _NOISE), numbers).normal_like(x0)
     return sde.perturb(x0, torch.full((len(x0),), t, dtype=torch.float64, device=x0.device), eps)
@@ -45,8 +48,14 @@ def predictions_along(
     Args:
         model: The model.
         states: x_t at each time, [T, B, ...].
-        times: The times, with noise.
+        times: The T times, at which there is noise.
         cond: Condition of each sample, or None.
+
+    Returns:
+        The predictions, [T, B, ...].
+
+    Raises:
+        ValueError: If there are not as many times as states.
     """
     found = []
     for x_t, t in zip(states, times, strict=True):
@@ -64,8 +73,11 @@ def prediction_times(
         sampler: The sampler.
         sde: The SDE of the model that is to be sampled.
         wanted: Times, for each of which the nearest of the grid is taken.
-        num_times: Without any, how many are spread evenly over the steps of the grid, its first and its last with noise
-            included.
+        num_times: Without any, how many, at least 2, are spread evenly over the steps of the grid, its first and its
+            last with noise included.
+
+    Returns:
+        The times; fewer than ``num_times`` where the grid has fewer.
 
     Raises:
         ValueError: If a time lies beyond the grid.
@@ -127,6 +139,14 @@ def draw_progressively(
         seed: Seed of the run.
         device: Where the model is.
         hooks: See ``Sampler.sample``.
+
+    Returns:
+        The samples, and what was predicted of them at each time.
+
+    Raises:
+        KeyError: If the sampler has no state at a time.
+        ValueError: If the grid does not fit the SDE.
+        FloatingPointError: If the state stops being finite.
     """
     noise = NoiseStreams(seed, numbers)
     x_T = sampler.prior_sample(model.sde, sample_shape, noise, device=device)
@@ -181,8 +201,12 @@ def draw_shared(
         seed: Seed of the run.
         hooks: See ``Sampler.sample``.
 
+    Returns:
+        The samples of each state.
+
     Raises:
         ValueError: If the sampler cannot start at t.
+        FloatingPointError: If the state stops being finite.
     """
     rows = torch.arange(len(x_t), device=x_t.device).repeat_interleave(num_samples)
     streams = [derive_seed(k, j) for k in numbers for j in range(num_samples)]
@@ -201,8 +225,11 @@ def shared_correlation(sde: SDE, t: float, *, var: float) -> float:
 
     Args:
         sde: The SDE.
-        t: The time at which x_t is shared.
-        var: c, the variance of the data.
+        t: The time at which x_t is shared, in [0, 1].
+        var: c, the variance of the data, above 0.
+
+    Returns:
+        The correlation, from 0 where x_t is noise to 1 where it is the image.
     """
     return float(_correlations(sde, t, torch.tensor(var, dtype=torch.float64)))
 
@@ -221,15 +248,25 @@ def gaussian_correlation(sde: SDE, t: float, *, variances: Float[Tensor, " dim"]
 
     Args:
         sde: The SDE.
-        t: The time.
-        variances: c_i, [D].
+        t: The time, in [0, 1].
+        variances: c_i, [D], not all 0.
+
+    Returns:
+        The share, from 0 to 1.
     """
     variances = variances.double()
     return float((variances * _correlations(sde, t, variances)).sum() / variances.sum())
 
 
 def variances_of(x0: Float[Tensor, "images *shape"]) -> Float[Tensor, " dim"]:
-    """The eigenvalues of the covariance of images, float64, as many as are not 0 for their number's sake."""
+    """The eigenvalues of the covariance of images, as many as are not 0 for their number's sake.
+
+    Args:
+        x0: N images of D numbers.
+
+    Returns:
+        The eigenvalues, rising, float64 [min(N, D)]; those of one image alone are 0.
+    """
     centred = x0.double().flatten(1) - x0.double().flatten(1).mean(0)
     gram = centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T
     return torch.linalg.eigvalsh(gram).clamp(min=0) / max(len(centred) - 1, 1)

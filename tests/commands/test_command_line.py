@@ -15,13 +15,15 @@ from in_one_process import draw
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from thinning import only
-from tiny import ROOT, TINY, last_tensors, tiny_command
+from tiny import ROOT, TINY, error, last_tensors, tiny_command
 
 import main
+from commands.modes import MODES
 from experiment.build import build_dataset, build_sampler
 from experiment.config import load_config
 from experiment.from_checkpoints import load_trained
 from models import ClippedScoreModel, ThresholdedScoreModel
+from runtime.processes.ranks import Ranks
 
 
 def test_training_leaves_what_it_promises(tiny_run: Path):
@@ -212,3 +214,13 @@ def test_a_command_says_how_its_network_computes(
     said = capsys.readouterr().err
     assert "bf16: as asked" in said
     assert "not compiled: there is no C++ compiler no-such-compiler; install one or set CXX" in said
+
+
+@pytest.mark.parametrize("mode", sorted(name for name, mode in MODES.items() if mode.one_process))
+def test_modes_of_one_process_refuse_several(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("runtime.processes.ranks.Ranks.from_environment", lambda: Ranks(0, 2))
+    message = error(capsys, tiny_command(mode, tmp_path / "run"))
+    assert message == f"error: --mode {mode} is for one process, got 2; run it without torchrun"
+    assert not (tmp_path / "run").exists()

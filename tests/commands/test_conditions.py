@@ -164,6 +164,15 @@ def test_a_model_without_such_conditions_takes_no_input(tiny_run: Path, capsys: 
     )
 
 
+@pytest.mark.parametrize("mode", ["edit", "interpolate", "progressive", "restore"])
+def test_modes_that_have_no_image_to_tell_refuse_a_model_that_is_told_one(
+    mode: str, told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    message = error(capsys, tiny_command(mode, told, *CONDITIONS, f"--output={tmp_path / 'out'}"))
+    assert f"--mode {mode} needs a model that is told a class or nothing, got data.condition=lowres; train" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_halved_images_are_a_data_set_of_their_own(tmp_path: Path):
     small = ("--config.data.downscale=2", "--config.model.attention_resolutions=")
     for mode in ("train", "eval", "sample"):

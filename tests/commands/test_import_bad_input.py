@@ -14,7 +14,6 @@ from tiny import ROOT, error, snapshot, tiny_command
 
 import main
 from runtime.locks import locked
-from runtime.processes.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -252,12 +251,3 @@ def test_an_import_that_is_cut_short_leaves_nothing_to_train_anew_unknowingly(
         refused(capsys, ddpm.command("import", workdir), "no space left on device")
     for mode in ("train", "eval", "sample"):
         refused(capsys, ddpm.command(mode, workdir), "holds no imported model, for which")
-
-
-@pytest.mark.parametrize("mode", ["import", "export"])
-def test_several_processes_are_refused(
-    ddpm: Foreign, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str
-):
-    monkeypatch.setattr("runtime.processes.ranks.Ranks.from_environment", lambda: Ranks(0, 2))
-    message = f"--mode {mode} is for one process, got 2; run it without torchrun"
-    refused(capsys, ddpm.command(mode, tmp_path / "run"), message, tmp_path / "run")

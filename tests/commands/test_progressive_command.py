@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import error, snapshot, tiny_command
+from tiny import CLASSES, error, snapshot, tiny_command
 
 import main
 from commands import sample
@@ -75,7 +75,7 @@ def test_all_is_the_same_at_any_batch_size(tiny_run: Path, tmp_path: Path):
         np.testing.assert_allclose(others[name], arrays[name], rtol=0, atol=2e-4)
     for name in ("rmse_to_sample", "rmse_to_image", "frechet", "shared_variance"):
         np.testing.assert_allclose(other[name], report[name], rtol=1e-3, atol=1e-4)
-    seeded, _ = _run(tiny_run, tmp_path / "c", "--config.seed=1")
+    seeded, _ = _run(tiny_run, tmp_path / "c", "--config.seed=1", "--config.progressive.share_at=")
     assert (seeded["x0_hat"] != arrays["x0_hat"]).mean() > 0.1
 
 
@@ -164,7 +164,18 @@ def test_the_figures_of_a_gaussian_are_those_of_closed_forms(
         (["progressive.times=0.01"], "AncestralSampler has states with noise at t in [0.2, 1], got 0.01; change t"),
         (["progressive.share_at=1", "sampling.grid=leading"], "AncestralSampler can start at t in (0, 0.801], got 1;"),
         (["progressive.split=tests"], "unknown split 'tests'; did you mean 'test'?"),
+        (
+            ["sampling.sampler=annealed_langevin"],
+            "x_t tells of the sample, which Langevin steps forget, got sampling.sampler=annealed_langevin; take ancest",
+        ),
+        (["sampling.sampler=predictor_corrector"], "forget, got sampling.sampler=predictor_corrector; take ancestral"),
+        (["progressive.num_times=1"], "config.progressive.num_times must be at least 2, got 1; raise it"),
         (["progressive.shared_samples=1"], "config.progressive.shared_samples must be at least 2, got 1; raise it"),
+        (
+            ["progressive.num_images=361"],
+            "config.progressive.num_images must be 1 .. 360, the size of the digits test split, got 361; ask for fewer",
+        ),
+        (["progressive.shared_images=500"], "config.progressive.shared_images must be 1 .. 360, the size of the"),
         (["sampling.num_samples=1"], "config.sampling.num_samples must be at least 2, of which a Frechet distance"),
     ],
 )
@@ -187,9 +198,9 @@ def test_times_to_share_count_once_and_without_there_is_no_such_picture(tiny_run
     assert report["frechet_of_samples"] > 0 and report["frechet_of_samples_stderr"] is None
 
 
-def test_a_model_is_told_classes_in_turn_and_each_image_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    classes = "--config.model.class_conditional=true"
-    assert main.run(tiny_command("train", tmp_path / "run", classes)) == 0
+def test_a_model_is_told_classes_in_turn_and_each_image_its_own(
+    class_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     told: dict[str, list[int]] = {"draw_progressively": [], "predictions_along": [], "draw_shared": []}
     for name, seen in told.items():
         whole = getattr(module, name)
@@ -199,17 +210,8 @@ def test_a_model_is_told_classes_in_turn_and_each_image_its_own(tmp_path: Path, 
             return whole(*arguments, cond=cond, **options)
 
         monkeypatch.setattr(module, name, watched)
-    _run(tmp_path / "run", tmp_path / "out", classes, "--config.sampling.classes=3,7")
+    _run(class_run, tmp_path / "out", *CLASSES, "--config.sampling.classes=3,7")
     labels = load_dataset("digits", root="-", split="test").labels.tolist()
     assert told["draw_progressively"] == [3, 7, 3, 7, 3]
     assert told["predictions_along"] == [*labels[:6], *labels[:3], *labels[:3]]
     assert told["draw_shared"] == [*labels[:3], *labels[:3]]
-
-
-def test_models_that_are_told_an_image_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    told = ["--config.data.condition=lowres"]
-    assert main.run(tiny_command("train", tmp_path / "run", *told)) == 0
-    command = tiny_command("progressive", tmp_path / "run", *BRIEF, *told, f"--output={tmp_path / 'out'}")
-    assert "--mode progressive needs a model that is told a class or nothing, got data.condition=lowres" in error(
-        capsys, command
-    )

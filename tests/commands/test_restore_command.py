@@ -10,7 +10,7 @@ import pytest
 import torch
 from killing import Killer, run_together
 from PIL import Image
-from tiny import error, tiny_command
+from tiny import CLASSES, error, tiny_command
 
 import main
 from data import LevelSpace, load_dataset
@@ -25,7 +25,6 @@ BRIEF = [
     "--config.sampling.num_steps=3",
     "--config.restore.method=ddnm",
 ]
-CLASSES = "--config.model.class_conditional=true"
 
 
 def _restored(workdir: Path, folder: Path, *extra: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -162,30 +161,23 @@ def test_small_photos_are_enlarged(tiny_run: Path, tmp_path: Path):
     assert arrays["x0"].shape == (2, 2, 1, 8, 8) and report["num_images"] == 2 and report["coverage_expected"] == 1 / 3
 
 
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("labelled") / "run"
-    assert main.run(tiny_command("train", workdir, CLASSES, "--config.model.condition_dropout=0.5")) == 0
-    return workdir
-
-
 def test_classes_are_those_of_the_images_or_those_asked_for(
-    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    class_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    own = [CLASSES, "--config.model.condition_dropout=0.5", "--config.sampling.guidance_weight=2"]
-    arrays, report = _restored(labelled, tmp_path / "own", *own)
+    own = [*CLASSES, "--config.sampling.guidance_weight=2"]
+    arrays, report = _restored(class_run, tmp_path / "own", *own)
     assert arrays["classes"].tolist() == load_dataset("digits", root="-", split="test").labels[:3].tolist()
     assert report["nfe"] == 6 and report["guidance"]["weight"] == 2
-    asked, report = _restored(labelled, tmp_path / "asked", *own, "--config.sampling.classes=3,7")
+    asked, report = _restored(class_run, tmp_path / "asked", *own, "--config.sampling.classes=3,7")
     assert asked["classes"].tolist() == report["classes"] == [3, 7, 3] and (asked["x0"] != arrays["x0"]).any()
     photo = f"--input={_png(tmp_path / 'photo.png', np.zeros((8, 8)))}"
-    message = error(capsys, tiny_command("restore", labelled, *BRIEF, *own, photo))
+    message = error(capsys, tiny_command("restore", class_run, *BRIEF, *own, photo))
     assert "the model is told classes, which --input does not have; set sampling.classes=3,7" in message
-    of_files, _ = _restored(labelled, tmp_path / "files", *own, photo, "--config.sampling.classes=5")
+    of_files, _ = _restored(class_run, tmp_path / "files", *own, photo, "--config.sampling.classes=5")
     assert of_files["classes"].tolist() == [5]
     images = np.zeros((2, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "wrong.npz", images=images, labels=[1, 10])
-    message = error(capsys, tiny_command("restore", labelled, *BRIEF, *own, f"--input={tmp_path / 'wrong.npz'}"))
+    message = error(capsys, tiny_command("restore", class_run, *BRIEF, *own, f"--input={tmp_path / 'wrong.npz'}"))
     assert "labels must be in 0 .. 9, got [1, 10]; set sampling.classes" in message
 
 
@@ -287,10 +279,3 @@ def test_bad_input_is_one_line(
         _png(tmp_path / name, pixels)
     assert message in error(capsys, tiny_command("restore", tiny_run, *BRIEF, "--output=out", *extra))
     assert not (tmp_path / "out" / "partial").exists()
-
-
-def test_a_model_that_is_told_an_image_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    told = "--config.data.condition=lowres"
-    assert main.run(tiny_command("train", tmp_path / "run", told, "--config.training.num_steps=1")) == 0
-    message = error(capsys, tiny_command("restore", tmp_path / "run", *BRIEF, told))
-    assert "needs a model that is told a class or nothing, got data.condition=lowres; train one without" in message

@@ -153,6 +153,12 @@ def changed(number: int, **changes: object) -> list[Stage]:
     return [replace(stage, **changes) if k == number else stage for k, stage in enumerate(stages)]
 
 
+def paired() -> Conditions:
+    """Conditions of data that have an image beside each, of the kind that the first stage draws."""
+    beside = replace(LARGE, paired_channels=1, paired_levels=SMALL.num_levels)
+    return Conditions(beside, makers=make_conditions(["paired"]))
+
+
 @pytest.mark.parametrize(
     ("stages", "noise_t", "message"),
     [
@@ -162,6 +168,7 @@ def changed(number: int, **changes: object) -> list[Stage]:
         (changed(0), [-0.1], "must be from 0 to 1, as in its training, got -0.1"),
         (changed(0), [math.nan], "as in its training, got nan"),
         (changed(1, conditions=Conditions(LARGE)), [0.1], "stage 1 must be told the image of stage 0 alone"),
+        (changed(1, conditions=paired()), [0.1], "told the image of stage 0 alone, got [Paired()]; train it"),
         (changed(0)[::-1], [0.1], "the first stage, 0, is told an image or values"),
         (
             changed(0, conditions=Conditions(replace(SMALL, num_levels=9))), [0.1],

@@ -322,6 +322,23 @@ def test_maps_sum_over_channels_and_flat_images_have_no_blur_residual():
     assert float(smooth.sum()) == pytest.approx(1) and var == pytest.approx(1.44, rel=0.02)
 
 
+def test_a_map_is_smoothed_with_mirrored_rims_so_that_one_rim_says_nothing_of_the_other():
+    spot = torch.zeros(1, 8, 8, dtype=torch.float64)
+    spot[0, 0, 3] = 1
+    smooth, weights = smoothed_map(spot, std=0.5)[0], np.exp(-2.0 * np.arange(-3, 4) ** 2)
+    weights /= weights.sum()
+    # what would fall off comes back: rows -1, -2, -3 are rows 0, 1, 2
+    rows = np.zeros(8)
+    rows[:4] = weights[3:]
+    rows[:3] += weights[4:]
+    columns = np.zeros(8)
+    columns[:7] = weights
+    np.testing.assert_allclose(smooth, np.outer(rows, columns), rtol=0, atol=1e-6)
+    assert float(smooth.sum()) == pytest.approx(1) and float(smooth[-1].abs().max()) == 0
+    residual = blur_residual(spot[:, None], std=1)[0]
+    assert float(residual[-1].max()) == 0 and float(residual[0, 3]) == pytest.approx(float(residual.max()))
+
+
 def test_input_that_cannot_be_says_so_in_one_line():
     for name, options, said in [
         ("sdeditt", {}, "unknown edit method 'sdeditt'; did you mean 'sdedit'"),
