@@ -32,10 +32,10 @@ from evaluation.table import (
 from experiment.build import build_sampler
 from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
-from experiment.first_stage import sees_latents
 from experiment.from_checkpoints import as_score_model
 from experiment.guidance import check_unguided
-from experiment.latents import latent_model
+from experiment.latents.encoding import latent_model
+from experiment.latents.first_stage import sees_latents
 from experiment.network import is_classifier, is_first_stage
 from experiment.pictures import save_bound_curve
 from experiment.precision import fast_inference

@@ -15,8 +15,8 @@ from experiment.build import build_dataset, pick_device
 from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.config.checks import check_config
-from experiment.first_stage import sees_latents
 from experiment.from_checkpoints import trained_channels, trained_kind
+from experiment.latents.first_stage import sees_latents
 from experiment.plugins import say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained, pick_together

@@ -12,7 +12,7 @@ from sde_lib import TABLEAUS, AdaptiveSolver, make_ode_solver
 
 from .config import Config
 from .config.checks import check_learned_parts
-from .first_stage import sees_latents
+from .latents.first_stage import sees_latents
 
 
 @dataclass(frozen=True)

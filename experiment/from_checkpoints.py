@@ -27,7 +27,7 @@ from .build import build_dataset, build_model, pick_device
 from .checkpoints.folder import checkpoint_folders, peek_state, step_of
 from .checkpoints.store import load_newest
 from .config import Config
-from .first_stage import FirstStageCodec, LoadedFirstStage, sees_latents
+from .latents.first_stage import FirstStageCodec, LoadedFirstStage, sees_latents
 from .network import is_first_stage
 from .saved_config import saved_config
 from .weights import load_weights, named_weights, weights_digest

@@ -12,7 +12,7 @@ from runtime.registry import choices_message
 
 from .conditions import build_conditions
 from .config import Config
-from .first_stage import sees_latents
+from .latents.first_stage import sees_latents
 
 # keys of config.model that are options of backbones, of the same name
 SHARED = (

@@ -25,7 +25,7 @@ from .config import Config
 from .estimators import build_estimators, model_for
 from .from_checkpoints import as_score_model, check_step, load_trained, trained_kind
 from .guidance import load_reference, sampled_model, with_classes_of_classifier
-from .latents import latent_model
+from .latents.encoding import latent_model
 from .saved_config import saved_config
 
 

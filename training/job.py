@@ -14,9 +14,9 @@ from experiment.build import build_dataset
 from experiment.checkpoints.store import checkpoint_folders
 from experiment.conditions import build_conditions
 from experiment.config import Config
-from experiment.first_stage import sees_latents
 from experiment.from_checkpoints import trained_channels
-from experiment.latents import encoded
+from experiment.latents.encoding import encoded
+from experiment.latents.first_stage import sees_latents
 from experiment.plugins import keep_plugins, say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, pick_together

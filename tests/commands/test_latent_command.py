@@ -14,7 +14,7 @@ from tiny import error, last_tensors, snapshot, tiny_command
 import main
 from data import load_dataset
 from experiment import load_run
-from experiment.latents import latent_model
+from experiment.latents.encoding import latent_model
 from likelihood import ContinuousBound, LatentBound
 from sde_lib import NoiseStreams
 

@@ -14,11 +14,11 @@ from models import LatentDiffusion, ScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import Ranks
 
-from .config import Config
+from ..config import Config
+from ..from_checkpoints import load_first_stage
+from ..weights import digest_of
+from ..workdir import save_npz
 from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage
-from .from_checkpoints import load_first_stage
-from .weights import digest_of
-from .workdir import save_npz
 
 
 def latent_model(prior: ScoreModel, space: LatentSpace) -> LatentDiffusion:

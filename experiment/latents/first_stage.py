@@ -12,7 +12,7 @@ from torch import Tensor
 from data import ImageKind
 from models import FirstStage
 
-from .config import Config
+from ..config import Config
 
 # images encoded at once, whatever the batch size of a run: the last digits of a latent depend on it
 AT_ONCE = 100
@@ -35,7 +35,7 @@ class FirstStageCodec:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device on which it computes."""
         return next(self.model.parameters()).device
 
     def encode(self, x0: Tensor) -> Tensor:

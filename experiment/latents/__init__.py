@@ -1,0 +1,1 @@
+"""Models of an autoencoder's latents: the autoencoder, and the images that it encodes."""
