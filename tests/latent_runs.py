@@ -8,7 +8,7 @@ AUTOENCODER = "latent/digits_autoencoder"
 
 
 def autoencoder_command(mode: str, workdir: Path, *extra: str) -> list[str]:
-    return tiny_command(mode, workdir, "--config.model.norm_groups=4", *extra, config=AUTOENCODER)
+    return tiny_command(mode, workdir, *extra, config=AUTOENCODER)
 
 
 def latent_command(mode: str, workdir: Path, first_stage: Path, *extra: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""An autoencoder of scikit-learn's digits: 8x8 images, latents of 4x4x4 numbers with noise of one size."""
+"""An autoencoder of scikit-learn's digits: 8x8 images, latents of 4x4x4 numbers."""
 
 from ml_collections import ConfigDict
 
@@ -12,11 +12,11 @@ def get_config() -> ConfigDict:
     config.model.update(
         {
             "backbone": "autoencoder",
-            "channels": 32,
+            "channels": 16,
             "channel_mult": (1, 2),
             "num_res_blocks": 1,
             "attention_resolutions": (),
-            "norm_groups": 8,
+            "norm_groups": 4,
             "dropout": 0.1,
             "network": {"latent_channels": 4, "bottleneck": "diagonal", "pixels": "levels"},
         }
