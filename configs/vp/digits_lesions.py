@@ -9,5 +9,5 @@ def get_config() -> ConfigDict:
     """The network of configs/vp/digits_class.py, whose two classes are healthy and lesion."""
     config = digits_class.get_config()
     config.data.update({"dataset": "lesions", "options": "base=digits"})
-    config.training.num_steps = 2_000
+    config.training.num_steps = 6_000
     return config
