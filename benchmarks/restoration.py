@@ -50,6 +50,8 @@ PROBLEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "x4": ("downsample", {"factor": 4}),
     "blur": ("blur", {"std": 1.0}),
 }
+# options other than a method's defaults: a fourth of the particles, which are a fourth of the time
+OPTIONS: dict[str, dict[str, Any]] = {"twisted": {"num_particles": 4}}
 SHOWN_IMAGES = 6
 
 
@@ -147,7 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if any((row["problem"], row["method"]) == (problem, method_name) for row in report["rows"]):
                 continue
             sampler = make_sampler(args.sampler, num_steps=args.num_steps, grid="log_snr")
-            method = make_method(method_name, operator=operator, noise_std=args.noise_std, sampler=sampler)
+            options = OPTIONS.get(method_name, {})
+            method = make_method(
+                method_name, operator=operator, noise_std=args.noise_std, sampler=sampler, options=options
+            )
             x0, nfe = restore(run, method, y, labels, num_samples=args.num_samples, batch_size=args.batch_size)
             drawn[method_name] = x0
             found = figures(operator, x0, truth, y, noise_std=args.noise_std)
