@@ -116,6 +116,9 @@ class TrainingState:
         state["ema_updates"] = self.ema.num_updates
         state["losses"] = self.losses
         data = {} if self.kind is None else asdict(self.kind)
+        if data.get("latents") is None:
+            # of pixels, as always
+            data.pop("latents", None)
         state["data"] = data | ({"train_files": self.train_files} if self.train_files else {})
         state["guard"] = self.bad_steps.state()
         state["how"] = self.how

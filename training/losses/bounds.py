@@ -28,6 +28,8 @@ from .classification import CrossEntropyLoss
 from .denoising import DenoisingScoreMatching, TableLoss
 from .step_sampling import TimeSampler
 
+_OF_KINDS = "a classifier's is 'cross_entropy', an autoencoder's 'autoencoder'"
+
 
 def timestep_bits(
     kind: ReverseVariance, prediction: Prediction, x0: Tensor, sde: SDE, steps: Tensor, *, num_levels: int
@@ -251,9 +253,7 @@ def check_trains(loss: Loss, model: NetworkModel) -> None:
     )
     kind = next((name for one, _, name in of_kinds if isinstance(model, one)), "a score model")
     if any(isinstance(model, one) != isinstance(loss, its_loss) for one, its_loss, _ in of_kinds):
-        raise ValueError(
-            f"loss {loss.name!r} does not train {kind}; leave training.loss at auto, or take one that does"
-        )
+        raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, leave it at auto")
     if not isinstance(model, NetworkScoreModel):
         return
     if model.learned_variance and not loss.trains_variance:
