@@ -31,7 +31,8 @@ def _source() -> ConfigDict:
     """Settings of --mode import: the project of the checkpoint, and what its file does not say itself."""
     return ConfigDict(
         {
-            "name": "",  # ddpm, diffusers, edm, guided_diffusion, improved_diffusion or score_sde; or --source
+            # autoencoder_kl, ddpm, diffusers, edm, guided_diffusion, improved_diffusion or score_sde; or --source
+            "name": "",
             "checkpoint": "",  # its file, of diffusers a folder or a name on the hub; or --checkpoint
             # that project's settings: a published name, flags as in its README, or the path of a JSON file, relative to
             # the current folder or to the checkpoint; what the checkpoint shows may be left out
