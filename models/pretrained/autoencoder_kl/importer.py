@@ -30,8 +30,8 @@ def from_autoencoder_kl(
     """Read an autoencoder of latent diffusion (Rombach et al. 2022) with Gaussian latents.
 
     These are Stable Diffusion's, of 4 channels, and those of Stable Diffusion 3 and FLUX, of 16 channels and without
-    convolutions at the bottleneck. Their decoders give a mean alone, so the scale exp(``pixel_log_std``) of ours is 1 in
-    units of x0. That is where the scale of latent-diffusion's loss, ``logvar``, starts, and stays: no optimizer has it.
+    convolutions at the bottleneck. Their decoders give a mean alone, so the scale exp(``pixel_log_std``) of ours is 1
+    in units of x0. There the scale of latent-diffusion's loss, ``logvar``, starts, and stays: no optimizer has it.
 
     Args:
         name: Of diffusers the folder of an ``AutoencoderKL``, or of a pipeline with one in ``vae/``, or the name of

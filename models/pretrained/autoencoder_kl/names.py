@@ -78,7 +78,7 @@ def autoencoder_sources(network: Autoencoder, names: Names) -> dict[str, Source]
     places = {"to_latent": "quant_conv", "from_latent": "post_quant_conv"}
     for side, layers in (("encoder", network.encoder), ("decoder", network.decoder)):
         last = len(layers) - 1
-        ends = {0: "conv_in", last - 2: names.norm, last: "conv_out"}
+        within = {"0": "conv_in", f"{last - 2}": names.norm, f"{last}": "conv_out"}
         stages = {index: layer for index, layer in enumerate(layers) if isinstance(layer, Blocks)}
         # the encoder ends with the middle, the decoder begins with it
         *levels, middle = stages if side == "encoder" else reversed(stages)
@@ -87,10 +87,10 @@ def autoencoder_sources(network: Autoencoder, names: Names) -> dict[str, Source]
             theirs = pattern.format(level=level, turn=len(levels) - 1 - level)
             seen: Counter[type[nn.Module]] = Counter()
             for k, block in enumerate(stages[index].blocks):
-                ends[f"{index}.blocks.{k}"] = f"{theirs}.{names.blocks[type(block)].format(n=seen[type(block)])}"
+                within[f"{index}.blocks.{k}"] = f"{theirs}.{names.blocks[type(block)].format(n=seen[type(block)])}"
                 seen[type(block)] += 1
-        ends |= {f"{middle}.blocks.{k}": theirs for k, theirs in enumerate(names.middle)}
-        places |= {f"{side}.{ours}": f"{side}.{theirs}" for ours, theirs in ends.items()}
+        within |= {f"{middle}.blocks.{k}": theirs for k, theirs in enumerate(names.middle)}
+        places |= {f"{side}.{ours}": f"{side}.{theirs}" for ours, theirs in within.items()}
     layouts = {"qkv.weight": thirds(), "qkv.bias": thirds()}
     return sources_of(named_layers(network), places, names.inner, lambda _: layouts)
 

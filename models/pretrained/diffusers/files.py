@@ -100,9 +100,10 @@ def _check_index(folder: Path) -> None:
     index = read_json(folder / _INDEX, "pipeline's")
     models = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
     if models != {"unet", "scheduler"}:
+        fix = "its vae alone can be read, by --source autoencoder_kl" if "vae" in models else "it is not supported"
         raise ValueError(
             f"the pipeline of {folder} must consist of a unet and a scheduler, got {index.get('_class_name')} of "
-            f"{', '.join(sorted(models)) or 'nothing'}; it is not supported"
+            f"{', '.join(sorted(models)) or 'nothing'}; {fix}"
         )
 
 
