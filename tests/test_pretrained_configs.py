@@ -1,5 +1,6 @@
 """Every published checkpoint has a config with which its network, of the published size, imports."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_every_config_is_of_a_checkpoint_here():
 
 def test_every_command_of_the_page_has_its_config():
     lines = (ROOT / "docs" / "pretrained.md").read_text().splitlines()
-    commands = [line.split()[1:] for line in lines if line.startswith("$IMPORT ")]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("$IMPORT ")]
     found: set[str] = set()
     for (flag, path, also, checkpoint), overrides in ((command[:4], command[4:]) for command in commands):
         assert (flag, also) == ("--config", "--checkpoint") and checkpoint

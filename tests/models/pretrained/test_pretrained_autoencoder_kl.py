@@ -128,6 +128,17 @@ def test_published_settings_build_networks_of_the_published_size(settings, size)
     assert plan.network["norm_eps"] == 1e-6 and plan.network["attention_resolutions"] == ()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [FIRST, THIRD])
+def test_networks_of_the_published_size_agree_with_diffusers(tmp_path, settings):
+    # by diffusers' own initialization: other weights would let rounding grow through so many layers
+    theirs = diffusers.AutoencoderKL(**settings).eval()
+    theirs.save_pretrained(tmp_path)
+    model = from_autoencoder_kl(tmp_path, image_size=(32, 48))
+    assert error(model, theirs, size=(32, 48)) < 5e-5
+    assert error(model, theirs, torch.float64, size=(32, 48)) < 1e-10
+
+
 class _Lightning(ModuleType):
     """Stands in for the modules of pytorch_lightning, of which old checkpoints name a class."""
 
