@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data import ImageKind, VectorKind, height_and_width, image_kind, one_or_pair
+from data import ImageKind, ImageSize, VectorKind, height_and_width, image_kind, one_or_pair
 from experiment.build import build_dataset, build_sampler
 from experiment.config import Config
 from experiment.config.checks import check_config, check_eval_names
@@ -18,7 +18,9 @@ from experiment.workdir import check_for_training
 from models.pretrained import (
     ModelPlan,
     PlannedClassifier,
+    PlannedFirstStage,
     PlannedModel,
+    from_autoencoder_kl,
     from_ddpm,
     from_diffusers,
     from_edm,
@@ -34,7 +36,9 @@ from runtime.registry import choices_message
 from training.build import state_of_weights
 from training.init_from import save_beginning
 
-_SOURCES: dict[str, Callable[..., PlannedModel | PlannedClassifier]] = {
+Planned = PlannedModel | PlannedClassifier | PlannedFirstStage
+_SOURCES: dict[str, Callable[..., Planned]] = {
+    "autoencoder_kl": from_autoencoder_kl,
     "ddpm": from_ddpm,
     "diffusers": from_diffusers,
     "edm": from_edm,
@@ -43,7 +47,7 @@ _SOURCES: dict[str, Callable[..., PlannedModel | PlannedClassifier]] = {
     "score_sde": from_score_sde,
 }
 # those that may be asked without settings, which they then know or read
-_NEED_NONE = ("ddpm", "diffusers", "edm")
+_NEED_NONE = ("autoencoder_kl", "ddpm", "diffusers", "edm")
 
 
 def _one_of(flag: str, given: str, key: str, said: str) -> str:
@@ -53,7 +57,7 @@ def _one_of(flag: str, given: str, key: str, said: str) -> str:
     return given or said
 
 
-def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> PlannedModel | PlannedClassifier:
+def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> Planned:
     """Read the checkpoint that ``config.source`` and the flags name.
 
     Args:
@@ -89,7 +93,19 @@ def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> Pl
         options["preconditioning"] = settings.preconditioning or (None if foreign else "edm")
     elif source == "score_sde":
         options["weights"] = settings.weights
+    elif source == "autoencoder_kl":
+        # its layers are convolutions: it takes images of the size of the data
+        options["image_size"] = _size_of_images(config)
     return _SOURCES[source](checkpoint, **options)
+
+
+def _size_of_images(config: Config) -> ImageSize | None:
+    """Height and width of the images of ``config.data``; None of vectors, which ``check_images`` refuses."""
+    data = config.data
+    if data.dataset == "folder" and data.image_size:
+        return one_or_pair(*height_and_width(data.image_size))
+    kind = image_kind(data.dataset) or build_dataset(config, "train").kind
+    return None if isinstance(kind, VectorKind) else one_or_pair(*kind.image_shape[1:])
 
 
 def _settings_of(text: str, checkpoint: str) -> str:
@@ -116,7 +132,7 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
         ValueError: If they have another size, or other numbers of channels or classes.
     """
     data, network = config.data, plan.network
-    channels, size, classes = network["in_channels"], network["image_size"], network["num_classes"]
+    channels, size, classes = network["in_channels"], network["image_size"], network.get("num_classes")
     if data.dataset == "folder":
         # what its files are made to be; its classes are counted on disk, later
         asked = height_and_width(data.image_size or size)
@@ -142,7 +158,7 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
     return kind
 
 
-def _check_finite(model: PlannedModel | PlannedClassifier, checkpoint: str) -> None:
+def _check_finite(model: Planned, checkpoint: str) -> None:
     for name, tensor in model.backbone.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"checkpoint {checkpoint} has weights that are not finite ({name}); fetch it again")
@@ -155,12 +171,14 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     ``sample`` use them as they are, and ``--mode train`` goes on from them, with other settings if asked to, but for
     the loss and the optimizer's, which step 0 holds. The data set is not read, unless only reading it says what images
     it holds. The config's "checkpoint" is replaced by what the checkpoint is, so that
-    ``config.json`` describes the model in full.
+    ``config.json`` describes the model in full; of an autoencoder, its ``source`` holds ``latent_scale`` and
+    ``latent_shift`` of its project too.
 
     Args:
         config: The config; ``source`` in it says what the checkpoint's file does not.
         workdir: The work directory, which must hold no run.
-        source: One of ddpm, diffusers, edm, guided_diffusion, improved_diffusion and score_sde; "" is the config's.
+        source: One of autoencoder_kl, ddpm, diffusers, edm, guided_diffusion, improved_diffusion and score_sde; "" is
+            the config's.
         checkpoint: The file; "" is the config's.
 
     Raises:
@@ -182,16 +200,19 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     kind = check_images(whole, model.plan, checkpoint)
     plan, weights = model.plan, model.backbone.state_dict()
     size = sum(parameter.numel() for parameter in model.backbone.parameters())
+    said, whose = {}, f"SDE {plan.sde['name']}"
+    if isinstance(model, PlannedFirstStage):
+        said = {"latent_scale": model.latent_scale, "latent_shift": model.latent_shift}
+        whose = f"latents of {'x'.join(map(str, model.latent_shape))}"
     with explain_out_of_memory("model.channels", whole.model.get("channels", 0)):
         state = state_of_weights(whole, kind, weights)
     check_for_training(workdir, whole)
     with locked(workdir, "train"):
         # another process may have begun in the meantime
         _refuse_used(workdir)
-        save_beginning(whole, workdir, state, name=source or whole.source.name, checkpoint=checkpoint)
+        save_beginning(whole, workdir, state, name=source or whole.source.name, checkpoint=checkpoint, said=said)
     say(
-        f"imported {one_line(checkpoint, 120)}: {plan.backbone} of {size:,} parameters, SDE {plan.sde['name']}, as "
-        f"step 0 of {workdir}"
+        f"imported {one_line(checkpoint, 120)}: {plan.backbone} of {size:,} parameters, {whose}, as step 0 of {workdir}"
     )
 
 

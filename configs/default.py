@@ -31,8 +31,10 @@ def _source() -> ConfigDict:
     """Settings of --mode import: the project of the checkpoint, and what its file does not say itself."""
     return ConfigDict(
         {
-            "name": "",  # ddpm, diffusers, edm, guided_diffusion, improved_diffusion or score_sde; or --source
-            "checkpoint": "",  # its file, of diffusers a folder or a name on the hub; or --checkpoint
+            # autoencoder_kl, ddpm, diffusers, edm, guided_diffusion, improved_diffusion or score_sde; or --source
+            "name": "",
+            # its file, of diffusers, and of its autoencoders, a folder or a name on the hub; or --checkpoint
+            "checkpoint": "",
             # that project's settings: a published name, flags as in its README, or the path of a JSON file, relative to
             # the current folder or to the checkpoint; what the checkpoint shows may be left out
             "config": "",

@@ -28,12 +28,15 @@ def sections_of(plan: ModelPlan) -> tuple[dict[str, Any], dict[str, Any]]:
         "data_std": 0.5,
         "dequantizer": False,
         "learned_variance": False,
-        "class_conditional": options["num_classes"] is not None,
+        "class_conditional": options.get("num_classes") is not None,
         **{key: plain(options[key]) for key in SHARED if key in options},
     }
     if "head_channels" in model:
         model["head_channels"] = model["head_channels"] or 0
     own = sorted(options.keys() - {*SHARED, DERIVED})
+    if options.get("num_levels") is None:
+        # an autoencoder that has no number of outputs a level is of data of any
+        own = [key for key in own if key != "num_levels"]
     model["network"] = {key: plain(options[key]) for key in own}
     return model, sde_defaults(plan.sde["name"]) | plan.sde
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from importer_references import randomize
+from safetensors.torch import save_file
 from tiny import ROOT
 
-from models import EpsParameterization, NetworkScoreModel
+from models import Autoencoder, EpsParameterization, NetworkScoreModel
 from models.backbones import NCSNpp, UNet
 from models.pretrained import export_diffusers
+from models.pretrained.autoencoder_kl.names import DIFFUSERS, autoencoder_sources, named_layers
 from models.pretrained.ddpm import ddpm_sources, plan_ddpm
 from models.pretrained.edm.names import edm_sources
 from models.pretrained.guided.importer import guided_sources
@@ -166,6 +168,24 @@ def write_subvp(folder: Path) -> Foreign:
 
 def write_ve(folder: Path) -> Foreign:
     return _write_score_sde(folder, "ve", NCSNpp(**NETWORK, embedding="fourier"), fir=True)
+
+
+def write_autoencoder(folder: Path) -> Foreign:
+    """The autoencoder of a pipeline: no score model, and so none of WRITERS."""
+    of_ours = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "latent_channels": 3, "norm_groups": 4}
+    network = randomize(Autoencoder(image_size=8, in_channels=1, **of_ours, latent_convs=False, bottleneck="diagonal"))
+    settings = {
+        "_class_name": "AutoencoderKL", "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16],
+        "latent_channels": 3, "norm_num_groups": 4, "scaling_factor": 1.5, "shift_factor": 0.25, "sample_size": 64,
+        "use_quant_conv": False, "use_post_quant_conv": False, "layers_per_block": 1,
+        "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
+    }  # fmt: skip
+    vae = folder / "pipeline" / "vae"
+    vae.mkdir(parents=True)
+    tensors = renamed(named_layers(network), autoencoder_sources(network, DIFFUSERS))
+    save_file(tensors, vae / "diffusion_pytorch_model.safetensors")
+    (vae / "config.json").write_text(json.dumps(settings))
+    return Foreign("autoencoder_kl", "sd_vae_cifar10", folder / "pipeline")
 
 
 WRITERS = {

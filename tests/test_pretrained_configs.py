@@ -1,5 +1,6 @@
 """Every published checkpoint has a config with which its network, of the published size, imports."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from experiment.imported_config import config_of_checkpoint
 from experiment.network import build_backbone
 from models.backbones import NCSNpp
 from models.pretrained import ModelPlan
+from models.pretrained.autoencoder_kl.settings import plan_autoencoder_kl
 from models.pretrained.ddpm import plan_ddpm
 from models.pretrained.diffusers.settings import plan_diffusers
 from models.pretrained.edm.importer import plan_edm
@@ -69,6 +71,11 @@ def _diffusers_ve(sigma_max: float, **network: Any) -> ModelPlan:
     return plan_diffusers(unet, {"_class_name": "ScoreSdeVeScheduler", "sigma_max": sigma_max})
 
 
+# of Stable Diffusion 1 and 2, whose autoencoder stabilityai/sd-vae-ft-mse is too
+SD_VAE = {
+    "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "layers_per_block": 2, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
 VE_256 = {"sample_size": 256, "layers_per_block": 2, "block_out_channels": [128, 128, *[256] * 5]}
 VE_1024 = {"sample_size": 1024, "layers_per_block": 1, "block_out_channels": [16, 32, 64, 128, 256, 512, 512, 512]}
 
@@ -151,6 +158,9 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
         lambda c: plan_guided(c.source.config, project="improved"),
         113_673_219 + 3 * (128 * 9 + 1),
     ),
+    # as diffusers itself counts, and the scale of each channel
+    ("sd_vae", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=256).plan, 83_653_863 + 3),
+    ("sd_vae_cifar10", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=32).plan, 83_653_863 + 3),
     ("score_sde_ve_1024", ""): (lambda c: _score_sde(c, SIZE_1024), None),
     ("score_sde_ve_1024", "source.config=ve/celebahq_ncsnpp_continuous"): (lambda c: _score_sde(c, SIZE_1024), None),
 }
@@ -191,7 +201,7 @@ def test_every_config_is_of_a_checkpoint_here():
 
 def test_every_command_of_the_page_has_its_config():
     lines = (ROOT / "docs" / "pretrained.md").read_text().splitlines()
-    commands = [line.split()[1:] for line in lines if line.startswith("$IMPORT ")]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("$IMPORT ")]
     found: set[str] = set()
     for (flag, path, also, checkpoint), overrides in ((command[:4], command[4:]) for command in commands):
         assert (flag, also) == ("--config", "--checkpoint") and checkpoint
@@ -207,7 +217,7 @@ def test_every_command_of_the_page_has_its_config():
 
 # one of each importer and backbone
 FAST = ("ddpm_cifar10", "diffusers_cifar10", "diffusers_ve_256", "edm_cifar10", "guided_imagenet64", "improved_cifar10")
-FAST += ("guided_imagenet64_classifier",)
+FAST += ("guided_imagenet64_classifier", "sd_vae_cifar10")
 FAST += ("score_sde_vp_cifar10", "score_sde_ve_256", "score_sde_ve_1024")
 
 
@@ -218,7 +228,7 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
     with torch.device("meta"):
         backbone = plan.build_backbone()
     size = count(plan.build_backbone)
-    fourier = getattr(backbone.embed, "fourier", None)
+    fourier = getattr(getattr(backbone, "embed", None), "fourier", None)
     # these projects' frequencies are parameters
     if fourier is not None and "edm" not in key[0]:
         size += fourier.frequencies.numel()
@@ -296,6 +306,8 @@ PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
     "improved_imagenet64": (0.0, "improved_ddpm", ""),
     "improved_imagenet64_cond": (0.0, "improved_ddpm", ""),
     "improved_lsun_bedroom": (0.0, "ddpm", ""),
+    "sd_vae": (0.0, "ddpm", ""),
+    "sd_vae_cifar10": (0.0, "ddpm", ""),
     "score_sde_vp_cifar10": (0.1, "vp", ""),
     "score_sde_vp_cifar10_discrete": (0.1, "ddpm", "variance=large"),
     "score_sde_subvp_cifar10": (0.1, "subvp", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,15 @@ _ADDED = (
 _OWN = "run"  # config.source.name of a run that began with the weights of another one
 
 
-def save_beginning(config: Config, workdir: Path, state: TrainingState, *, name: str, checkpoint: str) -> None:
+def save_beginning(
+    config: Config,
+    workdir: Path,
+    state: TrainingState,
+    *,
+    name: str,
+    checkpoint: str,
+    said: Mapping[str, Any] | None = None,
+) -> None:
     """Write step 0 of a run, and its config with a record of where the weights are from.
 
     Args:
@@ -40,9 +49,11 @@ def save_beginning(config: Config, workdir: Path, state: TrainingState, *, name:
         state: Step 0.
         name: ``config.source.name``: the project that made the checkpoint, or "run".
         checkpoint: ``config.source.checkpoint``: its path.
+        said: What else of the checkpoint is to be kept in ``config.source``.
     """
     whole = config.copy_and_resolve_references()
-    whole.source.update({"name": name, "checkpoint": checkpoint})
+    with whole.unlocked():
+        whole.source.update({"name": name, "checkpoint": checkpoint, **(said or {})})
     # in this order: nobody trains anew, unknowingly, where this was interrupted
     state.save(workdir / "checkpoints", keep=whole.training.keep_checkpoints)
     claim_for_training(workdir, whole, imported=True)

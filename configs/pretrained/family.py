@@ -91,3 +91,19 @@ def edm(flags: str, *, num_steps: int, cifar10: bool = False, image_size: int = 
     config.source.preconditioning = "edm"
     config.sampling.update({"sampler": "heun", "grid": "karras", "num_steps": num_steps - 1, "clip_x0": False})
     return config
+
+
+def autoencoder(checkpoint: str, *, cifar10: bool = False, image_size: int = 0) -> ConfigDict:
+    """KL autoencoders of latent diffusion.
+
+    Args:
+        checkpoint: Its name on the hub.
+        cifar10: See ``pretrained``.
+        image_size: See ``pretrained``.
+    """
+    config = pretrained("autoencoder_kl", cifar10=cifar10, image_size=image_size)
+    config.source.checkpoint = checkpoint
+    if not cifar10:
+        config.training.batch_size = 8
+        config.eval.batch_size = 8
+    return config

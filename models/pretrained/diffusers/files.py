@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from torch import Tensor
@@ -11,10 +13,45 @@ from ..shared.settings import read_json
 from ..shared.tensors import read_tensors
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+# each is asked for in turn, so that no more is fetched than is read
+_ON_THE_HUB = (*WEIGHTS, "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.bin")
 _INDEX, _SCHEDULER = "model_index.json", "scheduler_config.json"
 # in one file or as the index of several, of which safetensors are the first choice
 _WHOLE = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?\.(?:safetensors|bin)")
 _SHARDED = re.compile(r"diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
+
+
+def find_folder(name: Path | str, places: Sequence[str] = ("*",)) -> Path:
+    """A folder, fetched by the package ``huggingface_hub`` where it is none here.
+
+    Args:
+        name: A folder, or owner/name on the Hugging Face hub.
+        places: Where on the hub the weights may be, as patterns before their name; the first that has any is fetched.
+
+    Raises:
+        ValueError: In one line: it is neither, or cannot be fetched, or has no weights.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if isinstance(name, Path) or Path(name).is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
+        raise ValueError(f"{name} is no folder; pass that of model_index.json, or owner/name of the Hugging Face hub")
+    try:
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            f"{name} is no folder, and to fetch it from the hub needs huggingface_hub; pip install it"
+        ) from None
+    try:
+        for pattern in (f"{place}{weights}" for place in places for weights in _ON_THE_HUB):
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", pattern]))
+            if any(fnmatch(path.relative_to(folder).as_posix(), pattern) for path in folder.rglob("*")):
+                return folder
+    except Exception as error:  # its errors have no common base
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(
+            f"{name} is no folder, and cannot be fetched from the hub ({first}); check the name"
+        ) from error
+    raise ValueError(f"{name} on the hub has no weights; {' or '.join(WEIGHTS)} must be there")
 
 
 def find_files(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
@@ -63,9 +100,10 @@ def _check_index(folder: Path) -> None:
     index = read_json(folder / _INDEX, "pipeline's")
     models = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
     if models != {"unet", "scheduler"}:
+        fix = "its vae alone can be read, by --source autoencoder_kl" if "vae" in models else "it is not supported"
         raise ValueError(
             f"the pipeline of {folder} must consist of a unet and a scheduler, got {index.get('_class_name')} of "
-            f"{', '.join(sorted(models)) or 'nothing'}; it is not supported"
+            f"{', '.join(sorted(models)) or 'nothing'}; {fix}"
         )
 
 

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from ..shared.plan import PlannedModel
 from ..shared.settings import Config, read_json
-from .files import WEIGHTS, find_files, read_weights
+from ..shared.tensors import notes_on_types
+from .files import find_files, find_folder, read_weights
 from .names import diffusers_sources, with_new_names
 from .settings import halves_are_swapped, plan_diffusers
-
-# each is asked for in turn, so that no more is fetched than is read
-_ON_THE_HUB = (*WEIGHTS, "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.bin")
 
 
 def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedModel:
@@ -39,12 +37,13 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
         ValueError: In one line: a file is missing, cannot be read or contradicts another, or the pipeline is of
             another kind.
     """
-    folder = _find(name)
+    folder = find_folder(name)
     unet_folder, file, notes = find_files(folder)
     unet = read_json(unet_folder / "config.json", "UNet2DModel's config")
     kind = unet.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise ValueError(f"the network of {folder} must be a UNet2DModel, got {kind}; it is not supported")
+        fix = "take --source autoencoder_kl" if kind == "AutoencoderKL" else "it is not supported"
+        raise ValueError(f"the network of {folder} must be a UNet2DModel, got {kind}; {fix}")
     if file is not None and config is not None:
         raise ValueError(f"config {str(config)!r} is of no use: {file} says all settings; leave it out")
     scheduler: Config | None = config if file is None else read_json(file, "scheduler's config")
@@ -61,34 +60,8 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
             f"no file says the scheduler of {folder}: DDPM's is assumed, 1000 linear betas from 0.0001 to 0.02, "
             "predicting eps; config.source.config='--beta_schedule ... --prediction_type ...' says otherwise",
         )
-    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
-    if kinds - {"float32"}:
-        notes += (f"{path} has weights in {', '.join(sorted(kinds))}, which are taken as float32",)
+    notes += notes_on_types(tensors, path=path)
     sources_of = partial(diffusers_sources, halves_swapped=halves_are_swapped(unet))
     model = plan_diffusers(unet, scheduler).load(with_new_names(tensors), sources_of, path=path)
     model.notes = notes
     return model
-
-
-def _find(name: Path | str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    if isinstance(name, Path) or Path(name).is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
-        raise ValueError(f"{name} is no folder; pass that of model_index.json, or owner/name of the Hugging Face hub")
-    try:
-        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ValueError(
-            f"{name} is no folder, and to fetch it from the hub needs huggingface_hub; pip install it"
-        ) from None
-    try:
-        for weights in _ON_THE_HUB:
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", f"*{weights}"]))
-            if any(folder.rglob(weights)):
-                return folder
-    except Exception as error:  # its errors have no common base
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(
-            f"{name} is no folder, and cannot be fetched from the hub ({first}); check the name"
-        ) from error
-    raise ValueError(f"{name} on the hub has no weights; {' or '.join(WEIGHTS)} must be there")

@@ -14,7 +14,7 @@ from runtime.registry import choices_message
 from sde_lib import SDE, make_sde
 
 from ...backbones import ADM, MLP, Backbone, EncoderClassifier, NCSNpp, UNet
-from ...first_stage import Autoencoder
+from ...first_stage import Autoencoder, FirstStage
 from ...noisy_classifier import NoisyClassifier
 from ...parameterization import TimeInput, make_parameterization
 from ...score_model import NetworkScoreModel
@@ -42,10 +42,11 @@ class ModelPlan:
     """A model, described by plain values.
 
     Attributes:
-        backbone: "unet", "adm", "ncsnpp" or "classifier".
+        backbone: "unet", "adm", "ncsnpp", "classifier" or "autoencoder".
         network: The backbone's options; those that are left out take its defaults, so that it holds all of them.
-        sde: The SDE's name, under ``name``, and its options; see ``sde_lib.make_sde``.
-        parameterization: What the network predicts; see ``make_parameterization``. A classifier has none.
+        sde: The SDE's name, under ``name``, and its options; see ``sde_lib.make_sde``. An autoencoder does not use it.
+        parameterization: What the network predicts; see ``make_parameterization``. Classifiers and autoencoders have
+            none.
         time_input: What the network is told of t; see ``time_input``.
 
     Raises:
@@ -148,6 +149,32 @@ class PlannedClassifier(NoisyClassifier):
     def __init__(self, plan: ModelPlan) -> None:
         super().__init__(plan.build_backbone(), plan.build_sde(), time_input=plan.time_input)
         self.plan = plan
+
+
+class PlannedFirstStage(FirstStage):
+    """An autoencoder that knows by what plan it was built.
+
+    Args:
+        plan: The plan, whose backbone is "autoencoder".
+        latent_scale: Number that its project multiplies latents by for their diffusion, which sees
+            ``(z - latent_shift) latent_scale``; nonzero.
+        latent_shift: Number that is subtracted before.
+
+    Attributes:
+        plan: The plan.
+        latent_scale: See above.
+        latent_shift: See above.
+        notes: As of ``PlannedModel``.
+
+    Raises:
+        ValueError: In one line, if there can be no such model.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, plan: ModelPlan, *, latent_scale: float = 1.0, latent_shift: float = 0.0) -> None:
+        super().__init__(plan.build_backbone(), plan.build_sde())
+        self.plan, self.latent_scale, self.latent_shift = plan, latent_scale, latent_shift
 
 
 def plan_network(network: dict[str, Any]) -> tuple[str, dict[str, Any]]:

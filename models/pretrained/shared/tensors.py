@@ -15,10 +15,17 @@ from torch import Tensor
 
 from runtime.files import one_line
 
+
+class _NamedOnly:
+    """Stands for a class that a file names and makes no object of."""
+
+
 # The function that rebuilds a NumPy scalar, under both names that files give it. It makes a number and nothing else;
-# training loops that compute a learning rate with NumPy leave one in the optimizer's state.
+# training loops that compute a learning rate with NumPy leave one in the optimizer's state. And the class under which
+# PyTorch Lightning kept the state of its checkpoints until version 1.5, as in the files of Stable Diffusion 1.
 _SCALAR = np.float64(0.0).__reduce__()[0]
 _ALLOWED = [
+    (_NamedOnly, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))),
 ]
@@ -32,7 +39,7 @@ def read_checkpoint(path: Path, *, convert: str = _CONVERT) -> Any:
 
     Files named ``.safetensors`` are read as that; all others by ``torch.load(weights_only=True)``, with the function
     that rebuilds NumPy scalars allowed by name: score_sde_pytorch's training loop leaves such a number in the
-    optimizer's learning rate.
+    optimizer's learning rate. The name of PyTorch Lightning's class of checkpoints is allowed too, for an empty class.
 
     Args:
         path: The file: ``.pt``, ``.pth``, ``.ckpt``, ``.bin``, or ``.safetensors``.
@@ -138,6 +145,19 @@ def check_project(tensors: Mapping[str, Tensor], name: str, project: str, *, pat
             f"checkpoint {path} is of another project than {project}: it has no {name}, but "
             f"{next(iter(tensors))}; check the source"
         )
+
+
+def notes_on_types(tensors: Mapping[str, Tensor], *, path: Path) -> tuple[str, ...]:
+    """A line on tensors of a checkpoint that are rounded to less than float32, if there are any.
+
+    Args:
+        tensors: Those of the checkpoint.
+        path: The file they are from.
+    """
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
+    if kinds <= {"float32"}:
+        return ()
+    return (f"{path} has weights in {', '.join(sorted(kinds))}, which are taken as float32",)
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], *own: str) -> dict[str, Tensor]:

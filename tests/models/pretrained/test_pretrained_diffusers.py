@@ -308,7 +308,7 @@ def test_other_networks_of_skips_are_refused_in_one_line(changes, message):
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "leaves no signal at the last step"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "trained_betas must be num_train_timeste"),
         ("scheduler/scheduler_config.json", {"beta_end": 1.5}, "betas must lie strictly between 0 and 1"),
-        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "must consist of a unet and a scheduler"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "its vae alone can be read, by --source"),
         ("model_index.json", {"unet": [None, None]}, "got DDPMPipeline of scheduler; it is not supported"),
     ],
 )
