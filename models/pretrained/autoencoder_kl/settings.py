@@ -42,7 +42,7 @@ def plan_autoencoder_kl(config: Mapping[str, Any], *, image_size: ImageSize | No
     settings = Settings({name: value for name, value in config.items() if not name.startswith("_")})
     widths = settings.integers("block_out_channels", (64,))
     groups = settings.integer("norm_num_groups", 32, least=1)
-    in_channels = settings.integer("in_channels", 3)
+    in_channels = settings.integer("in_channels", 3, least=1)
     convs = settings.flag("use_quant_conv", True)
     plain = {"down": ["DownEncoderBlock2D"] * len(widths), "up": ["UpDecoderBlock2D"] * len(widths)}
     for side, expected in plain.items():
@@ -142,7 +142,7 @@ def _planned(
             f"latents must be scaled by a number above 0 and shifted by a finite one, got {scale:g} and {shift:g}; "
             "correct the config"
         )
-    if any(width % groups for width in widths):
+    if not widths or any(width < 1 or width % groups for width in widths):
         raise ValueError(f"widths of the autoencoder must be multiples of its {groups} norm groups, got {[*widths]}")
     options = {
         **network,

@@ -233,6 +233,7 @@ def refused(message, *args, **kwargs):
         ),
         ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types of AutoencoderKL must be 2 times UpDecoderBlock2D"),
         ({"norm_num_groups": 3}, "widths of the autoencoder must be multiples of its 3 norm groups, got \\[8, 16\\]"),
+        ({"block_out_channels": [0, 8]}, "must be multiples of its 4 norm groups, got \\[0, 8\\]"),
         ({"block_out_channels": [8, 24]}, "misshapen"),
         ({"layers_per_block": 2}, "32 missing \\(encoder.down_blocks.0.resnets.1"),
         ({"latent_channels": 0}, "latent_channels must be a whole number of at least 1, got 0"),
