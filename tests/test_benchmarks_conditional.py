@@ -178,8 +178,9 @@ def test_a_whole_run_of_restoration(tiny_run: Path, tmp_path: Path):
         restoration.main([*arguments, "--methods=ddmn"])
 
 
-def test_the_table_of_restorations_is_that_of_the_figures_beside_it():
-    report = json.loads(restoration.RESULT.read_text())
+@pytest.mark.parametrize("of", ["", "_mnist"])
+def test_the_tables_of_restorations_are_those_of_the_figures_beside_them(of: str):
+    report = json.loads(restoration.RESULT.with_stem(restoration.RESULT.stem + of).read_text())
     assert table(restoration.rows(report)) in (ROOT / "docs" / "howto" / "restore.md").read_text()
 
 

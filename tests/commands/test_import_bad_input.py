@@ -62,7 +62,7 @@ class Trap:
         (["--config.model.channels=64"], "unknown key of config.model: 'channels'; choices: backbone"),
         (
             ["--config.model.backbone=transformer"],
-            "unknown backbone 'transformer'; choices: adm, classifier, mlp, ncsnpp",
+            "unknown backbone 'transformer'; choices: adm, autoencoder, classifier, mlp, ncsnpp",
         ),
         (["--format=diffusers"], "--format is a flag of --mode export, got --mode import; leave it out"),
     ],
