@@ -185,13 +185,8 @@ def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str,
 
 
 def _check_latents(dataset: LatentDataset, said: dict[str, Any], folder: Path) -> None:
-    """Refuse latents of another autoencoder, or standardized otherwise, than those that a run was trained on."""
-    theirs = said.get("latents") or {}
-    if theirs.get("first_stage") != dataset.latent_space.first_stage:
-        raise ValueError(
-            f"{folder} was trained on latents of another autoencoder than that of data.first_stage; name the one that "
-            "it was trained with, or choose another --workdir"
-        )
+    """Refuse latents that are standardized otherwise than those that a run was trained on."""
+    theirs = said["latents"]
     for name in ("mean", "std"):
         if tuple(theirs[name]) != getattr(dataset.latent_space, name):
             raise ValueError(
@@ -311,6 +306,20 @@ def load_first_stage(config: Config, device: torch.device) -> LoadedFirstStage:
     return LoadedFirstStage(model, kind, workdir, weights_digest(model))
 
 
+def check_first_stage(workdir: Path, first: LoadedFirstStage) -> None:
+    """Refuse another autoencoder than the one that a run was trained with, if it was.
+
+    Raises:
+        ValueError: If its weights are others.
+    """
+    theirs = said_of_images(workdir).get("latents")
+    if theirs is not None and theirs["first_stage"] != first.digest:
+        raise ValueError(
+            f"{workdir} was trained on latents of another autoencoder than that of data.first_stage={first.workdir}; "
+            "name the one that it was trained with, or choose another --workdir"
+        )
+
+
 def with_codec(config: Config, space: LatentSpace, workdir: Path) -> LatentSpace:
     """The space of a trained model's latents with its autoencoder, which must be the one that it was trained with.
 
@@ -318,9 +327,5 @@ def with_codec(config: Config, space: LatentSpace, workdir: Path) -> LatentSpace
         ValueError: In one line: there is no such autoencoder, or it is another one.
     """
     loaded = load_first_stage(config, pick_device(config))
-    if loaded.digest != space.first_stage:
-        raise ValueError(
-            f"{workdir} was trained on latents of another autoencoder than that of data.first_stage="
-            f"{loaded.workdir}, whose weights have changed; put back the one that it was trained with, or train anew"
-        )
+    check_first_stage(workdir, loaded)
     return space.with_codec(FirstStageCodec(loaded.model))

@@ -58,6 +58,9 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
     channels = trained_channels(config, where_the_model_is(workdir, init_from))
     dataset = load_on_rank0_first(ranks, "data", lambda: build_dataset(config, "train", channels))
     if sees_latents(config):
+        if ranks.first:
+            # before anything is written there
+            check_for_training(workdir, config)
         dataset = encoded(config, dataset, device, workdir, ranks)
     is_new = not init_from and not checkpoint_folders(workdir / "checkpoints")
     if is_new:

@@ -15,7 +15,7 @@ from runtime.messages import say
 from runtime.processes.ranks import Ranks
 
 from ..config import Config
-from ..from_checkpoints import load_first_stage
+from ..from_checkpoints import check_first_stage, load_first_stage
 from ..weights import digest_of
 from ..workdir import save_npz
 from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage
@@ -54,6 +54,8 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
             f"data.first_stage={first.workdir} is of images of {list(theirs[0])} with {theirs[1]} grey levels, got "
             f"{list(ours[0])} with {ours[1]}; train one on {dataset.name}"
         )
+    # before anything is written there
+    check_first_stage(workdir, first)
     path = workdir / "latents" / f"{dataset.split}.npz"
     told = {"first_stage": first.digest, "images": digest_of(dataset.images), "device": device.type}
     fingerprint = json.dumps(told | {"torch": torch.__version__}, sort_keys=True)

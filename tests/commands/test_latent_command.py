@@ -113,12 +113,15 @@ def test_another_autoencoder_is_refused_and_nothing_is_written(
     other = tmp_path / "other"
     assert main.run(autoencoder_command("train", other, "--config.seed=1")) == 0
     workdir = Path(shutil.copytree(run, tmp_path / "run"))
-    before = snapshot(workdir / "checkpoints")
+    before = snapshot(workdir)
     more = "--config.training.num_steps=9"
     assert "latents of another autoencoder" in error(capsys, latent_command("train", workdir, other, more))
     for mode in ("sample", "eval"):
         assert "latents of another autoencoder" in error(capsys, latent_command(mode, workdir, other))
-    assert snapshot(workdir / "checkpoints") == before
+    # nor where the autoencoder is right and the network another
+    for wrong in ("--config.model.channels=24", "--config.data.dataset=lesions"):
+        assert "error: " in error(capsys, latent_command("train", workdir, autoencoder_run, wrong, more))
+    assert snapshot(workdir) == before
     # the same weights elsewhere are the same autoencoder
     moved = Path(shutil.copytree(autoencoder_run, tmp_path / "moved"))
     assert main.run(latent_command("sample", workdir, moved)) == 0
