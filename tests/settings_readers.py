@@ -15,6 +15,7 @@ import main
 from commands.cascade import run_cascade
 from commands.classify import classify
 from configs.default import get_default_config
+from data import ImageDataset
 from experiment.build import build_model
 from experiment.config import Config, load_stages
 from experiment.guidance import load_reference
@@ -151,6 +152,20 @@ def guided(key: str) -> Read:
         return calls[0][key] if calls else None
 
     return read
+
+
+def encoded_by(bench: Bench, config: Config) -> str:
+    """The autoencoder whose latents are trained on; "" without."""
+    named: list[str] = []
+
+    def encode(config: Config, dataset: ImageDataset, *_: object) -> ImageDataset:
+        named.append(config.data.first_stage)
+        return dataset
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("training.job.encoded", encode)
+        bench.trainer(config)
+    return named[0] if named else ""
 
 
 def guidance(name: str) -> Read:

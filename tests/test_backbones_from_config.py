@@ -63,7 +63,7 @@ def test_a_backbone_of_the_config_trains_and_is_measured_and_sampled(tmp_path: P
         ("unet", '{"image_size": 16}', "the model has image_size 16, but digits has 8; use images such as"),
         ("adm", '{"num_classes": 3}', "the model has num_classes 3, but digits has 10; use images such as"),
         ("ncsnpp", '{"block": "resnet"}', "block must be one of biggan, ddpm, got 'resnet'"),
-        ("vit", "{}", "unknown backbone 'vit'; choices: adm, classifier, mlp, ncsnpp, unet, checkpoint"),
+        ("vit", "{}", "unknown backbone 'vit'; choices: adm, autoencoder, classifier, mlp, ncsnpp, unet, checkpoint"),
     ],
 )
 def test_what_a_backbone_does_not_know_is_one_line(

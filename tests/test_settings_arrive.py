@@ -19,6 +19,7 @@ from settings_readers import (
     drawn,
     edited,
     ema_weight,
+    encoded_by,
     estimators,
     gradient_norm,
     group,
@@ -148,6 +149,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
             option(lambda trainer: float(trainer._batches.at(0).samples[..., 0].sum())),
         ],
     ),
+    "data.first_stage": _one("runs/other", "runs/other", encoded_by),
     "data.downscale": _one("2", (1, 4, 4), option(lambda trainer: trainer.state.kind.image_shape), needs=HALVED),
     "data.condition": [
         _one("lowres,ink", {"cond_channels": 1, "cond_values": 1}, told("network_options")),
