@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,8 @@ def measured(
             yield None
             return
         head = describe(config, split) | {"step": given.step, "precision": computing.recorded()["precision"]}
+        if sees_latents(config):
+            head["latents"] = asdict(given.kind)["latents"]
         yield Measured(measurements, estimators, settings, model, split, head)
         schedule.forget()
 

@@ -174,6 +174,11 @@ class ImageKind:
         return LevelSpace(self.num_levels) if self.latents is None else self.latents
 
     @property
+    def picture_space(self) -> LevelSpace | LatentSpace:
+        """The space in which x0 is shown: all 256 greys, also between levels; of latents, what their decoder makes."""
+        return LevelSpace(256) if self.latents is None else self.latents
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of one x0."""
         return self.image_shape if self.latents is None else self.latents.latent_shape

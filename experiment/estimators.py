@@ -121,6 +121,8 @@ def build_estimators(config: Config, dataset: AnyDataset | AnyKind) -> dict[str,
     check_learned_parts(config)
     if sees_latents(config):
         _check_density(config, "latents")
+        if "vlb_continuous" in config.eval.likelihoods and config.eval.vlb_step_sampling == "importance":
+            raise ValueError("eval.vlb_step_sampling=importance is fitted to pixels, got latents; set low_discrepancy")
         prior = _Unlevelled()
         every = {name: build_estimator(name, config, prior) for name in config.eval.likelihoods}
         return {name: LatentBound(one, num_levels=dataset.num_levels) for name, one in every.items()}

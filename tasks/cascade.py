@@ -247,6 +247,8 @@ def check_stages(
     kinds = [one.kind for one in told if isinstance(one.kind, ImageKind)]
     if len(kinds) < len(told):
         raise ValueError("a cascade is of images, got vectors; take runs of images")
+    if any(kind.latents is not None for kind in kinds):
+        raise ValueError("a cascade is of pixels, got a stage of latents; take runs without data.first_stage")
     if not told[0].only_labels:
         raise ValueError(f"the first stage, {names[0]}, is told an image or values; begin with a model that is not")
     for number, (s, one) in enumerate(zip(noise_t, told[1:], strict=True), 1):

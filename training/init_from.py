@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data import AnyKind, VectorKind
+from data import AnyKind, ImageKind, VectorKind
 from experiment.checkpoints.folder import step_of
 from experiment.checkpoints.store import checkpoint_folders
 from experiment.config import Config
@@ -180,6 +180,11 @@ def fit_kind(config: Config, kind: AnyKind, init_from: str) -> AnyKind:
     if space is not None and isinstance(kind, VectorKind):
         # what the model sees of a vector is to mean the same to it
         kind = replace(kind, space=space)
+    theirs = (said.get("latents") or {}).get("first_stage")
+    if theirs != (kind.latents.first_stage if isinstance(kind, ImageKind) and kind.latents is not None else None):
+        raise ValueError(
+            f"--init-from {init_from} sees pixels, or other latents than this run does; name a run that sees the same"
+        )
     ours: dict[str, Any] = {"image_shape": list(kind.image_shape)}
     if config.model.class_conditional:
         ours["num_classes"] = kind.num_classes

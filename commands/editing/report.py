@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import ImageKind, LevelSpace
+from data import ImageKind
 from evaluation.table import without_nan
 from experiment.pictures import as_array, save_png
 from experiment.workdir import save_npz, write_json
@@ -68,7 +68,7 @@ def write_edited(
     (folder / "report.json").unlink(missing_ok=True)
     save_npz(folder / "edited.npz", _arrays(run, subjects, edited, maps))
     if isinstance(run.kind, ImageKind):
-        save_png(folder / "grid.png", _picture(settings.method, subjects, edited, maps))
+        save_png(folder / "grid.png", _picture(run, settings.method, subjects, edited, maps))
     write_json(folder / "report.json", without_nan(report))
     of = subjects.origin.get("input") or f"{run.config.data.dataset} {settings.split}"
     ratio = f", sigma / alpha = {sigma / alpha:.4g}" if alpha else ""
@@ -132,9 +132,10 @@ def _arrays(run: SampledRun, subjects: Subjects, edited: Edited, maps: dict[str,
     return arrays
 
 
-def _picture(name: str, subjects: Subjects, edited: Edited, maps: dict[str, Tensor]) -> np.ndarray:
+def _picture(run: SampledRun, name: str, subjects: Subjects, edited: Edited, maps: dict[str, Tensor]) -> np.ndarray:
     """The first images as they were, as they are edited, and what tells of the change."""
-    space = LevelSpace(256)
+    assert isinstance(run.kind, ImageKind)
+    space = run.kind.picture_space
     columns = {"image": subjects.x0}
     if name == "sdedit":
         columns["noised"] = edited.x_t

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import AnyKind, ImageKind, LevelSpace
+from data import AnyKind, ImageKind
 from evaluation.fingerprints import digest_of
 from evaluation.kept_batches import PartialResults
 from evaluation.measurement import Values
@@ -297,7 +298,9 @@ def _curves(job: _Job, x0: Tensor, x0_hat: Tensor, mse_of_images: Tensor) -> dic
 
 def _numbers(kind: AnyKind) -> str:
     """The numbers of a sample, in a word."""
-    return "pixels" if isinstance(kind, ImageKind) else "vectors"
+    if not isinstance(kind, ImageKind):
+        return "vectors"
+    return "pixels" if kind.latents is None else "latents"
 
 
 def _frechet(points: Tensor, data: Moments) -> Estimate:
@@ -331,16 +334,23 @@ def _in_common(job: _Job, shared: dict[float, list[Values]]) -> dict[str, Any]:
     }
 
 
+def _shown(job: _Job) -> Callable[[Tensor], np.ndarray]:
+    """Pixels of x0."""
+    kind = job.run.kind
+    assert isinstance(kind, ImageKind)
+    return kind.picture_space.pixels
+
+
 def _grid(job: _Job, x0: Tensor, x0_hat: Tensor) -> np.ndarray:
     """The first samples, a row each, as they are predicted at each time, and at last."""
-    pixels = LevelSpace(256).pixels
+    pixels = _shown(job)
     columns = {f"t = {t:.3g}": pixels(one[:_MOST_ROWS]) for t, one in zip(job.times, x0_hat, strict=True)}
     return restoration_picture(columns | {"sample": pixels(x0[:_MOST_ROWS])})
 
 
 def _block(job: _Job, t: float, shared: list[Values]) -> np.ndarray:
     """Images, what is predicted of their states at a time, and samples that share these, a row an image."""
-    pixels, x0 = LevelSpace(256).pixels, _joined(shared, "x0")[:_MOST_ROWS]
+    pixels, x0 = _shown(job), _joined(shared, "x0")[:_MOST_ROWS]
     columns = {f"t = {t:.3g}": pixels(job.x0[: len(x0)]), "predicted": pixels(_joined(shared, "x0_hat")[: len(x0)])}
     return restoration_picture(
         columns | {f"sample {j + 1}": pixels(x0[:, j]) for j in range(min(x0.shape[1], _MOST_SHARED))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -99,5 +100,5 @@ def _kept(path: Path, fingerprint: str) -> tuple[Tensor, Tensor] | None:
             if str(found["fingerprint"]) != fingerprint:
                 return None
             return torch.from_numpy(found["mean"]), torch.from_numpy(found["log_std"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None

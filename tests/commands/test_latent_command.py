@@ -159,6 +159,7 @@ BAD = {
     ("sample", "--config.data.first_stage="): "holds a model of latents, got a config of pixels; set data.first_stage",
     ("eval", "--config.data.first_stage="): "got a config of pixels",
     ("eval", "--config.eval.likelihoods=vlb"): "ends in the probability of a grey level, which latents do not have",
+    ("eval", "--config.eval.vlb_step_sampling=importance"): "importance is fitted to pixels, got latents",
     ("eval", "--config.eval.ode_dequantization=uniform"): "is of data with grey levels, got latents",
     ("interpolate", "--input=x.npz"): "is of pixels, got a model of vectors or latents",
     ("edit", "--input=x.npz"): "is of pixels, got a model of vectors or latents",
@@ -190,7 +191,7 @@ TRAINING = {
     ("--config.data.condition=lowres",): "a model of latents can be told classes and values, got data.condition=lowres",
     ("--config.data.dataset=moons",): "data.first_stage is of images, but moons holds vectors",
     ("--config.data.dataset=lesion_masks",): "is of images of [1, 8, 8] with 17 grey levels, got [1, 8, 8] with 2",
-    ("--config.model.backbone=autoencoder",): "an autoencoder is of pixels, got data.first_stage; leave it out",
+    ("--config.model.backbone=autoencoder",): "backbone autoencoder is of pixels, got data.first_stage; leave it out",
 }
 
 
