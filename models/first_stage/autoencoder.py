@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ..backbones.base import Backbone
 from ..backbones.blocks.checks import check_input, check_positive
 from ..backbones.blocks.initialization import initialize
-from ..backbones.blocks.layers import AttentionBlock, ResBlock
+from ..backbones.blocks.layers import AttentionBlock, NormFactory, ResBlock
 from ..backbones.blocks.levels import Level
 from ..backbones.blocks.normalization import group_norm
 from ..backbones.blocks.resampling import Downsample, Upsample
@@ -36,6 +37,55 @@ class Blocks(Level):
         for block in self.blocks:
             x = self._run(block, x)
         return x
+
+
+@dataclass(frozen=True)
+class _BlockMaker:
+    """Makes the levels of both networks.
+
+    Attributes:
+        widths: Channels of each level.
+        attends: Whether each level attends.
+        dropout: Probability inside the residual blocks.
+        norm: Makes the normalization of a number of channels.
+    """
+
+    widths: Sequence[int]
+    attends: Sequence[bool]
+    dropout: float
+    norm: NormFactory
+
+    def level(self, before: int, i: int, count: int, resample: nn.Module | None) -> Blocks:
+        """Level ``i``: ``count`` residual blocks, the first of which takes ``before`` channels, and a resampling."""
+        blocks: list[nn.Module] = []
+        for j in range(count):
+            blocks.append(self._residual(before if j == 0 else self.widths[i], self.widths[i]))
+            if self.attends[i]:
+                blocks.append(AttentionBlock(self.widths[i], norm=self.norm))
+        return Blocks(*blocks, *([] if resample is None else [resample]))
+
+    def middle(self) -> Blocks:
+        """Residual block, attention, residual block, of the last level's channels."""
+        width = self.widths[-1]
+        first, second = self._residual(width, width), self._residual(width, width)
+        return Blocks(first, AttentionBlock(width, norm=self.norm), second)
+
+    def _residual(self, before: int, width: int) -> ResBlock:
+        return ResBlock(before, width, None, dropout=self.dropout, norm=self.norm)
+
+
+def _check_smaller(latent_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+    """Refuse a latent of more numbers than the image.
+
+    Raises:
+        ValueError: In one line.
+    """
+    given, latent = math.prod(image_shape), math.prod(latent_shape)
+    if latent > given:
+        raise ValueError(
+            f"a latent must not be larger than the image, of {given} numbers, got {latent}; lower latent_channels, "
+            "or add a level to channel_mult"
+        )
 
 
 class Autoencoder(Backbone):
@@ -95,53 +145,36 @@ class Autoencoder(Backbone):
         self.in_channels, self.pixels = in_channels, pixels
         widths, self.sizes = level_widths(channels, channel_mult), level_sizes(image_size, len(channel_mult))
         self.latent_shape = (latent_channels, *self.sizes[-1])
-        given, latent = math.prod((in_channels, *self.sizes[0])), math.prod(self.latent_shape)
-        if latent > given:
-            raise ValueError(
-                f"a latent must not be larger than the image, of {given} numbers, got {latent}; lower latent_channels, "
-                "or add a level to channel_mult"
-            )
+        _check_smaller(self.latent_shape, (in_channels, *self.sizes[0]))
         self.bottleneck = make_bottleneck(bottleneck, log_snr=log_snr)
         at_bottleneck = latent_channels * self.bottleneck.outputs_per_channel
 
         def norm(width: int) -> nn.GroupNorm:
             return group_norm(width, norm_eps, max_groups=norm_groups)
 
-        def level(before: int, i: int, count: int, resample: nn.Module | None) -> Blocks:
-            blocks: list[nn.Module] = []
-            for j in range(count):
-                first = before if j == 0 else widths[i]
-                blocks.append(ResBlock(first, widths[i], None, dropout=dropout, norm=norm))
-                if min(self.sizes[i]) in attention_resolutions:
-                    blocks.append(AttentionBlock(widths[i], norm=norm))
-            return Blocks(*blocks, *([] if resample is None else [resample]))
-
-        def middle() -> Blocks:
-            width = widths[-1]
-            first, second = (ResBlock(width, width, None, dropout=dropout, norm=norm) for _ in range(2))
-            return Blocks(first, AttentionBlock(width, norm=norm), second)
-
+        attends = [min(size) in attention_resolutions for size in self.sizes]
+        make = _BlockMaker(widths, attends, dropout, norm)
         last = len(widths) - 1
         down = [
-            level(widths[max(i - 1, 0)], i, num_res_blocks, Downsample(width) if i < last else None)
+            make.level(widths[max(i - 1, 0)], i, num_res_blocks, Downsample(width) if i < last else None)
             for i, width in enumerate(widths)
         ]
         up = [
-            level(widths[min(i + 1, last)], i, num_res_blocks + 1, Upsample(widths[i]) if i > 0 else None)
+            make.level(widths[min(i + 1, last)], i, num_res_blocks + 1, Upsample(widths[i]) if i > 0 else None)
             for i in range(last, -1, -1)
         ]
         outputs = in_channels * outputs_of_pixels(pixels, num_levels)
         self.encoder = nn.Sequential(
             initialize(nn.Conv2d(in_channels, widths[0], 3, padding=1)),
             *down,
-            middle(),
+            make.middle(),
             norm(widths[-1]),
             nn.SiLU(),
             initialize(nn.Conv2d(widths[-1], at_bottleneck, 3, padding=1)),
         )
         self.decoder = nn.Sequential(
             initialize(nn.Conv2d(latent_channels, widths[-1], 3, padding=1)),
-            middle(),
+            make.middle(),
             *up,
             norm(widths[0]),
             nn.SiLU(),
