@@ -32,6 +32,26 @@ def save(folder, settings, scheduler=None, *, safe=True):
     return unet
 
 
+class Float64Sinusoid(torch.nn.Module):
+    """Stands in for diffusers' embedding, whose frequencies are float32 even in a float64 network."""
+
+    def __init__(self, channels, shift):
+        super().__init__()
+        half = channels // 2
+        self.frequencies = torch.tensor([10000 ** (-i / (half - shift)) for i in range(half)], dtype=torch.float64)
+
+    def forward(self, t):
+        phase = t.double()[:, None] * self.frequencies
+        return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+def save_latent(folder, unet, scheduler):
+    """A pipeline of latents, whose autoencoder is the smallest that has all its parts."""
+    vqvae = randomize(diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=16))
+    diffusers.LDMPipeline(vqvae, unet, scheduler).save_pretrained(folder)
+    return vqvae
+
+
 def inputs(unet, size=4):
     config = unet.config
     x = torch.randn(size, config.in_channels, config.sample_size, config.sample_size)

@@ -6,5 +6,6 @@ from .diffusers.export import export_diffusers
 from .diffusers.importer import from_diffusers
 from .edm.importer import from_edm
 from .guided.importer import from_guided_classifier, from_guided_diffusion, from_guided_file, from_improved_diffusion
+from .latent_diffusion.importer import from_latent_diffusion
 from .score_sde.importer import from_score_sde
 from .shared.plan import BACKBONES, ModelPlan, PlannedClassifier, PlannedFirstStage, PlannedModel, default_options

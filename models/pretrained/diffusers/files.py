@@ -58,7 +58,8 @@ def find_files(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     """Find the files of a pipeline, of a training script's ``checkpoint-N``, or of a bare ``unet`` folder.
 
     Args:
-        folder: A pipeline has ``model_index.json``; a ``checkpoint-N`` has the folders ``unet`` and, where the script
+        folder: A pipeline has ``model_index.json``, and of latents an autoencoder, which is not read here; a
+            ``checkpoint-N`` has the folders ``unet`` and, where the script
             averages weights, ``unet_ema``, which is preferred. Of these, and of a bare network, the scheduler is what
             stands beside them.
 
@@ -99,7 +100,7 @@ def _apart(unet: Path, *notes: str) -> tuple[Path, Path | None, tuple[str, ...]]
 def _check_index(folder: Path) -> None:
     index = read_json(folder / _INDEX, "pipeline's")
     models = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
-    if models != {"unet", "scheduler"}:
+    if models - {"vqvae"} != {"unet", "scheduler"}:
         fix = "its vae alone can be read, by --source autoencoder_kl" if "vae" in models else "it is not supported"
         raise ValueError(
             f"the pipeline of {folder} must consist of a unet and a scheduler, got {index.get('_class_name')} of "

@@ -23,9 +23,9 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     Args:
         name: A folder, or a name on the Hugging Face hub such as ``google/ddpm-cifar10-32``, which is fetched by the
             package ``huggingface_hub``. A pipeline has ``model_index.json``, and the network in ``unet/`` and the
-            scheduler in ``scheduler/``, or both beside ``model_index.json``, as in old pipelines. Of a training
-            script's ``checkpoint-N``, ``unet_ema`` is read, or ``unet`` where there is none; and a bare network's
-            folder is read too.
+                scheduler in ``scheduler/``, or both beside ``model_index.json``, as in old pipelines; one of latents has an
+            autoencoder in ``vqvae/``, which is not read. Of a training script's ``checkpoint-N``, ``unet_ema`` is read,
+            or ``unet`` where there is none; and a bare network's folder is read too.
         config: The scheduler's settings where no file says them, which is so of the last two unless they lie in their
             pipeline: a mapping, the path of a JSON file, or flags such as ``--beta_schedule squaredcos_cap_v2
             --prediction_type v_prediction``. Without, they are DDPM's: linear betas, predicting eps.
@@ -64,4 +64,5 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     sources_of = partial(diffusers_sources, halves_swapped=halves_are_swapped(unet))
     model = plan_diffusers(unet, scheduler).load(with_new_names(tensors), sources_of, path=path)
     model.notes = notes
+    model.of_latents = (unet_folder.resolve().parent / "vqvae").is_dir()
     return model

@@ -11,7 +11,7 @@ import torch
 from runtime.registry import choices_message
 
 from ...backbones import ImageSize, height_and_width, level_resolutions, one_or_pair
-from ..shared.plan import ModelPlan, plan_network
+from ..shared.plan import ModelPlan, check_betas, plan_network, scaled_linear
 from ..shared.settings import Config, Settings
 
 SCHEDULERS = (
@@ -247,10 +247,8 @@ def _plan_sde(settings: Settings) -> dict[str, Any]:
         return {"name": "ddpm", "num_steps": steps, "beta_start": start, "beta_end": end}
     if schedule == "squaredcos_cap_v2":
         return {"name": "improved_ddpm", "num_steps": steps}
-    if not (0 < start < 1 and 0 < end < 1):
-        raise ValueError(f"the scheduler's betas must be inside (0, 1), got {start:g} to {end:g}; correct them")
     if schedule == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
-    else:
-        betas = torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
+        return scaled_linear(start, end, steps)
+    check_betas(start, end)
+    betas = torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
     return {"name": "betas", "betas": betas.tolist()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from runtime.registry import choices_message
@@ -113,12 +114,16 @@ class PlannedModel(NetworkScoreModel):
     Attributes:
         plan: The plan.
         notes: What its importer chose where the checkpoint left a choice, a line each.
+        of_latents: True where the checkpoint shows that it is of an autoencoder's latents, not of pixels.
+        latent_scale: Number that these were multiplied by, where the checkpoint says it.
 
     Raises:
         ValueError: In one line, if there can be no such model.
     """
 
     notes: tuple[str, ...] = ()
+    of_latents: bool = False
+    latent_scale: float | None = None
 
     def __init__(self, plan: ModelPlan) -> None:
         super().__init__(
@@ -185,3 +190,24 @@ def plan_network(network: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if not whole or any(options[name] != value for name, value in UNet.fixed.items()):
         return "adm", network
     return "unet", {name: options[name] for name in default_options("unet")}
+
+
+def scaled_linear(start: float, end: float, num_steps: int) -> dict[str, Any]:
+    """The options of an SDE whose betas are the squares of evenly spaced numbers, as those of latent diffusions are.
+
+    Raises:
+        ValueError: If an end is not inside (0, 1).
+    """
+    check_betas(start, end)
+    roots = torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float64)
+    return {"name": "betas", "betas": roots.square().tolist()}
+
+
+def check_betas(start: float, end: float) -> None:
+    """Refuse the ends of a schedule of betas.
+
+    Raises:
+        ValueError: If one is not inside (0, 1).
+    """
+    if not (0 < start < 1 and 0 < end < 1):
+        raise ValueError(f"the scheduler's betas must be inside (0, 1), got {start:g} to {end:g}; correct them")

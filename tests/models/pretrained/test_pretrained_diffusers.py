@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from diffusers_pipelines import BASE, RESNET, diffusers, inputs, same_bits, same_outputs, save
+from diffusers_pipelines import BASE, RESNET, Float64Sinusoid, diffusers, inputs, same_bits, same_outputs, save
 from importer_references import count, per_sample_error, randomize
 from safetensors.torch import load_file, save_file
 from thinning import one_each, only
@@ -55,19 +55,6 @@ def test_outputs_agree_with_diffusers_there_and_back(tmp_path, name):
     assert same_bits(again, model) and type(again.backbone) is kind
     assert again.learned_variance == model.learned_variance == ("variance" in name)
     assert torch.equal(again.sde.log_snr_table, model.sde.log_snr_table)
-
-
-class Float64Sinusoid(torch.nn.Module):
-    """Stands in for diffusers' embedding, whose frequencies are float32 even in a float64 network."""
-
-    def __init__(self, channels, shift):
-        super().__init__()
-        half = channels // 2
-        self.frequencies = torch.tensor([10000 ** (-i / (half - shift)) for i in range(half)], dtype=torch.float64)
-
-    def forward(self, t):
-        phase = t.double()[:, None] * self.frequencies
-        return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
 @pytest.mark.parametrize("shift", [0, 1])

@@ -1,0 +1,1 @@
+"""U-Nets of latents in the files of latent-diffusion."""
