@@ -5,3 +5,4 @@ from .bottlenecks import Bottleneck, DiagonalNoise, FixedNoise, available_bottle
 from .latent import Latent
 from .model import FirstStage, FirstStageAnswer
 from .pixels import GaussianPixels, LevelPixels, PixelDistribution, available_pixels, read_pixels
+from .vector_quantizer import Quantized, VectorQuantizer

@@ -49,7 +49,7 @@ class Communication:
         """The network with its gradients averaged over the processes."""
         if self.rank_slice.world == 1 or self.sharded:
             return network
-        # no buffer changes while training; newer versions of PyTorch call the setting otherwise
+        # buffers change alike on all of them, if at all; newer versions of PyTorch call the setting otherwise
         known = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         quiet: dict[str, Any] = {name: False}
@@ -70,7 +70,7 @@ class Communication:
                     parameter.grad.div_(self.rank_slice.world)
 
     def add(self, values: Tensor) -> Tensor:
-        """Sum of float64 values over the processes, on each of them."""
+        """Sum of float64 or whole values over the processes, on each of them."""
         if self.rank_slice.world > 1:
             dist.all_reduce(values)
         return values
@@ -78,6 +78,14 @@ class Communication:
     def any(self, one: bool) -> bool:
         """True if ``one`` is true on some rank; all ranks must call this."""
         return bool(self.add(torch.tensor(float(one), dtype=torch.float64, device=self.device)) > 0)
+
+    def gather_all(self, values: Tensor) -> Tensor:
+        """Values of all processes, of one shape, one after the other along the first axis, on each of them."""
+        if self.rank_slice.world == 1:
+            return values
+        found = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(self.rank_slice.world)]
+        dist.all_gather(found, values.contiguous())
+        return torch.cat(found)
 
     def gather(self, values: Tensor) -> Tensor:
         """Per-sample values of all processes, in the order of the global batch, on each of them."""
@@ -87,8 +95,7 @@ class Communication:
         # of one size, which all backends can gather
         padded = values.new_zeros(max(sizes))
         padded[: len(values)] = values
-        found = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(found, padded)
+        found = self.gather_all(padded).split(max(sizes))
         return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)])
 
 

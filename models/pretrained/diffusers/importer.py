@@ -23,7 +23,7 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     Args:
         name: A folder, or a name on the Hugging Face hub such as ``google/ddpm-cifar10-32``, which is fetched by the
             package ``huggingface_hub``. A pipeline has ``model_index.json``, and the network in ``unet/`` and the
-                scheduler in ``scheduler/``, or both beside ``model_index.json``, as in old pipelines; one of latents has an
+            scheduler in ``scheduler/``, or both beside ``model_index.json``, as in old pipelines; one of latents has an
             autoencoder in ``vqvae/``, which is not read. Of a training script's ``checkpoint-N``, ``unet_ema`` is read,
             or ``unet`` where there is none; and a bare network's folder is read too.
         config: The scheduler's settings where no file says them, which is so of the last two unless they lie in their

@@ -196,7 +196,7 @@ def test_files_of_other_projects_are_refused_in_one_line(tmp_path):
         from_latent_diffusion(path, FLAGS)
     first = "model.diffusion_model.input_blocks.0.0.weight"
     save_file({first: torch.zeros(1), "model_ema.decay": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="it has no model_ema.diffusion_modelinput_blocks00weight"):
+    with pytest.raises(ValueError, match=r"it has no model_ema\.diffusion_modelinput_blocks00weight"):
         from_latent_diffusion(path, FLAGS)
     with pytest.raises(ValueError, match="weights of latent-diffusion must be ema or raw, got 'best'"):
         from_latent_diffusion(path, FLAGS, weights="best")
