@@ -10,16 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import AnyDataset, ImageDataset, LatentDataset, LatentSpace
+from data import AnyDataset, ImageDataset, LatentDataset, LatentSpace, LevelSpace
 from models import LatentDiffusion, ScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import Ranks
 
+from ..build import build_dataset
 from ..config import Config
 from ..from_checkpoints import check_first_stage, load_first_stage
 from ..weights import digest_of
 from ..workdir import save_npz
 from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage
+
+_Arrays = dict[str, np.ndarray]
+_OTHER = {"train": "test", "test": "train"}
 
 
 def latent_model(prior: ScoreModel, space: LatentSpace) -> LatentDiffusion:
@@ -34,7 +38,7 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
     """The latents of a split, kept in ``latents/`` of the work directory.
 
     They are encoded in batches of one size, and standardized by all of the split: neither depends on the batch size of
-    a run nor on its processes.
+    a run nor on its processes. Codes are kept of both splits, as an ``npz`` data set of images.
 
     Args:
         config: The config.
@@ -57,48 +61,81 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
         )
     # before anything is written there
     check_first_stage(workdir, first)
-    path = workdir / "latents" / f"{dataset.split}.npz"
-    told = {"first_stage": first.digest, "images": digest_of(dataset.images), "device": device.type}
+    arrays = _kept_or_encoded(first, dataset, workdir / "latents", ranks)
+    if first.model.latent_levels is not None:
+        # so that the folder is a whole data set, which commands of pixels can read
+        _kept_or_encoded(first, build_dataset(config, _OTHER[dataset.split]), workdir / "latents", ranks)
+        return _coded(first, dataset, arrays)
+    return _standardized(first, dataset, arrays)
+
+
+def _kept_or_encoded(first: LoadedFirstStage, dataset: AnyDataset, folder: Path, ranks: Ranks) -> _Arrays:
+    """The latents of a split: those that an earlier command kept, or new ones, which are kept."""
+    assert isinstance(dataset, ImageDataset)
+    path = folder / f"{dataset.split}.npz"
+    told = {
+        "first_stage": first.digest,
+        "images": digest_of(dataset.images),
+        "device": FirstStageCodec(first.model).device.type,
+    }
     fingerprint = json.dumps(told | {"torch": torch.__version__}, sort_keys=True)
     found = _kept(path, fingerprint) if ranks.first else None
     if ranks.first and found is None:
-        say(f"encodes {len(dataset):,} images by {first.workdir}")
-        mean, log_std = _encode_all(first, dataset)
-        save_npz(path, {"mean": mean.numpy(), "log_std": log_std.numpy(), "fingerprint": np.array(fingerprint)})
+        say(f"encodes {len(dataset):,} {dataset.split} images by {first.workdir}")
+        found = _encode_all(first, dataset)
+        save_npz(path, found | {"fingerprint": np.array(fingerprint)})
     ranks.share("latents", lambda: None)
-    mean, log_std = found or _kept(path, fingerprint) or _encode_all(first, dataset)
-    std = log_std.double().exp()
-    # over the split and the draws of z
+    return found or _kept(path, fingerprint) or _encode_all(first, dataset)
+
+
+def _standardized(first: LoadedFirstStage, dataset: ImageDataset, arrays: _Arrays) -> LatentDataset:
+    """Gaussian latents of a split, standardized over the split and the draws of z."""
+    mean, std = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["log_std"]).double().exp()
     along = (0, *range(2, mean.ndim))
     centre = mean.double().mean(along)
     variance = mean.double().var(along, correction=0) + std.square().mean(along)
+    return LatentDataset.of(dataset, mean, std.float(), _space(first, dataset, centre, variance.sqrt()))
+
+
+def _coded(first: LoadedFirstStage, dataset: ImageDataset, arrays: _Arrays) -> LatentDataset:
+    """Codes of a split, as they are."""
+    channels, levels = first.model.latent_shape[0], first.model.latent_levels
+    assert levels is not None
+    z = LevelSpace(levels).encode(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous())
+    return LatentDataset.of(dataset, z, None, _space(first, dataset, torch.zeros(channels), torch.ones(channels)))
+
+
+def _space(first: LoadedFirstStage, dataset: ImageDataset, mean: Tensor, std: Tensor) -> LatentSpace:
     space = LatentSpace(
-        tuple(mean.shape[1:]),
-        tuple(centre.tolist()),
-        tuple(variance.sqrt().tolist()),
+        first.model.latent_shape,
+        tuple(mean.tolist()),
+        tuple(std.tolist()),
         dataset.num_levels,
         first.digest,
-    ).with_codec(FirstStageCodec(first.model))
-    return LatentDataset.of(dataset, mean, std.float(), space)
+        first.model.latent_levels,
+    )
+    return space.with_codec(FirstStageCodec(first.model))
 
 
 @torch.no_grad()
-def _encode_all(first: LoadedFirstStage, dataset: ImageDataset) -> tuple[Tensor, Tensor]:
-    """Mean and log std of all latents, float32."""
-    parts = []
-    for images in dataset.images.split(AT_ONCE):
-        latent = first.model.encode(dataset.space.encode(images).to(FirstStageCodec(first.model).device))
-        parts.append((latent.mean.cpu(), latent.log_std.cpu()))
-    means, log_stds = zip(*parts, strict=True)
-    return torch.cat(means), torch.cat(log_stds)
+def _encode_all(first: LoadedFirstStage, dataset: ImageDataset) -> _Arrays:
+    """Mean and log std of all latents, float32; or codes, as an ``npz`` data set of images."""
+    device, levels = FirstStageCodec(first.model).device, first.model.latent_levels
+    latents = [first.model.encode(dataset.space.encode(images).to(device)) for images in dataset.images.split(AT_ONCE)]
+    mean = torch.cat([latent.mean.cpu() for latent in latents])
+    if levels is None:
+        log_std = torch.cat([latent.log_std.cpu() for latent in latents])  # pyright: ignore[reportAttributeAccessIssue]
+        return {"mean": mean.numpy(), "log_std": log_std.numpy()}
+    told = {"labels": dataset.labels.numpy(), "num_classes": np.array(dataset.num_classes)}
+    names = {"class_names": np.array(dataset.class_names)} if dataset.class_names else {}
+    codes = LevelSpace(levels).decode(mean).permute(0, 2, 3, 1).numpy()
+    return {"images": codes, "num_levels": np.array(levels), **told, **names}
 
 
-def _kept(path: Path, fingerprint: str) -> tuple[Tensor, Tensor] | None:
+def _kept(path: Path, fingerprint: str) -> _Arrays | None:
     """Latents of an earlier command with the same fingerprint; None where there are none, or they are damaged."""
     try:
         with np.load(path) as found:
-            if str(found["fingerprint"]) != fingerprint:
-                return None
-            return torch.from_numpy(found["mean"]), torch.from_numpy(found["log_std"])
+            return dict(found) if str(found["fingerprint"]) == fingerprint else None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
