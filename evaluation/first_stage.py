@@ -34,6 +34,7 @@ class FirstStageMeasurement:
         distortion: In bits/dim, float64 [N].
         rate: The same.
         squared_error: Mean square of x - E[x | z] of each image, in units of x0, float64 [N].
+        code_counts: How often each code was chosen, without those that never were; None without a codebook.
     """
 
     def __init__(self, batches: Sequence[Values]) -> None:
@@ -42,12 +43,17 @@ class FirstStageMeasurement:
         bits = {name: nats_to_bits_per_dim(torch.from_numpy(one), num_dims).numpy() for name, one in nats.items()}
         self.distortion, self.rate = bits["distortion"], bits["rate"]
         self.squared_error = np.concatenate([values["squared_error"] for values in batches])
+        self.code_counts: np.ndarray | None = None
+        if "codes" in batches[0]:
+            codes = np.concatenate([values["codes"].ravel() for values in batches])
+            self.code_counts = np.unique(codes, return_counts=True)[1]
 
     def report(self) -> dict[str, float]:
         """Means and standard errors, as ``eval/report.json`` has them.
 
         "psnr" is 10 log10(4 / mean square) in dB, of the mean square over all images, whose range is 2; its standard
-        error, as that of "rmse", is to first order in that of the mean square.
+        error, as that of "rmse", is to first order in that of the mean square. With a codebook, "codes_used" is the
+        number of codes that were chosen for any image, and "code_perplexity" the exp of the entropy of their shares.
         """
         report: dict[str, float] = {}
         each = {"distortion": self.distortion, "rate": self.rate, "bits_per_dim": self.distortion + self.rate}
@@ -57,6 +63,10 @@ class FirstStageMeasurement:
         report |= {"rmse": math.sqrt(mean), "rmse_stderr": 0.5 * stderr / math.sqrt(mean) if mean else 0.0}
         report["psnr"] = 10 * math.log10(4 / mean) if mean else math.inf
         report["psnr_stderr"] = 10 / math.log(10) * stderr / mean if mean else 0.0
+        if self.code_counts is not None:
+            shares = self.code_counts / self.code_counts.sum()
+            report["codes_used"] = len(shares)
+            report["code_perplexity"] = float(np.exp(-(shares * np.log(shares)).sum()))
         return report
 
 
@@ -72,4 +82,8 @@ def first_stage_table(report: dict[str, Any], title: str) -> str:
         f"{name:>14} {plus_minus(report[name], report[f'{name}_stderr']):>20} {units.get(name, 'bits/dim')}"
         for name in _ROWS
     ]
+    if "codes_used" in report:
+        rows.append(
+            f"{'codes used':>14} {report['codes_used']:>20} with a perplexity of {report['code_perplexity']:.1f}"
+        )
     return "\n".join([title, *rows])

@@ -53,12 +53,16 @@ class FirstStageTerms:
         rate: KL(q(z | x) || p(z)), or a bound above it, float64 [B].
         squared_error: The mean over dimensions of |x - E[x | z]|^2, float64 [B].
         num_dims: Number of dimensions of one datum: of the pixels, not of the latent.
+        penalty: See ``Latent``; no part of the bound.
+        codes: See ``Latent``.
     """
 
     distortion: Float[Tensor, " batch"]
     rate: Float[Tensor, " batch"]
     squared_error: Float[Tensor, " batch"]
     num_dims: int
+    penalty: Tensor | None = None
+    codes: Tensor | None = None
 
     @property
     def total(self) -> Float[Tensor, " batch"]:
@@ -93,6 +97,8 @@ def first_stage_terms(
         rate=answer.latent.rate,
         squared_error=(x0.double() - answer.pixels.mean.double()).square().flatten(1).mean(1),
         num_dims=x0[0].numel(),
+        penalty=answer.latent.penalty,
+        codes=answer.latent.codes,
     )
 
 

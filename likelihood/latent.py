@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Cond, GaussianLatent, LatentDiffusion
+from models import Cond, GaussianLatent, LatentDiffusion, VectorLatent
 from sde_lib import NoiseStreams
 
 from .base import LikelihoodEstimator, LikelihoodTerms
@@ -51,13 +51,18 @@ class LatentBound(LikelihoodEstimator):
             ``reconstruction`` is the distortion; ``prior`` and ``diffusion`` add up to the rate.
 
         Raises:
-            ValueError: If the estimator of the prior is of other levels than the latents.
+            ValueError: If the estimator of the prior is of other levels than the latents, or these have no density.
         """
         noise = check_batch(x0, cond, noise)
         theirs, ours = getattr(self.prior, "num_levels", None), model.first_stage.latent_levels
         if theirs != ours:
             raise ValueError(f"the prior's estimator is of num_levels {theirs}, got latents of {ours}; pass it these")
         latent = model.first_stage.encode(x0)
+        if isinstance(latent, VectorLatent):
+            raise ValueError(
+                "a diffusion of vectors that are quantized after it has no likelihood: it is of points without noise; "
+                "measure the autoencoder alone, or take one with bottleneck diagonal or fsq"
+            )
         if isinstance(latent, GaussianLatent):
             z = latent.draw(noise.normal_like(latent.mean))
             beyond = model.log_volume - latent.entropy

@@ -13,6 +13,7 @@ from .first_stage import (
     GaussianPixels,
     LevelPixels,
     PixelDistribution,
+    VectorLatent,
 )
 from .grey_levels import LevelsParameterization, level_posterior_mean
 from .latent import LatentDiffusion

@@ -94,7 +94,9 @@ def _standardized(first: LoadedFirstStage, dataset: ImageDataset, arrays: _Array
     along = (0, *range(2, mean.ndim))
     centre = mean.double().mean(along)
     variance = mean.double().var(along, correction=0) + std.square().mean(along)
-    return LatentDataset.of(dataset, mean, std.float(), _space(first, dataset, centre, variance.sqrt()))
+    # none of vectors that are quantized later
+    spread = std.float() if bool(std.any()) else None
+    return LatentDataset.of(dataset, mean, spread, _space(first, dataset, centre, variance.sqrt()))
 
 
 def _coded(first: LoadedFirstStage, dataset: ImageDataset, arrays: _Arrays) -> LatentDataset:
@@ -124,7 +126,8 @@ def _encode_all(first: LoadedFirstStage, dataset: ImageDataset) -> _Arrays:
     latents = [first.model.encode(dataset.space.encode(images).to(device)) for images in dataset.images.split(AT_ONCE)]
     mean = torch.cat([latent.mean.cpu() for latent in latents])
     if levels is None:
-        log_std = torch.cat([latent.log_std.cpu() for latent in latents])  # pyright: ignore[reportAttributeAccessIssue]
+        none = torch.tensor(-torch.inf)
+        log_std = torch.cat([getattr(one, "log_std", none.expand_as(one.mean.cpu())).cpu() for one in latents])
         return {"mean": mean.numpy(), "log_std": log_std.numpy()}
     told = {"labels": dataset.labels.numpy(), "num_classes": np.array(dataset.num_classes)}
     names = {"class_names": np.array(dataset.class_names)} if dataset.class_names else {}

@@ -3,13 +3,14 @@
 from .autoencoder import Autoencoder
 from .bottlenecks import (
     Bottleneck,
+    CodebookVectors,
     DiagonalNoise,
     FiniteScalars,
     FixedNoise,
     available_bottlenecks,
     make_bottleneck,
 )
-from .latent import CodeLatent, GaussianLatent, Latent
+from .latent import CodeLatent, GaussianLatent, Latent, VectorLatent
 from .model import FirstStage, FirstStageAnswer
 from .pixels import GaussianPixels, LevelPixels, PixelDistribution, available_pixels, read_pixels
 from .vector_quantizer import Quantized, VectorQuantizer

@@ -111,9 +111,10 @@ class Autoencoder(Backbone):
         norm_eps: Epsilon of the group norms.
         latent_convs: Have the 1x1 convolutions.
         bottleneck: "fixed": noise of ``log_snr``; "diagonal": noise that the encoder says; "fsq": codes of
-            ``latent_levels`` levels.
+            ``latent_levels`` levels; "vq": vectors of a codebook.
         log_snr: log 1 / r^2 of the fixed noise r.
         latent_levels: Levels of each number of the codes.
+        codebook_size: Vectors of the codebook.
         pixels: Distribution of the data that the decoder says: "gaussian", with a learned scale for each channel, or
             "levels".
         num_levels: Number of grey levels, for "levels".
@@ -136,9 +137,10 @@ class Autoencoder(Backbone):
         norm_groups: int = 32,
         norm_eps: float = 1e-6,
         latent_convs: bool = True,
-        bottleneck: Literal["fixed", "diagonal", "fsq"] = "fixed",
+        bottleneck: Literal["fixed", "diagonal", "fsq", "vq"] = "fixed",
         log_snr: float = 4.0,
         latent_levels: int = 5,
+        codebook_size: int = 512,
         pixels: Literal["gaussian", "levels"] = "gaussian",
         num_levels: int | None = None,
     ) -> None:
@@ -148,7 +150,13 @@ class Autoencoder(Backbone):
         widths, self.sizes = level_widths(channels, channel_mult), level_sizes(image_size, len(channel_mult))
         self.latent_shape = (latent_channels, *self.sizes[-1])
         _check_smaller(self.latent_shape, (in_channels, *self.sizes[0]))
-        self.bottleneck = make_bottleneck(bottleneck, log_snr=log_snr, latent_levels=latent_levels)
+        self.bottleneck = make_bottleneck(
+            bottleneck,
+            log_snr=log_snr,
+            latent_levels=latent_levels,
+            codebook_size=codebook_size,
+            latent_channels=latent_channels,
+        )
         at_bottleneck = latent_channels * self.bottleneck.outputs_per_channel
 
         def norm(width: int) -> nn.GroupNorm:
@@ -202,7 +210,7 @@ class Autoencoder(Backbone):
         """
         latent = self.encode(x)
         tensors = (getattr(latent, field.name) for field in fields(latent))
-        return *tensors, self.decode(latent.draw(eps.to(latent.mean.dtype)))
+        return *tensors, self._decode(latent.draw(eps.to(latent.mean.dtype)))
 
     def encode(self, x: Tensor) -> Any:
         """q(z | x) of data [B, C, H, W]."""
@@ -211,9 +219,15 @@ class Autoencoder(Backbone):
         return self.bottleneck(self.to_latent(self.encoder(x)).to(x.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
-        """The raw distribution of pixels given latents [B, *latent_shape]; see ``read_pixels``."""
+        """The raw distribution of pixels given latents [B, *latent_shape]; see ``read_pixels``.
+
+        With a codebook, the nearest vectors are taken of any latents.
+        """
         first: Any = self.decoder[0]
         check_input(z, self.latent_shape, first.weight)
+        return self._decode(self.bottleneck.decodable(z))
+
+    def _decode(self, z: Tensor) -> Tensor:
         raw = self.decoder(self.from_latent(z)).to(z.dtype)
         if self.pixel_log_std is None:
             return raw

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from runtime.options import option_names
 from runtime.registry import Registry
 
-from .latent import CodeLatent, GaussianLatent, Latent
+from .latent import CodeLatent, GaussianLatent, Latent, VectorLatent
+from .vector_quantizer import VectorQuantizer
 
 
 class Bottleneck(nn.Module, ABC):
@@ -32,6 +33,10 @@ class Bottleneck(nn.Module, ABC):
     def forward(self, raw: Tensor) -> Any:
         """Read the encoder's output, [B, c outputs_per_channel, ...], as the posterior of z, [B, c, ...]."""
 
+    def decodable(self, z: Tensor) -> Tensor:
+        """What the decoder makes images of, for any latents: those of the encoder, or samples."""
+        return z
+
 
 BOTTLENECKS: Registry[Bottleneck] = Registry("bottleneck")
 register_bottleneck, available_bottlenecks = BOTTLENECKS.register, BOTTLENECKS.names
@@ -42,7 +47,7 @@ def make_bottleneck(name: str, **options: Any) -> Bottleneck:
 
     Args:
         name: One of ``available_bottlenecks()``.
-        **options: ``log_snr``, ``latent_levels``.
+        **options: ``log_snr``, ``latent_levels``, ``codebook_size``, ``latent_channels``.
 
     Raises:
         ValueError: If the name is unknown or an option impossible.
@@ -125,3 +130,33 @@ class FiniteScalars(Bottleneck):
         through = 2 / (levels - 1) * (place - place.detach())
         nats = math.log(levels) * raw[0].numel()
         return CodeLatent(lattice + through, torch.full((len(raw),), nats, dtype=torch.float64, device=raw.device))
+
+
+@register_bottleneck("vq")
+class CodebookVectors(Bottleneck):
+    """z of vectors of a codebook, the nearest one at each place; see ``VectorQuantizer``.
+
+    Args:
+        codebook_size: Number of codes.
+        latent_channels: Numbers in a vector.
+
+    Raises:
+        ValueError: If it is out of range.
+    """
+
+    latent: ClassVar[type[Latent]] = VectorLatent
+
+    def __init__(self, *, codebook_size: int = 512, latent_channels: int = 4) -> None:
+        super().__init__()
+        self.quantizer = VectorQuantizer(codebook_size, latent_channels)
+
+    def forward(self, raw: Tensor) -> VectorLatent:
+        """The vectors nearest to the encoder's."""
+        found = self.quantizer(raw)
+        nats = math.log(len(self.quantizer.codebook)) * found.codes[0].numel()
+        rate = torch.full((len(raw),), nats, dtype=torch.float64, device=raw.device)
+        return VectorLatent(raw, found.z, rate, found.codes, found.codebook_loss + found.commitment_loss)
+
+    def decodable(self, z: Tensor) -> Tensor:
+        """The vectors of the codebook that are nearest to z."""
+        return self.quantizer.vectors(self.quantizer.nearest(z))

@@ -1,4 +1,4 @@
-"""The latent of an autoencoder: a Gaussian with independent dimensions, or codes."""
+"""The latent of an autoencoder: a Gaussian with independent dimensions, codes, or vectors of a codebook."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -16,10 +16,14 @@ class Latent(ABC):
     Attributes:
         mean: Mean of z, [B, ...].
         rate: KL(q(z | x) || p(z)) for the p(z) that an autoencoder has alone, in nats, float64 [B].
+        penalty: Added to the bound in training, [B], in nats; no part of the rate, and None where there is none.
+        codes: Number of each vector of z in a codebook, [B, ...]; None without one.
     """
 
     mean: Float[Tensor, "batch *latent"]
     rate: Float[Tensor, " batch"]
+    penalty: Float[Tensor, " batch"] | None = None
+    codes: Int[Tensor, "batch *space"] | None = None
 
     @abstractmethod
     def draw(self, eps: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch *latent"]:
@@ -70,3 +74,27 @@ class CodeLatent(Latent):
     def draw(self, eps: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch *latent"]:
         """z, which no noise changes."""
         return self.mean
+
+
+@dataclass(frozen=True, eq=False)
+class VectorLatent(Latent):
+    """Vectors of a codebook; alone, p(z) has all of its codes equally likely, at each place.
+
+    Attributes:
+        mean: The encoder's vectors, [B, c, ...], before they are quantized: what a diffusion is of, since the decoder
+            quantizes all that it is given (Rombach et al. 2022, Section 3.1).
+        z: The vectors of the codebook, the shape of ``mean``; gradients pass to the encoder.
+        rate: Places times the log of the number of codes, in nats, float64 [B].
+        codes: Their numbers, [B, ...].
+        penalty: |sg(mean) - z|^2 + commitment |mean - sg(z)|^2, by which codebook and encoder learn, in nats, [B].
+    """
+
+    mean: Float[Tensor, "batch *latent"]
+    z: Float[Tensor, "batch *latent"]
+    rate: Float[Tensor, " batch"]
+    codes: Int[Tensor, "batch *space"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    penalty: Float[Tensor, " batch"]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def draw(self, eps: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch *latent"]:
+        """z, which no noise changes."""
+        return self.z

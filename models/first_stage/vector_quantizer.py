@@ -129,8 +129,8 @@ class VectorQuantizer(nn.Module):
         """The vectors of codes."""
         return F.embedding(codes, self.codebook).movedim(-1, 1)
 
-    @torch.compiler.disable
     @torch.no_grad()
+    @torch.compiler.disable()
     def _note(self, h: Tensor, codes: Tensor, e: Tensor) -> None:
         """Take a micro-batch into what the step has seen."""
         chosen = torch.zeros_like(self.idle)

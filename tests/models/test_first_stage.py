@@ -7,9 +7,11 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from data import LevelSpace
-from models import Autoencoder, FirstStage, GaussianLatent
+from likelihood import first_stage_terms
+from models import Autoencoder, FirstStage, GaussianLatent, VectorLatent
 from models.first_stage import make_bottleneck
 from sde_lib import VP
+from training.losses import make_loss
 
 TINY = {"image_size": 8, "in_channels": 1, "channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1}
 
@@ -75,6 +77,31 @@ def test_codes_lie_on_the_levels_of_data_and_pass_gradients():
         assert torch.equal(latent.draw(torch.randn_like(raw)), latent.mean)
 
 
+def test_a_codebook_is_between_encoder_and_decoder():
+    torch.manual_seed(0)
+    network = Autoencoder(**TINY, latent_channels=2, bottleneck="vq", codebook_size=7)  # pyright: ignore
+    model, x = FirstStage(network, VP()), torch.rand(3, 1, 8, 8)
+    latent = model.encode(x)
+    assert isinstance(latent, VectorLatent) and latent.codes.shape == (3, 4, 4)
+    torch.testing.assert_close(latent.rate, torch.full((3,), 16 * math.log(7), dtype=torch.float64))
+    book = network.bottleneck.quantizer.codebook
+    assert torch.equal(latent.z, book[latent.codes].movedim(-1, 1)) and not torch.equal(latent.z, latent.mean)
+    # the decoder quantizes what it is given, as latent-diffusion's does for its samples
+    answer = model(x, torch.randn(3, 2, 4, 4))
+    for z in (latent.mean, latent.z):
+        torch.testing.assert_close(model.decode(z).mean, answer.pixels.mean, rtol=0, atol=1e-6)
+    away = (latent.mean - latent.z).square().flatten(1).sum(1)
+    torch.testing.assert_close(answer.latent.penalty, 1.25 * away)
+    # the loss is the bound and what codebook and encoder learn by
+    terms = first_stage_terms(model, x, torch.randn(3, 2, 4, 4), num_levels=None)
+    loss = make_loss("autoencoder", sde=VP(), parameterization=None)(model, x, torch.ones(3), torch.randn_like(x))
+    nats = (terms.total + 1.25 * away.double()) / (64 * math.log(2))
+    torch.testing.assert_close(loss, nats, rtol=1e-6, atol=0)
+    loss.sum().backward()
+    still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert all(".conv1." in name or ".norm" in name or ".qkv." in name for name in still), still
+
+
 @pytest.mark.parametrize("pixels", ["gaussian", "levels"])
 @pytest.mark.parametrize("bottleneck", ["fixed", "diagonal"])
 def test_all_of_a_network_learns_and_forward_is_encode_draw_decode(pixels: str, bottleneck: str):
@@ -111,8 +138,8 @@ def test_checkpointed_gradients_are_the_same():
 def test_networks_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="latent must not be larger than the image, of 64 numbers, got 80"):
         Autoencoder(**TINY, latent_channels=5)
-    with pytest.raises(ValueError, match="unknown bottleneck 'vq'"):
-        Autoencoder(**TINY, bottleneck="vq")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="unknown bottleneck 'kl'"):
+        Autoencoder(**TINY, bottleneck="kl")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="unknown pixels 'l1'"):
         Autoencoder(**TINY, pixels="l1")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="pixels=levels is of data with grey levels, got none"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from likelihood import first_stage_terms
+from likelihood import first_stage_terms, nats_to_bits_per_dim
 from models import Cond, FirstStage
 from sde_lib import SDE, LearnedVP
 
@@ -18,7 +18,8 @@ from .base import Loss, register_loss
 class AutoencoderLoss(Loss):
     """-log p(x | z) + KL(q(z | x) || N(0, I)) in bits/dim, z drawn from q (Kingma & Welling 2014, Eq. 10).
 
-    The model is a ``FirstStage``; it takes no time and no condition.
+    Of a codebook, with what its vectors and the encoder learn by (van den Oord et al. 2017, Eq. 3), in nats like the
+    rest. The model is a ``FirstStage``; it takes no time and no condition.
     """
 
     name = "autoencoder"
@@ -46,4 +47,7 @@ class AutoencoderLoss(Loss):
         if not isinstance(model, FirstStage):
             raise ValueError("loss 'autoencoder' needs a first stage, such as model.backbone=autoencoder; set it")
         of_latent = eps.flatten(1)[:, : math.prod(model.latent_shape)].unflatten(1, model.latent_shape)
-        return first_stage_terms(model, x0, of_latent, num_levels=self.num_levels).bits_per_dim
+        terms = first_stage_terms(model, x0, of_latent, num_levels=self.num_levels)
+        if terms.penalty is None:
+            return terms.bits_per_dim
+        return nats_to_bits_per_dim(terms.total + terms.penalty, terms.num_dims)
