@@ -117,6 +117,12 @@ class VectorQuantizer(nn.Module):
             )
 
     @torch.no_grad()
+    def begin_with(self, codebook: Float[Tensor, "codes channels"]) -> None:
+        """Take the vectors of a trained codebook, of which none is to be restarted at once."""
+        self.codebook.copy_(codebook)
+        self.idle.zero_()
+
+    @torch.no_grad()
     def nearest(self, h: Float[Tensor, "batch channels *space"]) -> Int[Tensor, "batch *space"]:
         """The code that is nearest to each vector; of several, the first."""
         along = h.movedim(1, -1)

@@ -1,6 +1,7 @@
 """Checkpoints of published projects as models, a folder or file a project; reading them runs no code."""
 
 from .autoencoder_kl.importer import from_autoencoder_kl
+from .autoencoder_vq.importer import from_autoencoder_vq
 from .ddpm import from_ddpm
 from .diffusers.export import export_diffusers
 from .diffusers.importer import from_diffusers

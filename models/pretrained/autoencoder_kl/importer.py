@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from ...backbones import ImageSize
-from ...first_stage import Autoencoder
-from ..diffusers.files import find_folder, read_weights
+from ..diffusers.files import read_weights
 from ..shared.plan import PlannedFirstStage
-from ..shared.renaming import load_renamed
-from ..shared.settings import Config, read_json
-from ..shared.tensors import as_tensors, notes_on_types, read_checkpoint, strip_prefix
-from .names import DIFFUSERS, LATENT_DIFFUSION, Names, autoencoder_sources, in_one_form, named_layers
-from .settings import PlannedAutoencoder, plan_autoencoder_kl, plan_latent_diffusion
-
-_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-_FIRST_STAGE = "first_stage_model."
-# of the losses that it was trained by, and of an average under other names
-_LEFT_OUT = ("loss.", "model_ema.")
+from ..shared.settings import Config
+from .files import is_single_file, load_autoencoder, read_folder, read_single_file
+from .names import DIFFUSERS, LATENT_DIFFUSION
+from .settings import plan_autoencoder_kl, plan_latent_diffusion
 
 
 def from_autoencoder_kl(
@@ -49,46 +38,13 @@ def from_autoencoder_kl(
     Raises:
         ValueError: In one line: a file is missing or cannot be read, or the network is of another kind.
     """
-    if Path(name).is_file() or Path(name).suffix in _FILES:
-        return _from_file(Path(name), {} if config is None else config, image_size)
-    folder = find_folder(name, places=("vae/", ""))
-    folder = folder / "vae" if (folder / "vae").is_dir() else folder
-    file = folder / "config.json"
-    said = read_json(file, "AutoencoderKL's config")
-    kind = said.get("_class_name", "AutoencoderKL")
-    if kind != "AutoencoderKL":
-        raise ValueError(f"the network of {folder} must be an AutoencoderKL, got {kind}; it is not supported")
-    if config is not None:
-        raise ValueError(f"config {str(config)!r} is of no use: {file} says all settings; leave it out")
-    path, tensors = read_weights(folder)
-    return _load(plan_autoencoder_kl(said, image_size=image_size), tensors, DIFFUSERS, path)
-
-
-def _from_file(path: Path, config: Config, image_size: ImageSize | None) -> PlannedFirstStage:
-    held: Any = read_checkpoint(path)
-    if isinstance(held, Mapping) and "state_dict" in held:
-        held = held["state_dict"]
-    tensors = strip_prefix(as_tensors(held, path=path))
-    scale = tensors.get("scale_factor")
-    whole = any(name.startswith(_FIRST_STAGE) for name in tensors)
-    own = {
-        name.removeprefix(_FIRST_STAGE): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(_FIRST_STAGE) or not whole
-    }
-    if any(name.startswith("quantize.") for name in own):
-        raise ValueError(f"checkpoint {path} is of an autoencoder with a codebook, VQ; only KL autoencoders are read")
-    own = {name: tensor for name, tensor in own.items() if not name.startswith(_LEFT_OUT)}
-    planned = plan_latent_diffusion(
-        own or tensors, config, scale=None if scale is None else float(scale), image_size=image_size, path=path
-    )
-    return _load(planned, own, LATENT_DIFFUSION, path)
-
-
-def _load(planned: PlannedAutoencoder, tensors: Mapping[str, Tensor], names: Names, path: Path) -> PlannedFirstStage:
-    model = PlannedFirstStage(planned.plan, latent_scale=planned.latent_scale, latent_shift=planned.latent_shift).eval()
-    network = model.backbone
-    assert isinstance(network, Autoencoder)
-    load_renamed(named_layers(network), in_one_form(tensors), autoencoder_sources(network, names), path=path)
-    model.notes = (*planned.notes, *notes_on_types(tensors, path=path))
-    return model
+    if not is_single_file(name):
+        folder, said = read_folder(name, "AutoencoderKL", "vae", config)
+        path, tensors = read_weights(folder)
+        return load_autoencoder(plan_autoencoder_kl(said, image_size=image_size), tensors, DIFFUSERS, path)
+    path = Path(name)
+    tensors, scale = read_single_file(path)
+    if any(name.startswith("quantize.") for name in tensors):
+        raise ValueError(f"checkpoint {path} is of an autoencoder with a codebook, VQ; take --source autoencoder_vq")
+    planned = plan_latent_diffusion(tensors, config or {}, scale=scale, image_size=image_size, path=path)
+    return load_autoencoder(planned, tensors, LATENT_DIFFUSION, path)

@@ -64,8 +64,8 @@ _OF_ATTENTION = re.compile(r"\.(?:to_q|to_k|to_v|to_out\.0|q|k|v|proj_out)\.weig
 
 
 def named_layers(network: Autoencoder) -> nn.ModuleDict:
-    """The layers of a network: all but the scale of its pixels, which these projects do not have."""
-    return nn.ModuleDict(dict(network.named_children()))
+    """The layers of a network: all but the scale of its pixels, which these projects do not have, and a codebook."""
+    return nn.ModuleDict({name: layer for name, layer in network.named_children() if name != "bottleneck"})
 
 
 def autoencoder_sources(network: Autoencoder, names: Names) -> dict[str, Source]:

@@ -42,7 +42,8 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     unet = read_json(unet_folder / "config.json", "UNet2DModel's config")
     kind = unet.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        fix = "take --source autoencoder_kl" if kind == "AutoencoderKL" else "it is not supported"
+        sources = {"AutoencoderKL": "autoencoder_kl", "VQModel": "autoencoder_vq"}
+        fix = f"take --source {sources[kind]}" if kind in sources else "it is not supported"
         raise ValueError(f"the network of {folder} must be a UNet2DModel, got {kind}; {fix}")
     if file is not None and config is not None:
         raise ValueError(f"config {str(config)!r} is of no use: {file} says all settings; leave it out")

@@ -221,7 +221,7 @@ def refused(message, *args, **kwargs):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "VQModel"}, "must be an AutoencoderKL, got VQModel; it is not supported"),
+        ({"_class_name": "VQModel"}, "must be an AutoencoderKL, got VQModel; take --source autoencoder_vq"),
         ({"act_fn": "gelu"}, "act_fn='gelu' is not supported"),
         ({"mid_block_add_attention": False}, "mid_block_add_attention=False is not supported"),
         ({"use_post_quant_conv": False}, "use_post_quant_conv=False is not supported; only use_post_quant_conv=True"),
@@ -260,7 +260,7 @@ def test_files_of_other_networks_are_refused_in_one_line(tmp_path):
     save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, file)
     refused("of another project than the autoencoder of latent-diffusion: it has no encoder.conv_in.weight", file)
     save_file({"first_stage_model.quantize.embedding.weight": torch.zeros(8, 3)}, file)
-    refused("is of an autoencoder with a codebook, VQ; only KL autoencoders are read", file)
+    refused("is of an autoencoder with a codebook, VQ; take --source autoencoder_vq", file)
     refused("unknown setting of the config 'ch_mult'", _of_32(tmp_path / "32"), "--ch_mult 1,2")
     as_saved_by_lightning({"encoder.conv_in.weight": torch.zeros(1)}, tmp_path / "code.ckpt", name="Other")
     refused("is a pickle that asks for pytorch_lightning.*Other, refused unread", tmp_path / "code.ckpt")

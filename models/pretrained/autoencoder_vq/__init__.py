@@ -1,0 +1,1 @@
+"""Autoencoders with a codebook of latent diffusion, in the files of diffusers and of latent-diffusion."""
