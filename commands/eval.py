@@ -34,7 +34,7 @@ from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import as_score_model
 from experiment.guidance import check_unguided
-from experiment.latents.encoding import latent_model
+from experiment.latents.encoding import check_measurable, latent_model
 from experiment.latents.first_stage import sees_latents
 from experiment.network import is_classifier, is_first_stage
 from experiment.pictures import save_bound_curve
@@ -100,6 +100,7 @@ def measured(
         ValueError: And the others' errors: see ``evaluate``.
     """
     check_unguided(config)
+    check_measurable(config)
     with subject(config, workdir, mode, ranks, calls_per_batch=_CALLS_PER_BATCH) as given:
         split, computing, dataset = given.split, given.computing, given.split.dataset
         with says_before_the_first_batch():

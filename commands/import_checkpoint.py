@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,23 @@ from data import ImageKind, ImageSize, VectorKind, height_and_width, image_kind,
 from experiment.build import build_dataset, build_sampler
 from experiment.config import Config
 from experiment.config.checks import check_config, check_eval_names
+from experiment.from_checkpoints import load_first_stage
 from experiment.imported_config import config_of_checkpoint
+from experiment.latents.first_stage import sees_latents
+from experiment.latents.published import with_published_latents
 from experiment.workdir import check_for_training
 from models.pretrained import (
-    ModelPlan,
     PlannedClassifier,
     PlannedFirstStage,
     PlannedModel,
     from_autoencoder_kl,
+    from_autoencoder_vq,
     from_ddpm,
     from_diffusers,
     from_edm,
     from_guided_file,
     from_improved_diffusion,
+    from_latent_diffusion,
     from_score_sde,
 )
 from runtime.files import one_line
@@ -39,15 +43,19 @@ from training.init_from import save_beginning
 Planned = PlannedModel | PlannedClassifier | PlannedFirstStage
 _SOURCES: dict[str, Callable[..., Planned]] = {
     "autoencoder_kl": from_autoencoder_kl,
+    "autoencoder_vq": from_autoencoder_vq,
     "ddpm": from_ddpm,
     "diffusers": from_diffusers,
     "edm": from_edm,
     "guided_diffusion": from_guided_file,
     "improved_diffusion": from_improved_diffusion,
+    "latent_diffusion": from_latent_diffusion,
     "score_sde": from_score_sde,
 }
 # those that may be asked without settings, which they then know or read
-_NEED_NONE = ("autoencoder_kl", "ddpm", "diffusers", "edm")
+_NEED_NONE = ("autoencoder_kl", "autoencoder_vq", "ddpm", "diffusers", "edm")
+# those whose files have averaged weights beside the others
+_WITH_AVERAGE = ("latent_diffusion", "score_sde")
 
 
 def _one_of(flag: str, given: str, key: str, said: str) -> str:
@@ -82,8 +90,9 @@ def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> Pl
     checkpoint = os.path.expanduser(checkpoint or settings.checkpoint)
     if not checkpoint:
         raise ValueError("--mode import needs --checkpoint, the file (of diffusers the folder, or its name on the hub)")
-    for key, default, owner in (("weights", "ema", "score_sde"), ("preconditioning", "", "edm")):
-        if source != owner and settings[key] != default:
+    for key, default, owners in (("weights", "ema", _WITH_AVERAGE), ("preconditioning", "", ("edm",))):
+        if source not in owners and settings[key] != default:
+            owner = " and ".join(owners)
             raise ValueError(f"config.source.{key}={settings[key]} is for {owner} alone, got {source}; leave it out")
     said = _settings_of(settings.config, checkpoint)
     options: dict[str, Any] = {} if not said and source in _NEED_NONE else {"config": said}
@@ -91,9 +100,9 @@ def read_source(config: Config, *, source: str = "", checkpoint: str = "") -> Pl
         # whoever says neither has a checkpoint of EDM's own
         foreign = "class_name" in said or said.endswith(".json")
         options["preconditioning"] = settings.preconditioning or (None if foreign else "edm")
-    elif source == "score_sde":
+    elif source in _WITH_AVERAGE:
         options["weights"] = settings.weights
-    elif source == "autoencoder_kl":
+    elif source.startswith("autoencoder_"):
         # its layers are convolutions: it takes images of the size of the data
         options["image_size"] = _size_of_images(config)
     return _SOURCES[source](checkpoint, **options)
@@ -117,12 +126,34 @@ def _settings_of(text: str, checkpoint: str) -> str:
     return str(beside if beside.is_file() and not path.exists() else path)
 
 
-def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
+def check_latents(config: Config, model: Planned, checkpoint: str) -> ImageKind:
+    """See that a model and the autoencoder of ``data.first_stage`` are of the same latents; see ``check_images``.
+
+    Raises:
+        ValueError: If they are of others, or one of them is of pixels.
+    """
+    if not isinstance(model, PlannedModel):
+        raise ValueError(f"checkpoint {checkpoint} is of pixels, got data.first_stage; leave it out")
+    first, network = load_first_stage(config, torch.device("cpu")), model.plan.network
+    theirs = (network["in_channels"], *height_and_width(network["image_size"]))
+    if theirs != first.model.latent_shape:
+        shown = ["x".join(map(str, shape)) for shape in (theirs, first.model.latent_shape)]
+        raise ValueError(
+            f"checkpoint {checkpoint} is of latents of {shown[0]}, but those of data.first_stage={first.workdir} are "
+            f"of {shown[1]}; import the autoencoder that it was trained with, at the size of its images"
+        )
+    channels, *size = first.kind.image_shape
+    of_pixels = {**network, "in_channels": channels, "image_size": one_or_pair(*size)}
+    images = check_images(config, of_pixels, str(first.workdir))
+    return with_published_latents(images, first, scale=model.latent_scale, checkpoint=checkpoint)
+
+
+def check_images(config: Config, network: Mapping[str, Any], checkpoint: str) -> ImageKind:
     """See that the images of ``config.data`` are such as a checkpoint's, without loading them if that can be.
 
     Args:
         config: The config.
-        plan: What the imported model is.
+        network: The options of the imported network.
         checkpoint: Its name, for the message.
 
     Returns:
@@ -131,7 +162,7 @@ def check_images(config: Config, plan: ModelPlan, checkpoint: str) -> ImageKind:
     Raises:
         ValueError: If they have another size, or other numbers of channels or classes.
     """
-    data, network = config.data, plan.network
+    data = config.data
     channels, size, classes = network["in_channels"], network["image_size"], network.get("num_classes")
     if data.dataset == "folder":
         # what its files are made to be; its classes are counted on disk, later
@@ -172,13 +203,13 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     the loss and the optimizer's, which step 0 holds. The data set is not read, unless only reading it says what images
     it holds. The config's "checkpoint" is replaced by what the checkpoint is, so that
     ``config.json`` describes the model in full; of an autoencoder, its ``source`` holds ``latent_scale`` and
-    ``latent_shift`` of its project too.
+    ``latent_shift`` of its project too. By these a model of its latents sees them, which ``data.first_stage`` says.
 
     Args:
         config: The config; ``source`` in it says what the checkpoint's file does not.
         workdir: The work directory, which must hold no run.
-        source: One of autoencoder_kl, ddpm, diffusers, edm, guided_diffusion, improved_diffusion and score_sde; "" is
-            the config's.
+        source: One of autoencoder_kl, autoencoder_vq, ddpm, diffusers, edm, guided_diffusion, improved_diffusion,
+            latent_diffusion and score_sde; "" is the config's.
         checkpoint: The file; "" is the config's.
 
     Raises:
@@ -197,7 +228,15 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     check_config(whole)
     check_eval_names(whole)
     build_sampler(whole)
-    kind = check_images(whole, model.plan, checkpoint)
+    if sees_latents(whole):
+        kind = check_latents(whole, model, checkpoint)
+    elif isinstance(model, PlannedModel) and model.of_latents:
+        raise ValueError(
+            f"checkpoint {checkpoint} is of an autoencoder's latents; import that too, and set data.first_stage to its "
+            "work directory"
+        )
+    else:
+        kind = check_images(whole, model.plan.network, checkpoint)
     plan, weights = model.plan, model.backbone.state_dict()
     size = sum(parameter.numel() for parameter in model.backbone.parameters())
     said, whose = {}, f"SDE {plan.sde['name']}"

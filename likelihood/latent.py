@@ -60,7 +60,7 @@ class LatentBound(LikelihoodEstimator):
         latent = model.first_stage.encode(x0)
         if isinstance(latent, VectorLatent):
             raise ValueError(
-                "a diffusion of vectors that are quantized after it has no likelihood: it is of points without noise; "
+                "a diffusion of vectors that are quantized afterwards has no likelihood, got one of a codebook's; "
                 "measure the autoencoder alone, or take one with bottleneck diagonal or fsq"
             )
         if isinstance(latent, GaussianLatent):

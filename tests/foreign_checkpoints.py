@@ -14,6 +14,7 @@ from models import Autoencoder, EpsParameterization, NetworkScoreModel
 from models.backbones import NCSNpp, UNet
 from models.pretrained import export_diffusers
 from models.pretrained.autoencoder_kl.names import DIFFUSERS, autoencoder_sources, named_layers
+from models.pretrained.autoencoder_kl.settings import CODEBOOK
 from models.pretrained.ddpm import ddpm_sources, plan_ddpm
 from models.pretrained.edm.names import edm_sources
 from models.pretrained.guided.importer import guided_sources
@@ -186,6 +187,33 @@ def write_autoencoder(folder: Path) -> Foreign:
     save_file(tensors, vae / "diffusion_pytorch_model.safetensors")
     (vae / "config.json").write_text(json.dumps(settings))
     return Foreign("autoencoder_kl", "sd_vae_cifar10", folder / "pipeline")
+
+
+def write_latent(folder: Path) -> tuple[Foreign, Foreign]:
+    """A pipeline of latents: its autoencoder with a codebook, and its U-Net of 2x4x4 latents times 0.5."""
+    of_ours = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "latent_channels": 2, "norm_groups": 4}
+    network = randomize(Autoencoder(image_size=8, in_channels=1, **of_ours, bottleneck="vq", codebook_size=20))
+    settings = {
+        "_class_name": "VQModel", "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16],
+        "latent_channels": 2, "norm_num_groups": 4, "num_vq_embeddings": 20, "scaling_factor": 0.5, "sample_size": 64,
+        "layers_per_block": 1, "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+    }  # fmt: skip
+    unet = drawn(UNet(image_size=4, in_channels=2, channels=32, channel_mult=(1, 1), attention_resolutions=(2,)))
+    pipeline, sde = folder / "pipeline", Tabulated.ddpm(num_steps=40, beta_start=1e-3, beta_end=0.3)
+    export_diffusers(NetworkScoreModel(unet, sde, EpsParameterization(time_input="index")), pipeline)
+    index = json.loads((pipeline / "model_index.json").read_text())
+    index |= {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    (pipeline / "vqvae").mkdir()
+    tensors = renamed(named_layers(network), autoencoder_sources(network, DIFFUSERS))
+    codebook = {CODEBOOK: network.bottleneck.quantizer.codebook.detach()}
+    save_file(tensors | codebook, pipeline / "vqvae" / "diffusion_pytorch_model.safetensors")
+    (pipeline / "vqvae" / "config.json").write_text(json.dumps(settings))
+    return (
+        Foreign("autoencoder_vq", "ldm_celebahq_vq", pipeline),
+        Foreign("diffusers", "ldm_celebahq_hub", pipeline),
+    )
 
 
 WRITERS = {

@@ -10,6 +10,7 @@ from importer_references import count
 from thinning import only
 
 from commands.import_checkpoint import check_images
+from data import ImageKind, LatentSpace
 from experiment.build import build_sampler, build_sde
 from experiment.config import Config, load_config, parse_options
 from experiment.config.checks import check_config, check_eval_names
@@ -18,11 +19,13 @@ from experiment.network import build_backbone
 from models.backbones import NCSNpp
 from models.pretrained import ModelPlan
 from models.pretrained.autoencoder_kl.settings import plan_autoencoder_kl
+from models.pretrained.autoencoder_vq.settings import plan_vq_model
 from models.pretrained.ddpm import plan_ddpm
 from models.pretrained.diffusers.settings import plan_diffusers
 from models.pretrained.edm.importer import plan_edm
 from models.pretrained.edm.names import edm_sources
 from models.pretrained.guided.settings import plan_classifier, plan_guided
+from models.pretrained.latent_diffusion.settings import plan_latent_diffusion_unet
 from models.pretrained.score_sde.configs import PUBLISHED
 from models.pretrained.score_sde.importer import plan_score_sde
 from models.pretrained.score_sde.layout import score_sde_sources
@@ -72,6 +75,19 @@ def _diffusers_ve(sigma_max: float, **network: Any) -> ModelPlan:
 
 
 # of Stable Diffusion 1 and 2, whose autoencoder stabilityai/sd-vae-ft-mse is too
+# as CompVis/ldm-celebahq-256 has them on the hub
+LDM_UNET: dict[str, Any] = {
+    "attention_head_dim": 32, "block_out_channels": [224, 448, 672, 896], "in_channels": 3, "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3], "flip_sin_to_cos": True, "freq_shift": 0,
+    "norm_eps": 1e-05, "out_channels": 3, "sample_size": 64, "up_block_types": [*["AttnUpBlock2D"] * 3, "UpBlock2D"],
+}  # fmt: skip
+LDM_SCHEDULER = {
+    "_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195,
+}  # fmt: skip
+VQ_F4 = {
+    "block_out_channels": [128, 256, 512], "down_block_types": ["DownEncoderBlock2D"] * 3, "layers_per_block": 2,
+    "num_vq_embeddings": 8192, "sample_size": 256, "up_block_types": ["UpDecoderBlock2D"] * 3,
+}  # fmt: skip
 SD_VAE = {
     "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
     "layers_per_block": 2, "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -161,6 +177,9 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
     # as diffusers itself counts, and the scale of each channel
     ("sd_vae", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=256).plan, 83_653_863 + 3),
     ("sd_vae_cifar10", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=32).plan, 83_653_863 + 3),
+    ("ldm_celebahq", ""): (lambda c: plan_latent_diffusion_unet(c.source.config), 274_056_163),
+    ("ldm_celebahq_hub", ""): (lambda c: plan_diffusers(LDM_UNET, LDM_SCHEDULER), 274_056_163),
+    ("ldm_celebahq_vq", ""): (lambda c: plan_vq_model(VQ_F4, image_size=256).plan, 55_322_782 + 3),
     ("score_sde_ve_1024", ""): (lambda c: _score_sde(c, SIZE_1024), None),
     ("score_sde_ve_1024", "source.config=ve/celebahq_ncsnpp_continuous"): (lambda c: _score_sde(c, SIZE_1024), None),
 }
@@ -217,7 +236,7 @@ def test_every_command_of_the_page_has_its_config():
 
 # one of each importer and backbone
 FAST = ("ddpm_cifar10", "diffusers_cifar10", "diffusers_ve_256", "edm_cifar10", "guided_imagenet64", "improved_cifar10")
-FAST += ("guided_imagenet64_classifier", "sd_vae_cifar10")
+FAST += ("guided_imagenet64_classifier", "sd_vae_cifar10", "ldm_celebahq", "ldm_celebahq_vq")
 FAST += ("score_sde_vp_cifar10", "score_sde_ve_256", "score_sde_ve_1024")
 
 
@@ -240,7 +259,15 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
     whole = config_of_checkpoint(config, plan, "published.pt")
     check_config(whole)
     check_eval_names(whole)
-    images = check_images(whole, plan, "published.pt")
+    if whole.data.first_stage:
+        # which is imported by a config of its own, at its size
+        of_autoencoder = _load(Path(whole.data.first_stage).name)
+        assert of_autoencoder.data.image_size == whole.data.image_size
+        shape = (plan.network["in_channels"], plan.network["image_size"], plan.network["image_size"])
+        space = LatentSpace(shape, (0.0,) * shape[0], (1.0,) * shape[0], 256, "")
+        images = ImageKind((3, whole.data.image_size, whole.data.image_size), 256, 1, latents=space)
+    else:
+        images = check_images(whole, plan.network, "published.pt")
     with torch.device("meta"):
         again = build_backbone(whole, images, outputs_per_channel=1)
     assert type(again) is type(backbone)
@@ -266,6 +293,7 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
         ("guided_lsun", ("ancestral", 1000, "uniform", True)),
         ("guided_lsun_horse_nodropout", ("ancestral", 1000, "uniform", True)),
         # 18 steps of theirs, 35 calls: 17 here and the final denoising
+        ("ldm_celebahq", ("ddim", 200, "uniform", True)),
         ("edm_cifar10", ("heun", 17, "karras", False)),
         ("edm_ffhq", ("heun", 39, "karras", False)),
         ("edm_imagenet64", ("heun", 255, "karras", False)),
@@ -306,6 +334,9 @@ PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
     "improved_imagenet64": (0.0, "improved_ddpm", ""),
     "improved_imagenet64_cond": (0.0, "improved_ddpm", ""),
     "improved_lsun_bedroom": (0.0, "ddpm", ""),
+    "ldm_celebahq": (0.0, "betas", ""),
+    "ldm_celebahq_hub": (0.0, "betas", ""),
+    "ldm_celebahq_vq": (0.0, "ddpm", ""),
     "sd_vae": (0.0, "ddpm", ""),
     "sd_vae_cifar10": (0.0, "ddpm", ""),
     "score_sde_vp_cifar10": (0.1, "vp", ""),

@@ -93,17 +93,37 @@ def edm(flags: str, *, num_steps: int, cifar10: bool = False, image_size: int = 
     return config
 
 
-def autoencoder(checkpoint: str, *, cifar10: bool = False, image_size: int = 0) -> ConfigDict:
-    """KL autoencoders of latent diffusion.
+def autoencoder(
+    checkpoint: str, *, source: str = "autoencoder_kl", cifar10: bool = False, image_size: int = 0
+) -> ConfigDict:
+    """Autoencoders of latent diffusion.
 
     Args:
         checkpoint: Its name on the hub.
+        source: "autoencoder_kl", or "autoencoder_vq" with a codebook.
         cifar10: See ``pretrained``.
         image_size: See ``pretrained``.
     """
-    config = pretrained("autoencoder_kl", cifar10=cifar10, image_size=image_size)
+    config = pretrained(source, cifar10=cifar10, image_size=image_size)
     config.source.checkpoint = checkpoint
     if not cifar10:
         config.training.batch_size = 8
         config.eval.batch_size = 8
+    return config
+
+
+def latent_diffusion(source: str, settings: str = "", *, first_stage: str, image_size: int) -> ConfigDict:
+    """U-Nets of latent diffusion, sampled by 200 steps of DDIM as its README's figures are.
+
+    Args:
+        source: "latent_diffusion" or "diffusers".
+        settings: Of the former, arguments of its ``UNetModel`` and ``LatentDiffusion``.
+        first_stage: Config in this folder whose work directory has the autoencoder.
+        image_size: See ``pretrained``.
+    """
+    config = pretrained(source, settings, image_size=image_size)
+    config.data.first_stage = f"runs/pretrained/{first_stage}"
+    config.sampling.update({"sampler": "ddim", "num_steps": 200})
+    # of autoencoders with Gaussian latents; with a codebook there is no likelihood
+    config.eval.update({"likelihoods": ("vlb_continuous",), "vlb_step_sampling": "low_discrepancy"})
     return config

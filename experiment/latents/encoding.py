@@ -18,9 +18,10 @@ from runtime.processes.ranks import Ranks
 from ..build import build_dataset
 from ..config import Config
 from ..from_checkpoints import check_first_stage, load_first_stage
+from ..saved_config import saved_config
 from ..weights import digest_of
 from ..workdir import save_npz
-from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage
+from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage, sees_latents
 
 _Arrays = dict[str, np.ndarray]
 _OTHER = {"train": "test", "test": "train"}
@@ -32,6 +33,22 @@ def latent_model(prior: ScoreModel, space: LatentSpace) -> LatentDiffusion:
     assert isinstance(codec, FirstStageCodec)
     mean, std = (torch.tensor(values, dtype=torch.float64, device=codec.device) for values in (space.mean, space.std))
     return LatentDiffusion(codec.model, prior, mean=mean, std=std)
+
+
+def check_measurable(config: Config) -> None:
+    """Refuse to measure a model of vectors that its autoencoder quantizes afterwards, before they are encoded.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if not sees_latents(config):
+        return
+    workdir = Path(config.data.first_stage).expanduser()
+    if saved_config(workdir).model.network.get("bottleneck") == "vq":
+        raise ValueError(
+            f"a model of the vectors of data.first_stage={workdir} has no likelihood: they have no noise, and are "
+            "quantized after its sampling; sample it, or measure the autoencoder alone"
+        )
 
 
 def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: Path, ranks: Ranks) -> LatentDataset:
