@@ -80,6 +80,8 @@ def _model() -> ConfigDict:
             # input of the model that was imported into the work directory; a config that names them must agree
             "backbone": "unet",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
+            # options of models.Autoencoder, to train one together with the diffusion of its latents
+            "first_stage": ConfigDict(),
             "parameterization": "eps",  # what the output is: eps, x0, v, score, edm or levels
             # what the network is told of t: auto, index, index1000, reversed_index, t999, log_snr, log_sigma,
             # log_half_sigma or edm

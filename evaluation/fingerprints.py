@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from data import AnyKind, Space
+from experiment.checkpoints.weights import digest_of, weights_digest
 from experiment.config import Config, flatten
 from experiment.guidance import Reference
 from experiment.plugins import plugin_digests
-from experiment.weights import digest_of, weights_digest
 from likelihood import available_likelihoods
 from models import NetworkModel, ScoreModel
 

@@ -25,6 +25,7 @@ from samplers import Sampler, make_sampler
 from sde_lib import SDE, check_sde, make_sde
 
 from .config import Config, data_root, parse_options
+from .latents.joint import build_own_first_stage
 from .network import build_backbone, is_classifier, is_first_stage
 from .warnings.prior import cure_of_no_signal
 
@@ -95,21 +96,20 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> Networ
         data_std=model.data_std,
         num_levels=kind.seen_levels,
     )
+    sde = build_sde(config)
     with torch.random.fork_rng(devices=[]), torch.device("meta") if empty else nullcontext():
         torch.manual_seed(config.seed)
         backbone = build_backbone(config, kind, outputs_per_channel=parameterization.outputs_per_channel)
         dequantizer = Dequantizer(kind.sample_shape[0]) if model.dequantizer else None
+        first_stage = build_own_first_stage(config, kind, sde)
     if is_classifier(config):
-        return NoisyClassifier(backbone, build_sde(config), time_input=model.time_input)
+        return NoisyClassifier(backbone, sde, time_input=model.time_input)
     if is_first_stage(config):
-        return FirstStage(backbone, build_sde(config))
+        return FirstStage(backbone, sde)
     return NetworkScoreModel(
-        backbone,
-        build_sde(config),
-        parameterization,
-        learned_variance=model.learned_variance,
-        dequantizer=dequantizer,
-    )
+        backbone, sde, parameterization, learned_variance=model.learned_variance, dequantizer=dequantizer,
+        first_stage=first_stage,
+    )  # fmt: skip
 
 
 def build_sampler(config: Config) -> Sampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from runtime.messages import say
 from .build import build_dataset, build_model, pick_device
 from .checkpoints.folder import checkpoint_folders, peek_state, step_of
 from .checkpoints.store import load_newest
+from .checkpoints.weights import load_weights, named_weights, weights_digest
 from .config import Config
 from .latents.first_stage import FirstStageCodec, LoadedFirstStage, sees_latents
+from .latents.joint import with_own_codec
 from .network import is_first_stage
 from .saved_config import saved_config
-from .weights import load_weights, named_weights, weights_digest
 
 
 def _said(root: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -81,9 +83,9 @@ def trained_kind(config: Config, workdir: Path) -> AnyKind:
     paired = (said.get(f"paired_{one}") or 0 for one in ("channels", "levels"))
     latents = said.get("latents")
     _check_sees_the_same(config, workdir, of_latents=latents is not None)
-    if latents is not None:
-        latents = with_codec(config, _latent_space(latents), workdir)
-    return ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=latents)
+    space = None if latents is None else _latent_space(latents)
+    kind = ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=space)
+    return kind if space is None else with_codec(config, kind, workdir)
 
 
 def _latent_space(said: dict[str, Any]) -> LatentSpace:
@@ -320,12 +322,16 @@ def check_first_stage(workdir: Path, first: LoadedFirstStage) -> None:
         )
 
 
-def with_codec(config: Config, space: LatentSpace, workdir: Path) -> LatentSpace:
-    """The space of a trained model's latents with its autoencoder, which must be the one that it was trained with.
+def with_codec(config: Config, kind: ImageKind, workdir: Path) -> ImageKind:
+    """The kind of a trained model's latents with its autoencoder, which must be the one that it was trained with.
 
     Raises:
         ValueError: In one line: there is no such autoencoder, or it is another one.
     """
-    loaded = load_first_stage(config, pick_device(config))
+    device = pick_device(config)
+    if not config.data.get("first_stage"):
+        return with_own_codec(kind, load_trained(config, workdir, kind, device)[0])
+    loaded = load_first_stage(config, device)
     check_first_stage(workdir, loaded)
-    return space.with_codec(FirstStageCodec(loaded.model))
+    assert kind.latents is not None
+    return replace(kind, latents=kind.latents.with_codec(FirstStageCodec(loaded.model)))

@@ -129,7 +129,7 @@ def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -
     if model.class_conditional and "num_classes" not in known:
         raise ValueError(f"backbone {backbone} is told no class, got model.class_conditional=True; set it to False")
     if (is_first_stage(config) or is_classifier(config)) and sees_latents(config):
-        raise ValueError(f"backbone {backbone} is of pixels, got data.first_stage; leave it out")
+        raise ValueError(f"backbone {backbone} is of pixels, got a first_stage; leave it out")
     arguments |= _shape_arguments(backbone, kind, outputs_per_channel)
     if DERIVED not in known:
         arguments.pop(DERIVED, None)

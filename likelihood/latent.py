@@ -13,6 +13,7 @@ from sde_lib import NoiseStreams
 
 from .base import LikelihoodEstimator, LikelihoodTerms
 from .batch_checks import check_batch
+from .continuous import ContinuousBound
 from .first_stage import pixel_nats
 
 
@@ -23,8 +24,10 @@ class LatentBound(LikelihoodEstimator):
         rate = -log p(z) - H(q(z | x)), whose mean over z is KL(q(z | x) || p(z)),
 
     where an estimator of densities says -log p(z), or a bound above it (Vahdat et al. 2021, Eq. 5). Of latents that are
-    codes it is -log of their probability, and H is 0. Every term is per datum x, and bits/dim divides by the dimensions
-    of x, not of z.
+    codes it is -log of their probability, and H is 0. Where q's noise is that of the SDE's first time and z is not
+    standardized, z is the diffusion's own state of the mean, and ``ContinuousBound`` gives the rate as L_T + 1/2
+    integral, of the mean (Heek et al. 2026): H and the decoder's term of z are the same there. Every term is per datum
+    x, and bits/dim divides by the dimensions of x, not of z.
 
     Args:
         prior: The estimator of -log p(z). For densities it is built with ``num_levels=None``: ``ContinuousBound``, or
@@ -63,14 +66,20 @@ class LatentBound(LikelihoodEstimator):
                 "a diffusion of vectors that are quantized afterwards has no likelihood, got one of a codebook's; "
                 "measure the autoencoder alone, or take one with bottleneck diagonal or fsq"
             )
-        if isinstance(latent, GaussianLatent):
+        if not isinstance(latent, GaussianLatent):
+            z = latent.mean
+            terms = self.prior(model.prior, z, cond=cond, noise=noise)
+            rest = terms.diffusion + terms.reconstruction
+        elif isinstance(self.prior, ContinuousBound) and model.is_own_state:
             z = latent.draw(noise.normal_like(latent.mean))
-            beyond = model.log_volume - latent.entropy
+            terms = self.prior(model.prior, latent.mean, cond=cond, noise=noise)
+            rest = terms.diffusion
         else:
-            z, beyond = latent.mean, 0.0
-        terms = self.prior(model.prior, model.standardize(z), cond=cond, noise=noise)
+            z = latent.draw(noise.normal_like(latent.mean))
+            terms = self.prior(model.prior, model.standardize(z), cond=cond, noise=noise)
+            rest = terms.diffusion + terms.reconstruction + model.log_volume - latent.entropy
         changes: dict[str, Any] = {
-            "diffusion": terms.diffusion + terms.reconstruction + beyond,
+            "diffusion": rest,
             "reconstruction": pixel_nats(model.first_stage.decode(z), x0, self.num_levels),
             "num_dims": x0[0].numel(),
         }

@@ -16,7 +16,7 @@ from .first_stage import (
     VectorLatent,
 )
 from .grey_levels import LevelsParameterization, level_posterior_mean
-from .latent import LatentDiffusion
+from .latent import LatentDiffusion, is_own_state
 from .noisy_classifier import NetworkModel, NoisyClassifier
 from .operators import (
     CircularBlur,

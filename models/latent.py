@@ -8,10 +8,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sde_lib import SDE
+from sde_lib import SDE, last_noisy_time
 
 from .first_stage import FirstStage
 from .score_model import ScoreModel
+
+
+def is_own_state(first_stage: FirstStage, sde: SDE) -> bool:
+    """True if the noise of z is that of the SDE's first time: z / alpha is then the diffusion's own state of the mean.
+
+    Source: Heek et al. 2026.
+    """
+    if first_stage.log_snr is None:
+        return False
+    first = torch.tensor([last_noisy_time(sde)], dtype=torch.float64)
+    return math.isclose(float(sde.log_snr(first)), first_stage.log_snr, rel_tol=1e-6)
 
 
 class LatentDiffusion(nn.Module):
@@ -44,6 +55,11 @@ class LatentDiffusion(nn.Module):
     def sde(self) -> SDE:
         """The SDE of the prior."""
         return self.prior.sde
+
+    @property
+    def is_own_state(self) -> bool:
+        """See ``is_own_state``; of latents that are not standardized."""
+        return is_own_state(self.first_stage, self.sde) and bool((self.std == 1).all())
 
     @property
     def log_volume(self) -> float:

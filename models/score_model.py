@@ -16,6 +16,7 @@ from sde_lib import SDE, check_per_sample, expand_like
 
 from .condition import Cond, told_fields
 from .dequantizer import Dequantizer
+from .first_stage import FirstStage
 from .parameterization import Parameterization
 from .prediction import Prediction
 
@@ -99,6 +100,7 @@ class NetworkScoreModel(ScoreModel):
         learned_variance: The last of the output's channels, as many as the data has, are the variance fraction in
             [-1, 1] (Nichol & Dhariwal 2021, Section 3.1).
         dequantizer: How discrete data are lifted onto their bins where a density is asked for; None is uniformly.
+        first_stage: The autoencoder whose latents it is of, where both are trained together.
 
     Example:
         >>> model = NetworkScoreModel(UNet(image_size=32), Tabulated.ddpm(), EpsParameterization())
@@ -113,24 +115,26 @@ class NetworkScoreModel(ScoreModel):
         *,
         learned_variance: bool = False,
         dequantizer: Dequantizer | None = None,
+        first_stage: FirstStage | None = None,
     ) -> None:
         super().__init__(sde)
         self.backbone = backbone
         self.parameterization = parameterization
         self.learned_variance = learned_variance
-        self.dequantizer = dequantizer
+        self.dequantizer, self.first_stage = dequantizer, first_stage
         arguments = inspect.signature(backbone.forward).parameters
         takes_all = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
         self._told = None if takes_all else set(arguments)
 
     def with_backbone(self, backbone: nn.Module) -> NetworkScoreModel:
-        """The same model around another backbone; the SDE and the dequantizer are shared."""
+        """The same model around another backbone; all else is shared."""
         return NetworkScoreModel(
             backbone,
             self.sde,
             self.parameterization,
             learned_variance=self.learned_variance,
             dequantizer=self.dequantizer,
+            first_stage=self.first_stage,
         )
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:

@@ -32,14 +32,16 @@ def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
     Raises:
         ValueError: If it does not fit the SDE.
     """
-    name = "autoencoder" if is_first_stage(config) and config.training.loss == "auto" else config.training.loss
+    name, joint = config.training.loss, bool(config.model.get("first_stage"))
+    if name == "auto":
+        name = "autoencoder" if is_first_stage(config) else "joint" if joint else name
     return make_loss(
         name,
         sde=sde,
         parameterization=None if is_classifier(config) else config.model.parameterization,
         weighting=config.training.weighting,
         data_std=config.model.data_std,
-        num_levels=kind.seen_levels,
+        num_levels=kind.num_levels if joint else kind.seen_levels,
     )
 
 

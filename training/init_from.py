@@ -12,10 +12,10 @@ import torch
 from data import AnyKind, ImageKind, VectorKind
 from experiment.checkpoints.folder import step_of
 from experiment.checkpoints.store import checkpoint_folders
+from experiment.checkpoints.weights import load_weights, named_weights
 from experiment.config import Config
 from experiment.from_checkpoints import said_of_images, trained_space
 from experiment.trained_run import load_run
-from experiment.weights import load_weights, named_weights
 from experiment.workdir import claim_for_training, config_differences, in_words, read_config, source_of
 from runtime.files import one_line
 from runtime.messages import say

@@ -16,7 +16,7 @@ from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.from_checkpoints import trained_channels
 from experiment.latents.encoding import encoded
-from experiment.latents.first_stage import sees_latents
+from experiment.latents.joint import as_its_latents, with_own_codec
 from experiment.plugins import keep_plugins, say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, pick_together
@@ -57,7 +57,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
     communication = Communication(rank_slice, device, sharding=training.sharding)
     channels = trained_channels(config, where_the_model_is(workdir, init_from))
     dataset = load_on_rank0_first(ranks, "data", lambda: build_dataset(config, "train", channels))
-    if sees_latents(config):
+    if config.data.get("first_stage"):
         if ranks.first:
             # before anything is written there
             check_for_training(workdir, config)
@@ -66,7 +66,8 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
     if is_new:
         check_trained_classes(config, dataset)
         check_null_condition(config)
-    kind = fit_kind(config, dataset.kind, init_from) if begins else dataset.kind
+    kind = as_its_latents(config, dataset.kind)
+    kind = fit_kind(config, kind, init_from) if begins else kind
     state = build_state(config, kind, device, sharded=communication.sharded)
     state.model.backbone.gradient_checkpointing = training.gradient_checkpointing  # pyright: ignore[reportArgumentType]
     # the first process writes step 0 meanwhile where it has --init-from, so that the others are not to look
@@ -80,7 +81,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
         if begins and not has_begun(workdir, init_from):
             begin_from_run(config, workdir, kind, init_from)
         dataset = as_trained(ranks, config, workdir, dataset)
-        state.kind = dataset.kind
+        state.kind = with_own_codec(as_its_latents(config, dataset.kind), state.ema.model)
         restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
         state.train_files = state.train_files or dataset.train_files
         if restored and ranks.first and state.step:
@@ -152,7 +153,7 @@ def _begin(
         claim_for_training(workdir, config)
     size = sum(p.numel() for p in state.model.parameters())
     device = next(state.model.parameters()).device
-    warning = first_noise_warning(state.model.sde, config.sde.name, dataset.kind.seen_levels)
+    warning = first_noise_warning(state.model.sde, config.sde.name, state.kind and state.kind.seen_levels)
     lines = data_lines(dataset, workdir, num_parameters=size, device=str(device))
     for line in [*lines, absent_line(config, dataset), *mode.reasons, warning]:
         if line:

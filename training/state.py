@@ -13,7 +13,7 @@ from data import AnyKind
 from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismatch, restore_optimizer
 from experiment.checkpoints.sharding import from_first, split_like, whole
 from experiment.checkpoints.store import Checkpoint, load_newest, save_checkpoint
-from experiment.weights import load_weights, named_weights
+from experiment.checkpoints.weights import load_weights, named_weights
 from models import NetworkModel
 from runtime.messages import say
 

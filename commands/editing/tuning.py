@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from experiment.checkpoints.folder import checkpoint_folders, drop_folder
+from experiment.checkpoints.weights import load_weights, named_weights
 from experiment.config import Config
 from experiment.guidance import is_guided, load_classifier
-from experiment.weights import load_weights, named_weights
 from models import NetworkScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import ALONE

@@ -154,6 +154,8 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.data.image_size must be from 0 to {_MOST}, got {size}; set the pixels of a side")
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
+    if config.model.get("first_stage") and config.data.get("first_stage"):
+        raise ValueError("model.first_stage trains an autoencoder, data.first_stage names one; leave one of them out")
     if not 0 <= config.training.ema_decay < 1:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
 

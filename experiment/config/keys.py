@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .files import Config
 
 # What is built from these says itself which options it has: the SDE, and the backbone.
-OPEN_SECTIONS = ("sde", "model.network")
+OPEN_SECTIONS = ("sde", "model.network", "model.first_stage")
 # Keys of earlier versions, and the ones that took their places.
 RENAMED = {
     "model.noise_input": "model.time_input",

@@ -24,7 +24,7 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> None:
     """Set what the command line says.
 
     Another SDE comes without the options that the config file gives the former one; those of the command line are its
-    own. Sections that are open, ``sde`` and ``model.network``, take any key: what builds from them knows its options.
+    own. Sections that are open, such as ``sde``, take any key: what builds from them knows its options.
 
     Args:
         config: The locked config, which is changed.

@@ -16,10 +16,10 @@ from runtime.messages import say
 from runtime.processes.ranks import Ranks
 
 from ..build import build_dataset
+from ..checkpoints.weights import digest_of
 from ..config import Config
 from ..from_checkpoints import check_first_stage, load_first_stage
 from ..saved_config import saved_config
-from ..weights import digest_of
 from ..workdir import save_npz
 from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage, sees_latents
 

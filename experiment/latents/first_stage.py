@@ -20,7 +20,7 @@ AT_ONCE = 100
 
 def sees_latents(config: Config) -> bool:
     """Tell a model of an autoencoder's latents from one of pixels."""
-    return bool(config.data.get("first_stage"))
+    return bool(config.data.get("first_stage") or config.model.get("first_stage"))
 
 
 class FirstStageCodec:

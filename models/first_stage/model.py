@@ -40,6 +40,7 @@ class FirstStage(nn.Module):
     Attributes:
         latent_shape: (c, ...) of one z.
         latent_levels: Number of levels of each number of z; None without levels.
+        log_snr: log 1 / r^2 of a noise r that is the same for all z; None of others.
 
     Source: Kingma & Welling 2014; Rombach et al. 2022 for its place in diffusion.
     """
@@ -51,6 +52,7 @@ class FirstStage(nn.Module):
         self.latent_shape: tuple[int, ...] = self.backbone.latent_shape
         bottleneck: Bottleneck | None = getattr(backbone, "bottleneck", None)
         self.latent_levels = None if bottleneck is None else bottleneck.num_levels
+        self.log_snr: float | None = getattr(bottleneck, "log_snr", None)
         self._latent = GaussianLatent if bottleneck is None else bottleneck.latent
         self._pixels: str = self.backbone.pixels
 
@@ -60,7 +62,7 @@ class FirstStage(nn.Module):
         nn.Module.__init__(other)
         other.backbone, other.sde = backbone, self.sde
         other.latent_shape, other.latent_levels = self.latent_shape, self.latent_levels
-        other._latent, other._pixels = self._latent, self._pixels
+        other.log_snr, other._latent, other._pixels = self.log_snr, self._latent, self._pixels
         return other
 
     def forward(self, x0: Float[Tensor, "batch *shape"], eps: Float[Tensor, "batch *latent"]) -> FirstStageAnswer:

@@ -92,7 +92,7 @@ def test_bits_per_dim_both_ways_are_those_of_the_model(imported: Imported):
     config = imported.config
     dataset = build_dataset(config, "test")
     assert (report["num_images"], report["step"], report["weights"]) == (2, 0, "ema")
-    for name, estimator in build_estimators(config, dataset).items():
+    for name, estimator in build_estimators(config, dataset.kind).items():
         expected = measure(
             estimator,
             model_for(estimator, imported.model, config),

@@ -46,8 +46,13 @@ class AutoencoderLoss(Loss):
         """
         if not isinstance(model, FirstStage):
             raise ValueError("loss 'autoencoder' needs a first stage, such as model.backbone=autoencoder; set it")
-        of_latent = eps.flatten(1)[:, : math.prod(model.latent_shape)].unflatten(1, model.latent_shape)
-        terms = first_stage_terms(model, x0, of_latent, num_levels=self.num_levels)
+        terms = first_stage_terms(model, x0, noise_of_latent(eps, model), num_levels=self.num_levels)
         if terms.penalty is None:
             return terms.bits_per_dim
         return nats_to_bits_per_dim(terms.total + terms.penalty, terms.num_dims)
+
+
+def noise_of_latent(noise: Tensor, first_stage: FirstStage) -> Tensor:
+    """Noise for a latent, of noise for the data, which have as many numbers at least."""
+    shape = first_stage.latent_shape
+    return noise.flatten(1)[:, : math.prod(shape)].unflatten(1, shape)

@@ -26,6 +26,7 @@ from .autoencoder import AutoencoderLoss
 from .base import Loss, register_loss
 from .classification import CrossEntropyLoss
 from .denoising import DenoisingScoreMatching, TableLoss
+from .joint import JointLoss
 from .step_sampling import TimeSampler
 
 _OF_KINDS = "a classifier's is 'cross_entropy', an autoencoder's 'autoencoder'"
@@ -256,6 +257,8 @@ def check_trains(loss: Loss, model: NetworkModel) -> None:
         raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, leave it at auto")
     if not isinstance(model, NetworkScoreModel):
         return
+    if (model.first_stage is not None) != isinstance(loss, JointLoss):
+        raise ValueError(f"model.first_stage is trained by loss 'joint', which trains nothing else, got {loss.name!r}")
     if model.learned_variance and not loss.trains_variance:
         raise ValueError(f"model.learned_variance needs a loss that trains it, got {loss.name!r}; use hybrid or vlb")
     if isinstance(loss, HybridLoss) and not model.learned_variance:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from models import NetworkModel
 
-from .checkpoints.sharding import split_like
+from .sharding import split_like
 
 
 def _learned_besides(model: NetworkModel) -> list[tuple[str, nn.Module]]:
     """The modules that a model learns besides its backbone, which most have none of."""
-    pairs = (("sde", model.sde), ("dequantizer", getattr(model, "dequantizer", None)))
+    pairs = [("sde", model.sde), *((name, getattr(model, name, None)) for name in ("dequantizer", "first_stage"))]
     return [(name, module) for name, module in pairs if isinstance(module, nn.Module)]
 
 
