@@ -15,7 +15,6 @@ from experiment.config import Config
 from experiment.config.checks import check_config, check_eval_names
 from experiment.from_checkpoints import load_first_stage
 from experiment.imported_config import config_of_checkpoint
-from experiment.latents.first_stage import sees_latents
 from experiment.latents.published import with_published_latents
 from experiment.workdir import check_for_training
 from models.pretrained import (
@@ -228,7 +227,7 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     check_config(whole)
     check_eval_names(whole)
     build_sampler(whole)
-    if sees_latents(whole):
+    if whole.data.get("first_stage"):
         kind = check_latents(whole, model, checkpoint)
     elif isinstance(model, PlannedModel) and model.of_latents:
         raise ValueError(

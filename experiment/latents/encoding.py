@@ -21,7 +21,7 @@ from ..config import Config
 from ..from_checkpoints import check_first_stage, load_first_stage
 from ..saved_config import saved_config
 from ..workdir import save_npz
-from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage, sees_latents
+from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage
 
 _Arrays = dict[str, np.ndarray]
 _OTHER = {"train": "test", "test": "train"}
@@ -41,7 +41,7 @@ def check_measurable(config: Config) -> None:
     Raises:
         ValueError: In one line.
     """
-    if not sees_latents(config):
+    if not config.data.get("first_stage"):
         return
     workdir = Path(config.data.first_stage).expanduser()
     if saved_config(workdir).model.network.get("bottleneck") == "vq":

@@ -34,7 +34,7 @@ class Bottleneck(nn.Module, ABC):
         """Read the encoder's output, [B, c outputs_per_channel, ...], as the posterior of z, [B, c, ...]."""
 
     def decodable(self, z: Tensor) -> Tensor:
-        """What the decoder makes images of, for any latents: those of the encoder, or samples."""
+        """Turn any latents, of the encoder or samples, into those that the decoder takes."""
         return z
 
 

@@ -73,7 +73,7 @@ def test_what_needs_a_score_is_refused(autoencoder_run: Path, mode: str, capsys:
         (["--config.training.loss=ddpm"], "loss 'ddpm' does not train an autoencoder"),
         (["--config.model.class_conditional=True"], "backbone autoencoder is told no class"),
         (["--config.model.network.latent_channels=5"], "latent must not be larger than the image"),
-        (["--config.model.network.bottleneck=vq"], "unknown bottleneck 'vq'; choices: diagonal, fixed"),
+        (["--config.model.network.bottleneck=kl"], "unknown bottleneck 'kl'; choices: diagonal, fixed, fsq, vq"),
         (["--config.data.dataset=moons"], "got vectors of 2 numbers"),
         (["--config.sde.name=vp_learned"], "loss 'autoencoder' trains no noise schedule"),
         (["--config.data.condition=lowres"], "cannot be told an image"),

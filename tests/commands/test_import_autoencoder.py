@@ -96,7 +96,10 @@ def test_images_of_a_folder_are_taken_at_their_size_or_at_the_config_s(
         (["--config.data.dataset=digit"], "unknown dataset 'digit'"),
         (["--config.data.dataset=folder", "--config.data.image_size=9"], "image_size 9 cannot be halved 1 times"),
         (["--config.source.config=--scale_factor 2"], "is of no use: "),
-        (["--config.source.weights=raw"], "config.source.weights=raw is for score_sde alone, got autoencoder_kl"),
+        (
+            ["--config.source.weights=raw"],
+            "config.source.weights=raw is for latent_diffusion and score_sde alone, got autoencoder_kl",
+        ),
         (["--config.training.loss=ddpm"], "loss 'ddpm' does not train an autoencoder"),
         (["--source=diffusers"], "--source=diffusers contradicts config.source.name=autoencoder_kl"),
     ],

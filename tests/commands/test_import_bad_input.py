@@ -50,7 +50,10 @@ class Trap:
         (["--config.source.name=edm"], "--source=guided_diffusion contradicts config.source.name=edm"),
         (["--checkpoint=nowhere/model.pt"], "checkpoint nowhere/model.pt is no file; pass the path of the project's"),
         (["--config.source.config=nowhere.json"], "config nowhere.json cannot be read"),
-        (["--config.source.weights=raw"], "config.source.weights=raw is for score_sde alone, got guided_diffusion"),
+        (
+            ["--config.source.weights=raw"],
+            "config.source.weights=raw is for latent_diffusion and score_sde alone, got guided_diffusion",
+        ),
         (["--config.source.preconditioning=vp"], "config.source.preconditioning=vp is for edm alone"),
         (["--config.data.dataset=mnist"], "is of images with image_size 8, got 28 by config.data.dataset=mnist"),
         (["--config.data.dataset=cifar10"], "is of images with channels 1, got 3 by config.data.dataset=cifar10"),
