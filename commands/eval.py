@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data import AnyDataset, ImageKind, VectorDataset
+from data import AnyDataset, ImageDataset, ImageKind, VectorDataset
 from evaluation.batch_schedule import Schedule
 from evaluation.density_picture import draw_density
 from evaluation.fingerprints import measurement_fingerprints
@@ -34,14 +34,14 @@ from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import as_score_model
 from experiment.guidance import check_unguided
-from experiment.latents.encoding import latent_model
+from experiment.latents.encoding import latent_model, latent_spread
 from experiment.latents.first_stage import sees_latents
 from experiment.network import is_classifier, is_first_stage
 from experiment.pictures import save_bound_curve
 from experiment.precision import fast_inference
 from experiment.workdir import save_npz, write_json
 from likelihood import LatentBound, LikelihoodEstimator, VariationalBound, mean_and_stderr
-from models import NetworkScoreModel, ScoreModel, ToldAboveScoreModel
+from models import LatentDiffusion, NetworkScoreModel, ScoreModel, ToldAboveScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
 
@@ -213,7 +213,10 @@ def _write(workdir: Path, done: Measured) -> dict[str, Any]:
     gap = gap_of(measurements)
     if gap is not None:
         report["gap"] = gap
-    report["warnings"] = warnings_of(report, estimators, model.sde)
+    spread = None
+    if isinstance(model, LatentDiffusion) and isinstance(dataset, ImageDataset):
+        spread = latent_spread(model, dataset, split.num_images)
+    report["warnings"] = warnings_of(report, estimators, model.sde, spread)
     if not any(isinstance(estimator, VariationalBound) for estimator in estimators.values()):
         # another measurement's
         (folder / "bound_terms.png").unlink(missing_ok=True)

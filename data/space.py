@@ -161,7 +161,8 @@ class LatentSpace:
         mean: Mean of each channel, c numbers.
         std: Standard deviation of each, above 0.
         num_pixel_levels: Grey levels of the images.
-        first_stage: Digest of the autoencoder's weights.
+        first_stage: Digest of the autoencoder, of its weights and options.
+        images: Digest of the images of whose latents mean and std are; "" where they are not known.
 
     Raises:
         DataError: If there are not as many numbers as channels.
@@ -172,6 +173,7 @@ class LatentSpace:
     std: tuple[float, ...]
     num_pixel_levels: int
     first_stage: str
+    images: str = ""
     num_levels: ClassVar[None] = None
 
     def __post_init__(self) -> None:

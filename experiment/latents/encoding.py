@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,7 +17,7 @@ from runtime.messages import say
 from runtime.processes.ranks import Ranks
 
 from ..config import Config
-from ..from_checkpoints import check_first_stage, load_first_stage
+from ..from_checkpoints import check_first_stage, load_first_stage, said_of_images
 from ..weights import digest_of
 from ..workdir import save_npz
 from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage
@@ -34,7 +35,8 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
     """The latents of a split, kept in ``latents/`` of the work directory.
 
     They are encoded in batches of one size, and standardized by all of the split: neither depends on the batch size of
-    a run nor on its processes.
+    a run nor on its processes. A run that has a checkpoint keeps the mean and standard deviation that it began with,
+    whose last digits may differ where latents are encoded anew on another device.
 
     Args:
         config: The config.
@@ -44,7 +46,7 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
         ranks: The processes of the job; rank 0 encodes, the others read.
 
     Raises:
-        ValueError: In one line, if the autoencoder is of other images.
+        ValueError: In one line, if the autoencoder is of other images, or the run was trained on others.
     """
     first = load_first_stage(config, device)
     if not isinstance(dataset, ImageDataset):
@@ -57,29 +59,54 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
         )
     # before anything is written there
     check_first_stage(workdir, first)
+    theirs, images = said_of_images(workdir).get("latents"), digest_of(dataset.images)
+    _check_images(workdir, theirs, images)
     path = workdir / "latents" / f"{dataset.split}.npz"
-    told = {"first_stage": first.digest, "images": digest_of(dataset.images), "device": device.type}
+    told = {"first_stage": first.digest, "images": images, "device": device.type}
     fingerprint = json.dumps(told | {"torch": torch.__version__}, sort_keys=True)
     found = _kept(path, fingerprint) if ranks.first else None
     if ranks.first and found is None:
         say(f"encodes {len(dataset):,} images by {first.workdir}")
-        mean, log_std = _encode_all(first, dataset)
+        found = mean, log_std = _encode_all(first, dataset)
         save_npz(path, {"mean": mean.numpy(), "log_std": log_std.numpy(), "fingerprint": np.array(fingerprint)})
-    ranks.share("latents", lambda: None)
+
+    def standardization() -> list[Any]:
+        assert found is not None
+        return _standardization(*found) if theirs is None else [theirs["mean"], theirs["std"]]
+
+    # those of rank 0, also where the others encode by themselves
+    centre, scale = ranks.share("latents", standardization)
     mean, log_std = found or _kept(path, fingerprint) or _encode_all(first, dataset)
-    std = log_std.double().exp()
-    # over the split and the draws of z
-    along = (0, *range(2, mean.ndim))
-    centre = mean.double().mean(along)
-    variance = mean.double().var(along, correction=0) + std.square().mean(along)
     space = LatentSpace(
-        tuple(mean.shape[1:]),
-        tuple(centre.tolist()),
-        tuple(variance.sqrt().tolist()),
-        dataset.num_levels,
-        first.digest,
+        tuple(mean.shape[1:]), tuple(centre), tuple(scale), dataset.num_levels, first.digest, images
     ).with_codec(FirstStageCodec(first.model))
-    return LatentDataset.of(dataset, mean, std.float(), space)
+    return LatentDataset.of(dataset, mean, log_std.double().exp().float(), space)
+
+
+def _check_images(workdir: Path, theirs: dict[str, Any] | None, images: str) -> None:
+    """Refuse other images than those that a run was trained on the latents of."""
+    if theirs is not None and theirs.get("images", images) != images:
+        raise ValueError(
+            f"{workdir} was trained on the latents of other images; use the data that it was trained on, or choose "
+            "another --workdir"
+        )
+
+
+def _standardization(mean: Tensor, log_std: Tensor) -> list[list[float]]:
+    """Mean and standard deviation of each channel, over all latents and the draws of z."""
+    along = (0, *range(2, mean.ndim))
+    variance = mean.double().var(along, correction=0) + log_std.double().exp().square().mean(along)
+    return [mean.double().mean(along).tolist(), variance.sqrt().tolist()]
+
+
+@torch.no_grad()
+def latent_spread(model: LatentDiffusion, dataset: ImageDataset, count: int) -> Tensor:
+    """The standard deviations of q(z | x), in units of standardized latents, of the first images, [N, c, ...]."""
+    device, parts = model.mean.device, []
+    for images in dataset.images[:count].split(AT_ONCE):
+        parts.append(model.first_stage.encode(dataset.space.encode(images).to(device)).log_std.cpu())
+    std = torch.cat(parts).double().exp()
+    return std / model.std.double().cpu().view(1, -1, *[1] * (std.ndim - 2))
 
 
 @torch.no_grad()
