@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data import AnyKind, read_given_images, read_given_values
+from data import AnyKind, ImageKind, read_given_images, read_given_values
 from evaluation.fingerprints import samples_fingerprint
 from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.samples.provenance import about_of, variance_of
@@ -159,6 +159,13 @@ class SampledRun:
     def variance(self) -> ReverseVariance | None:
         """The reverse variance of the sampler, if it has one."""
         return variance_of(self.sampler, learned=self.trained.learned_variance)
+
+    @property
+    def units(self) -> str:
+        """The units of x0, which errors are in."""
+        if self.kind.seen_levels is not None:
+            return "pixels in [-1, 1]"
+        return f"standardized {'latents' if isinstance(self.kind, ImageKind) else 'vectors'}"
 
     def fingerprint(self) -> dict[str, Any]:
         """See ``samples_fingerprint``."""

@@ -67,8 +67,9 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
     found = _kept(path, fingerprint) if ranks.first else None
     if ranks.first and found is None:
         say(f"encodes {len(dataset):,} images by {first.workdir}")
-        found = mean, log_std = _encode_all(first, dataset)
-        save_npz(path, {"mean": mean.numpy(), "log_std": log_std.numpy(), "fingerprint": np.array(fingerprint)})
+        found = _encode_all(first, dataset)
+        arrays = {name: one.numpy() for name, one in zip(("mean", "log_std"), found, strict=True)}
+        save_npz(path, arrays | {"fingerprint": np.array(fingerprint)})
 
     def standardization() -> list[Any]:
         assert found is not None

@@ -46,10 +46,10 @@ def wide_first_noise(sde: SDE, t: float, num_levels: int) -> str | None:
 def lost_to_first_noise(noise_ratio: float, spread: Tensor) -> Tensor:
     """The most that the rate of latents is raised by since their diffusion ends with noise r = sigma / alpha left.
 
-    A bound that ends there is the cross-entropy of q(z | x) and the prior p after both have got noise of r. By that KL
-    falls, and the entropy of q = N(mean, s^2) grows by 1/2 log(1 + r^2 / s^2) a number, which therefore is the most
-    that KL(q || p) is exceeded by, for the exact scores of any p. So it is for the flow, whose density is that of p
-    with the noise, in the mean over images where p is the mean of their q(z | x).
+    A bound that ends there is the cross-entropy of q(z | x) and the prior p after both have got noise of r. By that the
+    entropy of q = N(mean, s^2) grows by 1/2 log(1 + r^2 / s^2) a number, and KL(q || p) falls: with the exact scores of
+    any p that is the most that is lost, all of it where p is q, and little where p is wide beside r. So it is for the
+    flow, whose density is that of p with the noise, in the mean over images where p is the mean of their q(z | x).
 
     Args:
         noise_ratio: r, in units of the latents.
@@ -80,7 +80,7 @@ def wide_beside_latents(sde: SDE, t: float, spread: Tensor, num_pixels: int) -> 
     return (
         f"the first sigma / alpha is {ratio:.3g}, not small beside q(z | x), whose standard deviation is "
         f"{float(spread.double().square().mean().sqrt()):.3g} in standardized latents: up to {bits:.2g} bits/dim of "
-        f"the rate, {nats / spread[0].numel():.2g} nats a number, are lost to it"
+        f"the rate, {nats / spread[0].numel():.2g} nats a number, may be lost to it"
     )
 
 
