@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data import AnyDataset, ImageDataset, ImageKind, VectorDataset
+from data import AnyDataset, AnyKind, ImageDataset, VectorDataset
 from evaluation.batch_schedule import Schedule
 from evaluation.density_picture import draw_density
 from evaluation.fingerprints import measurement_fingerprints
@@ -41,7 +41,7 @@ from experiment.pictures import save_bound_curve
 from experiment.precision import fast_inference
 from experiment.workdir import save_npz, write_json
 from likelihood import LatentBound, LikelihoodEstimator, VariationalBound, mean_and_stderr
-from models import LatentDiffusion, NetworkScoreModel, ScoreModel, ToldAboveScoreModel
+from models import NetworkScoreModel, ScoreModel, ToldAboveScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import ALONE, Ranks
 
@@ -62,6 +62,7 @@ class Measured:
         settings: What the report says of their settings.
         model: The model.
         split: The images.
+        kind: The data as the model knows them.
         head: What the report says of model and data.
     """
 
@@ -70,6 +71,7 @@ class Measured:
     settings: dict[str, dict[str, Any]]
     model: ScoreModel
     split: EvalSplit
+    kind: AnyKind
     head: dict[str, Any]
 
 
@@ -103,19 +105,16 @@ def measured(
     with subject(config, workdir, mode, ranks, calls_per_batch=_CALLS_PER_BATCH) as given:
         split, computing, dataset = given.split, given.computing, given.split.dataset
         with says_before_the_first_batch():
-            estimators = build_estimators(config, dataset)
+            estimators = build_estimators(config, given.kind)
             trained = as_score_model(given.trained, workdir)
             model: Any = fast_inference(trained, computing)
-            # what the values depend on: weights and settings, however the network computes
-            fingerprinted: Any = trained
             if by_class is not None and config.eval.classify_told_above_t:
                 model = ToldAboveScoreModel(model, t_min=config.eval.classify_told_above_t)
-            if sees_latents(config):
-                assert isinstance(given.kind, ImageKind) and given.kind.latents is not None
-                model, fingerprinted = (latent_model(one, given.kind.latents) for one in (model, trained))
             # now, since a grid or an end of it that does not fit the SDE is found here
             settings = {name: settings_of(one, model, config) for name, one in estimators.items()}
-            seen = {name: (one, model_for(one, model, config)) for name, one in estimators.items()}
+            seen = {
+                name: (one, _in_pixels(model_for(one, model, config), given.kind)) for name, one in estimators.items()
+            }
             num_classes = dataset.num_classes if by_class is not None else 0
             step_weights = fit_step_weights(config, seen, dataset, split.device, ranks, num_classes=num_classes)
             if by_class is not None:
@@ -126,7 +125,7 @@ def measured(
             folder=workdir / mode / "partial",
             fingerprints=measurement_fingerprints(
                 config,
-                fingerprinted,
+                _in_pixels(trained, given.kind),
                 given.step,
                 split,
                 step_weights,
@@ -143,8 +142,14 @@ def measured(
         head = describe(config, split) | {"step": given.step, "precision": computing.recorded()["precision"]}
         if sees_latents(config):
             head["latents"] = asdict(given.kind)["latents"]
-        yield Measured(measurements, estimators, settings, model, split, head)
+        yield Measured(measurements, estimators, settings, model, split, given.kind, head)
         schedule.forget()
+
+
+def _in_pixels(model: ScoreModel, kind: AnyKind) -> Any:
+    """The model of pixels that a model of latents is with its autoencoder; other models as they are."""
+    latents = getattr(kind, "latents", None)
+    return model if latents is None else latent_model(model, latents)
 
 
 def evaluate(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str, Any]:
@@ -213,9 +218,9 @@ def _write(workdir: Path, done: Measured) -> dict[str, Any]:
     gap = gap_of(measurements)
     if gap is not None:
         report["gap"] = gap
-    spread = None
-    if isinstance(model, LatentDiffusion) and isinstance(dataset, ImageDataset):
-        spread = latent_spread(model, dataset, split.num_images)
+    latents, spread = getattr(done.kind, "latents", None), None
+    if latents is not None and isinstance(dataset, ImageDataset):
+        spread = latent_spread(latents, dataset, split.num_images)
     report["warnings"] = warnings_of(report, estimators, model.sde, spread)
     if not any(isinstance(estimator, VariationalBound) for estimator in estimators.values()):
         # another measurement's

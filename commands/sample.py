@@ -163,9 +163,11 @@ class SampledRun:
     @property
     def units(self) -> str:
         """The units of x0, which errors are in."""
-        if self.kind.seen_levels is not None:
+        if not isinstance(self.kind, ImageKind):
+            return "standardized vectors"
+        if self.kind.latents is None:
             return "pixels in [-1, 1]"
-        return f"standardized {'latents' if isinstance(self.kind, ImageKind) else 'vectors'}"
+        return "standardized latents" if self.kind.seen_levels is None else "codes in [-1, 1]"
 
     def fingerprint(self) -> dict[str, Any]:
         """See ``samples_fingerprint``."""

@@ -184,8 +184,13 @@ class ImageKind:
         return self.image_shape if self.latents is None else self.latents.latent_shape
 
     @property
+    def of_pixels(self) -> bool:
+        """True if networks see pixels, and no latents."""
+        return self.latents is None
+
+    @property
     def seen_levels(self) -> int | None:
-        """Number of levels that x0 lies on; None of latents."""
+        """Number of levels that x0 lies on; None of latents other than codes."""
         return self.space.num_levels
 
 

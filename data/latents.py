@@ -43,7 +43,6 @@ class LatentDataset(Dataset):
     train_files: str = ""
     values: Tensor | None = None
     samples_are: ClassVar[str] = "latents"
-    space: ClassVar[Space] = ModelSpace()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         for what, one in (("latents", self.latents), ("spread", self.spread)):
@@ -79,6 +78,11 @@ class LatentDataset(Dataset):
             train_files=images.train_files,
             values=images.values,
         )
+
+    @property
+    def space(self) -> Space:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """x0 as it is, on the levels of codes."""
+        return ModelSpace(self.latent_space.num_levels)
 
     @property
     def num_levels(self) -> int:

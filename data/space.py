@@ -127,9 +127,13 @@ class RealSpace:
 
 @dataclass(frozen=True)
 class ModelSpace:
-    """Samples that are x0 already."""
+    """Samples that are x0 already.
 
-    num_levels: ClassVar[None] = None
+    Args:
+        num_levels: Number of levels that they lie on, evenly spread over [-1, 1]; None without levels.
+    """
+
+    num_levels: int | None = None
 
     def encode(self, stored: Tensor) -> Tensor:
         """The samples as float32."""
@@ -162,6 +166,8 @@ class LatentSpace:
         std: Standard deviation of each, above 0.
         num_pixel_levels: Grey levels of the images.
         first_stage: Digest of the autoencoder, of its weights and options.
+        num_levels: Number of levels of latents that are codes, evenly spread over [-1, 1], where mean is 0 and standard
+            deviation 1; None of others.
         images: Digest of the images of whose latents mean and std are; "" where they are not known.
 
     Raises:
@@ -173,8 +179,8 @@ class LatentSpace:
     std: tuple[float, ...]
     num_pixel_levels: int
     first_stage: str
+    num_levels: int | None = None
     images: str = ""
-    num_levels: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.latent_shape[0] or min(self.std) <= 0:
@@ -212,6 +218,9 @@ class LatentSpace:
         return LevelSpace(self.num_pixel_levels).pixels(self._images(x0))
 
     def _images(self, x0: Tensor) -> Tensor:
+        if self.num_levels is not None:
+            codes = LevelSpace(self.num_levels)
+            return self.codec.decode(codes.encode(codes.decode(x0))).cpu()
         z = x0.double() * self._along(self.std, x0) + self._along(self.mean, x0)
         return self.codec.decode(z.float()).cpu()
 

@@ -31,6 +31,7 @@ class VectorKind:
     num_values: int = 0
     num_levels: ClassVar[None] = None
     seen_levels: ClassVar[None] = None
+    of_pixels: ClassVar[bool] = False
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

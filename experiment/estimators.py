@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from data import AnyDataset, AnyKind
+from data import AnyKind
 from likelihood import FlowLikelihood, LatentBound, LikelihoodEstimator, VariationalBound, make_likelihood
 from models import ClippedScoreModel, ScoreModel, pick_variance
 from sde_lib import TABLEAUS, AdaptiveSolver, make_ode_solver
 
 from .config import Config
 from .config.checks import check_learned_parts
-from .latents.first_stage import sees_latents
 
 
 @dataclass(frozen=True)
-class _Unlevelled:
-    """Data without grey levels, as an estimator needs to know of them."""
+class _Levels:
+    """The levels of latents, as an estimator needs to know of them."""
 
-    num_levels: None = None
+    num_levels: int | None
 
 
-def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind | _Unlevelled) -> LikelihoodEstimator:
+def build_estimator(name: str, config: Config, kind: AnyKind | _Levels) -> LikelihoodEstimator:
     """A likelihood estimator with the settings of ``config.eval``.
 
     A setting of one likelihood begins with its name ("vlb_", "ode_"): what is kept of the others' measurements is then
@@ -31,7 +30,7 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind | _
     Args:
         name: One of ``available_likelihoods()``.
         config: The config.
-        dataset: The data, or their kind, for their number of levels.
+        kind: The data, for their number of levels.
 
     Raises:
         ValueError: If the name, or a setting, is unknown or out of range.
@@ -40,7 +39,7 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind | _
     if name == "vlb":
         return make_likelihood(
             name,
-            num_levels=dataset.num_levels,
+            num_levels=kind.num_levels,
             num_steps=settings.vlb_num_steps or None,
             variance=pick_variance(settings.vlb_variance, learned=config.model.learned_variance),
             grid=settings.vlb_grid,
@@ -50,7 +49,7 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind | _
     if name == "vlb_continuous":
         return make_likelihood(
             name,
-            num_levels=dataset.num_levels,
+            num_levels=kind.num_levels,
             steps_per_image=settings.vlb_steps_per_image or 10,
             step_sampling=settings.vlb_step_sampling,
         )
@@ -58,7 +57,7 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind | _
         _check_ode(settings)
         return make_likelihood(
             name,
-            num_levels=dataset.num_levels,
+            num_levels=kind.num_levels,
             dequantization=settings.ode_dequantization,
             num_importance_samples=settings.ode_importance_samples,
             divergence=settings.ode_divergence,
@@ -73,7 +72,7 @@ def build_estimator(name: str, config: Config, dataset: AnyDataset | AnyKind | _
                 t_end=settings.ode_t_end or None,
             ),
         )
-    return make_likelihood(name, num_levels=dataset.num_levels)
+    return make_likelihood(name, num_levels=kind.num_levels)
 
 
 def _check_ode(settings: Any) -> None:
@@ -110,8 +109,12 @@ def _check_ode(settings: Any) -> None:
         )
 
 
-def build_estimators(config: Config, dataset: AnyDataset | AnyKind) -> dict[str, LikelihoodEstimator]:
+def build_estimators(config: Config, kind: AnyKind) -> dict[str, LikelihoodEstimator]:
     """All of ``config.eval.likelihoods``, in that order.
+
+    Args:
+        config: The config.
+        kind: The data.
 
     Raises:
         ValueError: If there is none, or one cannot be built, or is not for such a model.
@@ -119,21 +122,21 @@ def build_estimators(config: Config, dataset: AnyDataset | AnyKind) -> dict[str,
     if not config.eval.likelihoods:
         raise ValueError("config.eval.likelihoods is empty; set it to vlb,ode")
     check_learned_parts(config)
-    if sees_latents(config):
-        _check_density(config, "latents")
-        if "vlb_continuous" in config.eval.likelihoods and config.eval.vlb_step_sampling == "importance":
-            raise ValueError("eval.vlb_step_sampling=importance is fitted to pixels, got latents; set low_discrepancy")
-        prior = _Unlevelled()
-        every = {name: build_estimator(name, config, prior) for name in config.eval.likelihoods}
-        return {name: LatentBound(one, num_levels=dataset.num_levels) for name, one in every.items()}
-    if dataset.num_levels is None:
-        _check_density(config, "vectors")
+    latents = getattr(kind, "latents", None)
+    if kind.seen_levels is None:
+        _check_density(config, "vectors" if latents is None else "latents")
     elif "ode" in config.eval.likelihoods and config.eval.ode_dequantization == "none":
         raise ValueError(
-            f"eval.ode_dequantization=none is of data without grey levels, got {dataset.num_levels}; "
+            f"eval.ode_dequantization=none is of data without grey levels, got {kind.seen_levels}; "
             "set decoder or uniform"
         )
-    return {name: build_estimator(name, config, dataset) for name in config.eval.likelihoods}
+    if latents is not None:
+        if "vlb_continuous" in config.eval.likelihoods and config.eval.vlb_step_sampling == "importance":
+            raise ValueError("eval.vlb_step_sampling=importance is fitted to pixels, got latents; set low_discrepancy")
+        levels = _Levels(kind.seen_levels)
+        every = {name: build_estimator(name, config, levels) for name in config.eval.likelihoods}
+        return {name: LatentBound(one, num_levels=kind.num_levels) for name, one in every.items()}
+    return {name: build_estimator(name, config, kind) for name in config.eval.likelihoods}
 
 
 def _check_density(config: Config, data: str) -> None:
@@ -160,8 +163,9 @@ def clips_x0(estimator: LikelihoodEstimator, config: Config) -> bool:
     Data without grey levels have no such range. The ODE of a clipped x0 has kinks, and is not the one that is sampled
     without clipping.
     """
-    has_levels = getattr(estimator, "num_levels", None) is not None and not isinstance(estimator, LatentBound)
-    return bool(config.eval.clip_x0) and has_levels and not isinstance(estimator, FlowLikelihood)
+    of_seen = estimator.prior if isinstance(estimator, LatentBound) else estimator
+    has_levels = getattr(of_seen, "num_levels", None) is not None
+    return bool(config.eval.clip_x0) and has_levels and not isinstance(of_seen, FlowLikelihood)
 
 
 def model_for(estimator: LikelihoodEstimator, model: ScoreModel, config: Config) -> ScoreModel:

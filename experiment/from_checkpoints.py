@@ -89,7 +89,8 @@ def trained_kind(config: Config, workdir: Path, device: torch.device | None = No
 def _latent_space(said: dict[str, Any]) -> LatentSpace:
     """The space that a checkpoint says, without its autoencoder."""
     shape, mean, std = (tuple(said[key]) for key in ("latent_shape", "mean", "std"))
-    return LatentSpace(shape, mean, std, said["num_pixel_levels"], said["first_stage"], said.get("images", ""))
+    levels, images = said.get("num_levels"), said.get("images", "")
+    return LatentSpace(shape, mean, std, said["num_pixel_levels"], said["first_stage"], levels, images)
 
 
 def _check_sees_the_same(config: Config, workdir: Path, *, of_latents: bool) -> None:

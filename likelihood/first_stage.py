@@ -78,7 +78,8 @@ def first_stage_terms(
     *,
     num_levels: int | None,
 ) -> FirstStageTerms:
-    """Distortion and rate of an autoencoder alone, whose prior is p(z) = N(0, I) (Kingma & Welling 2014, Eq. 10).
+    """Distortion and rate of an autoencoder alone, whose prior is p(z) = N(0, I) (Kingma & Welling 2014, Eq. 10), or
+    that all codes are equally likely.
 
     Args:
         model: The autoencoder.
@@ -89,14 +90,14 @@ def first_stage_terms(
     answer = model(x0, eps)
     return FirstStageTerms(
         distortion=pixel_nats(answer.pixels, x0, num_levels),
-        rate=answer.latent.kl_to_standard_normal(),
+        rate=answer.latent.rate,
         squared_error=(x0.double() - answer.pixels.mean.double()).square().flatten(1).mean(1),
         num_dims=x0[0].numel(),
     )
 
 
 class FirstStageBound:
-    """The bound of an autoencoder alone, -log p(x) <= E_q[-log p(x | z)] + KL(q(z | x) || N(0, I)), with one z a datum.
+    """The bound of an autoencoder alone, -log p(x) <= E_q[-log p(x | z)] + KL(q(z | x) || p(z)), with one z a datum.
 
     Args:
         num_levels: See ``pixel_nats``.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Cond, LatentDiffusion
+from models import Cond, GaussianLatent, LatentDiffusion
 from sde_lib import NoiseStreams
 
 from .base import LikelihoodEstimator, LikelihoodTerms
@@ -22,21 +22,17 @@ class LatentBound(LikelihoodEstimator):
         distortion = -log p(x | z),
         rate = -log p(z) - H(q(z | x)), whose mean over z is KL(q(z | x) || p(z)),
 
-    where an estimator of densities says -log p(z), or a bound above it (Vahdat et al. 2021, Eq. 5). Every term is per
-    datum x, and bits/dim divides by the dimensions of x, not of z.
+    where an estimator of densities says -log p(z), or a bound above it (Vahdat et al. 2021, Eq. 5). Of latents that are
+    codes it is -log of their probability, and H is 0. Every term is per datum x, and bits/dim divides by the dimensions
+    of x, not of z.
 
     Args:
-        prior: The estimator of -log p(z), built with ``num_levels=None``: ``ContinuousBound``, or ``FlowLikelihood``
-            with dequantization "none".
+        prior: The estimator of -log p(z). For densities it is built with ``num_levels=None``: ``ContinuousBound``, or
+            ``FlowLikelihood`` with dequantization "none"; for codes, any with the number of their levels.
         num_levels: Number of grey levels of x; None measures the density of a Gaussian decoder.
-
-    Raises:
-        ValueError: If ``prior`` is of grey levels.
     """
 
     def __init__(self, prior: LikelihoodEstimator, *, num_levels: int | None) -> None:
-        if getattr(prior, "num_levels", None) is not None:
-            raise ValueError("a latent has no grey levels, got a prior's estimator of some; pass num_levels=None to it")
         self.prior, self.num_levels = prior, num_levels
 
     @torch.no_grad()
@@ -53,13 +49,23 @@ class LatentBound(LikelihoodEstimator):
 
         Returns:
             ``reconstruction`` is the distortion; ``prior`` and ``diffusion`` add up to the rate.
+
+        Raises:
+            ValueError: If the estimator of the prior is of other levels than the latents.
         """
         noise = check_batch(x0, cond, noise)
+        theirs, ours = getattr(self.prior, "num_levels", None), model.first_stage.latent_levels
+        if theirs != ours:
+            raise ValueError(f"the prior's estimator is of num_levels {theirs}, got latents of {ours}; pass it these")
         latent = model.first_stage.encode(x0)
-        z = latent.draw(noise.normal_like(latent.mean))
+        if isinstance(latent, GaussianLatent):
+            z = latent.draw(noise.normal_like(latent.mean))
+            beyond = model.log_volume - latent.entropy
+        else:
+            z, beyond = latent.mean, 0.0
         terms = self.prior(model.prior, model.standardize(z), cond=cond, noise=noise)
         changes: dict[str, Any] = {
-            "diffusion": terms.diffusion + terms.reconstruction + model.log_volume - latent.entropy,
+            "diffusion": terms.diffusion + terms.reconstruction + beyond,
             "reconstruction": pixel_nats(model.first_stage.decode(z), x0, self.num_levels),
             "num_dims": x0[0].numel(),
         }

@@ -7,9 +7,10 @@ from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreMod
 from .first_stage import (
     Autoencoder,
     Bottleneck,
+    CodeLatent,
     FirstStage,
+    GaussianLatent,
     GaussianPixels,
-    Latent,
     LevelPixels,
     PixelDistribution,
 )

@@ -49,11 +49,13 @@ def load_subjects(run: SampledRun, given: str) -> Subjects:
         masks = None if masks is None else masks.any(1)
         x0 = kind.space.encode(dataset.stored)
         return Subjects(x0, dataset.labels, masks, {"split": settings.split})
-    if kind.seen_levels is None:
+    if not kind.of_pixels:
         raise ValueError("--input of --mode edit is of pixels, got a model of vectors or latents; leave it out")
     space = LevelSpace(256)
     stored, labels = read_given_images(
-        Path(given), ImageKind(kind.image_shape, space.num_levels), what="images to edit"
+        Path(given),
+        ImageKind(kind.image_shape, space.num_levels),  # pyright: ignore[reportArgumentType]
+        what="images to edit",
     )
     return Subjects(space.encode(stored), labels, None, {"input": given})
 

@@ -101,7 +101,7 @@ class _Ends:
 def _pairs(run: SampledRun, given: str) -> _Ends:
     """The images that ``interpolate.images`` names, two by two."""
     settings, kind = run.config.interpolate, run.kind
-    if given and kind.seen_levels is None:
+    if given and not kind.of_pixels:
         raise ValueError("--input of --mode interpolate is of pixels, got a model of vectors or latents; leave it out")
     if given:
         space = LevelSpace(256)

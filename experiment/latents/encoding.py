@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -11,16 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import AnyDataset, ImageDataset, LatentDataset, LatentSpace
-from models import LatentDiffusion, ScoreModel
+from data import AnyDataset, ImageDataset, LatentDataset, LatentSpace, LevelSpace
+from models import GaussianLatent, LatentDiffusion, ScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import Ranks
 
+from ..build import build_dataset
 from ..config import Config
 from ..from_checkpoints import check_first_stage, load_first_stage, said_of_images
 from ..weights import digest_of
 from ..workdir import save_npz
 from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage
+
+_Arrays = dict[str, np.ndarray]
+_OTHER = {"train": "test", "test": "train"}
 
 
 def latent_model(prior: ScoreModel, space: LatentSpace) -> LatentDiffusion:
@@ -36,7 +41,8 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
 
     They are encoded in batches of one size, and standardized by all of the split: neither depends on the batch size of
     a run nor on its processes. A run that has a checkpoint keeps the mean and standard deviation that it began with,
-    whose last digits may differ where latents are encoded anew on another device.
+    whose last digits may differ where latents are encoded anew on another device. Codes are kept of both splits, as an
+    ``npz`` data set of images.
 
     Args:
         config: The config.
@@ -59,74 +65,117 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
         )
     # before anything is written there
     check_first_stage(workdir, first)
-    theirs, images = said_of_images(workdir).get("latents"), digest_of(dataset.images)
-    _check_images(workdir, theirs, images)
-    path = workdir / "latents" / f"{dataset.split}.npz"
-    told = {"first_stage": first.digest, "images": images, "device": device.type}
-    fingerprint = json.dumps(told | {"torch": torch.__version__}, sort_keys=True)
-    found = _kept(path, fingerprint) if ranks.first else None
-    if ranks.first and found is None:
-        say(f"encodes {len(dataset):,} images by {first.workdir}")
-        found = _encode_all(first, dataset)
-        arrays = {name: one.numpy() for name, one in zip(("mean", "log_std"), found, strict=True)}
-        save_npz(path, arrays | {"fingerprint": np.array(fingerprint)})
-
-    def standardization() -> list[Any]:
-        assert found is not None
-        return _standardization(*found) if theirs is None else [theirs["mean"], theirs["std"]]
-
+    said, images = said_of_images(workdir).get("latents"), digest_of(dataset.images)
+    _check_images(workdir, said, images)
+    arrays = _kept_or_encoded(first, dataset, workdir / "latents", ranks)
+    if first.model.latent_levels is not None:
+        # so that the folder is a whole data set, which commands of pixels can read
+        _kept_or_encoded(first, build_dataset(config, _OTHER[dataset.split]), workdir / "latents", ranks)
+        return _coded(first, dataset, arrays, images)
     # those of rank 0, also where the others encode by themselves
-    centre, scale = ranks.share("latents", standardization)
-    mean, log_std = found or _kept(path, fingerprint) or _encode_all(first, dataset)
-    space = LatentSpace(
-        tuple(mean.shape[1:]), tuple(centre), tuple(scale), dataset.num_levels, first.digest, images
-    ).with_codec(FirstStageCodec(first.model))
-    return LatentDataset.of(dataset, mean, log_std.double().exp().float(), space)
+    mean, std = ranks.share(
+        "standardization", lambda: _mean_and_std(arrays) if said is None else [said["mean"], said["std"]]
+    )
+    spread = torch.from_numpy(arrays["log_std"]).double().exp().float()
+    return LatentDataset.of(
+        dataset, torch.from_numpy(arrays["mean"]), spread, _space(first, dataset, mean, std, images)
+    )
 
 
-def _check_images(workdir: Path, theirs: dict[str, Any] | None, images: str) -> None:
+def _check_images(workdir: Path, said: dict[str, Any] | None, images: str) -> None:
     """Refuse other images than those that a run was trained on the latents of."""
-    if theirs is not None and theirs.get("images", images) != images:
+    if said is not None and said.get("images", images) != images:
         raise ValueError(
             f"{workdir} was trained on the latents of other images; use the data that it was trained on, or choose "
             "another --workdir"
         )
 
 
-def _standardization(mean: Tensor, log_std: Tensor) -> list[list[float]]:
-    """Mean and standard deviation of each channel, over all latents and the draws of z."""
+def _kept_or_encoded(first: LoadedFirstStage, dataset: AnyDataset, folder: Path, ranks: Ranks) -> _Arrays:
+    """The latents of a split: those that an earlier command kept, or new ones, which are kept."""
+    assert isinstance(dataset, ImageDataset)
+    path = folder / f"{dataset.split}.npz"
+    told = {
+        "first_stage": first.digest,
+        "images": digest_of(dataset.images),
+        "device": FirstStageCodec(first.model).device.type,
+    }
+    fingerprint = json.dumps(told | {"torch": torch.__version__}, sort_keys=True)
+    found = _kept(path, fingerprint) if ranks.first else None
+    if ranks.first and found is None:
+        say(f"encodes {len(dataset):,} {dataset.split} images by {first.workdir}")
+        found = _encode_all(first, dataset)
+        save_npz(path, found | {"fingerprint": np.array(fingerprint)})
+    ranks.share(f"latents of {dataset.split}", lambda: None)
+    return found or _kept(path, fingerprint) or _encode_all(first, dataset)
+
+
+def _mean_and_std(arrays: _Arrays) -> list[list[float]]:
+    """Mean and standard deviation of each channel of Gaussian latents, over the split and the draws of z."""
+    mean, std = torch.from_numpy(arrays["mean"]).double(), torch.from_numpy(arrays["log_std"]).double().exp()
     along = (0, *range(2, mean.ndim))
-    variance = mean.double().var(along, correction=0) + log_std.double().exp().square().mean(along)
-    return [mean.double().mean(along).tolist(), variance.sqrt().tolist()]
+    variance = mean.var(along, correction=0) + std.square().mean(along)
+    return [mean.mean(along).tolist(), variance.sqrt().tolist()]
+
+
+def _coded(first: LoadedFirstStage, dataset: ImageDataset, arrays: _Arrays, images: str) -> LatentDataset:
+    """Codes of a split, as they are."""
+    channels, levels = first.model.latent_shape[0], first.model.latent_levels
+    assert levels is not None
+    z = LevelSpace(levels).encode(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous())
+    return LatentDataset.of(dataset, z, None, _space(first, dataset, [0.0] * channels, [1.0] * channels, images))
+
+
+def _space(
+    first: LoadedFirstStage, dataset: ImageDataset, mean: list[float], std: list[float], images: str
+) -> LatentSpace:
+    space = LatentSpace(
+        first.model.latent_shape,
+        tuple(mean),
+        tuple(std),
+        dataset.num_levels,
+        first.digest,
+        first.model.latent_levels,
+        images,
+    )
+    return space.with_codec(FirstStageCodec(first.model))
 
 
 @torch.no_grad()
-def latent_spread(model: LatentDiffusion, dataset: ImageDataset, count: int) -> Tensor:
-    """The standard deviations of q(z | x), in units of standardized latents, of the first images, [N, c, ...]."""
-    device, parts = model.mean.device, []
+def latent_spread(space: LatentSpace, dataset: ImageDataset, count: int) -> Tensor | None:
+    """The standard deviations of q(z | x) of the first images, in units of standardized latents, [N, c, ...].
+
+    None of codes, which have none.
+    """
+    codec, parts = space.codec, []
+    assert isinstance(codec, FirstStageCodec)
     for images in dataset.images[:count].split(AT_ONCE):
-        parts.append(model.first_stage.encode(dataset.space.encode(images).to(device)).log_std.cpu())
-    std = torch.cat(parts).double().exp()
-    return std / model.std.double().cpu().view(1, -1, *[1] * (std.ndim - 2))
+        latent = codec.model.encode(dataset.space.encode(images).to(codec.device))
+        if not isinstance(latent, GaussianLatent):
+            return None
+        parts.append(latent.log_std.double().exp().cpu())
+    return replace(space, mean=(0.0,) * len(space.mean)).standardize(torch.cat(parts))
 
 
 @torch.no_grad()
-def _encode_all(first: LoadedFirstStage, dataset: ImageDataset) -> tuple[Tensor, Tensor]:
-    """Mean and log std of all latents, float32."""
-    parts = []
-    for images in dataset.images.split(AT_ONCE):
-        latent = first.model.encode(dataset.space.encode(images).to(FirstStageCodec(first.model).device))
-        parts.append((latent.mean.cpu(), latent.log_std.cpu()))
-    means, log_stds = zip(*parts, strict=True)
-    return torch.cat(means), torch.cat(log_stds)
+def _encode_all(first: LoadedFirstStage, dataset: ImageDataset) -> _Arrays:
+    """Mean and log std of all latents, float32; or codes, as an ``npz`` data set of images."""
+    device, levels = FirstStageCodec(first.model).device, first.model.latent_levels
+    latents = [first.model.encode(dataset.space.encode(images).to(device)) for images in dataset.images.split(AT_ONCE)]
+    mean = torch.cat([latent.mean.cpu() for latent in latents])
+    if levels is None:
+        log_std = torch.cat([latent.log_std.cpu() for latent in latents])  # pyright: ignore[reportAttributeAccessIssue]
+        return {"mean": mean.numpy(), "log_std": log_std.numpy()}
+    told = {"labels": dataset.labels.numpy(), "num_classes": np.array(dataset.num_classes)}
+    names = {"class_names": np.array(dataset.class_names)} if dataset.class_names else {}
+    codes = LevelSpace(levels).decode(mean).permute(0, 2, 3, 1).numpy()
+    return {"images": codes, "num_levels": np.array(levels), **told, **names}
 
 
-def _kept(path: Path, fingerprint: str) -> tuple[Tensor, Tensor] | None:
+def _kept(path: Path, fingerprint: str) -> _Arrays | None:
     """Latents of an earlier command with the same fingerprint; None where there are none, or they are damaged."""
     try:
         with np.load(path) as found:
-            if str(found["fingerprint"]) != fingerprint:
-                return None
-            return torch.from_numpy(found["mean"]), torch.from_numpy(found["log_std"])
+            return dict(found) if str(found["fingerprint"]) == fingerprint else None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,6 @@ from ..backbones.blocks.normalization import group_norm
 from ..backbones.blocks.resampling import Downsample, Upsample
 from ..backbones.blocks.resolutions import ImageSize, level_sizes, level_widths
 from .bottlenecks import make_bottleneck
-from .latent import Latent
 from .pixels import outputs_of_pixels
 
 
@@ -111,8 +110,10 @@ class Autoencoder(Backbone):
         norm_groups: Groups of the norms.
         norm_eps: Epsilon of the group norms.
         latent_convs: Have the 1x1 convolutions.
-        bottleneck: "fixed": noise of ``log_snr``; "diagonal": noise that the encoder says.
+        bottleneck: "fixed": noise of ``log_snr``; "diagonal": noise that the encoder says; "fsq": codes of
+            ``latent_levels`` levels.
         log_snr: log 1 / r^2 of the fixed noise r.
+        latent_levels: Levels of each number of the codes.
         pixels: Distribution of the data that the decoder says: "gaussian", with a learned scale for each channel, or
             "levels".
         num_levels: Number of grey levels, for "levels".
@@ -135,8 +136,9 @@ class Autoencoder(Backbone):
         norm_groups: int = 32,
         norm_eps: float = 1e-6,
         latent_convs: bool = True,
-        bottleneck: Literal["fixed", "diagonal"] = "fixed",
+        bottleneck: Literal["fixed", "diagonal", "fsq"] = "fixed",
         log_snr: float = 4.0,
+        latent_levels: int = 5,
         pixels: Literal["gaussian", "levels"] = "gaussian",
         num_levels: int | None = None,
     ) -> None:
@@ -146,7 +148,7 @@ class Autoencoder(Backbone):
         widths, self.sizes = level_widths(channels, channel_mult), level_sizes(image_size, len(channel_mult))
         self.latent_shape = (latent_channels, *self.sizes[-1])
         _check_smaller(self.latent_shape, (in_channels, *self.sizes[0]))
-        self.bottleneck = make_bottleneck(bottleneck, log_snr=log_snr)
+        self.bottleneck = make_bottleneck(bottleneck, log_snr=log_snr, latent_levels=latent_levels)
         at_bottleneck = latent_channels * self.bottleneck.outputs_per_channel
 
         def norm(width: int) -> nn.GroupNorm:
@@ -185,23 +187,24 @@ class Autoencoder(Backbone):
         # of standard deviation 1 at first: half of the range of images
         self.pixel_log_std = nn.Parameter(torch.zeros(in_channels)) if pixels == "gaussian" else None
 
-    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode, draw z = mean + std eps, decode.
+    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        """Encode, draw z, decode.
 
         Args:
             x: Data, [B, C, H, W].
             eps: Standard normal noise, [B, *latent_shape].
 
         Returns:
-            The mean and log std of q(z | x), [B, *latent_shape], and the decoder's output; see ``decode``.
+            The tensors of the latent, and the decoder's output; see ``decode``.
 
         Raises:
             ValueError: A shape or dtype is not what the network was built for.
         """
         latent = self.encode(x)
-        return latent.mean, latent.log_std, self.decode(latent.draw(eps.to(latent.mean.dtype)))
+        tensors = (getattr(latent, field.name) for field in fields(latent))
+        return *tensors, self.decode(latent.draw(eps.to(latent.mean.dtype)))
 
-    def encode(self, x: Tensor) -> Latent:
+    def encode(self, x: Tensor) -> Any:
         """q(z | x) of data [B, C, H, W]."""
         first: Any = self.encoder[0]
         check_input(x, (self.in_channels, *self.sizes[0]), first.weight)

@@ -97,7 +97,7 @@ def test_training_goes_on_to_the_same_bits_also_without_its_kept_latents(
     run: Path, autoencoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main.run(latent_command("train", tmp_path, autoencoder_run, "--config.training.num_steps=3")) == 0
-    assert "encodes 1,437 images" in capsys.readouterr().err
+    assert "encodes 1,437 train images" in capsys.readouterr().err
     assert main.run(latent_command("train", tmp_path, autoencoder_run, "--config.training.num_steps=4")) == 0
     assert "encodes" not in capsys.readouterr().err
     (tmp_path / "latents" / "train.npz").write_bytes(b"damaged")

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from likelihood import FirstStageBound, first_stage_terms, pixel_nats
-from models import FirstStage, GaussianPixels, Latent, LevelPixels
+from models import FirstStage, GaussianLatent, GaussianPixels, LevelPixels
 from sde_lib import VP, NoiseStreams
 from training.losses import make_loss
 
@@ -29,9 +29,9 @@ class LinearAutoencoder(nn.Module):
         self.latent_log_std = nn.Parameter(torch.zeros(num_latent))
         self.log_std = nn.Parameter(torch.zeros(()))
 
-    def encode(self, x: Tensor) -> Latent:
+    def encode(self, x: Tensor) -> GaussianLatent:
         mean = (x - self.mean) @ self.encoder.T
-        return Latent(mean, self.latent_log_std.expand_as(mean))
+        return GaussianLatent(mean, self.latent_log_std.expand_as(mean))
 
     def decode(self, z: Tensor) -> Tensor:
         mean = z @ self.decoder.T + self.mean

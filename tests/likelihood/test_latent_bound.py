@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiment.warnings.first_noise import lost_to_first_noise
 from likelihood import ContinuousBound, FlowLikelihood, LatentBound, prior_kl
-from models import FirstStage, GaussianMixtureScoreModel, Latent, LatentDiffusion
+from models import FirstStage, GaussianLatent, GaussianMixtureScoreModel, LatentDiffusion
 from sde_lib import SDE, VE, VP, CosineVP, NoiseStreams, SubVP, Tabulated, make_ode_solver
 
 SDES = {"vp": VP(), "subvp": SubVP(), "ve": VE(sigma_max=50.0), "ddpm": Tabulated.ddpm(), "cosine": CosineVP()}
@@ -26,8 +26,8 @@ class Line(nn.Module):
         super().__init__()
         self.u, self.r, self.a, self.b, self.s = u, r, a, b, s
 
-    def encode(self, x: Tensor) -> Latent:
-        return Latent(self.u * x, torch.full_like(x, math.log(self.r)))
+    def encode(self, x: Tensor) -> GaussianLatent:
+        return GaussianLatent(self.u * x, torch.full_like(x, math.log(self.r)))
 
     def decode(self, z: Tensor) -> Tensor:
         mean = self.a * z + self.b
@@ -174,6 +174,8 @@ def test_the_bound_on_a_density_is_tight_for_an_exact_model():
     assert float(stderr.max()) < 0.2
 
 
-def test_estimators_of_grey_levels_are_refused():
-    with pytest.raises(ValueError, match="a latent has no grey levels"):
-        LatentBound(ContinuousBound(num_levels=17), num_levels=17)
+def test_estimators_of_other_levels_than_the_latents_are_refused():
+    model = LatentDiffusion(FirstStage(Line(0.6, 0.5, 1.3, 0.2, 0.7), VP()), _mixture(VP(), [[0.0]], 1.0, [1.0]))
+    bound = LatentBound(ContinuousBound(num_levels=17), num_levels=None)
+    with pytest.raises(ValueError, match="num_levels 17, got latents of None"):
+        bound(model, torch.zeros(1, 1))

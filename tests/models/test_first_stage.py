@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from models import Autoencoder, FirstStage, Latent
+from data import LevelSpace
+from models import Autoencoder, FirstStage, GaussianLatent
 from models.first_stage import make_bottleneck
 from sde_lib import VP
 
@@ -30,16 +31,18 @@ def test_it_has_the_size_of_stable_diffusions_autoencoders():
 
 def test_the_kl_is_that_of_torch():
     torch.manual_seed(0)
-    latent = Latent(torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64))
+    latent = GaussianLatent(torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64))
     q = Independent(Normal(latent.mean, latent.log_std.exp()), 2)
     p = Independent(Normal(torch.zeros_like(latent.mean), torch.ones_like(latent.mean)), 2)
-    torch.testing.assert_close(latent.kl_to_standard_normal(), kl_divergence(q, p), rtol=1e-12, atol=0)
+    torch.testing.assert_close(latent.rate, kl_divergence(q, p), rtol=1e-12, atol=0)
 
 
 def test_kls_of_little_are_not_lost_to_rounding():
     # of a mean of 1e-5 and a standard deviation of 1 + 1e-6, computed as 1e-10 / 2 + 1e-12 to first order
-    latent = Latent(torch.full((1, 1), 1e-5, dtype=torch.float64), torch.full((1, 1), 1e-6, dtype=torch.float64))
-    assert float(latent.kl_to_standard_normal()) == pytest.approx(0.5e-10 + 1e-12, rel=1e-4)
+    latent = GaussianLatent(
+        torch.full((1, 1), 1e-5, dtype=torch.float64), torch.full((1, 1), 1e-6, dtype=torch.float64)
+    )
+    assert float(latent.rate) == pytest.approx(0.5e-10 + 1e-12, rel=1e-4)
 
 
 def test_bottlenecks_say_mean_and_spread():
@@ -53,6 +56,23 @@ def test_bottlenecks_say_mean_and_spread():
     torch.testing.assert_close(diagonal.log_std.exp().square(), raw[:, 2:].exp())
     wild = make_bottleneck("diagonal")(torch.full((1, 2, 1, 1), 1e4))
     assert float(wild.log_std) == 10.0
+
+
+def test_codes_lie_on_the_levels_of_data_and_pass_gradients():
+    raw = torch.linspace(-6, 6.1, 1001).view(1, 1, 7, 143).requires_grad_()
+    for levels in (2, 5, 256):
+        latent = make_bottleneck("fsq", latent_levels=levels)(raw)
+        codes = LevelSpace(levels).decode(latent.mean)
+        assert torch.equal(LevelSpace(levels).encode(codes), latent.mean.detach())
+        if levels < 256:
+            # bins of equal width in the sigmoid
+            assert torch.equal(codes, (levels * raw.sigmoid()).floor().clamp(max=levels - 1).to(torch.uint8))
+        assert float(latent.rate) == pytest.approx(1001 * math.log(levels))
+        (slope,) = torch.autograd.grad(latent.mean.sum(), raw)
+        exact = 2 * levels / (levels - 1) * raw.sigmoid() * (1 - raw.sigmoid())
+        torch.testing.assert_close(slope, exact, rtol=1e-4, atol=1e-6)
+        # no noise changes them
+        assert torch.equal(latent.draw(torch.randn_like(raw)), latent.mean)
 
 
 @pytest.mark.parametrize("pixels", ["gaussian", "levels"])
