@@ -111,7 +111,7 @@ def _first_noise(
         said = wide(t)
         if said is None:
             continue
-        cure = f"train with {less_first_noise(report['sde']['name'])}"
+        cure = f"train with {less_first_noise(report['sde']['name'], of_levels=spread is None)}"
         least = last_noisy_time(sde)
         if wide(least) is None:
             kinds = {VariationalBound: "eval.vlb_num_steps=0", FlowLikelihood: "eval.ode_t_end=0"}

@@ -84,13 +84,15 @@ def wide_beside_latents(sde: SDE, t: float, spread: Tensor, num_pixels: int) -> 
     )
 
 
-def less_first_noise(sde_name: str) -> str:
+def less_first_noise(sde_name: str, *, of_levels: bool = True) -> str:
     """The setting that cures it, in words.
 
     Args:
         sde_name: As in ``config.sde.name``.
+        of_levels: Say what is usual for data with grey levels.
     """
-    return _KNOBS.get(sde_name, "an SDE that begins with less noise")
+    cure = _KNOBS.get(sde_name, "an SDE that begins with less noise")
+    return cure if of_levels else cure.partition(" (")[0]
 
 
 def first_noise_warning(sde: SDE, sde_name: str, num_levels: int | None) -> str | None:
@@ -118,4 +120,4 @@ def latent_noise_warning(sde: SDE, sde_name: str, dataset: AnyDataset) -> str | 
     if not isinstance(dataset, LatentDataset) or dataset.spread is None:
         return None
     said = wide_beside_latents(sde, last_noisy_time(sde), dataset.spread, math.prod(dataset.image_shape))
-    return said and f"warning: {said}; if bits/dim matter, train with {less_first_noise(sde_name)}"
+    return said and f"warning: {said}; if bits/dim matter, train with {less_first_noise(sde_name, of_levels=False)}"
