@@ -274,7 +274,7 @@ def test_first_noise_wide_beside_a_level_is_said(
             ("ve", {"sigma_min": 0.05}),
             None,
             0.1,
-            r"0\.05, .* 0\.1 in .* up to 0\.16 bits/dim .* 0\.11 nats .*sigma_min",
+            r"0\.05, .* 0\.1 in .* up to 0\.16 bits/dim .* 0\.11 nats .*sigma_min$",
         ),
         (("ve", {"sigma_min": 0.05}), None, 1.0, None),
         (("vp", {}), 0.01, 0.1, r"the SDE begins with less at t = 1e-05: set eval\.ode_t_end=0$"),
