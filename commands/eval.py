@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data import AnyDataset, AnyKind, VectorDataset
+from data import AnyDataset, AnyKind, ImageDataset, VectorDataset
 from evaluation.batch_schedule import Schedule
 from evaluation.density_picture import draw_density
 from evaluation.fingerprints import measurement_fingerprints
@@ -34,7 +34,7 @@ from experiment.config import Config
 from experiment.estimators import build_estimators, model_for, settings_of
 from experiment.from_checkpoints import as_score_model
 from experiment.guidance import check_unguided
-from experiment.latents.encoding import check_measurable, latent_model
+from experiment.latents.encoding import check_measurable, latent_model, latent_spread
 from experiment.latents.first_stage import sees_latents
 from experiment.network import is_classifier, is_first_stage
 from experiment.pictures import save_bound_curve
@@ -62,6 +62,7 @@ class Measured:
         settings: What the report says of their settings.
         model: The model.
         split: The images.
+        kind: The data as the model knows them.
         head: What the report says of model and data.
     """
 
@@ -70,6 +71,7 @@ class Measured:
     settings: dict[str, dict[str, Any]]
     model: ScoreModel
     split: EvalSplit
+    kind: AnyKind
     head: dict[str, Any]
 
 
@@ -141,7 +143,7 @@ def measured(
         head = describe(config, split) | {"step": given.step, "precision": computing.recorded()["precision"]}
         if sees_latents(config):
             head["latents"] = asdict(given.kind)["latents"]
-        yield Measured(measurements, estimators, settings, model, split, head)
+        yield Measured(measurements, estimators, settings, model, split, given.kind, head)
         schedule.forget()
 
 
@@ -217,7 +219,10 @@ def _write(workdir: Path, done: Measured) -> dict[str, Any]:
     gap = gap_of(measurements)
     if gap is not None:
         report["gap"] = gap
-    report["warnings"] = warnings_of(report, estimators, model.sde)
+    latents, spread = getattr(done.kind, "latents", None), None
+    if latents is not None and isinstance(dataset, ImageDataset):
+        spread = latent_spread(latents, dataset, split.num_images)
+    report["warnings"] = warnings_of(report, estimators, model.sde, spread)
     if not any(isinstance(estimator, VariationalBound) for estimator in estimators.values()):
         # another measurement's
         (folder / "bound_terms.png").unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data import AnyKind, read_given_images, read_given_values
+from data import AnyKind, ImageKind, read_given_images, read_given_values
 from evaluation.fingerprints import samples_fingerprint
 from evaluation.over_ranks import deal, says_what_is_kept
 from evaluation.samples.provenance import about_of, variance_of
@@ -160,6 +160,15 @@ class SampledRun:
         """The reverse variance of the sampler, if it has one."""
         return variance_of(self.sampler, learned=self.trained.learned_variance)
 
+    @property
+    def units(self) -> str:
+        """The units of x0, which errors are in."""
+        if not isinstance(self.kind, ImageKind):
+            return "standardized vectors"
+        if self.kind.latents is None:
+            return "pixels in [-1, 1]"
+        return "standardized latents" if self.kind.seen_levels is None else "codes in [-1, 1]"
+
     def fingerprint(self) -> dict[str, Any]:
         """See ``samples_fingerprint``."""
         how = self.mode.recorded()
@@ -187,7 +196,7 @@ def load_sampled(config: Config, workdir: Path, device: torch.device, ranks: Ran
         ValueError: If there is no good checkpoint or no such class, or the settings cannot be.
     """
     settings, sampler = config.sampling, build_sampler(config)
-    kind = load_on_rank0_first(ranks, "data", lambda: trained_kind(config, workdir))
+    kind = load_on_rank0_first(ranks, "data", lambda: trained_kind(config, workdir, device))
     if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
         got = "vectors" if kind.num_levels is None else kind.image_shape[0]
         raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")

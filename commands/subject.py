@@ -78,7 +78,7 @@ def subject(config: Config, workdir: Path, mode: str, ranks: Ranks, *, calls_per
                 conditions=build_conditions(config, dataset.kind),
                 device=device,
             )
-            kind = trained_kind(config, workdir) if sees_latents(config) else dataset.kind
+            kind = trained_kind(config, workdir, device) if sees_latents(config) else dataset.kind
             trained, step = load_same_trained(ranks, config, workdir, kind, device)
             pick = partial(pick_mode, settings.precision, settings.compile, device, backbone=trained.backbone)
             computing = pick_together(ranks, partial(pick, num_calls=calls_per_batch * len(split)))

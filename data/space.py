@@ -165,9 +165,10 @@ class LatentSpace:
         mean: Mean of each channel, c numbers.
         std: Standard deviation of each, above 0.
         num_pixel_levels: Grey levels of the images.
-        first_stage: Digest of the autoencoder's weights.
+        first_stage: Digest of the autoencoder, of its weights and options.
         num_levels: Number of levels of latents that are codes, evenly spread over [-1, 1], where mean is 0 and standard
             deviation 1; None of others.
+        images: Digest of the images of whose latents mean and std are; "" where they are not known.
 
     Raises:
         DataError: If there are not as many numbers as channels.
@@ -179,6 +180,7 @@ class LatentSpace:
     num_pixel_levels: int
     first_stage: str
     num_levels: int | None = None
+    images: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.latent_shape[0] or min(self.std) <= 0:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiment.warnings.first_noise import less_first_noise, wide_first_noise
+from torch import Tensor
+
+from experiment.warnings.first_noise import less_first_noise, wide_beside_latents, wide_first_noise
 from experiment.warnings.prior import cure_of_lost_signal
-from likelihood import ContinuousBound, FlowLikelihood, LikelihoodEstimator, VariationalBound
+from likelihood import ContinuousBound, FlowLikelihood, LatentBound, LikelihoodEstimator, VariationalBound
 from sde_lib import MOST_PRIOR_BITS, SDE, last_noisy_time
 
 from .table import plus_minus
@@ -16,19 +18,25 @@ from .table import plus_minus
 _FEW = 30  # images, of which a standard error is itself off by 13 %
 
 
-def warnings_of(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodEstimator], sde: SDE) -> list[str]:
+def warnings_of(
+    report: Mapping[str, Any],
+    estimators: Mapping[str, LikelihoodEstimator],
+    sde: SDE,
+    spread: Tensor | None = None,
+) -> list[str]:
     """Lines for the reader of a report whose numbers a setting decides, or chance.
 
     Args:
         report: What ``eval/report.json`` says of data, model and each likelihood.
         estimators: The likelihoods by name.
         sde: The model's SDE.
+        spread: Of a model of latents, the standard deviations of q(z | x); see ``wide_beside_latents``.
     """
     return [
         *_few_images(report),
         *_prior_not_reached(report, list(estimators), sde),
         *_worse_than_uniform(report, list(estimators)),
-        *_first_noise(report, estimators, sde),
+        *_first_noise(report, estimators, sde, spread),
         *_fixed_variance(report, list(estimators)),
     ]
 
@@ -79,33 +87,44 @@ def _fixed_variance(report: Mapping[str, Any], names: Sequence[str]) -> Iterator
             yield f"{name}: the {variance} variance, but the network learned its own; set eval.vlb_variance=learned"
 
 
-def _first_noise(report: Mapping[str, Any], estimators: Mapping[str, LikelihoodEstimator], sde: SDE) -> Iterator[str]:
+def _first_noise(
+    report: Mapping[str, Any], estimators: Mapping[str, LikelihoodEstimator], sde: SDE, spread: Tensor | None
+) -> Iterator[str]:
     """One line for all likelihoods that are decoded at the same time."""
-    if report["num_levels"] is None:
+    levels: int | None = report["num_levels"]
+    priors = {name: one.prior for name, one in estimators.items() if isinstance(one, LatentBound)}
+    if levels is None or (priors and spread is None):
         return
+
+    def wide(t: float) -> str | None:
+        if spread is None:
+            return wide_first_noise(sde, t, levels)
+        return wide_beside_latents(sde, t, spread, math.prod(report["image_shape"]))
+
+    estimators = {**estimators, **priors}
     names: dict[float, list[str]] = {}
     for name, estimator in estimators.items():
-        t = _decoded_at(estimator, sde)
+        t = _decoded_at(estimator, sde, of_latents=spread is not None)
         if t is not None:
             names.setdefault(t, []).append(name)
     for t, of in names.items():
-        said = wide_first_noise(sde, t, report["num_levels"])
+        said = wide(t)
         if said is None:
             continue
-        cure = f"train with {less_first_noise(report['sde']['name'])}"
+        cure = f"train with {less_first_noise(report['sde']['name'], of_levels=spread is None)}"
         least = last_noisy_time(sde)
-        if wide_first_noise(sde, least, report["num_levels"]) is None:
+        if wide(least) is None:
             kinds = {VariationalBound: "eval.vlb_num_steps=0", FlowLikelihood: "eval.ode_t_end=0"}
             keys = [key for kind, key in kinds.items() if any(isinstance(estimators[name], kind) for name in of)]
             cure = f"the SDE begins with less at t = {least:.3g}: set {', '.join(keys)}"
         yield f"{', '.join(of)}: {said}; {cure}"
 
 
-def _decoded_at(estimator: LikelihoodEstimator, sde: SDE) -> float | None:
-    """The time of the decoder; None where there is none."""
+def _decoded_at(estimator: LikelihoodEstimator, sde: SDE, *, of_latents: bool) -> float | None:
+    """The time of the decoder, or at which the diffusion of latents ends; None where there is none."""
     if isinstance(estimator, ContinuousBound):
         return float(estimator.ends(sde)[0])
-    decodes = not isinstance(estimator, FlowLikelihood) or estimator.dequantization == "decoder"
+    decodes = of_latents or not isinstance(estimator, FlowLikelihood) or estimator.dequantization == "decoder"
     if isinstance(estimator, VariationalBound | FlowLikelihood) and decodes:
         return float(estimator.noisy_times(sde)[0])
     return None

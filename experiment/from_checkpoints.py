@@ -14,7 +14,6 @@ from data import (
     DataError,
     ImageDataset,
     ImageKind,
-    LatentDataset,
     LatentSpace,
     RealSpace,
     VectorKind,
@@ -27,9 +26,9 @@ from runtime.messages import say
 from .build import build_dataset, build_model, pick_device
 from .checkpoints.folder import checkpoint_folders, peek_state, step_of
 from .checkpoints.store import load_newest
-from .checkpoints.weights import load_weights, named_weights, weights_digest
+from .checkpoints.weights import load_weights, named_weights
 from .config import Config
-from .latents.first_stage import FirstStageCodec, LoadedFirstStage, sees_latents
+from .latents.first_stage import FirstStageCodec, LoadedFirstStage, first_stage_digest, sees_latents
 from .latents.joint import with_own_codec
 from .network import is_first_stage
 from .saved_config import saved_config
@@ -50,12 +49,13 @@ def said_of_images(workdir: Path) -> dict[str, Any]:
     return {} if found is None else found[1]
 
 
-def trained_kind(config: Config, workdir: Path) -> AnyKind:
+def trained_kind(config: Config, workdir: Path, device: torch.device | None = None) -> AnyKind:
     """The data that a work directory's model is for, as its checkpoints say; the data set is not touched.
 
     Args:
         config: The config that it was trained with.
         workdir: The work directory.
+        device: Where the autoencoder of latents goes; None for the config's.
 
     Returns:
         The kind of data. Of checkpoints of an earlier version, which do not say it in full, what is missing is that
@@ -85,13 +85,14 @@ def trained_kind(config: Config, workdir: Path) -> AnyKind:
     _check_sees_the_same(config, workdir, of_latents=latents is not None)
     space = None if latents is None else _latent_space(latents)
     kind = ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=space)
-    return kind if space is None else with_codec(config, kind, workdir)
+    return kind if space is None else with_codec(config, kind, workdir, device or pick_device(config))
 
 
 def _latent_space(said: dict[str, Any]) -> LatentSpace:
     """The space that a checkpoint says, without its autoencoder."""
     shape, mean, std = (tuple(said[key]) for key in ("latent_shape", "mean", "std"))
-    return LatentSpace(shape, mean, std, said["num_pixel_levels"], said["first_stage"], said.get("num_levels"))
+    levels, images = said.get("num_levels"), said.get("images", "")
+    return LatentSpace(shape, mean, std, said["num_pixel_levels"], said["first_stage"], levels, images)
 
 
 def _check_sees_the_same(config: Config, workdir: Path, *, of_latents: bool) -> None:
@@ -179,22 +180,9 @@ def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str,
             f"{source}; give both splits one shape and number of levels, classes and values, or choose another "
             "--workdir"
         )
-    if isinstance(dataset, LatentDataset):
-        _check_latents(dataset, said, folder)
     if labelled and "class_names" not in said:
         return _order_before(folder, dataset)
     return names if dataset.class_names and names else dataset.class_names
-
-
-def _check_latents(dataset: LatentDataset, said: dict[str, Any], folder: Path) -> None:
-    """Refuse latents that are standardized otherwise than those that a run was trained on."""
-    theirs = said["latents"]
-    for name in ("mean", "std"):
-        if tuple(theirs[name]) != getattr(dataset.latent_space, name):
-            raise ValueError(
-                f"{folder} was trained on latents with another {name}, those of other images; use the data that it was "
-                "trained on, or choose another --workdir"
-            )
 
 
 def say_other_files(config: Config, workdir: Path, dataset: AnyDataset) -> None:
@@ -305,14 +293,14 @@ def load_first_stage(config: Config, device: torch.device) -> LoadedFirstStage:
     kind = trained_kind(theirs, workdir)
     model, _ = load_trained(theirs, workdir, kind, device)
     assert isinstance(model, FirstStage) and isinstance(kind, ImageKind)
-    return LoadedFirstStage(model, kind, workdir, weights_digest(model))
+    return LoadedFirstStage(model, kind, workdir, first_stage_digest(model))
 
 
 def check_first_stage(workdir: Path, first: LoadedFirstStage) -> None:
     """Refuse another autoencoder than the one that a run was trained with, if it was.
 
     Raises:
-        ValueError: If its weights are others.
+        ValueError: If its weights or options are others.
     """
     theirs = said_of_images(workdir).get("latents")
     if theirs is not None and theirs["first_stage"] != first.digest:
@@ -322,13 +310,12 @@ def check_first_stage(workdir: Path, first: LoadedFirstStage) -> None:
         )
 
 
-def with_codec(config: Config, kind: ImageKind, workdir: Path) -> ImageKind:
+def with_codec(config: Config, kind: ImageKind, workdir: Path, device: torch.device) -> ImageKind:
     """The kind of a trained model's latents with its autoencoder, which must be the one that it was trained with.
 
     Raises:
         ValueError: In one line: there is no such autoencoder, or it is another one.
     """
-    device = pick_device(config)
     if not config.data.get("first_stage"):
         return with_own_codec(kind, load_trained(config, workdir, kind, device)[0])
     loaded = load_first_stage(config, device)

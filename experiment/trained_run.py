@@ -230,8 +230,9 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
     workdir = Path(workdir).expanduser()
     config = saved_config(workdir)
     check_step(workdir, step)
-    kind = trained_kind(config, workdir)
-    model, step = load_trained(config, workdir, kind, named_device(device), weights=weights, step=step)
+    place = named_device(device)
+    kind = trained_kind(config, workdir, place)
+    model, step = load_trained(config, workdir, kind, place, weights=weights, step=step)
     return TrainedRun(as_score_model(model, workdir), kind, config, step, _report(workdir))
 
 

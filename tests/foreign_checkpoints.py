@@ -216,6 +216,14 @@ def write_latent(folder: Path) -> tuple[Foreign, Foreign]:
     )
 
 
+def write_unet_of_latents(folder: Path) -> Foreign:
+    """A pipeline without its autoencoder: a U-Net of the latents of ``write_autoencoder``."""
+    unet = drawn(UNet(image_size=4, in_channels=3, channels=32, channel_mult=(1, 1), attention_resolutions=(2,)))
+    sde = Tabulated.ddpm(num_steps=40, beta_start=1e-3, beta_end=0.3)
+    export_diffusers(NetworkScoreModel(unet, sde, EpsParameterization(time_input="index")), folder)
+    return Foreign("diffusers", "ldm_celebahq_hub", folder)
+
+
 WRITERS = {
     "ddpm": write_ddpm,
     "diffusers": write_diffusers,

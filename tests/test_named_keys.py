@@ -17,7 +17,7 @@ ROOMS = (
 )  # fmt: skip
 KEYS = {key for key, _ in flatten(get_default_config())}
 SECTIONS = [key for key, value in get_default_config().items() if isinstance(value, ConfigDict)]
-OPEN = ("sde.", "model.network.")
+OPEN = ("sde.", "model.network.", "model.first_stage.")
 
 _SECTION = "|".join(SECTIONS)
 # config.training.num_steps, and --config.seed=0
@@ -36,7 +36,7 @@ def _named(text: str) -> set[str]:
 def _unknown(keys: set[str]) -> set[str]:
     # an attribute of models is no key, nor is a module
     modules = {key for key in keys if list(ROOT.glob(f"{key.replace('.', '/')}*"))}
-    return keys - modules - KEYS - {"model.network", "model.sde", *SECTIONS}
+    return keys - modules - KEYS - {"model.network", "model.first_stage", "model.sde", *SECTIONS}
 
 
 def _messages(path: Path) -> Iterator[tuple[int, str]]:

@@ -20,7 +20,7 @@ from experiment.latents.joint import as_its_latents, with_own_codec
 from experiment.plugins import keep_plugins, say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, pick_together
-from experiment.warnings.first_noise import first_noise_warning
+from experiment.warnings.first_noise import first_noise_warning, latent_noise_warning
 from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_training, claim_for_training
 from runtime.locks import locked
@@ -153,11 +153,13 @@ def _begin(
         claim_for_training(workdir, config)
     size = sum(p.numel() for p in state.model.parameters())
     device = next(state.model.parameters()).device
-    warning = first_noise_warning(state.model.sde, config.sde.name, state.kind and state.kind.seen_levels)
+    sde, name = state.model.sde, config.sde.name
+    levels = state.kind and state.kind.seen_levels
+    warnings = first_noise_warning(sde, name, levels), latent_noise_warning(sde, name, dataset)
     lines = data_lines(dataset, workdir, num_parameters=size, device=str(device))
-    for line in [*lines, absent_line(config, dataset), *mode.reasons, warning]:
+    for line in [*lines, absent_line(config, dataset), *mode.reasons, *warnings]:
         if line:
             say(line)
     if rank_slice.world > 1 or rank_slice.accumulation_steps > 1:
         say(slice_line(rank_slice, dataset.samples_are))
-    say_lost_signal(config, state.model.sde)
+    say_lost_signal(config, sde)

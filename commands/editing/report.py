@@ -51,7 +51,8 @@ def write_edited(
     settings, x0 = run.config.edit, subjects.x0
     alpha, sigma = (float(one) for one in run.model.sde.alpha_sigma(torch.tensor(t, dtype=torch.float64)))
     report: dict[str, Any] = {"method": settings.method, "method_options": vars(method)} | subjects.origin
-    report |= {"num_images": len(x0), "t": t, "noise_ratio": sigma / alpha if alpha else None, "nfe": edited.nfe}
+    report |= {"num_images": len(x0), "units": run.units, "t": t}
+    report |= {"noise_ratio": sigma / alpha if alpha else None, "nfe": edited.nfe}
     maps = _maps(method, x0, edited)
     figures = _figures(run, subjects, edited, score)
     located: dict[str, dict[str, dict[str, float]]] = {}
@@ -73,7 +74,7 @@ def write_edited(
     of = subjects.origin.get("input") or f"{run.config.data.dataset} {settings.split}"
     ratio = f", sigma / alpha = {sigma / alpha:.4g}" if alpha else ""
     print(f"{of}, {len(x0)} images edited by step {run.step}, {method}")
-    print(f"t = {t:.4g}{ratio}, {edited.nfe} network calls each")
+    print(f"t = {t:.4g}{ratio}, {edited.nfe} network calls each; errors in units of {run.units}")
     for name, one in figures.items():
         stderr = "" if math.isnan(one["stderr"]) else f" ± {one['stderr']:.4f}"
         print(f"{name.replace('_', ' '):28} {one['value']:.4f}{stderr}")

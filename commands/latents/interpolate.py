@@ -213,7 +213,8 @@ def _write(
     of_q = (alpha**2 * float(ends.x0.double().square().mean()) + sigma**2).tolist()
     report: dict[str, Any] = {"images": list(settings.images), "latents": settings.latents, "way": _way(run.config)}
     report |= ends.origin | {"stops": list(stops), "times": list(times), "nfe": [one.nfe for one in found]}
-    report |= {"round_trip_rmse": back.tolist(), "latents_mean_square": squares.tolist(), "q_mean_square": of_q}
+    report |= {"units": run.units, "round_trip_rmse": back.tolist()}
+    report |= {"latents_mean_square": squares.tolist(), "q_mean_square": of_q}
     report |= run.about(None if cond is None else cond.tolist())
     # a report is of the files beside it: it goes first, and comes last
     (folder / "report.json").unlink(missing_ok=True)
@@ -225,6 +226,7 @@ def _write(
     write_json(folder / "report.json", without_nan(report))
     kind_of = f"{settings.latents} latents by {_way(run.config)}"
     print(f"{len(pairs)} pairs of step {run.step}, {kind_of}, {run.config.sampling.sampler}; mean squares of latents")
+    print(f"errors in units of {run.units}")
     print("     t   NFE  round trip RMSE   ends  middle  of q")
     for k, t in enumerate(times):
         edge, middle = (squares[k, [0, -1]].mean(), squares[k, len(stops) // 2])

@@ -255,6 +255,7 @@ def _write(job: _Job, kept: PartialResults, folder: Path) -> dict[str, Any]:
     x0, x0_hat = _joined(samples, "x0"), _joined(samples, "x0_hat").transpose(0, 1)
     shared = {t: job.of(kept, "share", t) for t in settings.share_at}
     report: dict[str, Any] = {"split": settings.split, "num_samples": len(x0), "frechet_of": _numbers(run.kind)}
+    report["units"] = run.units
     report |= _curves(job, x0, x0_hat, _joined(job.of(kept, "noise"), "mse")) | _in_common(job, shared)
     report |= {"nfe": max(int(one["nfe"]) for one in samples)} | run.about(run.classes)
     # a report is of the files beside it: it goes first, and comes last
@@ -363,7 +364,7 @@ def _table(job: _Job, report: dict[str, Any]) -> str:
     lines = [
         f"{report['num_samples']} samples of step {run.step} by {config.sampling.sampler}, {report['nfe']} network "
         f"calls each; {report['num_images']} images of {config.data.dataset} {report['split']}",
-        f"x0 {'standardized' if run.kind.seen_levels is None else 'in [-1, 1]'}; Frechet distance of "
+        f"errors in units of {run.units}; Frechet distance of "
         f"{report['frechet_of']}, not of Inception features, from {report['num_samples']} samples to all "
         f"{len(job.x0)} {'images' if isinstance(run.kind, ImageKind) else 'vectors'}",
         "       t    RMSE to sample     RMSE to image  Gaussian             Frechet",

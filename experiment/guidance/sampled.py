@@ -80,7 +80,7 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
     workdir, step = _place(settings.guidance_reference)
     theirs = saved_config(workdir)
     check_step(workdir, step)
-    their_kind = load_on_rank0_first(ranks, "data of the reference", lambda: trained_kind(theirs, workdir))
+    their_kind = load_on_rank0_first(ranks, "data of the reference", lambda: trained_kind(theirs, workdir, device))
     if (their_kind.sample_shape, their_kind.space) != (kind.sample_shape, kind.space):
         raise ValueError(
             f"sampling.guidance_reference={workdir} is of other data, {list(their_kind.sample_shape)} in "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -11,14 +13,14 @@ import torch
 from torch import Tensor
 
 from data import AnyDataset, ImageDataset, LatentDataset, LatentSpace, LevelSpace
-from models import LatentDiffusion, ScoreModel
+from models import GaussianLatent, LatentDiffusion, ScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import Ranks
 
 from ..build import build_dataset
 from ..checkpoints.weights import digest_of
 from ..config import Config
-from ..from_checkpoints import check_first_stage, load_first_stage
+from ..from_checkpoints import check_first_stage, load_first_stage, said_of_images
 from ..saved_config import saved_config
 from ..workdir import save_npz
 from .first_stage import AT_ONCE, FirstStageCodec, LoadedFirstStage
@@ -55,7 +57,10 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
     """The latents of a split, kept in ``latents/`` of the work directory.
 
     They are encoded in batches of one size, and standardized by all of the split: neither depends on the batch size of
-    a run nor on its processes. Codes are kept of both splits, as an ``npz`` data set of images.
+    a run nor on its processes. A run that has a checkpoint keeps the mean and standard deviation that it began with,
+    whose last digits may differ where latents are encoded anew on another device, and so does one that was imported,
+    whose project says them. Codes are kept of both splits, as an
+    ``npz`` data set of images.
 
     Args:
         config: The config.
@@ -65,7 +70,7 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
         ranks: The processes of the job; rank 0 encodes, the others read.
 
     Raises:
-        ValueError: In one line, if the autoencoder is of other images.
+        ValueError: In one line, if the autoencoder is of other images, or the run was trained on others.
     """
     first = load_first_stage(config, device)
     if not isinstance(dataset, ImageDataset):
@@ -78,12 +83,33 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
         )
     # before anything is written there
     check_first_stage(workdir, first)
+    said, images = said_of_images(workdir).get("latents"), digest_of(dataset.images)
+    _check_images(workdir, said, images)
     arrays = _kept_or_encoded(first, dataset, workdir / "latents", ranks)
     if first.model.latent_levels is not None:
         # so that the folder is a whole data set, which commands of pixels can read
         _kept_or_encoded(first, build_dataset(config, _OTHER[dataset.split]), workdir / "latents", ranks)
-        return _coded(first, dataset, arrays)
-    return _standardized(first, dataset, arrays)
+        return _coded(first, dataset, arrays, images)
+    # those of rank 0, also where the others encode by themselves
+    mean, std = ranks.share(
+        "standardization", lambda: _mean_and_std(arrays) if said is None else [said["mean"], said["std"]]
+    )
+    spread = torch.from_numpy(arrays["log_std"]).double().exp().float()
+    # none of vectors that are quantized later
+    spread = spread if bool(spread.any()) else None
+    return LatentDataset.of(
+        dataset, torch.from_numpy(arrays["mean"]), spread, _space(first, dataset, mean, std, images)
+    )
+
+
+def _check_images(workdir: Path, said: dict[str, Any] | None, images: str) -> None:
+    """Refuse other images than those that a run was trained on the latents of."""
+    # a published model does not say it
+    if said is not None and (said.get("images") or images) != images:
+        raise ValueError(
+            f"{workdir} was trained on the latents of other images; use the data that it was trained on, or choose "
+            "another --workdir"
+        )
 
 
 def _kept_or_encoded(first: LoadedFirstStage, dataset: AnyDataset, folder: Path, ranks: Ranks) -> _Arrays:
@@ -101,39 +127,55 @@ def _kept_or_encoded(first: LoadedFirstStage, dataset: AnyDataset, folder: Path,
         say(f"encodes {len(dataset):,} {dataset.split} images by {first.workdir}")
         found = _encode_all(first, dataset)
         save_npz(path, found | {"fingerprint": np.array(fingerprint)})
-    ranks.share("latents", lambda: None)
+    ranks.share(f"latents of {dataset.split}", lambda: None)
     return found or _kept(path, fingerprint) or _encode_all(first, dataset)
 
 
-def _standardized(first: LoadedFirstStage, dataset: ImageDataset, arrays: _Arrays) -> LatentDataset:
-    """Gaussian latents of a split, standardized over the split and the draws of z."""
-    mean, std = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["log_std"]).double().exp()
+def _mean_and_std(arrays: _Arrays) -> list[list[float]]:
+    """Mean and standard deviation of each channel of Gaussian latents, over the split and the draws of z."""
+    mean, std = torch.from_numpy(arrays["mean"]).double(), torch.from_numpy(arrays["log_std"]).double().exp()
     along = (0, *range(2, mean.ndim))
-    centre = mean.double().mean(along)
-    variance = mean.double().var(along, correction=0) + std.square().mean(along)
-    # none of vectors that are quantized later
-    spread = std.float() if bool(std.any()) else None
-    return LatentDataset.of(dataset, mean, spread, _space(first, dataset, centre, variance.sqrt()))
+    variance = mean.var(along, correction=0) + std.square().mean(along)
+    return [mean.mean(along).tolist(), variance.sqrt().tolist()]
 
 
-def _coded(first: LoadedFirstStage, dataset: ImageDataset, arrays: _Arrays) -> LatentDataset:
+def _coded(first: LoadedFirstStage, dataset: ImageDataset, arrays: _Arrays, images: str) -> LatentDataset:
     """Codes of a split, as they are."""
     channels, levels = first.model.latent_shape[0], first.model.latent_levels
     assert levels is not None
     z = LevelSpace(levels).encode(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous())
-    return LatentDataset.of(dataset, z, None, _space(first, dataset, torch.zeros(channels), torch.ones(channels)))
+    return LatentDataset.of(dataset, z, None, _space(first, dataset, [0.0] * channels, [1.0] * channels, images))
 
 
-def _space(first: LoadedFirstStage, dataset: ImageDataset, mean: Tensor, std: Tensor) -> LatentSpace:
+def _space(
+    first: LoadedFirstStage, dataset: ImageDataset, mean: list[float], std: list[float], images: str
+) -> LatentSpace:
     space = LatentSpace(
         first.model.latent_shape,
-        tuple(mean.tolist()),
-        tuple(std.tolist()),
+        tuple(mean),
+        tuple(std),
         dataset.num_levels,
         first.digest,
         first.model.latent_levels,
+        images,
     )
     return space.with_codec(FirstStageCodec(first.model))
+
+
+@torch.no_grad()
+def latent_spread(space: LatentSpace, dataset: ImageDataset, count: int) -> Tensor | None:
+    """The standard deviations of q(z | x) of the first images, in units of standardized latents, [N, c, ...].
+
+    None of codes, which have none.
+    """
+    codec, parts = space.codec, []
+    assert isinstance(codec, FirstStageCodec)
+    for images in dataset.images[:count].split(AT_ONCE):
+        latent = codec.model.encode(dataset.space.encode(images).to(codec.device))
+        if not isinstance(latent, GaussianLatent):
+            return None
+        parts.append(latent.log_std.double().exp().cpu())
+    return replace(space, mean=(0.0,) * len(space.mean)).standardize(torch.cat(parts))
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,9 @@ from torch import Tensor
 
 from data import ImageKind
 from models import FirstStage
+from models.pretrained import default_options
 
+from ..checkpoints.weights import weights_digest
 from ..config import Config
 
 # images encoded at once, whatever the batch size of a run: the last digits of a latent depend on it
@@ -59,10 +63,21 @@ class LoadedFirstStage:
         model: The autoencoder with its averaged weights, in evaluation mode.
         kind: The images that it is of.
         workdir: Its work directory.
-        digest: Of its weights.
+        digest: See ``first_stage_digest``.
     """
 
     model: FirstStage
     kind: ImageKind
     workdir: Path
     digest: str
+
+
+def first_stage_digest(model: FirstStage) -> str:
+    """Digest of all that an autoencoder computes by: its weights, and the options of its network.
+
+    Options at their defaults are left out, so that those that later versions add make it no other one.
+    """
+    defaults = default_options("autoencoder")
+    options = {name: value for name, value in model.backbone.options.items() if value != defaults[name]}
+    told = json.dumps({"weights": weights_digest(model), "options": options}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
-from likelihood import level_entropy
-from sde_lib import SDE, last_noisy_time
+from data import AnyDataset, LatentDataset
+from likelihood import level_entropy, nats_to_bits_per_dim
+from sde_lib import MOST_PRIOR_BITS, SDE, last_noisy_time
 
 # of log2(levels): Ho et al.'s table of T = 1000 has 0.30 on 256 levels
 _MOST = 1 / 3
@@ -41,13 +43,56 @@ def wide_first_noise(sde: SDE, t: float, num_levels: int) -> str | None:
     )
 
 
-def less_first_noise(sde_name: str) -> str:
+def lost_to_first_noise(noise_ratio: float, spread: Tensor) -> Tensor:
+    """The most that the rate of latents is raised by since their diffusion ends with noise r = sigma / alpha left.
+
+    A bound that ends there is the cross-entropy of q(z | x) and the prior p after both have got noise of r. By that the
+    entropy of q = N(mean, s^2) grows by 1/2 log(1 + r^2 / s^2) a number, and KL(q || p) falls: with the exact scores of
+    any p that is the most that is lost, all of it where p is q, and little where p is wide beside r. So it is for the
+    flow, whose density is that of p with the noise, in the mean over images where p is the mean of their q(z | x).
+
+    Args:
+        noise_ratio: r, in units of the latents.
+        spread: s, [N, c, ...].
+
+    Returns:
+        Nats of each latent, float64 [N].
+    """
+    return 0.5 * (noise_ratio / spread.double()).square().log1p().flatten(1).sum(1)
+
+
+@torch.no_grad()
+def wide_beside_latents(sde: SDE, t: float, spread: Tensor, num_pixels: int) -> str | None:
+    """A phrase for noise at time t that is wide beside q(z | x): more than 0.01 bits/dim of the rate may be its own.
+
+    Args:
+        sde: The SDE.
+        t: The time at which the diffusion of latents ends.
+        spread: Standard deviations of q(z | x), in units of standardized latents, [N, c, ...].
+        num_pixels: Numbers of an image, by which bits/dim divide.
+    """
+    time = torch.full((1,), t, dtype=torch.float64)
+    ratio = float(sde.sigma(time) / sde.alpha(time))
+    nats = float(lost_to_first_noise(ratio, spread).mean())
+    bits = float(nats_to_bits_per_dim(torch.tensor(nats), num_pixels))
+    if bits <= MOST_PRIOR_BITS:
+        return None
+    return (
+        f"the first sigma / alpha is {ratio:.3g}, not small beside q(z | x), whose standard deviation is "
+        f"{float(spread.double().square().mean().sqrt()):.3g} in standardized latents: up to {bits:.2g} bits/dim of "
+        f"the rate, {nats / spread[0].numel():.2g} nats a number, may be lost to it"
+    )
+
+
+def less_first_noise(sde_name: str, *, of_levels: bool = True) -> str:
     """The setting that cures it, in words.
 
     Args:
         sde_name: As in ``config.sde.name``.
+        of_levels: Say what is usual for data with grey levels.
     """
-    return _KNOBS.get(sde_name, "an SDE that begins with less noise")
+    cure = _KNOBS.get(sde_name, "an SDE that begins with less noise")
+    return cure if of_levels else cure.partition(" (")[0]
 
 
 def first_noise_warning(sde: SDE, sde_name: str, num_levels: int | None) -> str | None:
@@ -62,3 +107,17 @@ def first_noise_warning(sde: SDE, sde_name: str, num_levels: int | None) -> str 
         return None
     said = wide_first_noise(sde, last_noisy_time(sde), num_levels)
     return said and f"warning: {said}; if bits/dim matter, train with {less_first_noise(sde_name)}"
+
+
+def latent_noise_warning(sde: SDE, sde_name: str, dataset: AnyDataset) -> str | None:
+    """The same line for a training on latents, whose rate may be that of its first noise.
+
+    Args:
+        sde: The SDE.
+        sde_name: As in ``config.sde.name``.
+        dataset: The data.
+    """
+    if not isinstance(dataset, LatentDataset) or dataset.spread is None:
+        return None
+    said = wide_beside_latents(sde, last_noisy_time(sde), dataset.spread, math.prod(dataset.image_shape))
+    return said and f"warning: {said}; if bits/dim matter, train with {less_first_noise(sde_name, of_levels=False)}"

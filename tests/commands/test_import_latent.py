@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_checkpoints import Foreign, write_autoencoder, write_latent
+from foreign_checkpoints import Foreign, write_autoencoder, write_latent, write_unet_of_latents
 from in_one_process import draw
 from tiny import error
 
 import main
-from data import ImageKind
+from data import ImageKind, load_dataset
 from experiment import load_run
 from experiment.latents.encoding import latent_model
 from likelihood import ContinuousBound, LatentBound
 from models import VectorLatent
 from models.pretrained import from_autoencoder_vq, from_diffusers
 from samplers import DDIMSampler
+from sde_lib import NoiseStreams
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,29 @@ def test_a_model_of_vectors_that_are_quantized_later_has_no_likelihood(
     bound = LatentBound(ContinuousBound(num_levels=None), num_levels=17)
     with pytest.raises(ValueError, match="quantized afterwards has no likelihood"):
         bound(latent_model(loaded.model, loaded.kind.latents), torch.zeros(1, 1, 8, 8))
+
+
+def test_a_model_of_gaussian_latents_is_measured_and_trained_on_at_the_published_scale(tmp_path: Path):
+    kl, unet = write_autoencoder(tmp_path / "kl"), write_unet_of_latents(tmp_path / "unet")
+    workdir, at = tmp_path / "run", f"--config.data.first_stage={tmp_path / 'first'}"
+    assert main.run(kl.command("import", tmp_path / "first")) == 0
+    assert main.run(unet.command("import", workdir, at)) == 0
+    measure = [at, "--config.eval.likelihoods=vlb_continuous", "--config.eval.vlb_steps_per_image=2"]
+    assert main.run(unet.command("eval", workdir, *measure)) == 0
+    report = json.loads((workdir / "eval" / "report.json").read_text())["vlb_continuous"]
+    loaded = load_run(workdir, device="cpu")
+    # (z - 0.25) 1.5
+    assert isinstance(loaded.kind, ImageKind) and loaded.kind.latents is not None
+    assert (loaded.kind.latents.mean, loaded.kind.latents.std) == ((0.25,) * 3, (1 / 1.5,) * 3)
+    images = load_dataset("digits", root=".", split="test")
+    bound = LatentBound(ContinuousBound(num_levels=None, steps_per_image=2), num_levels=17)
+    model = latent_model(loaded.model, loaded.kind.latents)
+    terms = bound(model, images.space.encode(images.stored[:2]), noise=NoiseStreams(0, range(2)))
+    assert report["bits_per_dim"] == pytest.approx(float(terms.bits_per_dim.mean()), rel=1e-4)
+    # a training on other images than theirs keeps what the project says
+    assert main.run(unet.command("train", workdir, at)) == 0
+    trained = load_run(workdir, device="cpu")
+    assert trained.step == 2 and trained.kind.latents.std == (1 / 1.5,) * 3
 
 
 def test_imports_that_cannot_be_are_one_line(

@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ import main
 from data import LevelSpace, load_dataset
 from experiment import load_run
 from experiment.estimators import build_estimators
-from experiment.latents.encoding import latent_model
+from experiment.latents.encoding import encoded, latent_model
+from experiment.saved_config import saved_config
 from likelihood import LatentBound
 from models import ClippedScoreModel
+from runtime.processes.ranks import Ranks
 from samplers import DDIMSampler
 from sde_lib import NoiseStreams
 
@@ -53,6 +57,28 @@ def test_its_folder_of_latents_is_a_data_set_of_both_splits(run: Path, autoencod
         codes = load_dataset("npz", root=str(run / "latents"), split=split)
         assert codes.num_levels == 5 and torch.equal(codes.labels, images.labels)
         torch.testing.assert_close(LevelSpace(5).encode(codes.images), space.encode(images.images), rtol=0, atol=0)
+
+
+class _OneUse(Ranks):
+    """Rank 0 of two, whose keys may be used once."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+        self.keys: list[str] = []
+
+    def share(self, key: str, value: Callable[[], Any]) -> Any:
+        assert key not in self.keys
+        self.keys.append(key)
+        return value()
+
+
+def test_processes_wait_for_the_codes_of_each_split(run: Path, autoencoder: Path, tmp_path: Path):
+    config, ranks = saved_config(run), _OneUse()
+    config.data.first_stage = str(autoencoder)
+    encoded(config, load_dataset("digits", root=".", split="train"), torch.device("cpu"), tmp_path, ranks)
+    assert ranks.keys == ["latents of train", "latents of test"]
+    for split in ("train", "test"):
+        assert (tmp_path / "latents" / f"{split}.npz").read_bytes() == (run / "latents" / f"{split}.npz").read_bytes()
 
 
 def test_the_pixel_path_on_exported_codes_gives_the_same_bits(run: Path, autoencoder: Path, tmp_path: Path):

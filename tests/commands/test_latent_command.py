@@ -191,7 +191,7 @@ TRAINING = {
     ("--config.data.condition=lowres",): "a model of latents can be told classes and values, got data.condition=lowres",
     ("--config.data.dataset=moons",): "data.first_stage is of images, but moons holds vectors",
     ("--config.data.dataset=lesion_masks",): "is of images of [1, 8, 8] with 17 grey levels, got [1, 8, 8] with 2",
-    ("--config.model.backbone=autoencoder",): "backbone autoencoder is of pixels, got data.first_stage; leave it out",
+    ("--config.model.backbone=autoencoder",): "backbone autoencoder is of pixels, got a first_stage; leave it out",
 }
 
 

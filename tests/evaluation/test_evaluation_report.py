@@ -16,7 +16,7 @@ from tiny import ROOT, tiny_command
 import main
 from evaluation.quote import quote
 from evaluation.report_warnings import warnings_of
-from likelihood import LikelihoodEstimator, make_likelihood
+from likelihood import LatentBound, LikelihoodEstimator, make_likelihood
 from runtime.version import VERSION
 from sde_lib import make_sde
 
@@ -263,6 +263,36 @@ def test_first_noise_wide_beside_a_level_is_said(
     lines = _warned({"num_levels": levels}, make_likelihood("vlb", num_levels=levels, **chain), sde)
     assert len(lines) == (said is not None)
     assert said is None or re.search(said, lines[0]), lines
+
+
+@pytest.mark.parametrize(
+    ("sde", "t_end", "spread", "said"),
+    [
+        (("vp", {}), None, 0.1, None),
+        # 64 numbers of as many pixels, each log2(1 + 0.05^2 / 0.1^2) / 2 bits
+        (
+            ("ve", {"sigma_min": 0.05}),
+            None,
+            0.1,
+            r"0\.05, .* 0\.1 in .* up to 0\.16 bits/dim .* 0\.11 nats .*sigma_min$",
+        ),
+        (("ve", {"sigma_min": 0.05}), None, 1.0, None),
+        (("vp", {}), 0.01, 0.1, r"the SDE begins with less at t = 1e-05: set eval\.ode_t_end=0$"),
+    ],
+)
+def test_first_noise_wide_beside_latents_is_said(
+    sde: tuple[str, dict[str, Any]], t_end: float | None, spread: float, said: str | None
+):
+    flow = make_likelihood("ode", num_levels=None, dequantization="none", solver="adams", t_end=t_end)
+    estimators = {"mine": LatentBound(flow, num_levels=256)}
+    whole = REPORT | {"num_images": 2000, "split_size": 2000, "image_shape": [1, 8, 8], "sde": {"name": sde[0]}}
+    whole["mine"] = ODE
+    spreads = torch.full((3, 4, 4, 4), spread)
+    lines = warnings_of(whole, estimators, make_sde(sde[0], **sde[1]), spreads)
+    assert len(lines) == (said is not None)
+    assert said is None or re.search(said, lines[0]), lines
+    # without it, as of codes, nothing is known
+    assert warnings_of(whole, estimators, make_sde(sde[0], **sde[1])) == []
 
 
 def _folder(root: Path) -> list[str]:

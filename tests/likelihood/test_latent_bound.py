@@ -9,6 +9,7 @@ import torch
 from scipy import integrate
 from torch import Tensor, nn
 
+from experiment.warnings.first_noise import lost_to_first_noise
 from likelihood import ContinuousBound, FlowLikelihood, LatentBound, prior_kl
 from models import FirstStage, GaussianLatent, GaussianMixtureScoreModel, LatentDiffusion
 from sde_lib import SDE, VE, VP, CosineVP, NoiseStreams, SubVP, Tabulated, make_ode_solver
@@ -96,13 +97,11 @@ def test_the_gap_of_a_mixture_prior_is_what_quadrature_gives():
         assert truth > 0.01
 
 
-@pytest.mark.parametrize("name", SDES)
-def test_the_rate_integral_is_the_kl(name: str):
-    """Of a Gaussian prior N(0, c), L_T + 1/2 int |eps err|^2 d lambda from t0 on is KL(N(mu, r^2) || N(0, c + r^2))."""
-    sde, num_dims, c = SDES[name], 3, 0.6
+def _rate_integral(sde: SDE, c: float, mu: Tensor, log_snr_end: float) -> tuple[float, float]:
+    """L_T + 1/2 int |eps err|^2 d lambda of mu [1, D] from a log-SNR on, of the prior N(0, c); and the r there."""
+    num_dims = mu.shape[1]
     prior = _mixture(sde, [[0.0] * num_dims], c, [1.0])
-    mu = torch.tensor([[0.9, -0.4, 1.7]], dtype=torch.float64)
-    t0 = float(sde.time_from_log_snr(torch.tensor([4.0], dtype=torch.float64)))
+    t0 = float(sde.time_from_log_snr(torch.tensor([log_snr_end], dtype=torch.float64)))
     bound = ContinuousBound(num_levels=None, t_end=t0)
     ends = bound.ends(sde)
     high, low = sde.log_snr(ends).tolist()
@@ -122,10 +121,39 @@ def test_the_rate_integral_is_the_kl(name: str):
         ((alpha * mu) ** 2 + sigma**2).sum() / marginal - num_dims - num_dims * math.log(sigma**2 / marginal)
     )
     assert last == pytest.approx(float(prior_kl(mu, sde, float(ends[1]))), abs=0.02)
-    r = math.exp(-0.5 * high)
-    variance = c + r**2
-    kl = 0.5 * float((mu**2 + r**2).sum() / variance - num_dims - num_dims * math.log(r**2 / variance))
-    assert float(total) + last == pytest.approx(kl, rel=1e-10)
+    return float(total) + last, math.exp(-0.5 * high)
+
+
+def _kl(mean: float, variance: float, of: float) -> float:
+    """KL(N(mean, variance) || N(0, of))."""
+    return 0.5 * ((mean**2 + variance) / of - 1 - math.log(variance / of))
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_the_rate_integral_is_the_kl(name: str):
+    """Of a Gaussian prior N(0, c), L_T + 1/2 int |eps err|^2 d lambda from t0 on is KL(N(mu, r^2) || N(0, c + r^2))."""
+    c, places = 0.6, (0.9, -0.4, 1.7)
+    found, r = _rate_integral(SDES[name], c, torch.tensor([places], dtype=torch.float64), 4.0)
+    assert found == pytest.approx(sum(_kl(mu, r**2, c + r**2) for mu in places), rel=1e-10)
+
+
+@pytest.mark.parametrize(("m", "s", "c"), [(0.8, 0.5, 0.6), (0.8, 0.05, 0.6), (0.0, 0.05, 0.05**2)])
+def test_what_the_first_noise_costs_is_at_most_what_is_said(m: float, s: float, c: float):
+    """The rate of q = N(m, s^2) by the bound that ends at r, less KL(q || p), against 1/2 log(1 + r^2 / s^2)."""
+    sde = VP()
+    # both are quadratic in z, so that two places give the mean over q
+    found = [_rate_integral(sde, c, torch.tensor([[z]], dtype=torch.float64), 4.0) for z in (m - s, m + s)]
+    r = found[0][1]
+    # L_0 of a density less the entropy of q
+    rate = sum(one for one, _ in found) / 2 + math.log(r / s)
+    lost = rate - _kl(m, s**2, c)
+    most = float(lost_to_first_noise(r, torch.tensor([[s]])))
+    assert most == pytest.approx(0.5 * math.log(1 + (r / s) ** 2), rel=1e-6)
+    # all of it but what KL falls by under the same noise
+    assert lost == pytest.approx(most - (_kl(m, s**2, c) - _kl(m, s**2 + r**2, c + r**2)), abs=1e-6)
+    assert 0 < lost <= most + 1e-6
+    # where p is q all of it is lost, little where p is wide beside r
+    assert lost == pytest.approx(most, rel=1e-5) if c == s**2 else lost < 0.5 * most
 
 
 def test_the_bound_on_a_density_is_tight_for_an_exact_model():
