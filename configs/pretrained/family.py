@@ -122,7 +122,8 @@ def latent_diffusion(source: str, settings: str = "", *, first_stage: str, image
         image_size: See ``pretrained``.
     """
     config = pretrained(source, settings, image_size=image_size)
-    config.data.first_stage = f"runs/pretrained/{first_stage}"
+    # latents are encoded once, and cannot be mirrored
+    config.data.update({"first_stage": f"runs/pretrained/{first_stage}", "random_flip": False})
     config.sampling.update({"sampler": "ddim", "num_steps": 200})
     # of autoencoders with Gaussian latents; with a codebook there is no likelihood
     config.eval.update({"likelihoods": ("vlb_continuous",), "vlb_step_sampling": "low_discrepancy"})

@@ -6,7 +6,7 @@ from configs.pretrained.family import latent_diffusion
 
 
 def get_config() -> ConfigDict:
-    """What the project's config.yaml says of its U-Net and of its schedule."""
+    """Arguments of its U-Net and of its schedule, as the project's config.yaml says them."""
     flags = (
         "--image_size 64 --in_channels 3 --out_channels 3 --model_channels 224 --attention_resolutions 8,4,2 "
         "--num_res_blocks 2 --channel_mult 1,2,3,4 --num_head_channels 32 --linear_start 0.0015 --linear_end 0.0195"
