@@ -146,18 +146,20 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
 def draw(
     run: TrainedRun, model: ScoreModel, sampler: Sampler, *, per_class: int, batch_size: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Samples of all classes in turn, as they are written: x0 of grey levels [N, ...], classes [N], and NFE a sample.
+    """Samples of all classes in turn, as they are written: pixels in [-1, 1] of grey levels [N, ...], classes [N], and
+    NFE a sample.
 
     Sample k has the noise of stream (0, k), whatever guides it.
     """
-    device = next(run.model.parameters()).device
+    device, levels = next(run.model.parameters()).device, run.kind.num_levels
+    assert levels is not None
     labels = torch.arange(per_class * run.kind.num_classes) % run.kind.num_classes
     parts, nfe = [], 0
     for first in range(0, len(labels), batch_size):
         index = range(first, min(first + batch_size, len(labels)))
         cond = labels[index.start : index.stop]
         result, _ = draw_batch(sampler, model, index, sample_shape=run.sample_shape, cond=cond, device=device)
-        parts.append(run.encode(run.decode(result.x0.cpu())))
+        parts.append(LevelSpace(levels).encode(run.decode(result.x0.cpu())))
         nfe += result.nfe * len(index)
     return torch.cat(parts), labels, nfe / len(labels)
 
@@ -227,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compared.append((label, keys, run.sampled_model(sampler, config), sampler))
     judge, accuracy = train_feature_classifier(train, held_out)
     group_size = min(args.per_class, int(held_out.labels.bincount().min()))
-    measure = WithinClass(judge, run.encode(train.images), train.labels, group_size=group_size)
+    measure = WithinClass(judge, train.space.encode(train.images), train.labels, group_size=group_size)
     points: list[dict[str, Any]] = []
     for label, keys, model, sampler in tqdm(compared, unit="setting", dynamic_ncols=True):
         x0, labels, nfe = draw(run, model, sampler, per_class=args.per_class, batch_size=args.batch_size)
@@ -247,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "group_size": group_size,
         "judge_accuracy": accuracy,
         "points": points,
-        "held_out": asdict(measure(run.encode(held_out.images), held_out.labels)),
+        "held_out": asdict(measure(train.space.encode(held_out.images), held_out.labels)),
     }
     print(table(rows(report)))
     write_json(args.output, report)

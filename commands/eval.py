@@ -220,7 +220,8 @@ def _write(workdir: Path, done: Measured) -> dict[str, Any]:
     if gap is not None:
         report["gap"] = gap
     latents, spread = getattr(done.kind, "latents", None), None
-    if latents is not None and isinstance(dataset, ImageDataset):
+    own_state = latents is not None and latent_model(model, latents).is_own_state
+    if latents is not None and isinstance(dataset, ImageDataset) and not own_state:
         spread = latent_spread(latents, dataset, split.num_images)
     report["warnings"] = warnings_of(report, estimators, model.sde, spread)
     if not any(isinstance(estimator, VariationalBound) for estimator in estimators.values()):

@@ -1,5 +1,6 @@
 """The loss of an autoencoder and the diffusion of its latents: the bound that is measured, and gradients of all."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,10 @@ def test_encoder_decoder_and_score_are_trained_averaged_and_resumed_to_the_same_
 def test_its_latents_are_measured_sampled_and_edited(run: Path, tmp_path: Path, mode: str, options: list[str]):
     output = [] if mode in ("eval", "sample") else [f"--output={tmp_path}"]
     assert main.run(joint_command(mode, run, *options, *output)) == 0
+    if mode == "eval":
+        # the SDE's first noise is that of the latents themselves
+        warnings = json.loads((run / "eval" / "report.json").read_text())["warnings"]
+        assert not any("first sigma" in line for line in warnings)
 
 
 def test_a_notebook_decodes_by_the_runs_own_autoencoder(run: Path):
