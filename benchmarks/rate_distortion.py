@@ -29,17 +29,15 @@ _NUMBERS = ("distortion", "rate", "bits_per_dim")
 
 def measure(log_snr: float, num_steps: int, workdir: Path) -> dict[str, float]:
     """Train and measure at one noise; what is there already is not trained again."""
-    config = load_config(
-        CONFIG,
-        [
-            f"model.first_stage.log_snr={log_snr}",
-            f"sde.sigma_min={math.exp(-0.5 * log_snr)!r}",
-            f"training.num_steps={num_steps}",
-            f"optim.decay_steps={num_steps}",
-            "training.sample_every=0",
-            "eval.likelihoods=vlb_continuous",
-        ],
-    )
+    settings = {
+        "model.first_stage.log_snr": log_snr,
+        "sde.sigma_min": math.exp(-0.5 * log_snr),
+        "training.num_steps": num_steps,
+        "optim.decay_steps": num_steps,
+        "training.sample_every": 0,
+        "eval.likelihoods": "vlb_continuous",
+    }
+    config = load_config(CONFIG, [f"--config.{key}={value}" for key, value in settings.items()])
     folder = workdir / f"log_snr_{log_snr:g}"
     train(config, folder)
     found = evaluate(config, folder)["vlb_continuous"]
