@@ -117,9 +117,8 @@ def refuse_latents(config: Config, mode: str, why: str) -> None:
         ValueError: If the model is of latents.
     """
     if sees_latents(config):
-        raise ValueError(
-            f"--mode {mode} {why}, got a model of the latents of {config.data.first_stage}; use one of pixels"
-        )
+        whose = config.data.first_stage or "its own autoencoder"
+        raise ValueError(f"--mode {mode} {why}, got a model of the latents of {whose}; use one of pixels")
 
 
 def says_before_the_first_batch() -> contextlib.AbstractContextManager[None]:

@@ -192,9 +192,13 @@ class LatentSpace:
     def with_codec(self, codec: Codec) -> LatentSpace:
         """The same, with the autoencoder that ``encode`` and ``decode`` need."""
         space = replace(self)
-        # no field: it is told by its digest, and is no part of what a checkpoint says
-        object.__setattr__(space, "_codec", codec)
+        space.use(codec)
         return space
+
+    def use(self, codec: Codec) -> None:
+        """Take the autoencoder that ``encode`` and ``decode`` need."""
+        # no field: it is told by its digest, and is no part of what a checkpoint says
+        object.__setattr__(self, "_codec", codec)
 
     @property
     def codec(self) -> Codec:

@@ -176,7 +176,7 @@ def model_for(estimator: LikelihoodEstimator, model: ScoreModel, config: Config)
 def settings_of(estimator: LikelihoodEstimator, model: ScoreModel, config: Config) -> dict[str, Any]:
     """The settings that a number is of, for ``eval/report.json``."""
     if isinstance(estimator, LatentBound):
-        return settings_of(estimator.prior, model, config) | {"first_stage": config.data.first_stage}
+        return settings_of(estimator.prior, model, config) | {"first_stage": config.data.first_stage or "its own"}
     common: dict[str, Any] = {"seed": config.seed, "batch_size": config.eval.batch_size}
     if isinstance(estimator, FlowLikelihood):
         solver = estimator.solver

@@ -29,7 +29,7 @@ from .checkpoints.store import load_newest
 from .checkpoints.weights import load_weights, named_weights
 from .config import Config
 from .latents.first_stage import FirstStageCodec, LoadedFirstStage, first_stage_digest, sees_latents
-from .latents.joint import with_own_codec
+from .latents.joint import decode_by_own
 from .network import is_first_stage
 from .saved_config import saved_config
 
@@ -99,9 +99,9 @@ def _check_sees_the_same(config: Config, workdir: Path, *, of_latents: bool) -> 
     """Refuse a config of latents for a run of pixels, or the other way round."""
     if sees_latents(config) != of_latents:
         theirs, ours = ("latents", "pixels") if of_latents else ("pixels", "latents")
-        fix = "set data.first_stage" if of_latents else "leave data.first_stage out"
+        fix = f"{'set' if of_latents else 'leave out'} data.first_stage, or model.first_stage"
         raise ValueError(
-            f"{workdir} holds a model of {theirs}, got a config of {ours}; {fix}, or choose another --workdir"
+            f"{workdir} holds a model of {theirs}, got a config of {ours}; {fix} as it was, or choose another --workdir"
         )
 
 
@@ -255,6 +255,7 @@ def load_trained(
     for note in checkpoint.notes:
         say(note)
     load_weights(model, checkpoint.tensors, "ema." if weights == "ema" else "model.")
+    decode_by_own(kind, model)
     return model, checkpoint.step
 
 
@@ -286,6 +287,10 @@ def load_first_stage(config: Config, device: torch.device) -> LoadedFirstStage:
     workdir = Path(config.data.first_stage).expanduser()
     theirs = saved_config(workdir)
     if not is_first_stage(theirs):
+        if theirs.model.get("first_stage"):
+            raise ValueError(
+                f"data.first_stage={workdir} holds an autoencoder that is a part of its own diffusion; train one alone"
+            )
         raise ValueError(
             f"data.first_stage={workdir} holds no autoencoder but a {theirs.model.get('backbone', 'unet')}; train "
             "one first, such as configs/latent/digits_autoencoder.py"
@@ -317,7 +322,8 @@ def with_codec(config: Config, kind: ImageKind, workdir: Path, device: torch.dev
         ValueError: In one line: there is no such autoencoder, or it is another one.
     """
     if not config.data.get("first_stage"):
-        return with_own_codec(kind, load_trained(config, workdir, kind, device)[0])
+        # the model's own, which comes with its weights
+        return kind
     loaded = load_first_stage(config, device)
     check_first_stage(workdir, loaded)
     assert kind.latents is not None

@@ -61,6 +61,11 @@ class LatentBound(LikelihoodEstimator):
         if theirs != ours:
             raise ValueError(f"the prior's estimator is of num_levels {theirs}, got latents of {ours}; pass it these")
         latent = model.first_stage.encode(x0)
+        if model.is_own_state and getattr(self.prior, "dequantization", "none") != "none":
+            raise ValueError(
+                "z has the noise of the SDE's first time already, which dequantization 'decoder' adds once more; take "
+                "'none' (eval.ode_dequantization=none)"
+            )
         if isinstance(latent, VectorLatent):
             raise ValueError(
                 "a diffusion of vectors that are quantized afterwards has no likelihood, got one of a codebook's; "
@@ -72,7 +77,7 @@ class LatentBound(LikelihoodEstimator):
             rest = terms.diffusion + terms.reconstruction
         elif isinstance(self.prior, ContinuousBound) and model.is_own_state:
             z = latent.draw(noise.normal_like(latent.mean))
-            terms = self.prior(model.prior, latent.mean, cond=cond, noise=noise)
+            terms = self.prior(model.prior, model.standardize(latent.mean), cond=cond, noise=noise)
             rest = terms.diffusion
         else:
             z = latent.draw(noise.normal_like(latent.mean))

@@ -15,6 +15,7 @@ from experiment.checkpoints.store import checkpoint_folders
 from experiment.checkpoints.weights import load_weights, named_weights
 from experiment.config import Config
 from experiment.from_checkpoints import said_of_images, trained_space
+from experiment.network import is_first_stage
 from experiment.trained_run import load_run
 from experiment.workdir import claim_for_training, config_differences, in_words, read_config, source_of
 from runtime.files import one_line
@@ -186,6 +187,9 @@ def fit_kind(config: Config, kind: AnyKind, init_from: str) -> AnyKind:
             f"--init-from {init_from} sees pixels, or other latents than this run does; name a run that sees the same"
         )
     ours: dict[str, Any] = {"image_shape": list(kind.image_shape)}
+    if is_first_stage(config) or config.model.get("first_stage"):
+        # of which a decoder says the probabilities
+        ours["num_levels"] = kind.num_levels
     if config.model.class_conditional:
         ours["num_classes"] = kind.num_classes
     for key, mine in ours.items():

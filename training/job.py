@@ -16,7 +16,7 @@ from experiment.conditions import build_conditions
 from experiment.config import Config
 from experiment.from_checkpoints import trained_channels
 from experiment.latents.encoding import encoded
-from experiment.latents.joint import as_its_latents, with_own_codec
+from experiment.latents.joint import as_its_latents, decode_by_own, own_noise_warning
 from experiment.plugins import keep_plugins, say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, pick_together
@@ -81,7 +81,8 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
         if begins and not has_begun(workdir, init_from):
             begin_from_run(config, workdir, kind, init_from)
         dataset = as_trained(ranks, config, workdir, dataset)
-        state.kind = with_own_codec(as_its_latents(config, dataset.kind), state.ema.model)
+        state.kind = as_its_latents(config, dataset.kind)
+        decode_by_own(state.kind, state.ema.model)
         restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
         state.train_files = state.train_files or dataset.train_files
         if restored and ranks.first and state.step:
@@ -155,7 +156,8 @@ def _begin(
     device = next(state.model.parameters()).device
     sde, name = state.model.sde, config.sde.name
     levels = state.kind and state.kind.seen_levels
-    warnings = first_noise_warning(sde, name, levels), latent_noise_warning(sde, name, dataset)
+    warnings = [first_noise_warning(sde, name, levels), latent_noise_warning(sde, name, dataset)]
+    warnings.append(own_noise_warning(state.model))
     lines = data_lines(dataset, workdir, num_parameters=size, device=str(device))
     for line in [*lines, absent_line(config, dataset), *mode.reasons, *warnings]:
         if line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import AnyDataset, ImageDataset, LatentDataset, LatentSpace, LevelSpace
+from data import AnyDataset, DataError, ImageDataset, LatentDataset, LatentSpace, LevelSpace
 from models import GaussianLatent, LatentDiffusion, ScoreModel
 from runtime.messages import say
 from runtime.processes.ranks import Ranks
@@ -88,7 +89,10 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
     arrays = _kept_or_encoded(first, dataset, workdir / "latents", ranks)
     if first.model.latent_levels is not None:
         # so that the folder is a whole data set, which commands of pixels can read
-        _kept_or_encoded(first, build_dataset(config, _OTHER[dataset.split]), workdir / "latents", ranks)
+        with suppress(DataError):
+            # there may be one split alone
+            other = build_dataset(config, _OTHER[dataset.split], dataset.image_shape[0])
+            _kept_or_encoded(first, other, workdir / "latents", ranks)
         return _coded(first, dataset, arrays, images)
     # those of rank 0, also where the others encode by themselves
     mean, std = ranks.share(
@@ -118,7 +122,7 @@ def _kept_or_encoded(first: LoadedFirstStage, dataset: AnyDataset, folder: Path,
     path = folder / f"{dataset.split}.npz"
     told = {
         "first_stage": first.digest,
-        "images": digest_of(dataset.images),
+        "images": digest_of(dataset.images, dataset.labels),
         "device": FirstStageCodec(first.model).device.type,
     }
     fingerprint = json.dumps(told | {"torch": torch.__version__}, sort_keys=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from data import AnyKind, ImageKind, LatentSpace, one_or_pair
-from models import Autoencoder, FirstStage, NetworkModel
+from models import Autoencoder, FirstStage, NetworkModel, is_own_state
 from models.pretrained import default_options
 from runtime.registry import choices_message
 from sde_lib import SDE, VP
@@ -70,9 +71,20 @@ def as_its_latents(config: Config, kind: Kind) -> Kind:
     return replace(kind, latents=space)
 
 
-def with_own_codec(kind: Kind, model: NetworkModel) -> Kind:
-    """The kind with the model's own autoencoder, which turns latents into pixels; as it is where it has none."""
+def decode_by_own(kind: AnyKind, model: NetworkModel) -> None:
+    """Let a jointly trained model's own autoencoder turn the latents of the kind into pixels; others have none."""
     first_stage = getattr(model, "first_stage", None)
-    if first_stage is None or not isinstance(kind, ImageKind) or kind.latents is None:
-        return kind
-    return replace(kind, latents=kind.latents.with_codec(FirstStageCodec(first_stage)))
+    if first_stage is not None and isinstance(kind, ImageKind) and kind.latents is not None:
+        kind.latents.use(FirstStageCodec(first_stage))
+
+
+def own_noise_warning(model: NetworkModel) -> str | None:
+    """A line for a training whose SDE begins with another noise than the fixed one of its own autoencoder."""
+    first_stage = getattr(model, "first_stage", None)
+    if first_stage is None or first_stage.log_snr is None or is_own_state(first_stage, model.sde):
+        return None
+    std = math.exp(-0.5 * first_stage.log_snr)
+    return (
+        f"warning: the SDE begins with another noise than that of the latents, {std:.6g}: the rate has a term of its "
+        "own, and the decoder sees other noise in samples; set sde.sigma_min of sde.name=ve to it"
+    )

@@ -57,6 +57,7 @@ def test_the_batch_size_of_a_training_changes_neither_latents_nor_scaling(
     assert _latents(tmp_path) == _latents(run)
 
 
+@pytest.mark.slow
 def test_processes_have_latents_scaling_and_losses_of_one(
     killer: Killer, run: Path, autoencoder_run: Path, tmp_path: Path
 ):

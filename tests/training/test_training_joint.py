@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from latent_runs import latent_command
 from tiny import error, last_tensors, tiny_command
 from torch import Tensor, nn
 
 import main
+from data import LatentSpace, LevelSpace
 from experiment import load_run
 from likelihood import ContinuousBound, FlowLikelihood, LatentBound
-from models import FirstStage, GaussianLatent, GaussianMixtureScoreModel, LatentDiffusion, NetworkScoreModel
+from models import FirstStage, GaussianLatent, GaussianMixtureScoreModel, LatentDiffusion
 from models.first_stage import DiagonalNoise, FixedNoise
 from sde_lib import VE, VP, NoiseStreams, make_ode_solver
 from training.losses import JointLoss
@@ -70,7 +72,7 @@ OWN = VE(sigma_min=R, sigma_max=50.0)
 
 
 def test_where_the_noise_is_the_sdes_first_the_rate_is_the_kl():
-    rows = X0.repeat_interleave(2000, 0)
+    rows = X0.repeat_interleave(1000, 0)
     # the diffusion is of the mean, whose state at the first time has the noise of z
     model = _model(OWN, FixedNoise(log_snr=LOG_SNR), variance=0.5 - R**2)
     latent = LatentDiffusion(model.first_stage, model)
@@ -81,15 +83,15 @@ def test_where_the_noise_is_the_sdes_first_the_rate_is_the_kl():
     bound = LatentBound(ContinuousBound(num_levels=None, steps_per_image=20), num_levels=None)
     terms = bound(latent, rows, noise=NoiseStreams(0, range(len(rows))))
     rate = (terms.prior + terms.diffusion).view(2, -1)
-    stderr = rate.std(1) / math.sqrt(2000)
+    stderr = rate.std(1) / math.sqrt(1000)
     assert bool(((rate.mean(1) - _kl(X0, 0.5)).abs() < 4 * stderr).all()), (rate.mean(1), _kl(X0, 0.5), stderr)
-    assert float(stderr.max()) < 0.03
+    assert float(stderr.max()) < 0.05
     # by the flow, z's own density
-    solver = make_ode_solver("rk4", num_steps=100, grid="log_snr")
+    solver = make_ode_solver("rk4", num_steps=30, grid="log_snr")
     flow = FlowLikelihood(num_levels=None, dequantization="none", divergence="exact", solver=solver)
     theirs = LatentBound(flow, num_levels=None)(latent, rows, noise=NoiseStreams(0, range(len(rows))))
     exact = (theirs.prior + theirs.diffusion).view(2, -1)
-    assert bool(((exact.mean(1) - _kl(X0, 0.5)).abs() < 4 * exact.std(1) / math.sqrt(2000)).all())
+    assert bool(((exact.mean(1) - _kl(X0, 0.5)).abs() < 4 * exact.std(1) / math.sqrt(1000)).all())
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -110,10 +112,11 @@ def test_the_loss_is_the_bound_that_is_measured(own: bool):
         nats = 2 * math.log(2) * loss(model, rows, t, eps, more_noise=more).view(2, count)  # pyright: ignore[reportArgumentType]
     bound = LatentBound(ContinuousBound(num_levels=None, steps_per_image=20), num_levels=None)
     latent = LatentDiffusion(model.first_stage, model)
-    measured = bound(latent, rows, noise=NoiseStreams(0, range(len(rows)))).total.view(2, count)
-    stderr = (nats.var(1) + measured.var(1)).sqrt() / math.sqrt(count)
+    few = X0.repeat_interleave(1000, 0)
+    measured = bound(latent, few, noise=NoiseStreams(0, range(len(few)))).total.view(2, 1000)
+    stderr = (nats.var(1) / count + measured.var(1) / 1000).sqrt()
     assert bool(((nats.mean(1) - measured.mean(1)).abs() < 4 * stderr).all()), (nats.mean(1), measured.mean(1), stderr)
-    assert float(stderr.max()) < 0.15
+    assert float(stderr.max()) < 0.25
 
 
 def joint_command(mode: str, workdir: Path, *extra: str) -> list[str]:
@@ -162,20 +165,48 @@ def test_its_latents_are_measured_sampled_and_edited(run: Path, tmp_path: Path, 
         assert not any("first sigma" in line for line in warnings)
 
 
-def test_a_notebook_decodes_by_the_runs_own_autoencoder(run: Path):
-    loaded = load_run(run, device="cpu")
-    assert isinstance(loaded.model, NetworkScoreModel) and loaded.model.first_stage is not None
+@pytest.mark.parametrize("options", [{}, {"step": 3}, {"weights": "raw"}])
+def test_a_notebook_decodes_by_the_autoencoder_of_the_same_weights(run: Path, options: dict[str, Any]):
+    loaded = load_run(run, device="cpu", **options)
+    first_stage = loaded.model.first_stage
+    assert first_stage is not None and isinstance(loaded.space, LatentSpace)
     images = loaded.sample(2)
     assert images.shape == (2, 1, 8, 8) and images.dtype == torch.uint8
-    z = loaded.encode(images)
-    assert torch.equal(z, loaded.model.first_stage.encode(loaded.kind.latents and _levels(images)).mean)
+    with torch.no_grad():
+        mean = first_stage.encode(LevelSpace(17).encode(images)).mean
+    assert torch.equal(loaded.encode(images), mean)
 
 
-def _levels(images: Tensor) -> Tensor:
-    return images.float() * 2 / 16 - 1
+def test_a_model_of_a_shifted_mean_is_measured_by_it():
+    model = _model(OWN, FixedNoise(log_snr=LOG_SNR), variance=0.5 - R**2)
+    shifted = LatentDiffusion(model.first_stage, model, mean=torch.full((2,), 3.0).double())
+    bound = LatentBound(ContinuousBound(num_levels=None, steps_per_image=20), num_levels=None)
+    # where the latents are 3 less, so are the data
+    there = bound(LatentDiffusion(model.first_stage, model), X0 - 3 / SLOPE, noise=NoiseStreams(0, range(2)))
+    here = bound(shifted, X0, noise=NoiseStreams(0, range(2)))
+    torch.testing.assert_close(here.diffusion + here.prior, there.diffusion + there.prior)
 
 
-BAD = {
+def test_noise_is_not_added_twice():
+    model = _model(OWN, FixedNoise(log_snr=LOG_SNR), variance=0.5 - R**2)
+    flow = FlowLikelihood(num_levels=None, dequantization="decoder")
+    with pytest.raises(ValueError, match="dequantization 'decoder' adds once more; take 'none'"):
+        LatentBound(flow, num_levels=None)(LatentDiffusion(model.first_stage, model), X0)
+
+
+def test_an_sde_that_begins_elsewhere_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    other = ["--config.model.first_stage.log_snr=8", "--config.training.num_steps=1"]
+    assert main.run(joint_command("train", tmp_path, *other)) == 0
+    assert "the SDE begins with another noise than that of the latents, 0.0183156" in capsys.readouterr().err
+
+
+def test_its_autoencoder_is_none_for_other_runs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    taken = latent_command("train", tmp_path, run)
+    assert "holds an autoencoder that is a part of its own diffusion" in error(capsys, taken)
+    assert "latents of its own autoencoder" in error(capsys, joint_command("restore", run))
+
+
+BAD: dict[tuple[str, ...], str] = {
     ("--config.data.first_stage=runs/x",): "model.first_stage trains an autoencoder, data.first_stage names one",
     ("--config.model.first_stage.bottleneck=fsq",): "bottleneck=fsq makes codes, through which a diffusion trains no",
     ("--config.model.first_stage.bottleneck=vq",): "bottleneck=vq makes codes, through which a diffusion trains no",
