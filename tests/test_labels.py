@@ -134,8 +134,9 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-# the cross-entropy is of classifiers, whose answer the label is, and an autoencoder is told none
-OF_SCORES = [name for name in ALL_LOSSES.names() if name not in ("cross_entropy", "autoencoder")]
+# the cross-entropy is of classifiers, whose answer the label is, and an autoencoder is told none; of the joint loss see
+# test_training_joint.py
+OF_SCORES = [name for name in ALL_LOSSES.names() if name not in ("cross_entropy", "autoencoder", "joint")]
 
 
 @pytest.mark.parametrize("name", [*OF_SCORES, "vlb_continuous of a fixed SDE", "dsm of eps"])

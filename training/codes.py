@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -14,15 +16,19 @@ class Codebooks:
     """The codebooks of a network, and of the average of its weights.
 
     Args:
-        network: The network; most have none.
-        average: The average.
+        pairs: Each codebook, and that of the average.
         communication: The ranks of the job.
     """
 
-    def __init__(self, network: nn.Module, average: nn.Module, communication: Communication) -> None:
+    def __init__(self, pairs: Sequence[tuple[VectorQuantizer, VectorQuantizer]], communication: Communication) -> None:
+        self._pairs, self._ranks = pairs, communication
+
+    @classmethod
+    def of(cls, network: nn.Module, average: nn.Module, communication: Communication) -> Codebooks | None:
+        """The codebooks of a network; None of most, which have none."""
         found = [[one for one in m.modules() if isinstance(one, VectorQuantizer)] for m in (network, average)]
-        self._pairs = list(zip(*found, strict=True))
-        self._ranks = communication
+        pairs = list(zip(*found, strict=True))
+        return cls(pairs, communication) if pairs else None
 
     def begin_step(self) -> None:
         """Forget what was seen before: of a step that was skipped, say."""

@@ -148,7 +148,7 @@ class Trainer:
         inner, network = ({id(p) for p in some} for some in (self._inner, model.backbone.parameters()))
         self._parameters = [p for p in model.parameters() if id(p) not in inner]
         self._outside_network = [p for p in model.parameters() if id(p) not in network]
-        self._codebooks = Codebooks(model.backbone, state.ema.model.backbone, self._ranks)
+        self._codebooks = Codebooks.of(model.backbone, state.ema.model.backbone, self._ranks)
         self._space = dataset.space
         self._conditions = conditions or Conditions(None, labels=options.class_conditional)
         self._tells = self._conditions.any
@@ -252,7 +252,8 @@ class Trainer:
         """
         state, options = self.state, self.options
         state.optimizer.zero_grad(set_to_none=True)
-        self._codebooks.begin_step()
+        if self._codebooks is not None:
+            self._codebooks.begin_step()
         times, losses, mean = self._gradient(self._batches.at(state.step))
         total = self._ranks.add(torch.stack([mean, mean.new_tensor(float(stop))]))
         largest = options.grad_clip if options.grad_clip > 0 else math.inf
@@ -266,7 +267,8 @@ class Trainer:
                 group["lr"] = options.learning_rate * factor
             state.optimizer.step()
             state.ema.update(state.model)
-            self._codebooks.end_step()
+            if self._codebooks is not None:
+                self._codebooks.end_step()
             state.times.observe(times.t, self._ranks.gather(losses))
             state.losses.append(loss)
         state.step += 1

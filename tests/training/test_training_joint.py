@@ -15,7 +15,16 @@ import main
 from data import LatentSpace, LevelSpace
 from experiment import load_run
 from likelihood import ContinuousBound, FlowLikelihood, LatentBound
-from models import FirstStage, GaussianLatent, GaussianMixtureScoreModel, LatentDiffusion
+from models import (
+    Autoencoder,
+    EDMParameterization,
+    FirstStage,
+    GaussianLatent,
+    GaussianMixtureScoreModel,
+    LatentDiffusion,
+    NetworkScoreModel,
+)
+from models.backbones import UNet
 from models.first_stage import DiagonalNoise, FixedNoise
 from sde_lib import VE, VP, NoiseStreams, make_ode_solver
 from training.losses import JointLoss
@@ -198,6 +207,38 @@ def test_an_sde_that_begins_elsewhere_is_said(tmp_path: Path, capsys: pytest.Cap
     other = ["--config.model.first_stage.log_snr=8", "--config.training.num_steps=1"]
     assert main.run(joint_command("train", tmp_path, *other)) == 0
     assert "the SDE begins with another noise than that of the latents, 0.0183156" in capsys.readouterr().err
+
+
+def test_each_sample_is_told_its_class():
+    torch.manual_seed(0)
+    sde = VE(sigma_min=R, sigma_max=20.0)
+    network = UNet(image_size=4, in_channels=1, channels=8, channel_mult=(1,), attention_resolutions=(), num_classes=3)
+    with torch.no_grad():
+        # its last layers begin at zero
+        for parameter in network.parameters():
+            parameter.normal_(std=0.3)
+    autoencoder = Autoencoder(
+        image_size=8,
+        in_channels=1,
+        latent_channels=1,
+        channels=8,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        log_snr=LOG_SNR,
+    )
+    first_stage = FirstStage(autoencoder, sde)
+    model = NetworkScoreModel(network, sde, EDMParameterization(data_std=1.0), first_stage=first_stage)
+    loss, labels = JointLoss(num_levels=17), torch.tensor([2, 0, 1])
+    x0 = LevelSpace(17).encode(torch.randint(17, (3, 1, 8, 8)))
+    t, eps, more = loss.times(sde, torch.tensor([0.1, 0.4, 0.8])), torch.randn_like(x0), torch.randn_like(x0)
+    with torch.no_grad():
+        together = loss(model, x0, t, eps, cond=labels, more_noise=more)
+        other = loss(model, x0, t, eps, cond=labels.flip(0), more_noise=more)
+        for k in range(3):
+            row = slice(k, k + 1)
+            alone = loss(model, x0[row], t[row], eps[row], cond=labels[row], more_noise=more[row])
+            torch.testing.assert_close(together[row], alone, rtol=1e-5, atol=1e-5)
+    assert float((together - other).abs()[[0, 2]].min()) > 1e-4
 
 
 def test_its_autoencoder_is_none_for_other_runs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
