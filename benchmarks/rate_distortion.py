@@ -36,7 +36,7 @@ _NUMBERS = ("distortion", "rate", "bits_per_dim")
 
 @torch.no_grad()
 def measure(
-    model: LatentDiffusion, x0: Tensor, log_snr: float, *, num_levels: int, steps_per_image: int
+    model: LatentDiffusion, x0: Tensor, log_snr: float, *, num_levels: int | None, steps_per_image: int
 ) -> dict[str, float]:
     """The two parts at one log-SNR, and the root mean square error of the decoded images, in units of x0."""
     noise = NoiseStreams(0, range(len(x0)))

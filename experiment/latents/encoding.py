@@ -60,8 +60,7 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
     They are encoded in batches of one size, and standardized by all of the split: neither depends on the batch size of
     a run nor on its processes. A run that has a checkpoint keeps the mean and standard deviation that it began with,
     whose last digits may differ where latents are encoded anew on another device, and so does one that was imported,
-    whose project says them. Codes are kept of both splits, as an
-    ``npz`` data set of images.
+    whose project says them. Codes are kept of both splits, as an ``npz`` data set of images.
 
     Args:
         config: The config.

@@ -63,6 +63,22 @@ class _BlockMaker:
                 blocks.append(AttentionBlock(self.widths[i], norm=self.norm))
         return Blocks(*blocks, *([] if resample is None else [resample]))
 
+    def down(self, count: int) -> list[Blocks]:
+        """All levels, each of which halves the resolution but for the last."""
+        widths, last = self.widths, len(self.widths) - 1
+        return [
+            self.level(widths[max(i - 1, 0)], i, count, Downsample(width) if i < last else None)
+            for i, width in enumerate(widths)
+        ]
+
+    def up(self, count: int) -> list[Blocks]:
+        """All levels from the last on, each of which doubles the resolution but for the first."""
+        widths, last = self.widths, len(self.widths) - 1
+        return [
+            self.level(widths[min(i + 1, last)], i, count, Upsample(widths[i]) if i > 0 else None)
+            for i in range(last, -1, -1)
+        ]
+
     def middle(self) -> Blocks:
         """Residual block, attention, residual block, of the last level's channels."""
         width = self.widths[-1]
@@ -164,15 +180,7 @@ class Autoencoder(Backbone):
 
         attends = [min(size) in attention_resolutions for size in self.sizes]
         make = _BlockMaker(widths, attends, dropout, norm)
-        last = len(widths) - 1
-        down = [
-            make.level(widths[max(i - 1, 0)], i, num_res_blocks, Downsample(width) if i < last else None)
-            for i, width in enumerate(widths)
-        ]
-        up = [
-            make.level(widths[min(i + 1, last)], i, num_res_blocks + 1, Upsample(widths[i]) if i > 0 else None)
-            for i in range(last, -1, -1)
-        ]
+        down, up = make.down(num_res_blocks), make.up(num_res_blocks + 1)
         outputs = in_channels * outputs_of_pixels(pixels, num_levels)
         self.encoder = nn.Sequential(
             initialize(nn.Conv2d(in_channels, widths[0], 3, padding=1)),

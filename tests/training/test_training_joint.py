@@ -12,6 +12,7 @@ from tiny import error, last_tensors, tiny_command
 from torch import Tensor, nn
 
 import main
+from benchmarks import rate_distortion
 from data import LatentSpace, LevelSpace
 from experiment import load_run
 from likelihood import ContinuousBound, FlowLikelihood, LatentBound
@@ -194,6 +195,20 @@ def test_a_model_of_a_shifted_mean_is_measured_by_it():
     there = bound(LatentDiffusion(model.first_stage, model), X0 - 3 / SLOPE, noise=NoiseStreams(0, range(2)))
     here = bound(shifted, X0, noise=NoiseStreams(0, range(2)))
     torch.testing.assert_close(here.diffusion + here.prior, there.diffusion + there.prior)
+
+
+def test_the_rate_along_the_noise_is_the_kl_of_a_noisier_state():
+    model = _model(OWN, FixedNoise(log_snr=LOG_SNR), variance=0.5 - R**2)
+    latent, rows = LatentDiffusion(model.first_stage, model), X0.repeat_interleave(500, 0)
+    for log_snr in (-1.0, 2.0):
+        found = rate_distortion.measure(latent, rows, log_snr, num_levels=None, steps_per_image=20)
+        noise = math.exp(-log_snr)
+        variance = 0.5 - R**2 + noise
+        squared = (SLOPE * X0 - torch.tensor([0.2, -0.3]).double()).square()
+        kl = 0.5 * ((noise + squared) / variance - 1 - math.log(noise / variance)).sum(1).mean()
+        exact = float(kl) / (2 * math.log(2))
+        assert abs(found["rate"] - exact) < 4 * found["rate_stderr"] < 0.1 * exact
+        assert found["bits_per_dim"] == pytest.approx(found["distortion"] + found["rate"])
 
 
 def test_noise_is_not_added_twice():
