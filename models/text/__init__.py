@@ -1,0 +1,3 @@
+"""Text encoders: what makes tokens of captions."""
+
+from .words import WordEncoder
