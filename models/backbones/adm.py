@@ -8,12 +8,13 @@ from torch.nn import functional as F
 
 from .base import ImageBackbone
 from .blocks.checks import check_choice
+from .blocks.cross_attention import CrossAttentionBlock, read_text
 from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
 from .blocks.fir import Direction, make_resampler
 from .blocks.initialization import initialize
 from .blocks.input_features import InputFourierFeatures
 from .blocks.layers import AttentionBlock, NormFactory, ResBlock
-from .blocks.levels import DownLevel, Level, UpLevel
+from .blocks.levels import BlocksLevel, DownLevel, Level, UpLevel
 from .blocks.normalization import group_norm
 from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import ImageSize
@@ -63,6 +64,14 @@ class ADMBackbone(ImageBackbone):
             if num_heads == 0:
                 return None
         return AttentionBlock(channels, num_heads=num_heads, head_channels=head_channels, norm=norm or self._norm)
+
+    def _cross_attention(self, channels: int) -> CrossAttentionBlock:
+        num_heads, head_channels = self.settings["num_heads"], self.settings["head_channels"]
+        if self.settings["floor_heads"] and head_channels is not None:
+            num_heads, head_channels = max(1, channels // head_channels), None
+        return CrossAttentionBlock(
+            channels, self.options["cond_tokens"], num_heads=num_heads, head_channels=head_channels, norm=self._norm
+        )
 
     def _resample(self, side: Direction, channels: int) -> nn.Module:
         if self.settings["resampling"] == "residual":
@@ -119,6 +128,10 @@ class ADM(ADMBackbone):
         null_condition: Take no condition too, label -1 and NaN: for a network that is trained without it now and then.
         cond_channels: Channels of an image that is a condition; 0 for none.
         cond_values: Values that are a condition, for each sample; 0 for none.
+        cond_tokens: Features of the tokens of a text that is a condition; 0 for none.
+        cond_pooled: Features of a vector of a text or an image that is a condition; 0 for none.
+        cross_attention_resolutions: Resolutions with attention to tokens after every residual block, down and up; the
+            middle always has it. Those of self-attention when None; of no effect without tokens.
         norm_eps: Epsilon of the group norms.
         norm_groups: Groups of the norms.
         norm_group_channels: Channels that a group has at least; there are fewer groups where needed, as EDM.
@@ -159,6 +172,9 @@ class ADM(ADMBackbone):
         null_condition: bool = False,
         cond_channels: int = 0,
         cond_values: int = 0,
+        cond_tokens: int = 0,
+        cond_pooled: int = 0,
+        cross_attention_resolutions: Sequence[int] | None = None,
         norm_eps: float = 1e-5,
         norm_groups: int = 32,
         norm_group_channels: int = 1,
@@ -190,6 +206,19 @@ class ADM(ADMBackbone):
         self.norm_out = self._norm(self.widths[0])
         self.conv_out = initialize(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1), zero=True)
         self.condition_input = self._condition_input(first)
+        if cross_attention_resolutions is not None:
+            down_attends = up_attends = self._attends(cross_attention_resolutions, "cross_attention_resolutions")
+        self.cond_tokens = cond_tokens
+        if cond_tokens:
+            self._add_cross_attention(down_attends, up_attends)
+
+    def _add_cross_attention(self, down_attends: Sequence[bool], up_attends: Sequence[bool]) -> None:
+        """Attention to tokens in levels that are there: made last, it moves no other weight."""
+        for levels, attends in ((self.down, down_attends), (self.up, up_attends)):
+            for level, width, attend in zip(levels, self.widths, attends, strict=True):
+                if attend and isinstance(level, BlocksLevel):
+                    level.cross_attention.extend(self._cross_attention(width) for _ in level.blocks)
+        self.middle.cross_attention = self._cross_attention(self.widths[-1])
 
     def forward(
         self,
@@ -200,6 +229,9 @@ class ADM(ADMBackbone):
         image: Tensor | None = None,
         image_log_snr: Tensor | None = None,
         values: Tensor | None = None,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> Tensor:
         """Apply the network.
 
@@ -210,6 +242,9 @@ class ADM(ADMBackbone):
             image: Condition of ``cond_channels`` channels, [B, cond_channels, H, W]; NaN throughout is none.
             image_log_snr: log-SNR of the noise that the image has, [B]; None where it is clean.
             values: Condition of ``cond_values`` values, of order 1, [B, cond_values]; NaN is none.
+            tokens: Embedded text, of order 1, [B, L, cond_tokens].
+            mask: True where a token is one, bool [B, L]; all False is no text. None where all tokens are.
+            pooled: Vector of a text or an image, of order 1, [B, cond_pooled]; NaN throughout is none.
 
         Returns:
             The prediction, [B, C, H, W], or [B, 2 C, H, W] with ``learned_variance``: the prediction, then the raw
@@ -219,13 +254,15 @@ class ADM(ADMBackbone):
             ValueError: A shape, dtype or label is not what the network was built for.
         """
         self._check_input(x)
-        told = self.condition_input.to_embedding(len(x), image_log_snr, values)
+        null = self.condition_input.null_condition
+        text = read_text(x, tokens, mask, features=self.cond_tokens, null_condition=null)
+        told = self.condition_input.to_embedding(len(x), image_log_snr, values, pooled)
         embedding = self.embed(c_noise, cond, x.shape[0], told)
         hidden, seen = self.conv_in(self.input_features(x).to(x.dtype)), self.condition_input.to_hidden(x, image)
         skips = [hidden if seen is None else hidden + seen]
         for level in self.down:
-            skips += level(skips[-1], embedding)
-        hidden = self.middle(skips[-1], embedding)
+            skips += level(skips[-1], embedding, text)
+        hidden = self.middle(skips[-1], embedding, text)
         for level in reversed(self.up):
-            hidden = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)])
+            hidden = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)], text)
         return self.conv_out(F.silu(self.norm_out(hidden))).to(x.dtype)

@@ -34,6 +34,10 @@ class UNet(ADM):
         null_condition: Take no condition too, label -1 and NaN: for a network that is trained without it now and then.
         cond_channels: Channels of an image that is a condition; 0 for none.
         cond_values: Values that are a condition, for each sample; 0 for none.
+        cond_tokens: Features of the tokens of a text that is a condition; 0 for none.
+        cond_pooled: Features of a vector of a text or an image that is a condition; 0 for none.
+        cross_attention_resolutions: Resolutions with attention to tokens after every residual block, down and up; the
+            middle always has it. Those of self-attention when None; of no effect without tokens.
         norm_eps: Epsilon of the group norms.
         norm_groups: Groups of the norms; see ``group_norm`` for layers that it does not divide. With the default 32,
             blocks of exactly 32 channels are blind to an additive embedding.
@@ -79,6 +83,9 @@ class UNet(ADM):
         null_condition: bool = False,
         cond_channels: int = 0,
         cond_values: int = 0,
+        cond_tokens: int = 0,
+        cond_pooled: int = 0,
+        cross_attention_resolutions: Sequence[int] | None = None,
         norm_eps: float = 1e-6,
         norm_groups: int = 32,
         embedding: EmbeddingKind = "sin_first",
