@@ -1,3 +1,0 @@
-"""Text encoders: what makes tokens of captions."""
-
-from .words import WordEncoder
