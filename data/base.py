@@ -14,7 +14,7 @@ from .space import LatentSpace, LevelSpace, Space
 SPLITS = ("train", "test")
 DIGITS = tuple("0123456789")  # names of the classes of images of digits
 ONE_IN_TEN = "one in ten held out, by a fixed permutation"  # what fixed_split does by default
-_BESIDE = ("labels", "values", "paired", "masks", "spread")  # fields with a row a sample
+_BESIDE = ("labels", "values", "paired", "masks", "spread", "captions")  # fields with a row a sample
 
 T = TypeVar("T", bound="Dataset")
 
@@ -35,6 +35,7 @@ class Dataset:
             without.
         spread: Standard deviation of each number of a sample, which is drawn anew each time; None of samples that are
             what they are.
+        captions: One caption a sample, N of them. None without.
         train_files: Digest of the names of the train split's files; empty where adding a file cannot move others
             between the splits.
     """
@@ -43,6 +44,7 @@ class Dataset:
     values: Tensor | None = None
     paired: Tensor | None = None
     spread: Tensor | None = None
+    captions: tuple[str, ...] | None = None
     space: Space
     num_classes: int
     name: str
@@ -132,6 +134,9 @@ class Dataset:
                 f"{where}: class_names must be {self.num_classes} different names, one a class, "
                 f"got {', '.join(names)}; correct them or num_classes"
             )
+        if self.captions is not None and len(self.captions) != len(self):
+            got = len(self.captions)
+            raise DataError(f"{where}: captions must be {len(self)}, got {got}; give one caption {what}")
         values = self.values
         if values is None:
             return
@@ -157,6 +162,7 @@ class ImageKind:
             ``Dataset.paired``.
         paired_levels: Its number of grey levels; 0 without.
         latents: The space of their latents, where networks see those in place of pixels.
+        captioned: True if each image has a caption; see ``Dataset.captions``.
     """
 
     image_shape: tuple[int, int, int]
@@ -167,6 +173,7 @@ class ImageKind:
     paired_channels: int = 0
     paired_levels: int = 0
     latents: LatentSpace | None = None
+    captioned: bool = False
 
     @property
     def space(self) -> LevelSpace | LatentSpace:
@@ -214,6 +221,7 @@ class ImageDataset(Dataset):
         paired: See ``Dataset``; of the height and width of the images.
         paired_levels: Number of grey levels of those.
         masks: True masks of what is in each image, by A annotators, bool [N, A, H, W]: networks are not told them.
+        captions: See ``Dataset``.
 
     Raises:
         DataError: If shapes, dtypes or values contradict the above, or if there is no image.
@@ -234,6 +242,7 @@ class ImageDataset(Dataset):
     paired: Tensor | None = None
     paired_levels: int = 256
     masks: Tensor | None = None
+    captions: tuple[str, ...] | None = None
     samples_are: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
@@ -260,8 +269,9 @@ class ImageDataset(Dataset):
         """The data set without its pixels, labels and values."""
         paired = (0, 0) if self.paired is None else (self.paired.shape[1], self.paired_levels)
         return ImageKind(
-            self.image_shape, self.num_levels, self.num_classes, self.class_names, self.num_values, *paired
-        )
+            self.image_shape, self.num_levels, self.num_classes, self.class_names, self.num_values, *paired,
+            captioned=self.captions is not None,
+        )  # fmt: skip
 
     @property
     def space(self) -> LevelSpace:  # pyright: ignore[reportIncompatibleVariableOverride]
