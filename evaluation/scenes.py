@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 
 import numpy as np
@@ -63,7 +63,9 @@ class SceneReader:
         digits = torch.cat([self.classifier(some).argmax(1) for some in crops.flatten(0, 1).split(4096)])
         words = [
             SceneObject("big" if big else "small", COLOURS[hue], digit)
-            for big, hue, digit in zip(is_big.flatten().tolist(), colour.flatten().tolist(), digits.tolist(), strict=True)
+            for big, hue, digit in zip(
+                is_big.flatten().tolist(), colour.flatten().tolist(), digits.tolist(), strict=True
+            )
         ]
         return tuple(
             Scene(first, second, "left of" if row else "above") if good else None
@@ -224,7 +226,7 @@ def _compare(asked: Scene, drawn: Scene) -> tuple[int, int, bool]:
     return first, second, asked.relation == drawn.relation
 
 
-@lru_cache(maxsize=None)
+@cache
 def _grades(first: int, second: int, same_relation: bool) -> tuple[float, ...]:
     """The ``GRADES`` of a drawn scene by what ``_compare`` says of it."""
     in_order, swapped = (first >> 3, second & 7), (first & 7, second >> 3)

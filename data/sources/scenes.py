@@ -14,7 +14,7 @@ from ..base import ImageDataset, check_split
 from ..errors import DataError
 from .digits import load_digits
 from .mnist import load_mnist
-from .scene_words import COLOURS, SIZES, captions_of, scene_draws, scenes_of
+from .scene_words import captions_of, scene_draws, scenes_of
 
 TRAIN_PER_TEST = 20  # training images for each test image
 # side of the picture, and of small and big digits, in pixels
