@@ -308,7 +308,7 @@ def _texts(prompt: str, prompts: str) -> list[str]:
 def _of_texts(config: Config, run: SampledRun, texts: Sequence[str], ranks: Ranks) -> SampleConditions:
     """The conditions of prompts, and of classes where the model is told these too."""
     conditions = build_conditions(config, run.kind)
-    source, notes = observed_prompts(conditions, texts)
+    source, notes = observed_prompts(config, conditions, texts)
     if config.sampling.num_samples < len(texts):
         notes.append(
             f"sampling.num_samples={config.sampling.num_samples} draws the first of {len(texts)} prompts alone"

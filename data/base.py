@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .beside import Beside
+from .beside import Beside, Column
 from .errors import DataError
 from .space import LatentSpace, LevelSpace, Space
 from .words import TextKind, Vocabulary, longest
@@ -54,7 +54,7 @@ class Dataset:
     spread: Tensor | None = None
     captions: tuple[str, ...] | None = None
     vocabulary: Vocabulary | None = None
-    encodings: Mapping[str, Tensor] = MappingProxyType({})
+    encodings: Mapping[str, Column] = MappingProxyType({})
     text_encoder: str = ""
     space: Space
     num_classes: int
@@ -80,7 +80,7 @@ class Dataset:
         return 0 if self.values is None else self.values.shape[1]
 
     @cached_property
-    def texts(self) -> Mapping[str, Tensor]:
+    def texts(self) -> Mapping[str, Column]:
         """The captions in numbers, by the names of a condition's fields; empty without.
 
         "words", int64 [N, words of the longest], without those that the vocabulary does not have; or ``encodings``.
@@ -290,7 +290,7 @@ class ImageDataset(Dataset):
     masks: Tensor | None = None
     captions: tuple[str, ...] | None = None
     vocabulary: Vocabulary | None = None
-    encodings: Mapping[str, Tensor] = field(default_factory=dict)
+    encodings: Mapping[str, Column] = field(default_factory=dict)
     text_encoder: str = ""
     samples_are: ClassVar[str] = "images"
 

@@ -4,8 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of a table by number, as of texts that many samples share; an index gives a tensor.
+
+    Args:
+        table: [M, ...].
+        rows: The row of each sample, int64 [N].
+    """
+
+    table: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, samples: slice | Tensor | Sequence[int]) -> Tensor:
+        """The rows of some samples, by slice or index."""
+        return self.table[self.rows[samples]]
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of all rows, which are not there as one tensor."""
+        return torch.Size((len(self.rows), *self.table.shape[1:]))
+
+
+Column = Tensor | TableRows
 
 
 @dataclass(frozen=True)
@@ -21,14 +51,14 @@ class Beside:
 
     values: Tensor | None = None
     paired: Tensor | None = None
-    texts: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: Mapping[str, Column] = field(default_factory=dict)
 
     def __getitem__(self, samples: slice | Tensor | Sequence[int]) -> Beside:
-        """That of some samples, by slice or index."""
+        """That of some samples, by slice or index, all in tensors."""
         return self.map(lambda one: one[samples])
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Beside:
-        """A function of each tensor."""
+    def map(self, function: Callable[[Any], Tensor]) -> Beside:
+        """A function of each part."""
         values, paired = (None if one is None else function(one) for one in (self.values, self.paired))
         return replace(
             self, values=values, paired=paired, texts={name: function(one) for name, one in self.texts.items()}
@@ -37,8 +67,12 @@ class Beside:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors that there are, in a fixed order."""
-        given = (one for one in (self.values, self.paired) if one is not None)
-        return (*given, *(self.texts[name] for name in sorted(self.texts)))
+        texts = (self.texts[name] for name in sorted(self.texts))
+        return tuple(
+            one[:] if isinstance(one, TableRows) else one
+            for one in (self.values, self.paired, *texts)
+            if one is not None
+        )
 
 
 NOTHING = Beside()

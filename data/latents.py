@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import Dataset, ImageDataset, ImageKind
+from .beside import Column
 from .errors import DataError
 from .space import LatentSpace, ModelSpace, Space
 from .words import Vocabulary
@@ -46,7 +47,7 @@ class LatentDataset(Dataset):
     values: Tensor | None = None
     captions: tuple[str, ...] | None = None
     vocabulary: Vocabulary | None = None
-    encodings: Mapping[str, Tensor] = field(default_factory=dict)
+    encodings: Mapping[str, Column] = field(default_factory=dict)
     text_encoder: str = ""
     samples_are: ClassVar[str] = "latents"
 

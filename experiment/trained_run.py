@@ -183,7 +183,7 @@ class TrainedRun:
         model = model if latents is None else latent_model(model, latents)
         device = next(self.model.parameters()).device
         space = self.kind.space if latents is None else LevelSpace(latents.num_pixel_levels)
-        texts = {} if captions is None else observed_prompts(self.conditions, captions)[0].texts
+        texts = {} if captions is None else observed_prompts(self.config, self.conditions, captions)[0].texts
         beside, bits = Beside(values, paired, texts), []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
             here = slice(begin, min(begin + config.eval.batch_size, len(data)))

@@ -27,6 +27,6 @@ def get_config() -> ConfigDict:
         {"num_steps": 4_000, "batch_size": 64, "precision": "fp32", "ema_decay": 0.999, "checkpoint_every": 500}
     )
     config.optim.update({"learning_rate": 1.5e-3, "warmup_steps": 200, "decay_steps": 4_000})
-    config.sampling.update({"sampler": "ddim", "num_steps": 50, "guidance_weight": 2.0, "num_samples": 16})
+    config.sampling.update({"sampler": "ddim", "num_steps": 50, "num_samples": 16})
     config.eval.update({"batch_size": 100, "vlb_steps_per_image": 20})
     return config

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import DataError, ImageKind, Vocabulary, longest
+from data import AnyKind, DataError, ImageKind, Vocabulary, longest
+from models import Condition
+from runtime.messages import say
 
-from ..conditions import Conditions, Observed
+from ..conditions import Conditions, Observed, build_conditions
+from ..config import Config
+from .frozen import fields_of, load_text_encoder
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -26,10 +30,11 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def observed_prompts(conditions: Conditions, prompts: Sequence[str]) -> tuple[Observed, list[str]]:
+def observed_prompts(config: Config, conditions: Conditions, prompts: Sequence[str]) -> tuple[Observed, list[str]]:
     """Prompts as observations of a model that is told captions and no image or values.
 
     Args:
+        config: The config, which names the text encoder.
         conditions: What the model is told.
         prompts: The texts; one that is empty is no text.
 
@@ -48,9 +53,42 @@ def observed_prompts(conditions: Conditions, prompts: Sequence[str]) -> tuple[Ob
         raise DataError("a prompt is of models that are told nothing besides it, got one that is told more")
     kind = conditions.kind
     assert isinstance(kind, ImageKind) and kind.text is not None
+    if kind.text.encoder:
+        return _read_by_frozen(config, kind.text.encoder, prompts)
     vocabulary, most, notes = Vocabulary(kind.text.vocabulary), conditions.text.max_words, []
     vocabulary.check([prompt for prompt in prompts if prompt])
     longer = sum(longest([prompt]) > most for prompt in prompts)
     if longer:
         notes.append(f"{longer} of {len(prompts)} prompts have more than {most} words, and were cut off there")
     return Observed(texts={"words": vocabulary.numbers(prompts, most)}), notes
+
+
+def _read_by_frozen(config: Config, trained_with: str, prompts: Sequence[str]) -> tuple[Observed, list[str]]:
+    if not config.data.get("text_encoder"):
+        raise DataError("the model reads by a frozen text encoder; set data.text_encoder as it was trained")
+    encoder = load_text_encoder(config)
+    if encoder.fingerprint != trained_with:
+        raise DataError(
+            f"the model was trained with another text encoder than data.text_encoder={config.data.text_encoder}; name "
+            "that one, with the same data.text_options"
+        )
+    longer = encoder.count_longer(prompts)
+    notes = [f"{longer} of {len(prompts)} prompts have more than {encoder.max_length} tokens, and were cut off there"]
+    return Observed(texts=fields_of(encoder.encode(prompts), encoder)), notes if longer else []
+
+
+def negative_prompt(config: Config, kind: AnyKind) -> Condition | None:
+    """``sampling.negative_prompt`` as the condition that guidance moves away from; None without.
+
+    Raises:
+        DataError: In one line, as of other prompts.
+    """
+    prompt = config.sampling.negative_prompt
+    if not prompt:
+        return None
+    conditions = build_conditions(config, kind)
+    observed, notes = observed_prompts(config, conditions, [prompt])
+    for note in notes:
+        say(note)
+    assert conditions.text is not None
+    return Condition(**conditions.text.tell(observed.texts))
