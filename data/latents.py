@@ -19,7 +19,7 @@ class LatentDataset(Dataset):
     Args:
         latents: Mean of each latent, float32 [N, c, h, w].
         labels: See ``ImageDataset``, as what follows; so are num_classes, name, split, class_names, split_source,
-            other_split_size, notes, train_files and values.
+            other_split_size, notes, train_files, values and captions.
         latent_space: The space of these latents, whose ``num_pixel_levels`` are those of the images.
         image_shape: Shape of the images, (C, H, W).
         spread: Standard deviation of each number, float32, the shape of ``latents``; see ``Dataset``.
@@ -42,6 +42,7 @@ class LatentDataset(Dataset):
     notes: tuple[str, ...] = ()
     train_files: str = ""
     values: Tensor | None = None
+    captions: tuple[str, ...] | None = None
     samples_are: ClassVar[str] = "latents"
 
     def __post_init__(self) -> None:
@@ -77,6 +78,7 @@ class LatentDataset(Dataset):
             notes=images.notes,
             train_files=images.train_files,
             values=images.values,
+            captions=images.captions,
         )
 
     @property
@@ -94,5 +96,5 @@ class LatentDataset(Dataset):
         """The images without their pixels, labels and values, with the space of their latents."""
         return ImageKind(
             self.image_shape, self.num_levels, self.num_classes, self.class_names, self.num_values,
-            latents=self.latent_space,
+            latents=self.latent_space, captioned=self.captions is not None,
         )  # fmt: skip
