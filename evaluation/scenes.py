@@ -31,7 +31,8 @@ class SceneReader:
     The picture is cut in its middle, across or down, whichever moves the two parts' ink further apart. The colour of
     a part is the one that most of its ink has; the box of the pixels of that colour, at least a quarter as bright as
     white, is the object: big if its longer side is nearer to that of big digits. Of an image with less than two
-    objects, or with objects that are too small or too near each other, nothing is read.
+    objects, or with objects that are too small or too near each other, as the halves of a single digit are, nothing
+    is read.
 
     Args:
         classifier: From crops of one object, its greys in [0, 1] on black, [M, 1, S, S], to logits of the digits.
@@ -105,7 +106,8 @@ class SceneReader:
         own = grey.unsqueeze(1) * parts * (hue.unsqueeze(1) == colour[..., None, None])
         (top, bottom), (left, right) = (_ends((own >= _LEAST_INK).any(axis)) for axis in (3, 2))
         longer = torch.maximum(bottom - top, right - left)
-        apart = ((top + bottom).diff(dim=1).abs() + (left + right).diff(dim=1).abs())[:, 0] / 2
+        # along the cut: a single digit that it goes through has halves that are half of it apart
+        apart = torch.where(is_row, (left + right).diff(dim=1)[:, 0], (top + bottom).diff(dim=1)[:, 0]) / 2
         least = _LEAST_SIZE * self.small
         readable = (votes.amax(2) > 0).all(1) & (longer >= least).all(1) & (apart >= least)
         size = self.big + 2

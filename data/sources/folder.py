@@ -85,7 +85,7 @@ def _captioned(root: Path, layout: Layout, split: str) -> tuple[Layout, tuple[st
     if not layout.captions.names:
         return layout, None
     names = {path: path.relative_to(root).as_posix() for path in layout.all_paths}
-    captions, notes = read_captions(root, layout.captions, list(names.values()))
+    captions, notes = read_captions(root, layout.captions)
     if not captions:
         first = min(layout.captions.names)
         return replace(layout, notes=(*layout.notes, *notes, f"no captions, though there is {root / first}")), None

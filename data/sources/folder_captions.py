@@ -21,10 +21,12 @@ class CaptionFiles:
     Attributes:
         lists: Files of JSON lines; if there is one, nothing else is read.
         beside: The text file of each image that has one. All names are relative to the root.
+        images: All images of the folder, also those of no split.
     """
 
     lists: tuple[str, ...] = ()
     beside: tuple[tuple[str, str], ...] = ()
+    images: frozenset[str] = frozenset()
 
     @property
     def names(self) -> frozenset[str]:
@@ -46,13 +48,13 @@ def find_caption_files(files: Sequence[str], images: Sequence[str]) -> CaptionFi
     others = set(files) - set(images)
     for name in LISTS:
         if lists := sorted(one for one in others if posixpath.basename(one) == name):
-            return CaptionFiles(lists=tuple(lists))
+            return CaptionFiles(lists=tuple(lists), images=frozenset(images))
     texts = {name.removesuffix(".txt"): name for name in others if name.endswith(".txt")}
     stems = ((image, posixpath.splitext(image)[0]) for image in images) if texts else ()
     return CaptionFiles(beside=tuple((image, texts[stem]) for image, stem in stems if stem in texts))
 
 
-def read_captions(root: Path, found: CaptionFiles, images: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def read_captions(root: Path, found: CaptionFiles) -> tuple[dict[str, str], tuple[str, ...]]:
     """Read captions: one line each, with single spaces; an empty one is none.
 
     A line of JSON is an object with ``file`` (or ``file_name``), relative to the folder of the list, and ``caption``
@@ -61,7 +63,6 @@ def read_captions(root: Path, found: CaptionFiles, images: Sequence[str]) -> tup
     Args:
         root: The folder.
         found: Its files of captions.
-        images: Names of all images, relative to the root.
 
     Returns:
         The caption of each image that has one, by name; and lines for the user on captions of files that are not there.
@@ -75,7 +76,6 @@ def read_captions(root: Path, found: CaptionFiles, images: Sequence[str]) -> tup
         return {image: text for (image, _), text in zip(found.beside, texts, strict=True) if text}, ()
     captions: dict[str, str] = {}
     gone: list[str] = []
-    there = set(images)
     for name in found.lists:
         for number, line in enumerate(_bytes_of(root / name).split(b"\n"), start=1):
             where = f"{root / name} line {number}"
@@ -85,10 +85,11 @@ def read_captions(root: Path, found: CaptionFiles, images: Sequence[str]) -> tup
             image = posixpath.normpath(posixpath.join(posixpath.dirname(name), image))
             if image in captions:
                 raise DataError(f"{where}: {image} has a caption already; keep one line for each image")
-            if image not in there:
+            if image not in found.images:
                 gone.append(image)
-            elif caption:
+            else:
                 captions[image] = caption
+    captions = {image: caption for image, caption in captions.items() if caption}
     if not gone:
         return captions, ()
     return captions, (f"captions of images that are not there, left out: {len(gone):,}, such as {gone[0]}",)
