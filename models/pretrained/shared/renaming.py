@@ -82,7 +82,7 @@ def level_blocks(network: nn.Module) -> Iterator[tuple[str, str, int, str, int]]
     """
     for name, _ in network.named_modules():
         found = re.fullmatch(
-            r"(down|up)\.(\d+)\.(blocks|attention|cross_attention|resample)(?:\.(\d+))?(?:\.block)?", name
+            r"(down|up)\.(\d+)\.(blocks|attention|cross_attention(?=\.)|resample)(?:\.(\d+))?(?:\.block)?", name
         )
         if found:
             yield name, found[1], int(found[2]), found[3], int(found[4] or 0)
