@@ -1,6 +1,7 @@
 """The ADM network of guided diffusion, and its relatives in Improved DDPM, EDM and diffusers."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from .blocks.levels import BlocksLevel, DownLevel, Level, UpLevel
 from .blocks.normalization import group_norm
 from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import ImageSize
+from .blocks.transformer import TransformerBlock
 from .blocks.word_encoder import WordEncoder
 
 Resampling = Literal["residual", "convolution"]
@@ -47,10 +49,10 @@ class ADMBackbone(ImageBackbone):
         super()._set_shape()
         check_choice("resampling", self.settings["resampling"], get_args(Resampling))
 
-    def _norm(self, channels: int) -> nn.GroupNorm:
+    def _norm(self, channels: int, eps: float | None = None) -> nn.GroupNorm:
         most, least = self.settings["norm_groups"], self.settings["norm_group_channels"]
         most = most if least == 1 else max(1, min(most, channels // least))
-        return group_norm(channels, self.settings["norm_eps"], max_groups=most)
+        return group_norm(channels, self.settings["norm_eps"] if eps is None else eps, max_groups=most)
 
     def _res_block(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
         return ResBlock(
@@ -72,13 +74,17 @@ class ADMBackbone(ImageBackbone):
                 return None
         return AttentionBlock(channels, num_heads=num_heads, head_channels=head_channels, norm=norm or self._norm)
 
-    def _cross_attention(self, channels: int) -> CrossAttentionBlock:
+    def _cross_attention(self, channels: int) -> CrossAttentionBlock | TransformerBlock:
         num_heads, head_channels = self.settings["num_heads"], self.settings["head_channels"]
         if self.settings["floor_heads"] and head_channels is not None:
             num_heads, head_channels = max(1, channels // head_channels), None
-        return CrossAttentionBlock(
-            channels, self.token_features, num_heads=num_heads, head_channels=head_channels, norm=self._norm
-        )
+        features, depth = self.token_features, self.settings["transformer_depth"]
+        heads = {"num_heads": num_heads, "head_channels": head_channels}
+        if depth:
+            # its norm has this epsilon in latent diffusion, whatever the others have
+            norm = partial(self._norm, eps=1e-6)
+            return TransformerBlock(channels, features, depth=depth, **heads, norm=norm)
+        return CrossAttentionBlock(channels, features, **heads, norm=self._norm)
 
     def _resample(self, side: Direction, channels: int) -> nn.Module:
         if self.settings["resampling"] == "residual":
@@ -109,6 +115,10 @@ class ADM(ADMBackbone):
                                             attention_resolutions=(16, 8), resampling="convolution"``
     EDM's DhariwalUNet, ImageNet 64         ``channels=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3,
                                             head_channels=64, floor_heads=True, norm_group_channels=4``
+    Stable Diffusion 1.5, latents           ``in_channels=4, channels=320, channel_mult=(1, 2, 4, 4), num_heads=8,
+                                            attention_resolutions=(), middle_attention=False, cond_tokens=768,
+                                            cross_attention_resolutions=(64, 32, 16), transformer_depth=1,
+                                            scale_shift_norm=False, resampling="convolution"``
     ======================================  ============================================================================
 
     Args:
@@ -144,6 +154,8 @@ class ADM(ADMBackbone):
         max_words: Words of the longest text.
         word_features: Features of a word.
         word_layers: Layers over the words of a text.
+        transformer_depth: Layers of self-attention, cross-attention and feed-forward in place of cross-attention alone,
+            as latent diffusion; 0 for none. See ``TransformerBlock``.
         norm_eps: Epsilon of the group norms.
         norm_groups: Groups of the norms.
         norm_group_channels: Channels that a group has at least; there are fewer groups where needed, as EDM.
@@ -191,6 +203,7 @@ class ADM(ADMBackbone):
         max_words: int = 32,
         word_features: int = 128,
         word_layers: int = 2,
+        transformer_depth: int = 0,
         norm_eps: float = 1e-5,
         norm_groups: int = 32,
         norm_group_channels: int = 1,

@@ -68,6 +68,7 @@ class UNet(ADM):
         "middle_attention_norm": True,
         "norm_group_channels": 1,
         "embedding_dim": None,
+        "transformer_depth": 0,
     }
 
     def __init__(

@@ -89,7 +89,7 @@ def _check_values(tokens: Tensor, mask: Tensor | None, *, null_condition: bool) 
         )
 
 
-class CrossAttention(nn.Module):
+class Attention(nn.Module):
     """``proj(softmax(q k^T / sqrt(d)) v)`` with queries ``q = q(x)`` and ``k, v = kv(tokens)``, that they look up.
 
     The outputs of ``kv`` are ordered [(k, v), head, channel]. Of a sample without text it is 0, with a gradient of 0.
@@ -123,7 +123,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Attention of all pixels to tokens, ``x + attend(norm(x), norm_tokens(tokens))`` with ``CrossAttention``.
+    """Attention of all pixels to tokens, ``x + attend(norm(x), norm_tokens(tokens))`` with ``Attention``.
 
     Its last layer starts at zero, so that the block starts as the identity; of a sample without text it is the
     identity always. Neither the number of masked tokens nor what they hold makes a difference.
@@ -154,7 +154,7 @@ class CrossAttentionBlock(nn.Module):
         self.norm = norm(channels)
         self.norm_tokens = nn.LayerNorm(features)
         num_heads = count_heads(channels, num_heads=num_heads, head_channels=head_channels)
-        self.attend = CrossAttention(channels, features, num_heads=num_heads)
+        self.attend = Attention(channels, features, num_heads=num_heads)
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
         """Map features [B, C, H, W] and a text to features [B, C, H, W]."""
