@@ -179,7 +179,7 @@ class Dataset:
                 f"got {', '.join(names)}; correct them or num_classes"
             )
         if self.captions is not None and len(self.captions) != len(self):
-            raise DataError(f"{where}: captions must be {len(self)}, got {len(self.captions)}; give one {what}")
+            raise DataError(f"{where}: captions must be {len(self)}, got {len(self.captions)}; give one caption {what}")
         values = self.values
         if values is None:
             return
