@@ -77,6 +77,19 @@ def told_by_frozen(config: Config, dataset: T, workdir: Path, ranks: Ranks) -> T
     return dataset._replace(encodings=encodings, text_encoder=fingerprint)
 
 
+def told_alike(config: Config, dataset: T, other: AnyDataset) -> T:
+    """A few samples, whose captions are told as those of another data set are; nothing is kept."""
+    if dataset.captions is None:
+        return dataset
+    if other.vocabulary is not None:
+        return dataset.with_words(other.vocabulary.words)
+    if not other.encodings:
+        return dataset
+    encoder = load_text_encoder(config)
+    encodings = fields_of(encoder.encode(dataset.captions), encoder)
+    return dataset._replace(encodings=encodings, text_encoder=other.text_encoder)
+
+
 def check_text_encoder(config: Config, workdir: Path, fingerprint: str) -> None:
     """Refuse another encoder than the one that a run was trained with, if it was.
 

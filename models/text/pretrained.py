@@ -71,6 +71,10 @@ class TransformersEncoder(nn.Module):
         where = {"local_files_only": local_files_only, "revision": revision}
         self.tokenizer, self.model = _load(path, tokenizer or path, where)
         self.model.eval().requires_grad_(False)
+        # what was cut or filled last is a part of a tokenizer's state
+        self.tokenizer.backend_tokenizer.no_padding()
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self._rules: str = self.tokenizer.backend_tokenizer.to_str()
         config = self.model.config
         self.is_clip = str(config.model_type).startswith("clip")
         self.layer, self.masked = layer, masked
@@ -87,7 +91,7 @@ class TransformersEncoder(nn.Module):
         digest = hashlib.sha256()
         options = {"layer": self.layer, "length": self.max_length, "pooling": self.pooling, "masked": self.masked}
         digest.update(json.dumps(options, sort_keys=True).encode())
-        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        digest.update(self._rules.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
