@@ -19,6 +19,7 @@ from .sources.lesions import load_lesion_masks, load_lesions
 from .sources.mnist import load_mnist
 from .sources.moons import load_moons
 from .sources.npz import load_npz
+from .sources.scenes import load_scenes
 from .vectors import AnyDataset, VectorDataset
 
 DATASETS: Registry[AnyDataset] = Registry("dataset")
@@ -31,6 +32,7 @@ for _name, _loader in {
     "moons": load_moons,
     "lesions": load_lesions,
     "lesion_masks": load_lesion_masks,
+    "scenes": load_scenes,
 }.items():
     DATASETS.register(_name)(_loader)
 

@@ -330,8 +330,7 @@ class Trainer:
             noisy = (here(batch.condition_uniform) - _CLEAN_SHARE).clamp_min(0) / (1 - _CLEAN_SHARE)
             t = self.options.condition_noise_t * noisy
             noise = ImageNoise(self._model.sde, t, here(batch.condition_eps))
-        values, paired = (None if one is None else here(one) for one in (batch.values, batch.paired))
-        observed = self._conditions.observe(here(batch.samples), here(batch.labels), values, paired)
+        observed = self._conditions.observe(here(batch.samples), here(batch.labels), batch.beside.map(here))
         cond = self._conditions.tell(observed, noise=noise)
         if batch.drop_uniform is None or cond is None:
             return cond

@@ -1,5 +1,6 @@
 """A folder of images, decoded once into memory at one size."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +9,8 @@ from ..base import ImageDataset, check_split
 from ..errors import DataError
 from ..sizes import ImageSize, height_and_width
 from .decoding import decode_all, in_threads
-from .folder_layout import read_layout
+from .folder_captions import read_captions
+from .folder_layout import Layout, read_layout
 from .grey import choose_grey_rule, look_for_grey
 
 
@@ -23,6 +25,9 @@ def load_folder(
     both splits together, sorted with numbers in names by their value. Images in no subfolder are class 0, named
     ``.``. Hidden files and folders are ignored, and other extensions counted in ``notes``; links are followed, except
     back into a folder that contains them.
+
+    If there is a ``captions.jsonl`` or ``metadata.jsonl``, or ``a/b.txt`` beside ``a/b.png``, images have captions, see
+    ``read_captions``. Images without one are then left out of their split, and counted in ``notes``.
 
     Each image is turned upright by its EXIF orientation, shown on white where it is transparent, converted (an
     animation gives its first frame), resized with a Lanczos filter so that it just covers ``image_size``, and
@@ -47,13 +52,13 @@ def load_folder(
 
     Raises:
         DataError: If an argument is wrong, there are no images, it is unclear whether a folder is a split or a class,
-            or images cannot be read or differ in size where they are taken as they are.
+            captions cannot be read or none is of this split, or images cannot be read or differ in size where they are taken as they are.
     """
     check_split(split)
     size = None if image_size is None else height_and_width(image_size)
     if channels not in (None, 1, 3):
         raise DataError(f"channels must be 1 (grey) or 3 (RGB), got {channels}; choose one of them")
-    layout = read_layout(root, split)
+    layout, captions = _captioned(root, read_layout(root, split), split)
     looks = in_threads(look_for_grey, layout.all_paths, "reading headers")
     grey = choose_grey_rule([highest for _, highest in looks])
     checked = sorted(set(layout.all_paths) - set(layout.paths)) if split == "train" else []
@@ -71,4 +76,32 @@ def load_folder(
         other_split_size=len(layout.all_paths) - len(layout.paths),
         notes=(*layout.notes, *grey.notes, *notes),
         train_files=layout.train_files,
+        captions=captions,
     )
+
+
+def _captioned(root: Path, layout: Layout, split: str) -> tuple[Layout, tuple[str, ...] | None]:
+    """The images that have captions, and these; all, and None, where no image of either split has one."""
+    if not layout.captions.names:
+        return layout, None
+    names = {path: path.relative_to(root).as_posix() for path in layout.all_paths}
+    captions, notes = read_captions(root, layout.captions)
+    if not captions:
+        first = min(layout.captions.names)
+        return replace(layout, notes=(*layout.notes, *notes, f"no captions, though there is {root / first}")), None
+    own = [(path, label) for path, label in zip(layout.paths, layout.labels, strict=True) if names[path] in captions]
+    if not own:
+        raise DataError(
+            f"of {len(layout.paths):,} images of the {split} split of {root} none has a caption, while {len(captions):,} "
+            "of the other split have; give each image one, or remove all captions"
+        )
+    if without := len(layout.paths) - len(own):
+        notes = (f"images without a caption, left out: {without:,} of {len(layout.paths):,}", *notes)
+    kept = replace(
+        layout,
+        paths=[path for path, _ in own],
+        labels=[label for _, label in own],
+        all_paths=[path for path, name in names.items() if name in captions],
+        notes=(*layout.notes, *notes),
+    )
+    return kept, tuple(captions[names[path]] for path, _ in own)

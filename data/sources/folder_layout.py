@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..base import ONE_IN_TEN, fixed_split
 from ..errors import DataError
+from .folder_captions import CaptionFiles, find_caption_files
 
 EXTENSIONS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".avif"}
@@ -45,6 +46,7 @@ class Layout:
         all_paths: Images of both splits.
         split_source: Where the splits are from.
         notes: Lines on what was left out.
+        captions: Files of captions, by name.
         train_files: Digest of the names of the train split, where the number of images decides which they are.
     """
 
@@ -54,6 +56,7 @@ class Layout:
     all_paths: list[Path]
     split_source: str
     notes: tuple[str, ...]
+    captions: CaptionFiles
     train_files: str = ""
 
 
@@ -71,6 +74,8 @@ def read_layout(root: Path, split: str) -> Layout:
         raise DataError(f"{root} is not a folder; set data.root to a folder of images")
     files = _list_files(root)
     images = [name for name in files if _is_image(name)]
+    captions = find_caption_files(files, images)
+    files = [name for name in files if name not in captions.names]
     folders = _folders_of_splits(root, images)
     if folders and split not in folders:
         there = " and ".join(repr(name) for name in folders.values())
@@ -102,6 +107,7 @@ def read_layout(root: Path, split: str) -> Layout:
         all_paths=all_paths,
         split_source=source,
         notes=tuple(_notes(root, base, files, images, own, everything, classes, folders)),
+        captions=captions,
         train_files="" if folders else _digest_of_train(images),
     )
 

@@ -7,15 +7,15 @@ import torch
 
 from runtime.registry import choices_message
 
-from ..base import SPLITS, ImageDataset, check_split
+from ..base import ImageDataset, check_split
 from ..errors import DataError
 from .digits import load_digits
+from .draws import ANNOTATORS, LESIONS, uniform_draws
 from .mnist import load_mnist
 
 BASES = ("digits", "mnist")
 HEALTHY_IMAGES, HEALTHY_MASKS = 0.5, 0.2  # shares of healthy images in "lesions" and "lesion_masks"
 TIGHT = 0.3  # probability that one of several annotators draws the tight outline
-_LESIONS, _ANNOTATORS = 0, 1  # streams of random numbers
 _CHUNK = 4096  # images that are made at once
 
 
@@ -68,7 +68,7 @@ def load_lesion_masks(*, root: Path, split: str, base: str = "digits", annotator
     images, (tight, true, wide) = _with_lesions(_base(base, root, split), split, HEALTHY_MASKS)
     masks = true
     if annotators > 1:
-        drawn = [_uniform(_ANNOTATORS, split, len(images), number)[:, None, None] for number in range(annotators)]
+        drawn = [uniform_draws(ANNOTATORS, split, len(images), number)[:, None, None] for number in range(annotators)]
         masks = torch.cat([torch.where(torch.from_numpy(one < TIGHT), tight, wide) for one in drawn], dim=1)
     return images._replace(
         images=masks[:, :1].to(torch.uint8),
@@ -93,7 +93,7 @@ def _with_lesions(
     """The data set with lesions in all but a share of its images, and their tight, true and wide masks [N, 1, H, W]."""
     _, height, width = dataset.image_shape
     unit, top = min(height, width) / 8, dataset.num_levels - 1
-    drawn = _uniform(_LESIONS, split, len(dataset), 0, numbers=5)
+    drawn = uniform_draws(LESIONS, split, len(dataset), numbers=5)
     has = drawn[:, 0] >= healthy
     radius = unit * (1.25 + 0.75 * drawn[:, 1])
     y, x = (radius + (side - 2 * radius) * drawn[:, 2 + axis] for axis, side in enumerate((height, width)))
@@ -118,10 +118,3 @@ def _with_lesions(
         class_names=("healthy", "lesion"),
     )
     return changed, (tight, true, wide)
-
-
-def _uniform(stream: int, split: str, count: int, number: int, *, numbers: int = 1) -> np.ndarray:
-    """Uniform draws in [0, 1), float64 [N, numbers], whose row i does not depend on N."""
-    # RandomState, unlike Generator, promises the same stream in every NumPy release
-    seed = [stream, SPLITS.index(split), number]
-    return np.random.RandomState(seed).random_sample((count, numbers))

@@ -20,6 +20,7 @@ from .blocks.normalization import group_norm
 from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import ImageSize
 from .blocks.transformer import TransformerBlock
+from .blocks.word_encoder import WordEncoder
 
 Resampling = Literal["residual", "convolution"]
 
@@ -32,6 +33,12 @@ class ADMBackbone(ImageBackbone):
     """
 
     fixed: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def token_features(self) -> int:
+        """Features of a token of text, given or learned; 0 without text."""
+        options = self.options
+        return options["word_features"] if options.get("cond_words") else options.get("cond_tokens", 0)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,7 +78,7 @@ class ADMBackbone(ImageBackbone):
         num_heads, head_channels = self.settings["num_heads"], self.settings["head_channels"]
         if self.settings["floor_heads"] and head_channels is not None:
             num_heads, head_channels = max(1, channels // head_channels), None
-        features, depth = self.settings["cond_tokens"], self.settings["transformer_depth"]
+        features, depth = self.token_features, self.settings["transformer_depth"]
         heads = {"num_heads": num_heads, "head_channels": head_channels}
         if depth:
             # its norm has this epsilon in latent diffusion, whatever the others have
@@ -142,6 +149,11 @@ class ADM(ADMBackbone):
         cond_pooled: Features of a vector of a text or an image that is a condition; 0 for none.
         cross_attention_resolutions: Resolutions with attention to tokens after every residual block, down and up; the
             middle always has it. Those of self-attention when None; of no effect without tokens.
+        cond_words: Words of a vocabulary that the network learns, in place of ``cond_tokens`` and ``cond_pooled``; 0
+            for none. See ``WordEncoder``, of which the next three are options.
+        max_words: Words of the longest text.
+        word_features: Features of a word.
+        word_layers: Layers over the words of a text.
         transformer_depth: Layers of self-attention, cross-attention and feed-forward in place of cross-attention alone,
             as latent diffusion; 0 for none. See ``TransformerBlock``.
         norm_eps: Epsilon of the group norms.
@@ -187,6 +199,10 @@ class ADM(ADMBackbone):
         cond_tokens: int = 0,
         cond_pooled: int = 0,
         cross_attention_resolutions: Sequence[int] | None = None,
+        cond_words: int = 0,
+        max_words: int = 32,
+        word_features: int = 128,
+        word_layers: int = 2,
         transformer_depth: int = 0,
         norm_eps: float = 1e-5,
         norm_groups: int = 32,
@@ -221,9 +237,25 @@ class ADM(ADMBackbone):
         self.condition_input = self._condition_input(first)
         if cross_attention_resolutions is not None:
             down_attends = up_attends = self._attends(cross_attention_resolutions, "cross_attention_resolutions")
-        self.cond_tokens = cond_tokens
-        if cond_tokens:
+        if self.token_features:
             self._add_cross_attention(down_attends, up_attends)
+        self.word_encoder = (
+            WordEncoder(num_words=cond_words, features=word_features, max_words=max_words, num_layers=word_layers)
+            if cond_words
+            else None
+        )
+
+    def _read_words(
+        self, words: Tensor | None, tokens: Tensor | None, pooled: Tensor | None, batch_size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens, their mask and the pooled vector of texts in words."""
+        assert self.word_encoder is not None
+        if tokens is not None or pooled is not None:
+            raise ValueError("tokens and pooled must be None: the network reads words; pass Condition(words=...)")
+        if words is None or len(words) != batch_size:
+            expected, got = [batch_size, self.word_encoder.max_words], None if words is None else list(words.shape)
+            raise ValueError(f"words must be int64 {expected}, got {got}; pass Condition(words=...), 0 for no text")
+        return self.word_encoder(words)
 
     def _add_cross_attention(self, down_attends: Sequence[bool], up_attends: Sequence[bool]) -> None:
         """Attention to tokens in levels that are there: made last, it moves no other weight."""
@@ -242,6 +274,7 @@ class ADM(ADMBackbone):
         image: Tensor | None = None,
         image_log_snr: Tensor | None = None,
         values: Tensor | None = None,
+        words: Tensor | None = None,
         tokens: Tensor | None = None,
         mask: Tensor | None = None,
         pooled: Tensor | None = None,
@@ -255,6 +288,7 @@ class ADM(ADMBackbone):
             image: Condition of ``cond_channels`` channels, [B, cond_channels, H, W]; NaN throughout is none.
             image_log_snr: log-SNR of the noise that the image has, [B]; None where it is clean.
             values: Condition of ``cond_values`` values, of order 1, [B, cond_values]; NaN is none.
+            words: Numbers of words of a network with ``cond_words``, int64 [B, max_words]; a row of 0 is no text.
             tokens: Embedded text, of order 1, [B, L, cond_tokens].
             mask: True where a token is one, bool [B, L]; all False is no text. None where all tokens are.
             pooled: Vector of a text or an image, of order 1, [B, cond_pooled]; NaN throughout is none.
@@ -267,8 +301,11 @@ class ADM(ADMBackbone):
             ValueError: A shape, dtype or label is not what the network was built for.
         """
         self._check_input(x)
-        null = self.condition_input.null_condition
-        text = read_text(x, tokens, mask, features=self.cond_tokens, null_condition=null)
+        if self.word_encoder is not None:
+            tokens, mask, pooled = self._read_words(words, tokens, pooled, len(x))
+        elif words is not None:
+            raise ValueError("words must be None: the network has no vocabulary; build it with cond_words=...")
+        text = read_text(x, tokens, mask, features=self.token_features, null_condition=self.null_condition)
         told = self.condition_input.to_embedding(len(x), image_log_snr, values, pooled)
         embedding = self.embed(c_noise, cond, x.shape[0], told)
         hidden, seen = self.conv_in(self.input_features(x).to(x.dtype)), self.condition_input.to_hidden(x, image)

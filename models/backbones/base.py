@@ -134,12 +134,18 @@ class ImageBackbone(Backbone):
             levels.append(self._level("up", i, blocks, attend=attends[i]))
         return nn.ModuleList(reversed(levels))
 
+    @property
+    def _pooled_features(self) -> int:
+        """Features of the vector of a whole text: those of a word where these are learned."""
+        options = self.options
+        return options["word_features"] if options.get("cond_words") else options.get("cond_pooled", 0)
+
     def _condition_input(self, first: int) -> ConditionInput:
         """The input of images, values and pooled vectors; to be made late, so that it moves no weight before it."""
         return ConditionInput(
             channels=self.options["cond_channels"],
             num_values=self.options["cond_values"],
-            pooled_features=self.options.get("cond_pooled", 0),
+            pooled_features=self._pooled_features,
             hidden_channels=first,
             embedding_dim=4 * self.options["channels"],
             null_condition=self.null_condition,
