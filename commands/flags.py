@@ -36,6 +36,8 @@ _FLAGS = {
     "init_from": (_given_path, "see docs/pretrained.md"),
     "output": (_path, "the folder to write in"),
     "input": (_given_path, "condition images or values, or what was measured, in place of those of a split"),
+    "prompt": (str, "a text to draw samples of, in place of the captions of a split"),
+    "prompts": (_given_path, "a file of such texts, one a line, in turn"),
     "mask": (_given_path, "an image that is white where restore.operator=inpaint sees, black where it fills in"),
 }
 

@@ -54,7 +54,7 @@ MODES = {
         "sample:sample",
         "draw samples",
         "--config configs/vp/digits.py --mode sample --output drawn",
-        flags=("output", "input"),
+        flags=("output", "input", "prompt", "prompts"),
     ),
     "restore": Mode(
         "ensembles.restore:restore",

@@ -39,6 +39,7 @@ from experiment.pictures import as_array, has_picture
 from experiment.plugins import say_changed_plugins
 from experiment.precision import NetworkMode, fast_inference, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_trained, pick_together
+from experiment.text.prompts import observed_prompts, read_prompts
 from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_use
 from models import NetworkScoreModel, ReverseVariance, ScoreModel
@@ -51,7 +52,16 @@ from runtime.terminal import ProgressBar
 from samplers import Sampler, StepState
 
 
-def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", ranks: Ranks = ALONE) -> None:
+def sample(
+    config: Config,
+    workdir: Path,
+    *,
+    output: str = "",
+    input: str = "",
+    prompt: str = "",
+    prompts: str = "",
+    ranks: Ranks = ALONE,
+) -> None:
     """Sample from the newest good checkpoint; write ``samples.npz``, ``grid.png`` and ``samples.json``.
 
     Batches are kept as they come, so that an interrupted command goes on to the same bytes, and memory holds one of
@@ -63,6 +73,8 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         workdir: The work directory.
         output: The folder to write in; "" for ``samples`` in the work directory.
         input: A file or folder of conditions, in turn, in place of those of ``sampling.condition_split``; "" for none.
+        prompt: A text of which all samples are drawn, in place of the captions of ``sampling.condition_split``.
+        prompts: A file of such texts, one a line, taken in turn.
         ranks: The processes of the job.
 
     Raises:
@@ -84,7 +96,11 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         device = ranks.device(pick_device(config))
         run = load_sampled(config, workdir, device, ranks)
         split = settings.condition_split
-        conditions = conditions_of(config, workdir, run.kind, run.classes, input, ranks, split=split)
+        texts = _texts(prompt, prompts)
+        if texts:
+            conditions = _of_texts(config, run, texts, ranks)
+        else:
+            conditions = conditions_of(config, workdir, run.kind, run.classes, input, ranks, split=split)
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             run.say_notes()
@@ -92,13 +108,14 @@ def sample(config: Config, workdir: Path, *, output: str = "", input: str = "", 
         samples = SampleSet(
             folder,
             run.fingerprint() | ({} if conditions.digest is None else {"conditions": conditions.digest}),
-            run.about(conditions.classes) | _told(config, conditions, input),
+            run.about(conditions.classes) | _told(config, conditions, input or prompts or prompt),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=run.kind,
             labels=None if labels is None else labels.numpy(),
             pngs=settings.png_folder,
             condition_images=conditions.pictures(range(min(IN_GRID, settings.num_samples)), run.model.sde),
+            captions=conditions.captions(range(settings.num_samples)),
         )
         todo = plan_batches(samples, ranks)
         if todo is None:
@@ -279,6 +296,26 @@ def conditions_of(
     loaded = load_on_rank0_first(ranks, "condition data", lambda: build_dataset(config, split, channels))
     dataset = as_trained(ranks, config, workdir, loaded)
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
+
+
+def _texts(prompt: str, prompts: str) -> list[str]:
+    """The texts of the flags; none where neither was given."""
+    if prompt and prompts:
+        raise ValueError("--prompt and --prompts were both given; leave one out")
+    return read_prompts(Path(prompts)) if prompts else [prompt] if prompt else []
+
+
+def _of_texts(config: Config, run: SampledRun, texts: Sequence[str], ranks: Ranks) -> SampleConditions:
+    """The conditions of prompts, and of classes where the model is told these too."""
+    conditions = build_conditions(config, run.kind)
+    source, notes = observed_prompts(config, conditions, texts)
+    if config.sampling.num_samples < len(texts):
+        notes.append(
+            f"sampling.num_samples={config.sampling.num_samples} draws the first of {len(texts)} prompts alone"
+        )
+    for note in notes if ranks.first else ():
+        say(note)
+    return SampleConditions(conditions, classes=run.classes, source=source, captions=texts)
 
 
 def _read_given(path: Path, conditions: Conditions) -> Observed:

@@ -60,6 +60,9 @@ def _data() -> ConfigDict:
             "random_flip": False,  # flip images left to right at random, in training only
             # the work directory of an autoencoder, of whose latents the model is, standardized; "": of the pixels
             "first_stage": "",
+            # folder of a frozen text encoder for condition=text (docs/text.md); "": the network learns words itself
+            "text_encoder": "",
+            "text_options": "",  # its options, such as max_length=64
             "downscale": (),  # means of boxes in place of the images, by these factors one after the other: (2,)
             # conditions that are told to the network: lowres, gray, masked and ink are made of each image, values come
             # with the images or vectors of an npz file, paired is an image that lies beside each; or one that a plugin
@@ -183,6 +186,7 @@ def _sampling() -> ConfigDict:
             "guidance_weight": 1.0,
             "guidance_schedule": "constant",  # or cfg++: weights along the grid, of which guidance_weight is the lambda
             "guidance_interval": (),  # lo,hi: guide only where lo < sigma / alpha <= hi; (): everywhere
+            "negative_prompt": "",  # a text that guidance moves away from, in place of none
             "guidance_rescale": 0.0,  # bring the spread of guided x0 back to the unguided one's by this share; 0: off
             # guide away from the model of this work directory, or of one of its checkpoints as in runs/x@1000, instead
             # of away from the model without its condition

@@ -1,8 +1,10 @@
 """Images as uint8 [N, C, H, W] or real vectors [N, D], plus labels, and batches of them that can be resumed exactly."""
 
 from .base import Dataset, ImageDataset, ImageKind
+from .beside import NOTHING, Beside, TableRows
 from .conditions import (
     ConditionMaker,
+    GivenText,
     GivenValues,
     ImageMaker,
     ValuesMaker,
@@ -21,3 +23,4 @@ from .sizes import ImageSize, height_and_width, one_or_pair
 from .space import Codec, LatentSpace, LevelSpace, ModelSpace, RealSpace, Space
 from .tensors import TensorDataset
 from .vectors import AnyDataset, AnyKind, VectorDataset, VectorKind
+from .words import TextKind, Vocabulary, longest

@@ -1,15 +1,19 @@
 """Images as one uint8 tensor, one label tensor, and their kind; and what all data sets share."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .beside import Beside, Column
 from .errors import DataError
 from .space import LatentSpace, LevelSpace, Space
+from .words import TextKind, Vocabulary, longest
 
 SPLITS = ("train", "test")
 DIGITS = tuple("0123456789")  # names of the classes of images of digits
@@ -33,9 +37,13 @@ class Dataset:
             should be of order 1, since networks are told them as they are. None without.
         paired: Image that lies beside each sample and is no function of it, grey levels, uint8 [N, c, H, W]. None
             without.
+        captions: Caption of each sample, N texts; None without.
+        vocabulary: The words that captions are told in; None for those of these captions themselves.
+        encodings: What a frozen encoder made of the captions, in place of words: "tokens" [N, L, F], "mask" [N, L] and
+            perhaps "pooled" [N, F].
+        text_encoder: Digest of that encoder.
         spread: Standard deviation of each number of a sample, which is drawn anew each time; None of samples that are
             what they are.
-        captions: One caption a sample, N of them. None without.
         train_files: Digest of the names of the train split's files; empty where adding a file cannot move others
             between the splits.
     """
@@ -45,6 +53,9 @@ class Dataset:
     paired: Tensor | None = None
     spread: Tensor | None = None
     captions: tuple[str, ...] | None = None
+    vocabulary: Vocabulary | None = None
+    encodings: Mapping[str, Column] = MappingProxyType({})
+    text_encoder: str = ""
     space: Space
     num_classes: int
     name: str
@@ -68,6 +79,33 @@ class Dataset:
         """K of ``values``; 0 without."""
         return 0 if self.values is None else self.values.shape[1]
 
+    @cached_property
+    def texts(self) -> Mapping[str, Column]:
+        """The captions in numbers, by the names of a condition's fields; empty without.
+
+        "words", int64 [N, words of the longest], without those that the vocabulary does not have; or ``encodings``.
+        """
+        if self.captions is None or self.encodings:
+            return self.encodings
+        known = self.vocabulary or Vocabulary.of(self.captions)
+        return {"words": known.numbers(self.captions, max(1, longest(self.captions)))}
+
+    @property
+    def text_kind(self) -> TextKind | None:
+        """The captions, as a network needs to know them; None without."""
+        if self.captions is None:
+            return None
+        if self.encodings:
+            pooled = self.encodings.get("pooled")
+            features = (self.encodings["tokens"].shape[2], 0 if pooled is None else pooled.shape[1])
+            return TextKind((), self.text_encoder, *features)
+        return TextKind((self.vocabulary or Vocabulary.of(self.captions)).words)
+
+    @property
+    def beside(self) -> Beside:
+        """Values, images and texts beside the samples."""
+        return Beside(self.values, self.paired, self.texts)
+
     def __len__(self) -> int:
         return len(self.stored)
 
@@ -89,7 +127,13 @@ class Dataset:
                 f"got {num_images}; ask for fewer images"
             )
         every = {self.samples_are: self.stored} | {name: getattr(self, name, None) for name in _BESIDE}
-        return self._replace(**{name: one[:num_images] for name, one in every.items() if one is not None})
+        cut = {name: one[:num_images] for name, one in every.items() if one is not None}
+        encodings = {name: one[:num_images] for name, one in self.encodings.items()}
+        return self._replace(**cut, **({"encodings": encodings} if encodings else {}))
+
+    def with_words(self: T, words: Sequence[str]) -> T:
+        """Tell captions in a given vocabulary, such as that of a model that was trained before."""
+        return self._replace(vocabulary=Vocabulary(tuple(words)))
 
     def with_class_order(self: T, class_names: Sequence[str]) -> T:
         """Number the classes in another order, such as that of a model that was trained before.
@@ -135,8 +179,7 @@ class Dataset:
                 f"got {', '.join(names)}; correct them or num_classes"
             )
         if self.captions is not None and len(self.captions) != len(self):
-            got = len(self.captions)
-            raise DataError(f"{where}: captions must be {len(self)}, got {got}; give one caption {what}")
+            raise DataError(f"{where}: captions must be {len(self)}, got {len(self.captions)}; give one caption {what}")
         values = self.values
         if values is None:
             return
@@ -162,7 +205,7 @@ class ImageKind:
             ``Dataset.paired``.
         paired_levels: Its number of grey levels; 0 without.
         latents: The space of their latents, where networks see those in place of pixels.
-        captioned: True if each image has a caption; see ``Dataset.captions``.
+        text: Their captions; None without.
     """
 
     image_shape: tuple[int, int, int]
@@ -173,7 +216,7 @@ class ImageKind:
     paired_channels: int = 0
     paired_levels: int = 0
     latents: LatentSpace | None = None
-    captioned: bool = False
+    text: TextKind | None = None
 
     @property
     def space(self) -> LevelSpace | LatentSpace:
@@ -221,7 +264,10 @@ class ImageDataset(Dataset):
         paired: See ``Dataset``; of the height and width of the images.
         paired_levels: Number of grey levels of those.
         masks: True masks of what is in each image, by A annotators, bool [N, A, H, W]: networks are not told them.
-        captions: See ``Dataset``.
+        captions: See ``Dataset``, as what follows.
+        vocabulary: The words that captions are told in.
+        encodings: What a frozen encoder made of them.
+        text_encoder: Its digest.
 
     Raises:
         DataError: If shapes, dtypes or values contradict the above, or if there is no image.
@@ -243,6 +289,9 @@ class ImageDataset(Dataset):
     paired_levels: int = 256
     masks: Tensor | None = None
     captions: tuple[str, ...] | None = None
+    vocabulary: Vocabulary | None = None
+    encodings: Mapping[str, Column] = field(default_factory=dict)
+    text_encoder: str = ""
     samples_are: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
@@ -270,7 +319,7 @@ class ImageDataset(Dataset):
         paired = (0, 0) if self.paired is None else (self.paired.shape[1], self.paired_levels)
         return ImageKind(
             self.image_shape, self.num_levels, self.num_classes, self.class_names, self.num_values, *paired,
-            captioned=self.captions is not None,
+            text=self.text_kind,
         )  # fmt: skip
 
     @property

@@ -1,9 +1,9 @@
-"""Conditions: an image of low resolution, in grey or partly hidden, its values, or an image or values of the data."""
+"""Conditions: an image of low resolution, in grey or partly hidden, its values, or what the data have beside it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -244,6 +244,42 @@ class GivenValues(ConditionMaker):
                 "'values', floats [N, K], of an npz data set"
             )
         return kind.num_values
+
+
+@register_condition("text")
+class GivenText(ConditionMaker):
+    """The captions that the data have, in words that a network learns, or as a frozen encoder reads them.
+
+    Args:
+        max_words: Words of a caption that a network is told, at least 1; a longer one is cut off. A frozen encoder has
+            a limit of its own.
+    """
+
+    def __init__(self, *, max_words: int = 32) -> None:
+        self.max_words = whole_number("max_words", max_words, least=1, fix="pass 32")
+
+    def network_options(self, kind: ImageKind) -> dict[str, int]:
+        """Options of a backbone.
+
+        Raises:
+            DataError: If the data have no captions.
+        """
+        text = kind.text
+        if text is None:
+            raise DataError(
+                "data.condition=text needs a caption of each image, which the data do not have; take data.dataset="
+                "scenes, or put captions.jsonl into a folder of images"
+            )
+        if text.vocabulary:
+            return {"cond_words": len(text.vocabulary), "max_words": self.max_words}
+        return {"cond_tokens": text.features, "cond_pooled": text.pooled_features}
+
+    def tell(self, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The fields of a condition: words cut or filled up to ``max_words``; what an encoder made, as it is."""
+        if "words" not in texts:
+            return dict(texts)
+        words = texts["words"][:, : self.max_words]
+        return {"words": torch.nn.functional.pad(words, (0, self.max_words - words.shape[1]))}
 
 
 def downscale(dataset: ImageDataset, factors: Sequence[int]) -> ImageDataset:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from .base import Dataset, ImageDataset, ImageKind
+from .beside import Column
 from .errors import DataError
 from .space import LatentSpace, ModelSpace, Space
+from .words import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +22,7 @@ class LatentDataset(Dataset):
     Args:
         latents: Mean of each latent, float32 [N, c, h, w].
         labels: See ``ImageDataset``, as what follows; so are num_classes, name, split, class_names, split_source,
-            other_split_size, notes, train_files, values and captions.
+            other_split_size, notes, train_files, values, captions, vocabulary, encodings and text_encoder.
         latent_space: The space of these latents, whose ``num_pixel_levels`` are those of the images.
         image_shape: Shape of the images, (C, H, W).
         spread: Standard deviation of each number, float32, the shape of ``latents``; see ``Dataset``.
@@ -43,6 +46,9 @@ class LatentDataset(Dataset):
     train_files: str = ""
     values: Tensor | None = None
     captions: tuple[str, ...] | None = None
+    vocabulary: Vocabulary | None = None
+    encodings: Mapping[str, Column] = field(default_factory=dict)
+    text_encoder: str = ""
     samples_are: ClassVar[str] = "latents"
 
     def __post_init__(self) -> None:
@@ -79,6 +85,9 @@ class LatentDataset(Dataset):
             train_files=images.train_files,
             values=images.values,
             captions=images.captions,
+            vocabulary=images.vocabulary,
+            encodings=images.encodings,
+            text_encoder=images.text_encoder,
         )
 
     @property
@@ -96,5 +105,5 @@ class LatentDataset(Dataset):
         """The images without their pixels, labels and values, with the space of their latents."""
         return ImageKind(
             self.image_shape, self.num_levels, self.num_classes, self.class_names, self.num_values,
-            latents=self.latent_space, captioned=self.captions is not None,
+            latents=self.latent_space, text=self.text_kind,
         )  # fmt: skip

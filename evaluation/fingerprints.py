@@ -92,8 +92,7 @@ def measurement_fingerprints(
     """
     dataset, count = split.dataset, split.num_images
     common = _common(config, "eval", model, step, dataset.space, network, split.device.type)
-    every = (dataset.stored, dataset.labels, dataset.values, dataset.paired)
-    of_samples = [one[:count] for one in every if one is not None]
+    of_samples = [one[:count] for one in (dataset.stored, dataset.labels, *dataset.beside.tensors)]
     common |= {"images": digest_of(*of_samples), "num_images": count}
     prefixes = {name.split("_")[0] for name in available_likelihoods()} | (set() if by_class else {"classify"})
     result = {}

@@ -8,6 +8,7 @@ from data import AnyDataset
 from experiment.build import build_dataset
 from experiment.conditions import build_conditions
 from experiment.config import Config
+from experiment.text.frozen import told_alike
 from likelihood import ContinuousBound, LikelihoodEstimator, VariationalBound
 from models import ScoreModel
 from runtime.processes.ranks import Ranks
@@ -48,14 +49,15 @@ def fit_step_weights(
     }
 
     def fit() -> dict[str, list[float]]:
-        pilot = _other_split(config, measured)
-        count = min(NUM_PILOT_IMAGES, len(pilot))
+        other = _other_split(config, measured)
+        count = min(NUM_PILOT_IMAGES, len(other))
+        pilot = told_alike(config, other.subset(count), measured)
         conditions = build_conditions(config, pilot.kind)
         cond = conditions.tell(conditions.observe_in(pilot, slice(count)))
         fitted = {
             name: estimator.fit_steps(
                 estimators[name][1],
-                pilot.space.encode(pilot.stored[:count]).to(device),
+                pilot.space.encode(pilot.stored).to(device),
                 cond=None if cond is None else cond.to(device),
                 noise=NoiseStreams(derive_seed(config.seed, _PILOT), range(count)),
                 num_classes=num_classes,

@@ -1,19 +1,22 @@
-"""Conditions of each sample: its class, its values, and what is made of its image."""
+"""Conditions of each sample: its class, its values, its caption, and what is made of its image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data import (
+    NOTHING,
     AnyKind,
+    Beside,
     ConditionMaker,
     DataError,
     Dataset,
+    GivenText,
     GivenValues,
     ImageKind,
     ImageMaker,
@@ -50,19 +53,28 @@ class Observed:
         images: Of each image maker, grey levels, uint8 [N, c, h, w].
         values: The values of all makers of them, [N, K]; None without.
         labels: Classes, int64 [N]; None where they are not told.
+        texts: Captions in numbers; see ``Beside.texts``.
     """
 
     images: tuple[Tensor, ...] = ()
     values: Tensor | None = None
     labels: Tensor | None = None
+    texts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(next(one for one in (*self.images, self.values, self.labels) if one is not None))
+        return len(self.tensors[0])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that was observed, in a fixed order."""
+        texts = (self.texts[name] for name in sorted(self.texts))
+        return tuple(one for one in (*self.images, self.values, self.labels, *texts) if one is not None)
 
     def __getitem__(self, samples: Tensor) -> Observed:
         """Those of some samples, by index."""
         values, labels = (None if one is None else one[samples] for one in (self.values, self.labels))
-        return Observed(tuple(one[samples] for one in self.images), values, labels)
+        texts = {name: one[samples] for name, one in self.texts.items()}
+        return Observed(tuple(one[samples] for one in self.images), values, labels, texts)
 
 
 class Conditions:
@@ -83,19 +95,21 @@ class Conditions:
         self.kind, self.labels = kind, labels
         self.images = [maker for maker in makers if isinstance(maker, ImageMaker)]
         self.values = [maker for maker in makers if isinstance(maker, (ValuesMaker, GivenValues))]
+        self.text = next((maker for maker in makers if isinstance(maker, GivenText)), None)
         for maker in self.images:
             maker.kind(self._of_images)
 
     @property
     def network_options(self) -> dict[str, int]:
-        """``cond_channels`` and ``cond_values`` of a backbone."""
+        """``cond_channels``, ``cond_values`` and what is of text, as options of a backbone."""
         assert self.kind is not None
         channels = sum(maker.channels(self._of_images) for maker in self.images)
         sizes = [
             maker.size(self.kind) if isinstance(maker, GivenValues) else maker.size(self._of_images)
             for maker in self.values
         ]
-        return {"cond_channels": channels, "cond_values": sum(sizes)}
+        of_text = {} if self.text is None else self.text.network_options(self._of_images)
+        return {"cond_channels": channels, "cond_values": sum(sizes)} | of_text
 
     @property
     def observed_kind(self) -> ImageKind:
@@ -110,7 +124,7 @@ class Conditions:
     @property
     def only_labels(self) -> bool:
         """True if labels are all that is told, or nothing is."""
-        return not self.images and not self.values
+        return not self.images and not self.values and self.text is None
 
     @property
     def any(self) -> bool:
@@ -122,32 +136,29 @@ class Conditions:
         assert isinstance(self.kind, ImageKind)
         return self.kind
 
-    def observe(
-        self, samples: Tensor, labels: Tensor, values: Tensor | None = None, paired: Tensor | None = None
-    ) -> Observed:
-        """Observe samples as they are stored, with what lies beside them.
-
-        These are classes, int64 [N], values, floats [N, K], and paired images, uint8 [N, c, H, W].
+    def observe(self, samples: Tensor, labels: Tensor, beside: Beside = NOTHING) -> Observed:
+        """Observe samples as they are stored, with their classes, int64 [N], and what lies beside them.
 
         Raises:
-            DataError: If the model is told values or paired images that are not there, or of another shape.
+            DataError: If the model is told what is not there, or of another shape.
         """
+        count = len(samples)
         images = tuple(
-            maker.observe(self._beside(paired, len(samples)) if maker.of_paired else samples, self._of_images)
+            maker.observe(self._paired(beside.paired, count) if maker.of_paired else samples, self._of_images)
             for maker in self.images
         )
         told = [
-            self._given(values, len(samples))
+            self._given(beside.values, count)
             if isinstance(maker, GivenValues)
             else maker.values(samples, self._of_images)
             for maker in self.values
         ]
-        return Observed(images, torch.cat(told, dim=1) if told else None, labels if self.labels else None)
+        texts = {} if self.text is None else self._texts(beside.texts, count)
+        return Observed(images, torch.cat(told, dim=1) if told else None, labels if self.labels else None, texts)
 
     def observe_in(self, dataset: Dataset, samples: slice | Tensor) -> Observed:
         """Observe some samples of a data set, by slice or index; see ``observe``."""
-        values, paired = (None if one is None else one[samples] for one in (dataset.values, dataset.paired))
-        return self.observe(dataset.stored[samples], dataset.labels[samples], values, paired)
+        return self.observe(dataset.stored[samples], dataset.labels[samples], dataset.beside[samples])
 
     def _given(self, values: Tensor | None, count: int) -> Tensor:
         size = "K" if self.kind is None else self.kind.num_values
@@ -159,7 +170,14 @@ class Conditions:
             )
         return values.float()
 
-    def _beside(self, paired: Tensor | None, count: int) -> Tensor:
+    @staticmethod
+    def _texts(texts: Mapping[str, Tensor], count: int) -> Mapping[str, Tensor]:
+        if not texts or any(len(one) != count for one in texts.values()):
+            got = {name: len(one) for name, one in texts.items()} or "none"
+            raise DataError(f"the model is told the caption of each of {count} samples, got {got}; give each one")
+        return texts
+
+    def _paired(self, paired: Tensor | None, count: int) -> Tensor:
         expected = [count, self._of_images.paired_channels, *self._of_images.image_shape[1:]]
         if paired is None or paired.dtype != torch.uint8 or list(paired.shape) != expected:
             got = "none" if paired is None else f"{paired.dtype} {list(paired.shape)}"
@@ -179,6 +197,8 @@ class Conditions:
         if self.only_labels:
             return observed.labels
         fields = {"label": observed.labels, "values": observed.values}
+        if self.text is not None:
+            fields |= self.text.tell(observed.texts)
         if self.images:
             fields["image"] = self._image(observed.images, noise)
             fields["image_log_snr"] = None if noise is None else noise.sde.log_snr(noise.t).to(fields["image"].dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from data import (
     ImageKind,
     LatentSpace,
     RealSpace,
+    TextKind,
     VectorKind,
     image_kind,
 )
@@ -84,8 +86,15 @@ def trained_kind(config: Config, workdir: Path, device: torch.device | None = No
     latents = said.get("latents")
     _check_sees_the_same(config, workdir, of_latents=latents is not None)
     space = None if latents is None else _latent_space(latents)
-    kind = ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=space)
+    text = trained_text(said)
+    kind = ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=space, text=text)
     return kind if space is None else with_codec(config, kind, workdir, device or pick_device(config))
+
+
+def trained_text(said: Mapping[str, Any]) -> TextKind | None:
+    """The captions that a checkpoint's entry on data says; None without."""
+    text = said.get("text")
+    return None if text is None else TextKind(**text | {"vocabulary": tuple(text["vocabulary"])})
 
 
 def _latent_space(said: dict[str, Any]) -> LatentSpace:

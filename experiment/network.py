@@ -21,7 +21,10 @@ SHARED = (
     "symmetric_downsample",
 )  # fmt: skip
 # options that follow from the data; config.model.network says them where a model must be built without
-OF_DATA = ("cond_channels", "cond_values", "image_size", "in_channels", "num_classes", "num_dims", "num_levels")
+OF_DATA = (
+    "cond_channels", "cond_pooled", "cond_tokens", "cond_values", "cond_words", "image_size", "in_channels",
+    "max_words", "num_classes", "num_dims", "num_levels",
+)  # fmt: skip
 DERIVED = "outputs_per_channel"
 
 
@@ -88,7 +91,7 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
             "an image; leave it out, or data.first_stage"
         )
     for name in [name for name, size in options.items() if size and name not in known]:
-        what = "an image" if name == "cond_channels" else "values"
+        what = {"cond_channels": "an image", "cond_values": "values"}.get(name, "captions")
         raise ValueError(
             f"backbone {model.backbone} cannot be told {what}, which data.condition="
             f"{','.join(config.data.condition)} is; leave it out, or set model.backbone to adm, ncsnpp or unet"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from data import AnyDataset, AnyKind, RealSpace, VectorDataset
+from data import AnyDataset, AnyKind, ImageDataset, LatentDataset, RealSpace, VectorDataset
 from models import NetworkModel
 from runtime.processes.ranks import Ranks
 
@@ -18,10 +18,13 @@ from .config import Config
 from .from_checkpoints import (
     check_data,
     load_trained,
+    said_of_images,
     say_other_files,
     trained_space,
+    trained_text,
 )
 from .precision import NetworkMode
+from .text.frozen import told_by_frozen
 
 T = TypeVar("T")
 
@@ -42,20 +45,23 @@ def load_on_rank0_first(ranks: Ranks, key: str, load: Callable[[], T]) -> T:
 def as_trained(ranks: Ranks, config: Config, workdir: Path, dataset: AnyDataset) -> AnyDataset:
     """A data set that ``check_data`` passes, as a model knows it by the checkpoints that rank 0 sees.
 
-    Its classes are numbered as theirs are, and its vectors, if it has any, standardized as theirs.
+    Its classes and words are numbered as theirs are, and its vectors, if it has any, standardized as theirs.
     """
 
     def said() -> Any:
         say_other_files(config, workdir, dataset)
         names, space = check_data(config, workdir, dataset), trained_space(workdir)
-        return [names, space and asdict(space)]
+        text = trained_text(said_of_images(workdir))
+        return [names, space and asdict(space), text and text.vocabulary]
 
-    names, space = ranks.share("classes and space", said)
+    names, space, words = ranks.share("classes, space and words", said)
     if names:
         dataset = dataset.with_class_order(names)
+    if words and isinstance(dataset, (ImageDataset, LatentDataset)):
+        dataset = dataset.with_words(words)
     if space and isinstance(dataset, VectorDataset):
         dataset = replace(dataset, space=RealSpace(tuple(space["mean"]), tuple(space["std"])))
-    return dataset
+    return told_by_frozen(config, dataset, workdir, ranks)
 
 
 def load_same_trained(

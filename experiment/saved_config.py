@@ -16,8 +16,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "sampling": {
         "sampler": "ancestral", "num_steps": 1000, "grid": "uniform", "options": "", "clip_x0": True,
         "threshold_x0": 0.0, "guidance_weight": 1.0, "guidance_schedule": "constant", "guidance_interval": (),
-        "guidance_rescale": 0.0, "guidance_reference": "", "guidance_reference_weights": "ema", "classifier": "",
-        "classifier_scale": 1.0,
+        "negative_prompt": "", "guidance_rescale": 0.0, "guidance_reference": "", "guidance_reference_weights": "ema",
+        "classifier": "", "classifier_scale": 1.0,
     },
     "eval": {
         "likelihoods": ("vlb", "ode"), "batch_size": 128, "clip_x0": True, "vlb_variance": "auto", "vlb_num_steps": 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from data import AnyKind, LevelSpace, RealSpace, Space
+from data import AnyKind, Beside, LevelSpace, RealSpace, Space
 from likelihood import nats_to_bits_per_dim
 from models import Cond, NetworkScoreModel, ScoreModel
 from runtime.files import parse_json, read_regular
@@ -27,6 +28,7 @@ from .from_checkpoints import as_score_model, check_step, load_trained, trained_
 from .guidance import load_reference, sampled_model, with_classes_of_classifier
 from .latents.encoding import latent_model
 from .saved_config import saved_config
+from .text.prompts import observed_prompts
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class TrainedRun:
         labels: Tensor | None = None,
         values: Tensor | None = None,
         paired: Tensor | None = None,
+        captions: Sequence[str] | None = None,
         likelihood: str | None = None,
         seed: int | None = None,
         progress: bool = True,
@@ -146,6 +149,7 @@ class TrainedRun:
             labels: Classes, int64 [N], of a class-conditional model.
             values: Values, floats [N, K], of a model that is told those of its data set.
             paired: Images beside the data, uint8 [N, c, H, W], of a model that is told them.
+            captions: Their captions, of a model that is told words.
             likelihood: "vlb", "vlb_continuous" or "ode"; None for the first of ``config.eval.likelihoods``.
             seed: The seed; None for the config's.
             progress: Show a progress bar.
@@ -159,11 +163,13 @@ class TrainedRun:
         if (labels is None) == bool(self.config.model.class_conditional):
             wanted = "labels, one a datum" if labels is None else "no labels; the model is told no class"
             raise ValueError(f"the model needs {wanted}")
-        for name, given, shape in (("values", values, "floats [N, K]"), ("paired", paired, "uint8 [N, c, H, W]")):
+        shapes = {"values": "floats [N, K]", "paired": "uint8 [N, c, H, W]", "text": "captions, one a datum"}
+        every = {"values": values, "paired": paired, "text": captions}
+        for name, given in every.items():
             if (given is None) == (name in self.config.data.get("condition", ())):
-                wanted = f"{name}, {shape}" if given is None else f"no {name}; it is told none"
+                wanted = f"{name}, {shapes[name]}" if given is None else f"no {name}; it is told none"
                 raise ValueError(f"the model needs {wanted}")
-        if not len(data) or any(len(one) != len(data) for one in (labels, values, paired) if one is not None):
+        if not len(data) or any(len(one) != len(data) for one in (labels, *every.values()) if one is not None):
             raise ValueError(
                 f"data, labels and values must be as many, and one at least, got {len(data)} data; check them"
             )
@@ -177,12 +183,12 @@ class TrainedRun:
         model = model if latents is None else latent_model(model, latents)
         device = next(self.model.parameters()).device
         space = self.kind.space if latents is None else LevelSpace(latents.num_pixel_levels)
-        bits = []
+        texts = {} if captions is None else observed_prompts(self.config, self.conditions, captions)[0].texts
+        beside, bits = Beside(values, paired, texts), []
         for begin in tqdm(range(0, len(data), config.eval.batch_size), unit="batch", disable=not progress):
             here = slice(begin, min(begin + config.eval.batch_size, len(data)))
             told = (data if labels is None else labels)[here]
-            beside = [None if one is None else one[here] for one in (values, paired)]
-            observed = self.conditions.observe(data[here], told, *beside)
+            observed = self.conditions.observe(data[here], told, beside[here])
             cond = self.conditions.tell(observed)
             noise = NoiseStreams(config.seed if seed is None else seed, range(here.start, here.stop))
             terms = estimator(

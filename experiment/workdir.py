@@ -37,6 +37,8 @@ FREE_IN_TRAINING = (
     "segment.",
     "data.root",
     "data.first_stage",
+    "data.text_encoder",
+    "data.text_options",
     "device",
     "plugins",
     # where the first weights came from: they are in the first checkpoint

@@ -23,6 +23,8 @@ class Condition:
         image: An image beside x_t, such as one of low resolution, [B, C, H, W]; NaN throughout is no image.
         image_log_snr: log-SNR of the noise that the image has, [B]; None where it is clean.
         values: Real numbers, [B, K]; NaN is no value.
+        words: Numbers of words, for a network that learns what they mean, int64 [B, L]; 0 is no word, and a row of
+            zeros is no text.
         tokens: Embedded text or other sequences, [B, L, F].
         mask: True where a token is one, bool [B, L]; all False is no text. Needs ``tokens``.
         pooled: One vector of a text or an image, [B, F]; NaN throughout is none.
@@ -40,6 +42,7 @@ class Condition:
     image: Float[Tensor, "batch channels height width"] | None = None
     image_log_snr: Float[Tensor, " batch"] | None = None
     values: Float[Tensor, "batch numbers"] | None = None
+    words: Int64[Tensor, "batch words"] | None = None
     tokens: Float[Tensor, "batch length features"] | None = None
     mask: Bool[Tensor, "batch length"] | None = None
     pooled: Float[Tensor, "batch features"] | None = None
@@ -53,7 +56,7 @@ class Condition:
             ndim = _NDIM.get(name)
             if ndim and value.ndim != ndim:
                 raise ValueError(f"condition {name} must have {ndim} dimensions, got {list(value.shape)}; reshape it")
-            kind = {"label": "int64", "mask": "bool"}.get(name, "float")
+            kind = {"label": "int64", "words": "int64", "mask": "bool"}.get(name, "float")
             if kind != ("float" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")):
                 raise ValueError(f"condition {name} must be {kind}, got {value.dtype}; convert it")
         sizes = {name: len(value) for name, value in given.items()}
@@ -82,7 +85,7 @@ class Condition:
         return Condition(**{name: value.to(device) for name, value in self.given.items()})
 
     def without(self, samples: Bool[Tensor, " batch"] | None = None) -> Condition:
-        """The null condition of the same fields: label -1, no token, and NaN for images, values and pooled vectors.
+        """The null condition of the same fields: label -1, no word, no token, and NaN for images, values and pooled.
 
         ``image_log_snr`` stays, and so does the shape of each field.
 
@@ -109,9 +112,10 @@ class Condition:
         return Condition(**{name: torch.cat([one.given[name] for one in conditions]) for name in names[0]})
 
 
-_NDIM = {"label": 1, "image": 4, "image_log_snr": 1, "values": 2, "tokens": 3, "mask": 2, "pooled": 2}
+_NDIM = {"label": 1, "image": 4, "image_log_snr": 1, "values": 2, "words": 2, "tokens": 3, "mask": 2, "pooled": 2}
 # a measurement has the dimensions that its operator gives it
-_NULL = {"label": -1, "image": float("nan"), "values": float("nan"), "mask": False, "pooled": float("nan")}
+_NAN = float("nan")
+_NULL = {"label": -1, "image": _NAN, "values": _NAN, "words": 0, "mask": False, "pooled": _NAN}
 
 # what is taken wherever a condition is: a plain tensor is the labels
 Cond = Condition | Tensor

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from data import DataError, Dataset
+from data import NOTHING, Beside, DataError, Dataset
 from runtime.processes.rank_slice import RankSlice
 from sde_lib import derive_seed
 
@@ -30,9 +30,8 @@ class Batch:
         labels: Their labels, int64 [b].
         uniform: For the times of the global batch, float64 [B]: some time samplers spread them over all of it.
         eps: Standard normal noise of the slice, [b, ...].
-        values: Values of the samples, float32 [b, K]; None where they have none.
+        beside: What lies beside the samples; images are flipped as they are.
         spread: Standard deviation of each number of the samples, which ``more_noise`` is for; None for none.
-        paired: Images beside them, uint8 [b, c, H, W], flipped as they are; None where they have none.
         more_noise: As much again, for losses that want it, or for the spread.
         drop_uniform: For the samples whose condition is left out, float64 [b]; None where none is.
         condition_uniform: For the times of the noise on condition images, float64 [b]; None where they have none.
@@ -43,9 +42,8 @@ class Batch:
     labels: Int[Tensor, " slice"]
     uniform: Float[Tensor, " batch"]
     eps: Float[Tensor, "slice *shape"]
-    values: Float[Tensor, "slice values"] | None = None
+    beside: Beside = NOTHING
     spread: Float[Tensor, "slice *shape"] | None = None
-    paired: Shaped[Tensor, "slice c height width"] | None = None
     more_noise: Float[Tensor, "slice *shape"] | None = None
     drop_uniform: Float[Tensor, " slice"] | None = None
     condition_uniform: Float[Tensor, " slice"] | None = None
@@ -54,8 +52,10 @@ class Batch:
     def pinned(self) -> Batch:
         """The same in memory from which a GPU copies while it computes."""
         # the times are computed on the CPU
-        moved = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "uniform"}
-        return replace(self, **{name: value.pin_memory() for name, value in moved.items() if value is not None})
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value for name, value in given.items() if isinstance(value, Tensor) and name != "uniform"}
+        pinned = {name: value.pin_memory() for name, value in moved.items()}
+        return replace(self, beside=self.beside.map(Tensor.pin_memory), **pinned)
 
 
 class TrainBatches:
@@ -83,7 +83,7 @@ class TrainBatches:
             raise DataError(f"random_flip mirrors images, but {dataset.name} holds {dataset.samples_are}; leave it off")
         self.batch_size, self.seed, self.random_flip = batch_size, seed, random_flip
         self._stored, self._labels, self._size = dataset.stored, dataset.labels, len(dataset)
-        self._paired = dataset.paired
+        self._beside = dataset.beside
         # Two are kept, because a batch may straddle the end of an epoch.
         self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
 
@@ -103,11 +103,12 @@ class TrainBatches:
         images, labels = self._stored[indices], self._labels[indices]
         return self._flipped(step, images) if self.random_flip else images, labels
 
-    def paired(self, step: int) -> Tensor:
-        """The images beside the samples of ``batch``, mirrored where these are, uint8 [B, c, H, W]."""
-        assert self._paired is not None
-        images = self._paired[torch.from_numpy(self.indices(step))]
-        return self._flipped(step, images) if self.random_flip else images
+    def beside(self, step: int) -> Beside:
+        """Values, images and texts beside the samples of ``batch``; images are mirrored where these are."""
+        beside = self._beside[torch.from_numpy(self.indices(step))]
+        if beside.paired is None or not self.random_flip:
+            return beside
+        return replace(beside, paired=self._flipped(step, beside.paired))
 
     def _flipped(self, step: int, images: Tensor) -> Tensor:
         flip = torch.from_numpy(self._raw_bits(_FLIP_STREAM, step, self.batch_size) >> np.uint64(63) == 1)
@@ -172,7 +173,7 @@ class Batches:
         num_condition_noise: int = 0,
         ahead: bool = False,
     ) -> None:
-        self._values, self._has_paired, self._spread = dataset.values, dataset.paired is not None, dataset.spread
+        self._spread, self._has_beside = dataset.spread, not dataset.beside.empty
         self._samples = TrainBatches(dataset, batch_size=rank_slice.batch_size, seed=seed, random_flip=random_flip)
         self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise or dataset.spread is not None
         self._drops, self._num_condition_noise = drops, num_condition_noise
@@ -208,9 +209,8 @@ class Batches:
             labels[own],
             uniform,
             self._noise(step, _NOISE_STREAM, samples.shape[1:]),
-            values=None if self._values is None else self._values[index],
+            beside=self._samples.beside(step)[own] if self._has_beside else NOTHING,
             spread=None if self._spread is None else self._spread[index],
-            paired=self._samples.paired(step)[own] if self._has_paired else None,
             more_noise=self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None,
             drop_uniform=self._uniform(step, _DROP_STREAM)[own] if self._drops else None,
             condition_uniform=self._uniform(step, _CONDITION_TIME_STREAM)[own] if numbers[0] else None,

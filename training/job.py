@@ -20,6 +20,7 @@ from experiment.latents.joint import as_its_latents, decode_by_own, own_noise_wa
 from experiment.plugins import keep_plugins, say_changed_plugins
 from experiment.precision import NetworkMode, pick_mode
 from experiment.rank0_first import as_trained, load_on_rank0_first, pick_together
+from experiment.text.frozen import told_by_frozen
 from experiment.warnings.first_noise import first_noise_warning, latent_noise_warning
 from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_training, claim_for_training
@@ -57,6 +58,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
     communication = Communication(rank_slice, device, sharding=training.sharding)
     channels = trained_channels(config, where_the_model_is(workdir, init_from))
     dataset = load_on_rank0_first(ranks, "data", lambda: build_dataset(config, "train", channels))
+    dataset = told_by_frozen(config, dataset, workdir, ranks)
     if config.data.get("first_stage"):
         if ranks.first:
             # before anything is written there

@@ -116,9 +116,8 @@ class TrainingState:
         state["ema_updates"] = self.ema.num_updates
         state["losses"] = self.losses
         data = {} if self.kind is None else asdict(self.kind)
-        if data.get("latents") is None:
-            # of pixels, as always
-            data.pop("latents", None)
+        # of pixels without captions, as always
+        data = {key: value for key, value in data.items() if value is not None or key not in ("latents", "text")}
         state["data"] = data | ({"train_files": self.train_files} if self.train_files else {})
         state["guard"] = self.bad_steps.state()
         state["how"] = self.how

@@ -27,6 +27,7 @@ class SampleConditions:
         source: A split whose samples are observed, or what was observed; None where only classes are told.
         noise_t: Time of the noise on condition images; 0 for none.
         seed: Seed of that noise.
+        captions: The texts of the observations; None for those of a split, if any.
 
     Attributes:
         source: As given.
@@ -43,6 +44,7 @@ class SampleConditions:
         source: AnyDataset | Observed | None = None,
         noise_t: float = 0.0,
         seed: int = 0,
+        captions: Sequence[str] | None = None,
     ) -> None:
         if source is None and not conditions.only_labels:
             raise ValueError("the model is told more than classes; give a split, or what was observed")
@@ -53,6 +55,8 @@ class SampleConditions:
         self._conditions, self.source = conditions, source
         self._classes = None if classes is None else torch.tensor(classes, dtype=torch.int64)
         self._noise_t, self._seed = noise_t, seed
+        of_split = None if source is None or isinstance(source, Observed) else source.captions
+        self._captions = (of_split if captions is None else captions) if conditions.text is not None else None
 
     @property
     def classes(self) -> list[int] | None:
@@ -65,10 +69,8 @@ class SampleConditions:
         if self.source is None:
             return None
         if isinstance(self.source, Observed):
-            parts = (*self.source.images, self.source.values, self.source.labels)
-        else:
-            parts = (self.source.stored, self.source.labels, self.source.values, self.source.paired)
-        return digest_of(*(one for one in parts if one is not None))
+            return digest_of(*self.source.tensors)
+        return digest_of(self.source.stored, self.source.labels, *self.source.beside.tensors)
 
     def observed(self, index: Sequence[int]) -> Observed:
         """The observations that samples are told, by their numbers."""
@@ -91,6 +93,10 @@ class SampleConditions:
             t = torch.full((len(index),), self._noise_t, dtype=torch.float64)
             noise = ImageNoise(sde, t, streams.normal((self._conditions.num_noisy,)))
         return self._conditions.tell(observed, noise=noise)
+
+    def captions(self, index: Sequence[int]) -> list[str] | None:
+        """The captions of samples, by their numbers; None of a model that is told none."""
+        return None if self._captions is None else [self._captions[k % len(self._captions)] for k in index]
 
     def pictures(self, index: Sequence[int], sde: SDE) -> np.ndarray | None:
         """The condition images of samples as they are told, uint8 [n, H, W, 1 or 3]; None without."""

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import replace as _replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import numpy as np
 
 from data import AnyKind, ImageKind
 from experiment.pictures import array_shape, has_picture, picture_of, save_png
+from experiment.text.pictures import captioned_grid
 from experiment.workdir import save_npz, write_json
-from runtime.files import make_folder, parse_json, read_regular, sync_folder, sync_tree
+from runtime.files import make_folder, one_line, parse_json, read_regular, sync_folder, sync_tree
 
 from ..kept_batches import PartialResults
 from ..measurement import Values
@@ -26,7 +27,17 @@ from .sample_files import open_npz, read_npz, save_pngs, save_trajectory_gif
 
 _ABOUT, _STAGES = "samples.json", "stages"
 # all that belongs to a set
-FILES = (_ABOUT, "samples.npz", "grid.png", "conditions.png", "png", "trajectory.npz", "trajectory.gif", _STAGES)
+FILES = (
+    _ABOUT,
+    "samples.npz",
+    "captions.txt",
+    "grid.png",
+    "conditions.png",
+    "png",
+    "trajectory.npz",
+    "trajectory.gif",
+    _STAGES,
+)
 IN_GRID, _IN_SCATTER = 256, 10_000
 
 
@@ -46,6 +57,7 @@ class SampleSet:
         labels: Classes of the samples, int64 [num_samples]; None without classes.
         pngs: Whether a folder of PNGs is wanted.
         condition_images: What the model was told of the first samples, uint8 [n, H, W, C]; None where no image.
+        captions: Caption of each sample, written under it and into ``captions.txt``; None without.
         stages: The images of a cascade's earlier stages by name, which a batch has under that name too.
 
     Attributes:
@@ -66,13 +78,14 @@ class SampleSet:
         labels: np.ndarray | None,
         pngs: bool,
         condition_images: np.ndarray | None = None,
+        captions: Sequence[str] | None = None,
         stages: Mapping[str, ImageKind] | None = None,
     ) -> None:
         self.folder, self._fingerprint, self._about = folder, fingerprint, without_nan(about)
         self.kind, self._labels, self._pngs = kind, labels, pngs
         self._dtype = np.dtype(np.uint8 if isinstance(kind, ImageKind) else np.float32)
         self._num_samples, self._batch_size = num_samples, batch_size
-        self._condition_images, self._stages = condition_images, stages or {}
+        self._condition_images, self._captions, self._stages = condition_images, captions, stages or {}
         self._made_by = {"num_samples": num_samples, "fingerprint": fingerprint}
         self._partial = PartialResults(folder / "partial" / _name(about, fingerprint), fingerprint, done="drawn")
         self.digest = self._partial.digest
@@ -163,7 +176,13 @@ class SampleSet:
                     save_pngs(folder / "png", images, first)
                 if "states" in values:
                     recorded.append(values)
-        if has_picture(self.kind):
+        if self._captions is not None:
+            (folder / "captions.txt").write_text(
+                "".join(f"{one_line(caption, 10_000)}\n" for caption in self._captions)
+            )
+            images = np.concatenate(shown)
+            save_png(folder / "grid.png", captioned_grid(images, self._captions[: len(images)]))
+        elif has_picture(self.kind):
             save_png(folder / "grid.png", picture_of(np.concatenate(shown)))
         if self._condition_images is not None:
             save_png(folder / "conditions.png", picture_of(self._condition_images))

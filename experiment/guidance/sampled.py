@@ -23,6 +23,7 @@ from ..config import Config
 from ..from_checkpoints import as_score_model, check_step, trained_kind
 from ..rank0_first import load_on_rank0_first, load_same_trained
 from ..saved_config import saved_config
+from ..text.prompts import negative_prompt
 from .classifier import guide_by_classifier
 
 
@@ -116,7 +117,7 @@ def _check_has_effect(config: Config) -> None:
     """Refuse settings of guidance where there is none."""
     if is_guided(config):
         return
-    for key in ("guidance_reference", "guidance_interval", "guidance_rescale"):
+    for key in ("guidance_reference", "guidance_interval", "guidance_rescale", "negative_prompt"):
         by_classifier = key == "guidance_interval" and config.sampling.classifier
         if config.sampling[key] and not by_classifier:
             raise ValueError(
@@ -167,8 +168,9 @@ def sampled_model(
         if settings.guidance_schedule == "cfg++":
             weight = CFGPlusPlusWeight(weight, _times(sampler, model))
         options = {"interval": settings.guidance_interval or EVERYWHERE, "rescale": settings.guidance_rescale}
+        negative = negative_prompt(config, kind)
         try:
-            model = GuidedScoreModel(model, weight=weight, reference=reference, **options)
+            model = GuidedScoreModel(model, weight=weight, reference=reference, negative=negative, **options)
         except ValueError as error:
             if reference is None:
                 raise
@@ -201,7 +203,7 @@ def described(config: Config, reference: Reference | None) -> dict[str, Any] | N
         "interval": list(settings.guidance_interval) or None,
         "rescale": settings.guidance_rescale,
         "reference": away_from,
-    }
+    } | ({"negative_prompt": settings.negative_prompt} if settings.negative_prompt else {})
 
 
 def guidance_in_words(config: Config) -> str:

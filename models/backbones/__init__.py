@@ -9,6 +9,7 @@ from .blocks.layers import AttentionBlock, ResBlock
 from .blocks.normalization import group_norm
 from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import ImageSize, height_and_width, level_resolutions, one_or_pair
+from .blocks.word_encoder import EncodedText, WordEncoder
 from .classifier import EncoderClassifier
 from .mlp import MLP
 from .ncsnpp import NCSNpp

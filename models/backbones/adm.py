@@ -1,6 +1,7 @@
 """The ADM network of guided diffusion, and its relatives in Improved DDPM, EDM and diffusers."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
@@ -8,15 +9,18 @@ from torch.nn import functional as F
 
 from .base import ImageBackbone
 from .blocks.checks import check_choice
+from .blocks.cross_attention import CrossAttentionBlock, read_text
 from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
 from .blocks.fir import Direction, make_resampler
 from .blocks.initialization import initialize
 from .blocks.input_features import InputFourierFeatures
 from .blocks.layers import AttentionBlock, NormFactory, ResBlock
-from .blocks.levels import DownLevel, Level, UpLevel
+from .blocks.levels import BlocksLevel, DownLevel, Level, UpLevel
 from .blocks.normalization import group_norm
 from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import ImageSize
+from .blocks.transformer import TransformerBlock
+from .blocks.word_encoder import WordEncoder
 
 Resampling = Literal["residual", "convolution"]
 
@@ -31,6 +35,12 @@ class ADMBackbone(ImageBackbone):
     fixed: ClassVar[Mapping[str, Any]] = {}
 
     @property
+    def token_features(self) -> int:
+        """Features of a token of text, given or learned; 0 without text."""
+        options = self.options
+        return options["word_features"] if options.get("cond_words") else options.get("cond_tokens", 0)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Options of ``ADM``, both those given and those that are fixed."""
         return {**self.fixed, **self.options}
@@ -39,10 +49,10 @@ class ADMBackbone(ImageBackbone):
         super()._set_shape()
         check_choice("resampling", self.settings["resampling"], get_args(Resampling))
 
-    def _norm(self, channels: int) -> nn.GroupNorm:
+    def _norm(self, channels: int, eps: float | None = None) -> nn.GroupNorm:
         most, least = self.settings["norm_groups"], self.settings["norm_group_channels"]
         most = most if least == 1 else max(1, min(most, channels // least))
-        return group_norm(channels, self.settings["norm_eps"], max_groups=most)
+        return group_norm(channels, self.settings["norm_eps"] if eps is None else eps, max_groups=most)
 
     def _res_block(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
         return ResBlock(
@@ -63,6 +73,18 @@ class ADMBackbone(ImageBackbone):
             if num_heads == 0:
                 return None
         return AttentionBlock(channels, num_heads=num_heads, head_channels=head_channels, norm=norm or self._norm)
+
+    def _cross_attention(self, channels: int) -> CrossAttentionBlock | TransformerBlock:
+        num_heads, head_channels = self.settings["num_heads"], self.settings["head_channels"]
+        if self.settings["floor_heads"] and head_channels is not None:
+            num_heads, head_channels = max(1, channels // head_channels), None
+        features, depth = self.token_features, self.settings["transformer_depth"]
+        heads = {"num_heads": num_heads, "head_channels": head_channels}
+        if depth:
+            # its norm has this epsilon in latent diffusion, whatever the others have
+            norm = partial(self._norm, eps=1e-6)
+            return TransformerBlock(channels, features, depth=depth, **heads, norm=norm)
+        return CrossAttentionBlock(channels, features, **heads, norm=self._norm)
 
     def _resample(self, side: Direction, channels: int) -> nn.Module:
         if self.settings["resampling"] == "residual":
@@ -93,6 +115,10 @@ class ADM(ADMBackbone):
                                             attention_resolutions=(16, 8), resampling="convolution"``
     EDM's DhariwalUNet, ImageNet 64         ``channels=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3,
                                             head_channels=64, floor_heads=True, norm_group_channels=4``
+    Stable Diffusion 1.5, latents           ``in_channels=4, channels=320, channel_mult=(1, 2, 4, 4), num_heads=8,
+                                            attention_resolutions=(), middle_attention=False, cond_tokens=768,
+                                            cross_attention_resolutions=(64, 32, 16), transformer_depth=1,
+                                            scale_shift_norm=False, resampling="convolution"``
     ======================================  ============================================================================
 
     Args:
@@ -119,6 +145,17 @@ class ADM(ADMBackbone):
         null_condition: Take no condition too, label -1 and NaN: for a network that is trained without it now and then.
         cond_channels: Channels of an image that is a condition; 0 for none.
         cond_values: Values that are a condition, for each sample; 0 for none.
+        cond_tokens: Features of the tokens of a text that is a condition; 0 for none.
+        cond_pooled: Features of a vector of a text or an image that is a condition; 0 for none.
+        cross_attention_resolutions: Resolutions with attention to tokens after every residual block, down and up; the
+            middle always has it. Those of self-attention when None; of no effect without tokens.
+        cond_words: Words of a vocabulary that the network learns, in place of ``cond_tokens`` and ``cond_pooled``; 0
+            for none. See ``WordEncoder``, of which the next three are options.
+        max_words: Words of the longest text.
+        word_features: Features of a word.
+        word_layers: Layers over the words of a text.
+        transformer_depth: Layers of self-attention, cross-attention and feed-forward in place of cross-attention alone,
+            as latent diffusion; 0 for none. See ``TransformerBlock``.
         norm_eps: Epsilon of the group norms.
         norm_groups: Groups of the norms.
         norm_group_channels: Channels that a group has at least; there are fewer groups where needed, as EDM.
@@ -159,6 +196,14 @@ class ADM(ADMBackbone):
         null_condition: bool = False,
         cond_channels: int = 0,
         cond_values: int = 0,
+        cond_tokens: int = 0,
+        cond_pooled: int = 0,
+        cross_attention_resolutions: Sequence[int] | None = None,
+        cond_words: int = 0,
+        max_words: int = 32,
+        word_features: int = 128,
+        word_layers: int = 2,
+        transformer_depth: int = 0,
         norm_eps: float = 1e-5,
         norm_groups: int = 32,
         norm_group_channels: int = 1,
@@ -190,6 +235,35 @@ class ADM(ADMBackbone):
         self.norm_out = self._norm(self.widths[0])
         self.conv_out = initialize(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1), zero=True)
         self.condition_input = self._condition_input(first)
+        if cross_attention_resolutions is not None:
+            down_attends = up_attends = self._attends(cross_attention_resolutions, "cross_attention_resolutions")
+        if self.token_features:
+            self._add_cross_attention(down_attends, up_attends)
+        self.word_encoder = (
+            WordEncoder(num_words=cond_words, features=word_features, max_words=max_words, num_layers=word_layers)
+            if cond_words
+            else None
+        )
+
+    def _read_words(
+        self, words: Tensor | None, tokens: Tensor | None, pooled: Tensor | None, batch_size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens, their mask and the pooled vector of texts in words."""
+        assert self.word_encoder is not None
+        if tokens is not None or pooled is not None:
+            raise ValueError("tokens and pooled must be None: the network reads words; pass Condition(words=...)")
+        if words is None or len(words) != batch_size:
+            expected, got = [batch_size, self.word_encoder.max_words], None if words is None else list(words.shape)
+            raise ValueError(f"words must be int64 {expected}, got {got}; pass Condition(words=...), 0 for no text")
+        return self.word_encoder(words)
+
+    def _add_cross_attention(self, down_attends: Sequence[bool], up_attends: Sequence[bool]) -> None:
+        """Attention to tokens in levels that are there: made last, it moves no other weight."""
+        for levels, attends in ((self.down, down_attends), (self.up, up_attends)):
+            for level, width, attend in zip(levels, self.widths, attends, strict=True):
+                if attend and isinstance(level, BlocksLevel):
+                    level.cross_attention.extend(self._cross_attention(width) for _ in level.blocks)
+        self.middle.cross_attention = self._cross_attention(self.widths[-1])
 
     def forward(
         self,
@@ -200,6 +274,10 @@ class ADM(ADMBackbone):
         image: Tensor | None = None,
         image_log_snr: Tensor | None = None,
         values: Tensor | None = None,
+        words: Tensor | None = None,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> Tensor:
         """Apply the network.
 
@@ -210,6 +288,10 @@ class ADM(ADMBackbone):
             image: Condition of ``cond_channels`` channels, [B, cond_channels, H, W]; NaN throughout is none.
             image_log_snr: log-SNR of the noise that the image has, [B]; None where it is clean.
             values: Condition of ``cond_values`` values, of order 1, [B, cond_values]; NaN is none.
+            words: Numbers of words of a network with ``cond_words``, int64 [B, max_words]; a row of 0 is no text.
+            tokens: Embedded text, of order 1, [B, L, cond_tokens].
+            mask: True where a token is one, bool [B, L]; all False is no text. None where all tokens are.
+            pooled: Vector of a text or an image, of order 1, [B, cond_pooled]; NaN throughout is none.
 
         Returns:
             The prediction, [B, C, H, W], or [B, 2 C, H, W] with ``learned_variance``: the prediction, then the raw
@@ -219,13 +301,18 @@ class ADM(ADMBackbone):
             ValueError: A shape, dtype or label is not what the network was built for.
         """
         self._check_input(x)
-        told = self.condition_input.to_embedding(len(x), image_log_snr, values)
+        if self.word_encoder is not None:
+            tokens, mask, pooled = self._read_words(words, tokens, pooled, len(x))
+        elif words is not None:
+            raise ValueError("words must be None: the network has no vocabulary; build it with cond_words=...")
+        text = read_text(x, tokens, mask, features=self.token_features, null_condition=self.null_condition)
+        told = self.condition_input.to_embedding(len(x), image_log_snr, values, pooled)
         embedding = self.embed(c_noise, cond, x.shape[0], told)
         hidden, seen = self.conv_in(self.input_features(x).to(x.dtype)), self.condition_input.to_hidden(x, image)
         skips = [hidden if seen is None else hidden + seen]
         for level in self.down:
-            skips += level(skips[-1], embedding)
-        hidden = self.middle(skips[-1], embedding)
+            skips += level(skips[-1], embedding, text)
+        hidden = self.middle(skips[-1], embedding, text)
         for level in reversed(self.up):
-            hidden = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)])
+            hidden = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)], text)
         return self.conv_out(F.silu(self.norm_out(hidden))).to(x.dtype)

@@ -88,13 +88,13 @@ class ImageBackbone(Backbone):
         self.num_classes = options["num_classes"]
         self._attends(options["attention_resolutions"])
 
-    def _attends(self, attention_resolutions: Sequence[int]) -> list[bool]:
+    def _attends(self, attention_resolutions: Sequence[int], name: str = "attention_resolutions") -> list[bool]:
         """Tell for each level whether it attends; a level's resolution is its shorter side."""
         resolutions = [min(size) for size in self.sizes]
         unknown = [str(resolution) for resolution in attention_resolutions if resolution not in resolutions]
         if unknown:
             raise ValueError(
-                f"attention_resolutions must be among {', '.join(map(str, resolutions))}, got {', '.join(unknown)}; "
+                f"{name} must be among {', '.join(map(str, resolutions))}, got {', '.join(unknown)}; "
                 "pass () for attention in the middle only"
             )
         return [resolution in attention_resolutions for resolution in resolutions]
@@ -134,11 +134,18 @@ class ImageBackbone(Backbone):
             levels.append(self._level("up", i, blocks, attend=attends[i]))
         return nn.ModuleList(reversed(levels))
 
+    @property
+    def _pooled_features(self) -> int:
+        """Features of the vector of a whole text: those of a word where these are learned."""
+        options = self.options
+        return options["word_features"] if options.get("cond_words") else options.get("cond_pooled", 0)
+
     def _condition_input(self, first: int) -> ConditionInput:
-        """The input of images and values that are conditions; to be made last, so that it moves no other weight."""
+        """The input of images, values and pooled vectors; to be made late, so that it moves no weight before it."""
         return ConditionInput(
             channels=self.options["cond_channels"],
             num_values=self.options["cond_values"],
+            pooled_features=self._pooled_features,
             hidden_channels=first,
             embedding_dim=4 * self.options["channels"],
             null_condition=self.null_condition,

@@ -34,6 +34,15 @@ class UNet(ADM):
         null_condition: Take no condition too, label -1 and NaN: for a network that is trained without it now and then.
         cond_channels: Channels of an image that is a condition; 0 for none.
         cond_values: Values that are a condition, for each sample; 0 for none.
+        cond_tokens: Features of the tokens of a text that is a condition; 0 for none.
+        cond_pooled: Features of a vector of a text or an image that is a condition; 0 for none.
+        cross_attention_resolutions: Resolutions with attention to tokens after every residual block, down and up; the
+            middle always has it. Those of self-attention when None; of no effect without tokens.
+        cond_words: Words of a vocabulary that the network learns, in place of ``cond_tokens`` and ``cond_pooled``; 0
+            for none. See ``WordEncoder``, of which the next three are options.
+        max_words: Words of the longest text.
+        word_features: Features of a word.
+        word_layers: Layers over the words of a text.
         norm_eps: Epsilon of the group norms.
         norm_groups: Groups of the norms; see ``group_norm`` for layers that it does not divide. With the default 32,
             blocks of exactly 32 channels are blind to an additive embedding.
@@ -59,6 +68,7 @@ class UNet(ADM):
         "middle_attention_norm": True,
         "norm_group_channels": 1,
         "embedding_dim": None,
+        "transformer_depth": 0,
     }
 
     def __init__(
@@ -79,6 +89,13 @@ class UNet(ADM):
         null_condition: bool = False,
         cond_channels: int = 0,
         cond_values: int = 0,
+        cond_tokens: int = 0,
+        cond_pooled: int = 0,
+        cross_attention_resolutions: Sequence[int] | None = None,
+        cond_words: int = 0,
+        max_words: int = 32,
+        word_features: int = 128,
+        word_layers: int = 2,
         norm_eps: float = 1e-6,
         norm_groups: int = 32,
         embedding: EmbeddingKind = "sin_first",

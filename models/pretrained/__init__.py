@@ -10,3 +10,4 @@ from .guided.importer import from_guided_classifier, from_guided_diffusion, from
 from .latent_diffusion.importer import from_latent_diffusion
 from .score_sde.importer import from_score_sde
 from .shared.plan import BACKBONES, ModelPlan, PlannedClassifier, PlannedFirstStage, PlannedModel, default_options
+from .stable_diffusion import from_stable_diffusion

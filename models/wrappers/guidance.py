@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sde_lib import SDE, check_grid, check_per_sample, expand_like
 
-from ..condition import Cond, Condition
+from ..condition import Cond, Condition, null_of
 from ..prediction import Prediction
 from ..score_model import NetworkScoreModel, ScoreModel
 
@@ -42,6 +42,8 @@ class GuidedScoreModel(ScoreModel):
         reference: Another model of the same SDE; it is told the same condition, or none if it is a network without
             classes. None is the model without its condition.
         interval: (lo, hi): w where lo < sigma / alpha <= hi, and 1 elsewhere (Kynkaanniemi et al. 2024).
+        negative: What to move away from in place of the null condition, such as a text that tells what is not wanted: a
+            condition of one sample, whose fields take the place of those of the null condition.
         rescale: phi in [0, 1]: the guided x0 times phi std(model's x0) / std(guided x0) + 1 - phi, over all
             dimensions of a sample, and eps agreeing with it (Lin et al. 2024, Section 3.4, who do so to the network's
             output). 0 is off.
@@ -62,6 +64,7 @@ class GuidedScoreModel(ScoreModel):
         weight: float | Weight = 1.0,
         reference: ScoreModel | None = None,
         interval: Interval = EVERYWHERE,
+        negative: Condition | None = None,
         rescale: float = 0.0,
     ) -> None:
         super().__init__(model.sde)
@@ -70,6 +73,9 @@ class GuidedScoreModel(ScoreModel):
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale must lie in [0, 1], got {rescale}; 0 is off")
         check_interval(interval)
+        if negative is not None and (reference is not None or len(negative) != 1):
+            got = f"a condition of {len(negative)}" if reference is None else "a reference too"
+            raise ValueError(f"negative must be a condition of one sample, and no reference beside it, got {got}")
         if reference is not None:
             check_same_sde("reference", reference.sde, model.sde)
         elif weight != 1 and lacks_null_condition(model):
@@ -77,7 +83,7 @@ class GuidedScoreModel(ScoreModel):
                 "guidance needs a network that is trained without its condition now and then, got one that never was; "
                 "train one, or pass a reference"
             )
-        self.model, self.reference = model, reference
+        self.model, self.reference, self.negative = model, reference, negative
         self.weight, self.interval, self.rescale = weight, interval, rescale
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
@@ -113,7 +119,14 @@ class GuidedScoreModel(ScoreModel):
             return self.reference(x_t, t, cond=cond if takes_labels(self.reference) else without_label(cond))
         if cond is None:
             raise ValueError("guidance needs a condition to leave out, got none; pass cond=..., or a reference")
-        null = cond.without() if isinstance(cond, Condition) else torch.full_like(cond, -1)
+        null = null_of(cond)
+        if self.negative is not None:
+            given = null.given if isinstance(null, Condition) else {"label": null}
+            instead = {
+                name: value.to(x_t.device).expand(len(x_t), *value.shape[1:])
+                for name, value in self.negative.given.items()
+            }
+            null = Condition(**given | instead)
         return self.model(x_t, t, cond=null)
 
 

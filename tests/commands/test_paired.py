@@ -63,7 +63,7 @@ def test_a_flip_mirrors_both_images():
     batches = TrainBatches(dataset, batch_size=7, seed=1, random_flip=True)
     for step in range(5):
         samples, _ = batches.batch(step)
-        paired = batches.paired(step)
+        paired = batches.beside(step).paired
         assert paired is not None and torch.equal(paired, 1 - samples)
     assert not all(torch.equal(batches.batch(step)[0], images[batches.indices(step)]) for step in range(5))
 

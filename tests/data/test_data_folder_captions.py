@@ -29,7 +29,7 @@ def write_lines(path: Path, *entries: dict[str, object] | str) -> None:
 
 def found(dataset: ImageDataset) -> dict[int, str]:
     """The caption of each image, by its grey."""
-    assert dataset.captions is not None and dataset.kind.captioned
+    assert dataset.captions is not None and dataset.kind.text is not None
     return dict(zip(dataset.images[:, 0, 0, 0].tolist(), dataset.captions, strict=True))
 
 
@@ -76,7 +76,7 @@ def test_text_files_beside_images(tmp_path: Path):
     names = [f"{folder}/{i}.png" for folder in "ab" for i in range(10)]
     save(tmp_path, *names)
     before = {split: load(tmp_path, split).images[:, 0, 0, 0].tolist() for split in ("train", "test")}
-    assert load(tmp_path).captions is None and not load(tmp_path).kind.captioned
+    assert load(tmp_path).captions is None and load(tmp_path).kind.text is None
     for level, name in enumerate(names, start=1):
         (tmp_path / name).with_suffix(".txt").write_bytes(b"\xef\xbb\xbfnumber\n" + str(level).encode() + b"\n")
     (tmp_path / "a" / "3.txt").unlink()

@@ -35,7 +35,7 @@ def load(split: str = "train", **options: object) -> ImageDataset:
 
 def test_a_picture_has_its_objects_in_their_halves_in_their_colours_and_sizes():
     dataset, side = load(), 16
-    assert dataset.kind.captioned and dataset.num_levels == 17 and dataset.image_shape == (3, side, side)
+    assert dataset.kind.text is not None and dataset.num_levels == 17 and dataset.image_shape == (3, side, side)
     assert dataset.images.amax() == 16 and dataset.labels.tolist() == [0] * 600
     seen = Counter()
     for image, scene in zip(dataset.images, scenes_of("train", 600), strict=True):

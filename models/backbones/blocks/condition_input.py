@@ -1,4 +1,4 @@
-"""Input of a network besides noisy data, noise level and class: an image, the noise of that image, and values."""
+"""Input of a network besides noisy data, noise level, class and text: an image and its noise, values, and a vector."""
 
 import torch
 from torch import Tensor, nn
@@ -11,30 +11,40 @@ _CLEAN = 20.0  # log-SNR from which on a clean image and a noisy one are the sam
 
 
 class ConditionInput(nn.Module):
-    """Adds an image to the first convolution's result, and its log-SNR and values to the embedding.
+    """Adds an image to the first convolution's result, and its log-SNR, values and a pooled vector to the embedding.
 
     An image is convolved by itself, which is what one convolution of x_t and the image, concatenated, does; since it
-    bypasses x_t's scaling by c_in, it is seen as it is. Values and the log-SNR go through Fourier features. With
-    ``null_condition`` a sample may have NaN throughout in place of the image or the values, which is none: a learned
-    vector stands in each pixel's place, or in the embedding, so that a black image and a value of 0 are not the same
-    as none. All weights start at zero, so that a trained network without conditions
-    keeps its outputs where it is given one.
+    bypasses x_t's scaling by c_in, it is seen as it is. Values and the log-SNR go through Fourier features, the pooled
+    vector, of a text or an image, through a linear layer. With ``null_condition`` a sample may have NaN throughout in
+    place of the image, the values or the pooled vector, which is none: a learned vector stands in each pixel's place,
+    or in the embedding, so that a black image and a value of 0 are not the same as none. All weights start at zero, so
+    that a trained network without conditions keeps its outputs where it is given one.
 
     Args:
         channels: Channels of the image; 0 for none.
         num_values: Values of a sample; 0 for none.
+        pooled_features: Features of the pooled vector; 0 for none.
         hidden_channels: Channels of the first convolution's result.
         embedding_dim: Features of the embedding.
-        null_condition: Take no image and no values too.
+        null_condition: Take no image, no values and no pooled vector too.
 
-    Source: Saharia et al. 2021, Section 2.3 (image); Ho et al. 2021 (CDM), Section 4.1 (its noise level).
+    Source: Saharia et al. 2021, Section 2.3 (image); Ho et al. 2021 (CDM), Section 4.1 (its noise level);
+        Saharia et al. 2022 (Imagen), Section 2.3 (pooled vector).
     """
 
     def __init__(
-        self, *, channels: int, num_values: int, hidden_channels: int, embedding_dim: int, null_condition: bool = False
+        self,
+        *,
+        channels: int,
+        num_values: int,
+        pooled_features: int = 0,
+        hidden_channels: int,
+        embedding_dim: int,
+        null_condition: bool = False,
     ) -> None:
         super().__init__()
         self.channels, self.num_values, self.null_condition = channels, num_values, null_condition
+        self.pooled_features = pooled_features
         self.features = InputFourierFeatures(_FREQUENCIES)
         if channels:
             self.conv = initialize(nn.Conv2d(channels, hidden_channels, 3, padding=1), zero=True)
@@ -43,6 +53,9 @@ class ConditionInput(nn.Module):
         if num_values:
             self.values = initialize(nn.Linear(self.features.out_channels(num_values), embedding_dim), zero=True)
             self.no_values = nn.Parameter(torch.zeros(embedding_dim))
+        if pooled_features:
+            self.pooled = initialize(nn.Linear(pooled_features, embedding_dim), zero=True)
+            self.no_pooled = nn.Parameter(torch.zeros(embedding_dim))
 
     def to_hidden(self, x: Tensor, image: Tensor | None) -> Tensor | None:
         """The image, as it is added to the first convolution's result.
@@ -67,22 +80,27 @@ class ConditionInput(nn.Module):
         seen = self.conv(torch.where(absent, 0.0, image).to(x.dtype))
         return torch.where(absent, self.no_image[:, None, None].to(seen.dtype), seen)
 
-    def to_embedding(self, batch_size: int, image_log_snr: Tensor | None, values: Tensor | None) -> Tensor | None:
-        """The image's noise and the values, as they are added to the embedding.
+    def to_embedding(
+        self, batch_size: int, image_log_snr: Tensor | None, values: Tensor | None, pooled: Tensor | None = None
+    ) -> Tensor | None:
+        """The image's noise, the values and the pooled vector, as they are added to the embedding.
 
         Args:
             batch_size: B.
             image_log_snr: log-SNR of the noise that the image has, [B]; None where all images are clean.
             values: [B, num_values], of order 1, with ``null_condition`` NaN throughout where a sample has none; None of
                 a network that takes none.
+            pooled: [B, pooled_features], of order 1, with ``null_condition`` NaN throughout where a sample has none;
+                None of a network that takes none.
 
         Returns:
             [B, embedding_dim], or None.
 
         Raises:
-            ValueError: If values are missing or unexpected, a shape is wrong, or NaN do not stand for none (see
-                ``to_hidden``).
+            ValueError: If values or the pooled vector are missing or unexpected, a shape is wrong, or NaN do not stand
+                for none (see ``to_hidden``).
         """
+        _check("pooled", pooled, (batch_size, self.pooled_features) if self.pooled_features else None, "cond_pooled")
         _check("values", values, (batch_size, self.num_values) if self.num_values else None, "cond_values")
         total = None
         if self.channels:
@@ -99,6 +117,11 @@ class ConditionInput(nn.Module):
             given = torch.where(absent, 0.0, values).to(self.values.weight.dtype)
             told = self.values(self.features(given))
             told = torch.where(absent, self.no_values.to(told.dtype), told)
+            total = told if total is None else total + told
+        if pooled is not None:
+            absent = self._absent("pooled", pooled)[:, None]
+            told = self.pooled(torch.where(absent, 0.0, pooled).to(self.pooled.weight.dtype))
+            told = torch.where(absent, self.no_pooled.to(told.dtype), told)
             total = told if total is None else total + told
         return total
 

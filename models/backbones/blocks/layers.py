@@ -97,6 +97,24 @@ class ResBlock(nn.Module):
         return out if self.scale is None else out * self.scale
 
 
+def count_heads(channels: int, *, num_heads: int, head_channels: int | None) -> int:
+    """Number of heads of an attention block.
+
+    Args:
+        channels: Number of channels.
+        num_heads: Number of heads; ignored when ``head_channels`` is given.
+        head_channels: Channels of one head, or None.
+
+    Raises:
+        ValueError: The heads do not divide the channels.
+    """
+    name, count = ("num_heads", num_heads) if head_channels is None else ("head_channels", head_channels)
+    if count < 1 or channels % count:
+        divisors = [str(d) for d in range(1, channels + 1) if channels % d == 0]
+        raise ValueError(f"{name} must divide {channels} channels, got {count}; use one of {', '.join(divisors)}")
+    return num_heads if head_channels is None else channels // head_channels
+
+
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels, ``x + proj(softmax(q k^T / sqrt(d)) v)`` with ``q, k, v = qkv(norm(x))``.
 
@@ -130,11 +148,7 @@ class AttentionBlock(nn.Module):
         norm: NormFactory = group_norm,
     ) -> None:
         super().__init__()
-        name, count = ("num_heads", num_heads) if head_channels is None else ("head_channels", head_channels)
-        if count < 1 or channels % count:
-            divisors = [str(d) for d in range(1, channels + 1) if channels % d == 0]
-            raise ValueError(f"{name} must divide {channels} channels, got {count}; use one of {', '.join(divisors)}")
-        self.num_heads = num_heads if head_channels is None else channels // head_channels
+        self.num_heads = count_heads(channels, num_heads=num_heads, head_channels=head_channels)
         self.norm = norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = initialize(nn.Linear(channels, channels), zero=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .cross_attention import Text
 from .layers import ResBlock
 
 
@@ -38,6 +39,9 @@ class BlocksLevel(Level):
         blocks: Residual blocks.
         attention: As many attention blocks, or none.
         resample: What leads to the next level, if any: a residual block, or a module that takes no embedding.
+
+    Attributes:
+        cross_attention: As many blocks that attend to a text, or none; its network adds them.
     """
 
     def __init__(self, blocks: Sequence[ResBlock], attention: Sequence[nn.Module], resample: nn.Module | None) -> None:
@@ -45,10 +49,20 @@ class BlocksLevel(Level):
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(attention)
         self.resample = resample
+        self.cross_attention = nn.ModuleList()
+
+    def _attend(self, i: int, x: Tensor, text: Text | None) -> Tensor:
+        if self.attention:
+            x = self._run(self.attention[i], x)
+        if self.cross_attention:
+            x = self._run(self.cross_attention[i], x, text)
+        return x
 
 
 class DownLevel(BlocksLevel):
-    """One resolution on the way down: residual blocks, each followed by attention if any, then resampling if any.
+    """One resolution on the way down: residual blocks, then resampling if any.
+
+    Each residual block is followed by attention and cross-attention, if any.
 
     Args:
         blocks: Residual blocks.
@@ -67,21 +81,20 @@ class DownLevel(BlocksLevel):
         super().__init__(blocks, attention, resample)
         self.image_input = image_input
 
-    def forward(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, embedding: Tensor, text: Text | None = None) -> list[Tensor]:
         """Apply the level.
 
         Args:
             x: Features, [B, C, H, W].
             embedding: Activated embedding, [B, E].
+            text: What cross-attention attends to; None without.
 
         Returns:
             Every result, for the way up; the last, [B, D, H, W], or [B, D, H / 2, W / 2] with resampling, goes on.
         """
         results: list[Tensor] = []
         for i, block in enumerate(self.blocks):
-            x = self._run(block, x, embedding)
-            if self.attention:
-                x = self._run(self.attention[i], x)
+            x = self._attend(i, self._run(block, x, embedding), text)
             results.append(x)
         if self.resample is not None:
             results.append(self._resample(self.resample, x, embedding))
@@ -89,46 +102,53 @@ class DownLevel(BlocksLevel):
 
 
 class MiddleLevel(Level):
-    """The lowest resolution: residual block, attention if any, residual block.
+    """The lowest resolution: residual block, attention and cross-attention if any, residual block.
 
     Args:
         block1: First residual block.
         attention: Attention block, or None.
         block2: Second residual block.
+
+    Attributes:
+        cross_attention: A block that attends to a text, or None; its network adds it.
     """
+
+    cross_attention: nn.Module | None
 
     def __init__(self, block1: ResBlock, attention: nn.Module | None, block2: ResBlock) -> None:
         super().__init__()
         self.block1 = block1
         self.attention = attention
         self.block2 = block2
+        self.cross_attention = None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map features [B, C, H, W] and an activated embedding [B, E] to features [B, C, H, W]."""
+    def forward(self, x: Tensor, embedding: Tensor, text: Text | None = None) -> Tensor:
+        """Map features [B, C, H, W], an activated embedding [B, E] and perhaps a text to features [B, C, H, W]."""
         x = self._run(self.block1, x, embedding)
         if self.attention is not None:
             x = self._run(self.attention, x)
+        if self.cross_attention is not None:
+            x = self._run(self.cross_attention, x, text)
         return self._run(self.block2, x, embedding)
 
 
 class UpLevel(BlocksLevel):
     """One resolution on the way up: every residual block takes the features and one result of the way down."""
 
-    def forward(self, x: Tensor, embedding: Tensor, skips: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, skips: Sequence[Tensor], text: Text | None = None) -> Tensor:
         """Apply the level.
 
         Args:
             x: Features, [B, C, H, W].
             embedding: Activated embedding, [B, E].
             skips: Results of the way down, one a block.
+            text: What cross-attention attends to; None without.
 
         Returns:
             Features, [B, D, H, W], or [B, D, 2 H, 2 W] with resampling.
         """
         for i, (block, skip) in enumerate(zip(self.blocks, skips, strict=True)):
-            x = self._run(apply_joined, block, x, skip, embedding)
-            if self.attention:
-                x = self._run(self.attention[i], x)
+            x = self._attend(i, self._run(apply_joined, block, x, skip, embedding), text)
         return x if self.resample is None else self._resample(self.resample, x, embedding)
 
 

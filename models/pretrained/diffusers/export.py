@@ -164,7 +164,10 @@ def _check_network(network: ADM, options: Mapping[str, Any]) -> None:
         ]
         != width,
         "divides by sigma after a Fourier embedding": options["embedding"] == "fourier",
-        "is told classes alone, no image and no values": options["cond_channels"] + options["cond_values"] > 0,
+        "is told classes alone, no image, values or text": sum(
+            options[name] for name in ("cond_channels", "cond_values", "cond_tokens", "cond_pooled")
+        )
+        > 0,
         "has no Fourier features of its input": len(options["input_frequencies"]) > 0,
         f"goes with schedulers of one or two outputs a channel, got {network.out_channels} outputs for "
         f"{network.in_channels} channels": options["outputs_per_channel"] > 1,

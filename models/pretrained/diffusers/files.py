@@ -16,6 +16,9 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # each is asked for in turn, so that no more is fetched than is read
 _ON_THE_HUB = (*WEIGHTS, "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.bin")
 _INDEX, _SCHEDULER = "model_index.json", "scheduler_config.json"
+# of Stable Diffusion 1 and 2, and what takes no part in its samples
+_OF_TEXTS = {"unet", "scheduler", "vae", "text_encoder", "tokenizer"}
+_LEFT_OUT = {"safety_checker", "feature_extractor"}
 # in one file or as the index of several, of which safetensors are the first choice
 _WHOLE = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?\.(?:safetensors|bin)")
 _SHARDED = re.compile(r"diffusion_pytorch_model\.(?:safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
@@ -58,10 +61,9 @@ def find_files(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     """Find the files of a pipeline, of a training script's ``checkpoint-N``, or of a bare ``unet`` folder.
 
     Args:
-        folder: A pipeline has ``model_index.json``, and of latents an autoencoder, which is not read here; a
-            ``checkpoint-N`` has the folders ``unet`` and, where the script
-            averages weights, ``unet_ema``, which is preferred. Of these, and of a bare network, the scheduler is what
-            stands beside them.
+        folder: A pipeline has ``model_index.json``, and of latents an autoencoder, of texts their encoder, which are
+            not read here; a ``checkpoint-N`` has the folders ``unet`` and, where the script averages weights,
+            ``unet_ema``, which is preferred. Of these, and of a bare network, the scheduler is what stands beside them.
 
     Returns:
         The folder of the network; the scheduler's settings, or None if no file says them; and what was chosen, a line
@@ -82,10 +84,10 @@ def find_files(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
             raise ValueError(
                 f"{folder} is a training script's, with {', '.join(checkpoints[:3])} in it; pass one of these"
             )
-    _check_index(folder)
+    notes = _check_index(folder)
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    return unet, scheduler / _SCHEDULER, ()
+    return unet, scheduler / _SCHEDULER, notes
 
 
 def _apart(unet: Path, *notes: str) -> tuple[Path, Path | None, tuple[str, ...]]:
@@ -97,15 +99,17 @@ def _apart(unet: Path, *notes: str) -> tuple[Path, Path | None, tuple[str, ...]]
     return unet, file, notes if file is None else (*notes, f"the scheduler is that of {file}")
 
 
-def _check_index(folder: Path) -> None:
+def _check_index(folder: Path) -> tuple[str, ...]:
+    """Refuse pipelines of other models, and say what is left out."""
     index = read_json(folder / _INDEX, "pipeline's")
     models = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
-    if models - {"vqvae"} != {"unet", "scheduler"}:
+    if models - {"vqvae"} != {"unet", "scheduler"} and models - _LEFT_OUT != _OF_TEXTS:
         fix = "its vae alone can be read, by --source autoencoder_kl" if "vae" in models else "it is not supported"
         raise ValueError(
-            f"the pipeline of {folder} must consist of a unet and a scheduler, got {index.get('_class_name')} of "
-            f"{', '.join(sorted(models)) or 'nothing'}; {fix}"
+            f"the pipeline of {folder} must consist of a unet and a scheduler, of texts of a vae, a text_encoder and a "
+            f"tokenizer too, got {index.get('_class_name')} of {', '.join(sorted(models)) or 'nothing'}; {fix}"
         )
+    return tuple(f"the {name} of {folder} is left out" for name in sorted(models & _LEFT_OUT))
 
 
 def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from ..shared.plan import PlannedModel
-from ..shared.settings import Config, read_json
+from ..shared.settings import Config, Settings, read_json
 from ..shared.tensors import notes_on_types
+from .conditional import CONDITIONAL
 from .files import find_files, find_folder, read_weights
 from .names import diffusers_sources, with_new_names
 from .settings import halves_are_swapped, plan_diffusers
@@ -15,6 +16,9 @@ from .settings import halves_are_swapped, plan_diffusers
 
 def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedModel:
     """Read a ``UNet2DModel`` with a scheduler of betas, such as DDPM's or DDIM's, or of the VE-SDE.
+
+    Or a ``UNet2DConditionModel`` with a scheduler of betas, as those of Stable Diffusion 1 and 2, which is told the
+    ``tokens`` of a text. These networks were trained without a mask: they attend to all tokens, padding too.
 
     The JSON files and the tensors are read here: diffusers need not be installed. The table is that of the scheduler's
     settings in float64, which diffusers rounds to float32. Weights may be in one file or in shards; a variant such as
@@ -24,8 +28,9 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
         name: A folder, or a name on the Hugging Face hub such as ``google/ddpm-cifar10-32``, which is fetched by the
             package ``huggingface_hub``. A pipeline has ``model_index.json``, and the network in ``unet/`` and the
             scheduler in ``scheduler/``, or both beside ``model_index.json``, as in old pipelines; one of latents has an
-            autoencoder in ``vqvae/``, which is not read. Of a training script's ``checkpoint-N``, ``unet_ema`` is read,
-            or ``unet`` where there is none; and a bare network's folder is read too.
+            autoencoder in ``vqvae/`` or ``vae/``, and one of texts their encoder, which are not read. Of a training
+            script's ``checkpoint-N``, ``unet_ema`` is read, or ``unet`` where there is none; and a bare network's
+            folder is read too.
         config: The scheduler's settings where no file says them, which is so of the last two unless they lie in their
             pipeline: a mapping, the path of a JSON file, or flags such as ``--beta_schedule squaredcos_cap_v2
             --prediction_type v_prediction``. Without, they are DDPM's: linear betas, predicting eps.
@@ -41,15 +46,21 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     unet_folder, file, notes = find_files(folder)
     unet = read_json(unet_folder / "config.json", "UNet2DModel's config")
     kind = unet.get("_class_name", "UNet2DModel")
-    if kind != "UNet2DModel":
+    if kind not in ("UNet2DModel", CONDITIONAL):
         sources = {"AutoencoderKL": "autoencoder_kl", "VQModel": "autoencoder_vq"}
         fix = f"take --source {sources[kind]}" if kind in sources else "it is not supported"
-        raise ValueError(f"the network of {folder} must be a UNet2DModel, got {kind}; {fix}")
+        raise ValueError(f"the network of {folder} must be a UNet2DModel or {CONDITIONAL}, got {kind}; {fix}")
     if file is not None and config is not None:
         raise ValueError(f"config {str(config)!r} is of no use: {file} says all settings; leave it out")
     scheduler: Config | None = config if file is None else read_json(file, "scheduler's config")
     path, tensors = read_weights(unet_folder)
     if scheduler is None:
+        if kind == CONDITIONAL:
+            raise ValueError(
+                f"no file says the scheduler of {folder}, whose network is told a text; of Stable Diffusion 1 set "
+                "config.source.config='--beta_schedule scaled_linear --beta_start 0.00085 --beta_end 0.012', of 2.1 "
+                "add --prediction_type v_prediction"
+            )
         if unet.get("time_embedding_type", "positional") != "positional":
             raise ValueError(
                 f"no file says the scheduler of {folder}, whose network is of the VE-SDE; set "
@@ -62,8 +73,15 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
             "predicting eps; config.source.config='--beta_schedule ... --prediction_type ...' says otherwise",
         )
     notes += notes_on_types(tensors, path=path)
-    sources_of = partial(diffusers_sources, halves_swapped=halves_are_swapped(unet))
+    if unet.get("upcast_attention"):
+        notes += ("the checkpoint says upcast_attention: float16 overflows in this network, float32 does not",)
+    convolutions = not unet.get("use_linear_projection", False)
+    sources_of = partial(diffusers_sources, halves_swapped=halves_are_swapped(unet), convolutions=convolutions)
     model = plan_diffusers(unet, scheduler).load(with_new_names(tensors), sources_of, path=path)
     model.notes = notes
-    model.of_latents = (unet_folder.resolve().parent / "vqvae").is_dir()
+    beside = unet_folder.resolve().parent
+    model.of_latents = (beside / "vqvae").is_dir() or (beside / "vae").is_dir()
+    if (beside / "vae").is_dir():
+        vae = Settings(read_json(beside / "vae" / "config.json", "AutoencoderKL's config"))
+        model.latent_scale = vae.number("scaling_factor", 0.18215)
     return model

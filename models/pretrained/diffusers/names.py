@@ -1,4 +1,4 @@
-"""Names of our U-Nets' tensors in diffusers' ``UNet2DModel``."""
+"""Names of our U-Nets' tensors in diffusers' ``UNet2DModel`` and ``UNet2DConditionModel``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...backbones import ADM, NCSNpp
-from ..shared.renaming import Layout, Source, level_blocks, sources_of, thirds
+from ..shared.renaming import Layout, Source, halves, level_blocks, pointwise, sources_of, thirds
 
 _INNER = {
     "project": "time_emb_proj",
@@ -18,6 +18,18 @@ _INNER = {
     "qkv": "to_q,to_k,to_v",
     "proj": "to_out.0",
     "frequencies": "weight",
+}
+_INNER_OF_TRANSFORMERS = {
+    **_INNER,
+    "norm": "norm",
+    "self_attention.q": "attn1.to_q",
+    "self_attention.kv": "attn1.to_k,attn1.to_v",
+    "self_attention.proj": "attn1.to_out.0",
+    "cross_attention.q": "attn2.to_q",
+    "cross_attention.kv": "attn2.to_k,attn2.to_v",
+    "cross_attention.proj": "attn2.to_out.0",
+    "expand": "ff.net.0.proj",
+    "contract": "ff.net.2",
 }
 _PLACES = {
     "embed.linear1": "time_embedding.linear_1",
@@ -28,6 +40,7 @@ _PLACES = {
     "middle.block1": "mid_block.resnets.0",
     "middle.attention": "mid_block.attentions.0",
     "middle.attention.block": "mid_block.attentions.0",
+    "middle.cross_attention": "mid_block.attentions.0",
     "middle.block2": "mid_block.resnets.1",
     "norm_out": "conv_norm_out",
     "conv_out": "conv_out",
@@ -40,26 +53,36 @@ def _halves_swapped(ours: Tensor) -> Sequence[Tensor]:
     return [torch.cat(ours.chunk(2, dim=1)[::-1], dim=1)]
 
 
-def diffusers_sources(network: ADM | NCSNpp, *, halves_swapped: bool = False) -> dict[str, Source]:
-    """Map a network's tensors to the state dict of ``UNet2DModel``.
+def diffusers_sources(
+    network: ADM | NCSNpp, *, halves_swapped: bool = False, convolutions: bool = True
+) -> dict[str, Source]:
+    """Map a network's tensors to the state dict of ``UNet2DModel``, or of ``UNet2DConditionModel``.
 
     Args:
         network: Our network; an ``NCSNpp`` is one of skip blocks.
         halves_swapped: The sines of the noise embedding come first there where the cosines do here, or the reverse.
+        convolutions: The projections into and out of transformers are convolutions of kernel 1 there.
     """
     places, last = dict(_PLACES), len(network.down) - 1
     for name, side, level, kind, index in level_blocks(network):
         resample = f"resnet_{side}" if isinstance(network, NCSNpp) else f"{side}samplers.0"
         kinds = {"blocks": f"resnets.{index}", "attention": f"attentions.{index}", "resample": resample}
+        kinds["cross_attention"] = kinds["attention"]
         places[name] = f"{side}_blocks.{level if side == 'down' else last - level}.{kinds[kind]}"
     for i in range(last + 1):
         places[f"down.{i}.image_input.conv"] = f"down_blocks.{i}.skip_conv"
         for layer in ("norm", "conv"):
             places[f"up.{i}.image_output.{layer}"] = f"up_blocks.{last - i}.skip_{layer}"
+    depth = network.options.get("transformer_depth", 0)
+    for block in [name for name in places if "cross_attention" in name]:
+        places |= {f"{block}.layers.{i}": f"{places[block]}.transformer_blocks.{i}" for i in range(depth)}
     layouts: dict[str, Layout] = {"qkv.weight": thirds(), "qkv.bias": thirds()}
+    layouts |= {f"{kind}_attention.kv.weight": halves for kind in ("self", "cross")}
+    if convolutions:
+        layouts |= {f"proj_{end}.weight": pointwise(2) for end in ("in", "out")}
     if halves_swapped:
         layouts["embed.linear1.weight"] = _halves_swapped
-    return sources_of(network, places, _INNER, lambda _: layouts)
+    return sources_of(network, places, _INNER_OF_TRANSFORMERS if depth else _INNER, lambda _: layouts)
 
 
 def with_new_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

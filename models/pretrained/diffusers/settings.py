@@ -1,4 +1,4 @@
-"""Settings of diffusers' ``UNet2DModel`` and of its schedulers, as their JSON files hold them."""
+"""Settings of diffusers' U-Nets and of its schedulers, as their JSON files hold them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 
 from runtime.registry import choices_message
 
-from ...backbones import ImageSize, height_and_width, level_resolutions, one_or_pair
+from ...backbones import level_resolutions
 from ..shared.plan import ModelPlan, check_betas, plan_network, scaled_linear
 from ..shared.settings import Config, Settings
+from .conditional import CONDITIONAL, image_size_of, plan_conditional_unet
 
 SCHEDULERS = (
     "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "PNDMScheduler",
@@ -39,7 +40,8 @@ def plan_diffusers(unet: Mapping[str, Any], scheduler: Config) -> ModelPlan:
     """Plan a model from the settings of a pipeline.
 
     Args:
-        unet: What ``unet/config.json`` holds; settings that are left out have ``UNet2DModel``'s defaults.
+        unet: What ``unet/config.json`` holds, of a ``UNet2DConditionModel`` if it says so; settings that are left out
+            have the defaults of the class.
         scheduler: What ``scheduler/scheduler_config.json`` holds, the path of such a file, or flags, of which all must
             be known.
 
@@ -56,7 +58,12 @@ def plan_diffusers(unet: Mapping[str, Any], scheduler: Config) -> ModelPlan:
         raise ValueError(
             f"a {kind} goes with time_embedding_type={expected} of UNet2DModel, got {embedding}; one of them is wrong"
         )
-    backbone, network = _plan_unet(of_unet, fourier=embedding == "fourier")
+    if unet.get("_class_name") != CONDITIONAL:
+        backbone, network = _plan_unet(of_unet, fourier=embedding == "fourier")
+    elif embedding == "positional":
+        backbone, network = plan_conditional_unet(of_unet)
+    else:
+        raise ValueError(f"a {CONDITIONAL} goes with a scheduler of betas, got {kind}; one of them is wrong")
     learned = network.get("learned_variance", False)
     if kind == "ScoreSdeVeScheduler":
         if learned:
@@ -90,7 +97,7 @@ def halves_are_swapped(unet: Mapping[str, Any]) -> bool:
 def _plan_unet(settings: Settings, *, fourier: bool) -> tuple[str, dict[str, Any]]:
     """The backbone and its options."""
     widths = settings.integers("block_out_channels", (224, 448, 672, 896))
-    image_size = _image_size(settings)
+    image_size = image_size_of(settings)
     resampling, down, up = _plan_levels(settings, len(widths))
     sizes = level_resolutions(image_size, len(widths))
     settings.refuse_unless(
@@ -193,13 +200,6 @@ def _skip_options(
     )
     settings.ignore(("downsample_padding", "freq_shift"))
     return {"input_pyramid": "skip", "output_pyramid": "skip", "embedding": "fourier"}
-
-
-def _image_size(settings: Settings) -> ImageSize:
-    size = settings.take("sample_size")
-    if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
-        return one_or_pair(*height_and_width(size))
-    return settings.integer("sample_size")
 
 
 def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], list[bool]]:

@@ -43,6 +43,11 @@ def thirds(layout: Layout = same) -> Layout:
     return lambda ours: [layout(third)[0] for third in ours.chunk(3)]
 
 
+def halves(ours: Tensor) -> Sequence[Tensor]:
+    """The layout of keys and values in two tensors."""
+    return ours.chunk(2)
+
+
 def reordered_heads(num_heads: int, order: Sequence[int], layout: Layout = same) -> Layout:
     """Queries, keys and values in another order along the first axis than our [(q, k, v), head, channel].
 
@@ -72,11 +77,13 @@ def level_blocks(network: nn.Module) -> Iterator[tuple[str, str, int, str, int]]
     """Find the blocks of a U-Net's levels.
 
     Yields:
-        Our name of the block; "down" or "up"; the level, 0 at the highest resolution; "blocks", "attention" or
-        "resample"; and the block's number among those of its kind in the level.
+        Our name of the block; "down" or "up"; the level, 0 at the highest resolution; "blocks", "attention",
+        "cross_attention" or "resample"; and the block's number among those of its kind in the level.
     """
     for name, _ in network.named_modules():
-        found = re.fullmatch(r"(down|up)\.(\d+)\.(blocks|attention|resample)(?:\.(\d+))?(?:\.block)?", name)
+        found = re.fullmatch(
+            r"(down|up)\.(\d+)\.(blocks|attention|cross_attention(?=\.)|resample)(?:\.(\d+))?(?:\.block)?", name
+        )
         if found:
             yield name, found[1], int(found[2]), found[3], int(found[4] or 0)
 

@@ -265,7 +265,11 @@ def test_other_networks_of_skips_are_refused_in_one_line(changes, message):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "must be a UNet2DModel, got UNet2DCondition"),
+        (
+            "unet/config.json",
+            {"_class_name": "UNet1DModel"},
+            "must be a UNet2DModel or UNet2DConditionModel, got UNet1DModel",
+        ),
         ("unet/config.json", {"block_out_channels": [32, 64, 96]}, "misshapen"),
         ("unet/config.json", {"layers_per_block": 2}, "missing"),
         ("unet/config.json", {"num_class_embeds": 3}, "1 missing \\(class_embedding.weight\\)"),

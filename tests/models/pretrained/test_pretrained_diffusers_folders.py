@@ -205,8 +205,8 @@ def test_damaged_shards_are_refused_in_one_line(tmp_path):
 
 def test_a_folder_of_nothing_is_refused_in_one_line(tmp_path):
     refused(tmp_path, r"model_index\.json cannot be read")
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
-    refused(tmp_path, "must be a UNet2DModel, got UNet2DConditionModel; it is not supported")
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet1DModel"}))
+    refused(tmp_path, "must be a UNet2DModel or UNet2DConditionModel, got UNet1DModel; it is not supported")
     (tmp_path / "config.json").write_text(json.dumps(UNET))
     refused(
         tmp_path, "has no weights; diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin must be there$"

@@ -1,0 +1,1 @@
+"""Text to image: networks that are told captions."""

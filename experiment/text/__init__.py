@@ -1,0 +1,1 @@
+"""Captions: as a model is told them, and under its pictures."""
