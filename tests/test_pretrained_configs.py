@@ -10,7 +10,7 @@ from importer_references import count
 from thinning import only
 
 from commands.import_checkpoint import check_images
-from data import ImageKind, LatentSpace
+from data import ImageKind, LatentSpace, TextKind
 from experiment.build import build_sampler, build_sde
 from experiment.config import Config, load_config, parse_options
 from experiment.config.checks import check_config, check_eval_names
@@ -91,6 +91,14 @@ VQ_F4 = {
 SD_VAE = {
     "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
     "layers_per_block": 2, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
+SD_15 = {
+    "_class_name": "UNet2DConditionModel", "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 768, "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"], "sample_size": 64,
+    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+}  # fmt: skip
+SD_SCHEDULER = {
+    "_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
 }  # fmt: skip
 VE_256 = {"sample_size": 256, "layers_per_block": 2, "block_out_channels": [128, 128, *[256] * 5]}
 VE_1024 = {"sample_size": 1024, "layers_per_block": 1, "block_out_channels": [16, 32, 64, 128, 256, 512, 512, 512]}
@@ -177,6 +185,8 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
     # as diffusers itself counts, and the scale of each channel
     ("sd_vae", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=256).plan, 83_653_863 + 3),
     ("sd_vae_cifar10", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=32).plan, 83_653_863 + 3),
+    ("stable_diffusion", ""): (lambda c: plan_diffusers(SD_15, SD_SCHEDULER), 859_520_964),
+    ("stable_diffusion_vae", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=512).plan, 83_653_863 + 3),
     ("ldm_celebahq", ""): (lambda c: plan_latent_diffusion_unet(c.source.config), 274_056_163),
     ("ldm_celebahq_hub", ""): (lambda c: plan_diffusers(LDM_UNET, LDM_SCHEDULER), 274_056_163),
     ("ldm_celebahq_vq", ""): (lambda c: plan_vq_model(VQ_F4, image_size=256).plan, 55_322_782 + 3),
@@ -265,7 +275,8 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
         assert of_autoencoder.data.image_size == whole.data.image_size
         shape = (plan.network["in_channels"], plan.network["image_size"], plan.network["image_size"])
         space = LatentSpace(shape, (0.0,) * shape[0], (1.0,) * shape[0], 256, "")
-        images = ImageKind((3, whole.data.image_size, whole.data.image_size), 256, 1, latents=space)
+        text = TextKind((), "clip", 768, 0) if whole.data.get("condition") else None
+        images = ImageKind((3, whole.data.image_size, whole.data.image_size), 256, 1, latents=space, text=text)
     else:
         images = check_images(whole, plan.network, "published.pt")
     with torch.device("meta"):
@@ -337,6 +348,8 @@ PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
     "ldm_celebahq": (0.0, "betas", ""),
     "ldm_celebahq_hub": (0.0, "betas", ""),
     "ldm_celebahq_vq": (0.0, "ddpm", ""),
+    "stable_diffusion": (0.0, "betas", ""),
+    "stable_diffusion_vae": (0.0, "ddpm", ""),
     "sd_vae": (0.0, "ddpm", ""),
     "sd_vae_cifar10": (0.0, "ddpm", ""),
     "score_sde_vp_cifar10": (0.1, "vp", ""),

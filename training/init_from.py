@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from data import AnyKind, ImageKind, VectorKind
+from data import AnyKind, ImageKind, TextKind, VectorKind
 from experiment.checkpoints.folder import step_of
 from experiment.checkpoints.store import checkpoint_folders
 from experiment.checkpoints.weights import load_weights, named_weights
 from experiment.config import Config
-from experiment.from_checkpoints import said_of_images, trained_space
+from experiment.from_checkpoints import said_of_images, trained_space, trained_text
 from experiment.network import is_first_stage
 from experiment.trained_run import load_run
 from experiment.workdir import claim_for_training, config_differences, in_words, read_config, source_of
@@ -30,6 +30,7 @@ _ADDED = (
     *("model.network.cond_channels", "model.network.cond_values", "model.network.null_condition"),
     "data.condition",
 )
+_WORDS, _CROSS = "word_encoder.", ".cross_attention."  # parts of a network that read a text
 _OWN = "run"  # config.source.name of a run that began with the weights of another one
 
 
@@ -142,7 +143,8 @@ def _shown(different: dict[str, tuple[Any, Any]], *sections: str) -> str:
 def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str) -> None:
     """Write step 0 of a run: the averaged weights of another one, a fresh average of them and a fresh optimizer.
 
-    Weights that the other one does not have, of conditions that it is not told, are zero: its outputs stay.
+    Weights that the other one does not have, of conditions that it is not told, are zero, or, of text, new ones of blocks
+    whose last layer is: its outputs stay.
 
     Args:
         config: The config, which ``is_to_begin`` passed.
@@ -158,7 +160,11 @@ def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str)
     state, step = build_state(config, kind, torch.device("cpu")), other.step
     weights = named_weights(other.model, other.model)
     for one in (state.model, state.ema.model):
-        new = {f"ema.{name}": torch.zeros_like(value) for name, value in one.backbone.state_dict().items()}
+        new = {
+            # all zero, these would never learn
+            f"ema.{name}": value if name.startswith(_WORDS) or _CROSS in name else torch.zeros_like(value)
+            for name, value in one.backbone.state_dict().items()
+        }
         load_weights(one, new | weights, "ema.")
     checkpoint = source / "checkpoints" / f"step_{step:08d}"
     save_beginning(config, workdir, state, name=_OWN, checkpoint=str(checkpoint))
@@ -198,6 +204,8 @@ def fit_kind(config: Config, kind: AnyKind, init_from: str) -> AnyKind:
                 f"--init-from {init_from} is of images of {key} {one_line(said[key], 60)}, got {mine} in "
                 f"{config.data.dataset}; use such images"
             )
+    if isinstance(kind, ImageKind) and "text" in config.data.get("condition", ()):
+        kind = _fit_text(kind, trained_text(said), init_from)
     names = tuple(map(str, said.get("class_names") or ()))
     if not config.model.class_conditional or not names or not kind.class_names:
         return kind
@@ -208,3 +216,20 @@ def fit_kind(config: Config, kind: AnyKind, init_from: str) -> AnyKind:
     if changed:
         say(f"other classes than those of {init_from}: {one_line('; '.join(changed), 200)}")
     return replace(kind, class_names=order)
+
+
+def _fit_text(kind: ImageKind, theirs: TextKind | None, init_from: str) -> ImageKind:
+    """The images with the vocabulary that the other run's model has, if it is told captions."""
+    ours = kind.text
+    if theirs is None or ours is None:
+        return kind
+    if theirs.encoder != ours.encoder:
+        raise ValueError(
+            f"--init-from {init_from} reads captions by another text encoder; set data.text_encoder as there"
+        )
+    unknown = sorted(set(ours.vocabulary).difference(theirs.vocabulary))
+    if unknown:
+        say(
+            f"{len(unknown)} words are in no caption of {init_from}, and are left out: {one_line(', '.join(unknown), 120)}"
+        )
+    return replace(kind, text=theirs)

