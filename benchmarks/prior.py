@@ -27,7 +27,7 @@ from data import ImageDataset, VectorDataset, load_dataset
 from data.sources.scene_words import scenes_of
 from evaluation.quality import Estimate
 from evaluation.samples.sample_batch import draw_batch
-from evaluation.scenes import GRADES, grade_estimates, grade_scenes, train_scene_reader
+from evaluation.scenes import GRADES, SceneReader, grade_estimates, grade_scenes, train_scene_reader
 from experiment import TrainedRun, load_run
 from experiment.build import build_dataset, build_sampler
 from experiment.workdir import write_json
@@ -120,12 +120,16 @@ def measure(images: Tensor, captions: Tensor, draws: Sequence[Tensor], *, group:
     }
 
 
-def obedience(decoder: TrainedRun, embeddings: dict[str, Tensor], args: argparse.Namespace) -> dict[str, Any]:
-    """The grades of images that are decoded from embeddings of test scenes, by the name of these."""
+def scene_reader() -> SceneReader:
+    """A reader of 16x16 scenes, trained here."""
     train = load_dataset("scenes", root=".", split="train")
     assert isinstance(train, ImageDataset)
-    reader = train_scene_reader(train)
-    report = {}
+    return train_scene_reader(train)
+
+
+def obedience(decoder: TrainedRun, embeddings: dict[str, Tensor], args: argparse.Namespace) -> dict[str, Any]:
+    """The grades of images that are decoded from embeddings of test scenes, by the name of these."""
+    reader, report = scene_reader(), {}
     for name, values in embeddings.items():
         x0 = draw_told(decoder, values[: args.num_decoded], args, weight=args.decoder_weight, seed=args.seed)
         grades = grade_scenes(scenes_of("test", len(x0)), reader.read(x0))
