@@ -89,8 +89,8 @@ def measure(images: Tensor, captions: Tensor, draws: Sequence[Tensor], *, group:
         group: Captions that one is looked for among.
 
     Returns:
-        ``first`` and ``rank`` of each pair of query and gallery; ``paired``, differences of ``first``, those of the draws
-        minus another's; and the mean cosines of vectors that belong together.
+        ``retrieval``: ``first`` and ``rank`` of each pair of query and gallery; ``paired``: differences of ``first``,
+        the draws' minus another's; ``cosine``: the means of vectors that belong together.
     """
     draw, other = draws
     pairs = {

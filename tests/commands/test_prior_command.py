@@ -92,7 +92,7 @@ def test_the_benchmark_reports_retrieval_and_grades(folder: Path, monkeypatch, t
     assert "| guidance | query -> gallery |" in said and "| embedding | size, % |" in said
     with pytest.raises(SystemExit, match="--group must be at most 10, the number of captions, got 11; lower it"):
         prior.main([f"--workdir={folder / 'run_prior'}", "--group=11", f"--output={result}"])
-    with pytest.raises(SystemExit, match="vectors that are told values; train configs/text/scenes_prior.py"):
+    with pytest.raises(SystemExit, match=r"vectors that are told values; train configs/text/scenes_prior.py"):
         prior.main([f"--workdir={folder / 'run_decoder'}", f"--output={result}"])
 
 
@@ -103,7 +103,7 @@ class _Reader:
 
 
 def test_bad_input_is_refused_in_one_line(folder: Path, tmp_path: Path, capsys):
-    with pytest.raises(DataError, match="holds no contrastive pair, pair.safetensors is missing; run python examples"):
+    with pytest.raises(DataError, match=r"holds no contrastive pair, pair.safetensors is missing; run python examples"):
         load_pair(tmp_path)
     digits = load_dataset("digits", root=".", split="train")
     assert isinstance(digits, ImageDataset)
