@@ -49,7 +49,7 @@ def _data() -> ConfigDict:
     """The data set. docs/data.md has the layouts of folders and arrays, docs/vectors.md that of vectors."""
     return ConfigDict(
         {
-            # cifar10, digits, folder, lesions, lesion_masks, mnist, moons, npz, or one that a plugin registers
+            # cifar10, digits, folder, lesions, lesion_masks, mnist, moons, npz, scenes, or one that a plugin registers
             "dataset": "digits",
             "root": "",  # the folder of the data; "": $SDE_DATA, else downloads/
             "options": "",  # the data set's own options, as in "base=mnist" of lesions

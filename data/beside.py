@@ -65,6 +65,11 @@ class Beside:
         )
 
     @property
+    def empty(self) -> bool:
+        """True if nothing lies beside the samples."""
+        return self.values is None and self.paired is None and not self.texts
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors that there are, in a fixed order."""
         texts = (self.texts[name] for name in sorted(self.texts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -64,9 +64,7 @@ class SceneReader:
         digits = torch.cat([self.classifier(some).argmax(1) for some in crops.flatten(0, 1).split(4096)])
         words = [
             SceneObject("big" if big else "small", COLOURS[hue], digit)
-            for big, hue, digit in zip(
-                is_big.flatten().tolist(), colour.flatten().tolist(), digits.tolist(), strict=True
-            )
+            for big, hue, digit in zip(*(one.flatten().tolist() for one in (is_big, colour, digits)), strict=True)
         ]
         return tuple(
             Scene(first, second, "left of" if row else "above") if good else None
@@ -110,8 +108,7 @@ class SceneReader:
         apart = torch.where(is_row, (left + right).diff(dim=1)[:, 0], (top + bottom).diff(dim=1)[:, 0]) / 2
         least = _LEAST_SIZE * self.small
         readable = (votes.amax(2) > 0).all(1) & (longer >= least).all(1) & (apart >= least)
-        size = self.big + 2
-        crops = _crop(own.flatten(0, 1), *(one.flatten() for one in (top, bottom, left, right)), size)
+        crops = _crop(own.flatten(0, 1), (top + bottom).flatten(), (left + right).flatten(), self.big + 2)
         is_big = 2 * longer >= self.small + self.big
         return crops.unflatten(0, (len(images), 2)), colour, is_big, is_row, readable
 
@@ -125,26 +122,23 @@ class SceneReader:
             raise ValueError(f"images must be finite, got {bad} of {len(images)} that are not; see what made them")
 
 
-# of the channels that are lit, red 4, green 2, blue 1, the number of the colour; -1 of cyan and black
-_HUE_OF = torch.full((8,), -1)
-for _number, _name in enumerate(COLOURS):
-    _HUE_OF[sum(bit * on for bit, on in zip((4, 2, 1), CHANNELS[_name], strict=True))] = _number
+# of the channels that are lit, in bits, the number of the colour; -1 of cyan and black
+_LIT: list[tuple[int, ...]] = [CHANNELS[name] for name in COLOURS]
+_HUE_OF = torch.tensor([_LIT.index(bits) if bits in _LIT else -1 for bits in product((0, 1), repeat=3)])
 
 
 def _cut(ink: Float[Tensor, "n side side"]) -> tuple[Bool[Tensor, "n 2 side side"], Bool[Tensor, " n"]]:
     """The two halves of each image that separate its ink best, and True where they are left and right."""
     side = ink.shape[-1]
-    place = torch.arange(side, dtype=ink.dtype, device=ink.device)
-    first = place < side / 2
-    rows = torch.stack([first, ~first])[:, :, None].expand(2, side, side)
-    both = torch.stack([rows, rows.transpose(1, 2)])
-    weight = torch.einsum("nyx,chyx->nch", ink, both.to(ink))
-    centre = torch.stack([torch.einsum("nyx,chyx,y->nch", ink, both.to(ink), place),
-                          torch.einsum("nyx,chyx,x->nch", ink, both.to(ink), place)]) / weight.clamp(min=1e-6)  # fmt: skip
-    # the variance of the ink's place that is between the halves
-    between = weight.prod(2) * centre.diff(dim=3).square().sum(0).squeeze(2)
+    place = torch.arange(side, device=ink.device)
+    halves = torch.stack([place < side / 2, place >= side / 2])
+    profiles = torch.stack([ink.sum(2), ink.sum(1)], dim=1)
+    weight, moment = (profiles @ one.T.to(ink) for one in (halves, halves * place))
+    # variance between the halves of where the ink is along the axis that they divide
+    between = weight.prod(2) * (moment / weight.clamp(min=1e-6)).diff(dim=2).square().squeeze(2)
     is_row = between[:, 1] > between[:, 0]
-    return both[is_row.long()], is_row
+    above = halves[:, :, None].expand(2, side, side)
+    return torch.stack([above, above.transpose(1, 2)])[is_row.long()], is_row
 
 
 def _ends(lit: Bool[Tensor, "n 2 side"]) -> tuple[Tensor, Tensor]:
@@ -153,12 +147,12 @@ def _ends(lit: Bool[Tensor, "n 2 side"]) -> tuple[Tensor, Tensor]:
     return lit.argmax(2), lit.shape[2] - lit.flip(2).argmax(2)
 
 
-def _crop(grey: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, size: int) -> Tensor:
+def _crop(grey: Tensor, twice_y: Tensor, twice_x: Tensor, size: int) -> Tensor:
     """A square of each image around the middle of its box, black beyond the image, [M, 1, size, size]."""
     steps, number = torch.arange(size, device=grey.device), torch.arange(len(grey), device=grey.device)
     padded = F.pad(grey, (size, size, size, size))
-    rows = (torch.div(top + bottom - size, 2, rounding_mode="floor") + size)[:, None] + steps
-    columns = (torch.div(left + right - size, 2, rounding_mode="floor") + size)[:, None] + steps
+    rows = (torch.div(twice_y - size, 2, rounding_mode="floor") + size)[:, None] + steps
+    columns = (torch.div(twice_x - size, 2, rounding_mode="floor") + size)[:, None] + steps
     return padded[number[:, None, None], rows[:, :, None], columns[:, None, :]].unsqueeze(1)
 
 
@@ -196,9 +190,9 @@ def chance_levels(asked: Sequence[Scene], *, pairs: str = "seen") -> dict[str, f
     """The exact mean of each grade if images are drawn without regard to what was asked for.
 
     A drawn scene has two objects, each any of M = 108 with the same probability by themselves, above or beside each
-    other. So a grade is averaged over the M^2 pairs and both places: over how often one object agrees with each of those
-    asked for in size, colour and digit. With a share rho of wrong captions in the training data, a network without any
-    other error has 1 - rho (1 - chance).
+    other. So a grade is averaged over the M^2 pairs and both places: over how often one object agrees with each of
+    those asked for in size, colour and digit. With a share rho of wrong captions in the training data, a network
+    without any other error has 1 - rho (1 - chance).
 
     Args:
         asked: The scenes that were asked for.
@@ -239,7 +233,7 @@ def _grades(first: int, second: int, same_relation: bool) -> tuple[float, ...]:
     return (*shares, float(relation), float(relation and matched == (7, 7)))
 
 
-@lru_cache(maxsize=1)
+@cache
 def _grade_table() -> np.ndarray:
     """The grades of all that two drawn objects can agree in, the mean of both relations, [64, 64, G]."""
     rows = [
@@ -250,7 +244,7 @@ def _grade_table() -> np.ndarray:
 
 
 def train_scene_reader(
-    train: ImageDataset, *, seed: int = 0, num_steps: int = 1200, batch_size: int = 64
+    train: ImageDataset, *, seed: int = 0, num_steps: int = 450, batch_size: int = 128
 ) -> SceneReader:
     """Train the classifier of a ``SceneReader`` on objects cut out of training scenes, turned and stretched a little.
 
@@ -274,8 +268,8 @@ def train_scene_reader(
         reader = SceneReader(nn.Identity(), train.image_shape)
         crops, digits = _training_crops(reader, train)
         classifier = _new_classifier(crops.shape[-1])
-        optimizer = torch.optim.AdamW(classifier.parameters(), lr=6e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=num_steps)
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=8e-3, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=num_steps)
         for _ in range(num_steps):
             chosen = torch.randint(len(crops), (batch_size,), generator=generator)
             optimizer.zero_grad(set_to_none=True)
@@ -298,10 +292,10 @@ def _training_crops(reader: SceneReader, train: ImageDataset) -> tuple[Tensor, T
 def _new_classifier(size: int) -> nn.Module:
     """A convolutional classifier of crops [M, 1, size, size]."""
     layers: list[nn.Module] = []
-    for before, after, stride in ((1, 16, 1), (16, 32, 2), (32, 32, 1)):
+    for before, after, stride in ((1, 24, 1), (24, 48, 2), (48, 48, 1)):
         layers += [nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.BatchNorm2d(after), nn.GELU()]
-    hidden = 32 * math.ceil(size / 2) ** 2
-    head = [nn.Flatten(), nn.Dropout(0.2), nn.Linear(hidden, 64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, 10)]
+    hidden = 48 * math.ceil(size / 2) ** 2
+    head = [nn.Flatten(), nn.Dropout(0.3), nn.Linear(hidden, 64), nn.GELU(), nn.Dropout(0.3), nn.Linear(64, 10)]
     return nn.Sequential(*layers, *head)
 
 

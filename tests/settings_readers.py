@@ -1,6 +1,7 @@
 """Readings of what a setting has changed, in the object or the call that uses it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ import main
 from commands.cascade import run_cascade
 from commands.classify import classify
 from configs.default import get_default_config
-from data import ImageDataset
+from data import ImageDataset, TextKind
 from experiment.build import build_model
 from experiment.config import Config, load_stages
 from experiment.guidance import load_reference
+from experiment.text import frozen
+from experiment.text.prompts import negative_prompt
 from models import GuidedScoreModel, Parameterization, ScoreModel
 from models.backbones import Backbone
 from runtime.processes.ranks import ALONE
@@ -166,6 +169,20 @@ def encoded_by(bench: Bench, config: Config) -> str:
         patched.setattr("training.job.encoded", encode)
         bench.trainer(config)
     return named[0] if named else ""
+
+
+def text_encoder(_: Bench, config: Config) -> tuple[str, dict[str, Any]]:
+    """Folder and options of the frozen encoder that captions are read by."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(frozen, "_opened", lambda path, options: (path, dict(options)))
+        return frozen.load_text_encoder(config)  # pyright: ignore[reportReturnType]
+
+
+def negative_words(_: Bench, config: Config) -> list[int] | None:
+    """The words that guidance moves away from, of a model that knows "blue" and "red"."""
+    kind = replace(digits_like(1).kind, text=TextKind(("blue", "red")))
+    negative = negative_prompt(config, kind, build_model(config, kind))  # pyright: ignore[reportArgumentType]
+    return None if negative is None else negative.given["words"][0, :2].tolist()
 
 
 def guidance(name: str) -> Read:

@@ -28,6 +28,7 @@ from settings_readers import (
     in_network,
     interpolated,
     mode_of,
+    negative_words,
     number_of,
     option,
     pilot,
@@ -46,6 +47,7 @@ from settings_readers import (
     source,
     split,
     stages,
+    text_encoder,
     told,
     when,
 )
@@ -150,6 +152,8 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
         ],
     ),
     "data.first_stage": _one("runs/other", "runs/other", encoded_by),
+    "data.text_encoder": _one("texts/bert", ("texts/bert", {}), text_encoder),
+    "data.text_options": _one("max_length=9", (".", {"max_length": 9}), text_encoder),
     "data.downscale": _one("2", (1, 4, 4), option(lambda trainer: trainer.state.kind.image_shape), needs=HALVED),
     "data.condition": [
         _one("lowres,ink", {"cond_channels": 1, "cond_values": 1}, told("network_options")),
@@ -287,6 +291,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
         "cfg++", "CFGPlusPlusWeight", lambda *of: type(guidance("weight")(*of)).__name__, needs=GUIDED
     ),
     "sampling.guidance_interval": _one("0.2,3", (0.2, 3.0), guidance("interval"), needs=GUIDED),
+    "sampling.negative_prompt": _one("red", [2, 0], negative_words, needs=("data.condition=text",)),
     "sampling.guidance_rescale": _one("0.7", 0.7, guidance("rescale"), needs=GUIDED),
     "sampling.guidance_reference": _one("runs/x@7", ("runs/x", "ema", 7), reference, needs=GUIDED),
     "sampling.guidance_reference_weights": _one(

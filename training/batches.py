@@ -173,7 +173,7 @@ class Batches:
         num_condition_noise: int = 0,
         ahead: bool = False,
     ) -> None:
-        self._spread = dataset.spread
+        self._spread, self._has_beside = dataset.spread, not dataset.beside.empty
         self._samples = TrainBatches(dataset, batch_size=rank_slice.batch_size, seed=seed, random_flip=random_flip)
         self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise or dataset.spread is not None
         self._drops, self._num_condition_noise = drops, num_condition_noise
@@ -209,7 +209,7 @@ class Batches:
             labels[own],
             uniform,
             self._noise(step, _NOISE_STREAM, samples.shape[1:]),
-            beside=self._samples.beside(step)[own],
+            beside=self._samples.beside(step)[own] if self._has_beside else NOTHING,
             spread=None if self._spread is None else self._spread[index],
             more_noise=self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None,
             drop_uniform=self._uniform(step, _DROP_STREAM)[own] if self._drops else None,

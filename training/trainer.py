@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import Dataset
+from data import NOTHING, Dataset
 from experiment.conditions import Conditions, ImageNoise, Observed
 from experiment.pictures import as_array, picture_of
 from experiment.precision import NetworkMode, PrecisionBackbone
@@ -330,7 +330,8 @@ class Trainer:
             noisy = (here(batch.condition_uniform) - _CLEAN_SHARE).clamp_min(0) / (1 - _CLEAN_SHARE)
             t = self.options.condition_noise_t * noisy
             noise = ImageNoise(self._model.sde, t, here(batch.condition_eps))
-        observed = self._conditions.observe(here(batch.samples), here(batch.labels), batch.beside.map(here))
+        beside = NOTHING if batch.beside is NOTHING else batch.beside.map(here)
+        observed = self._conditions.observe(here(batch.samples), here(batch.labels), beside)
         cond = self._conditions.tell(observed, noise=noise)
         if batch.drop_uniform is None or cond is None:
             return cond

@@ -52,7 +52,8 @@ def load_folder(
 
     Raises:
         DataError: If an argument is wrong, there are no images, it is unclear whether a folder is a split or a class,
-            captions cannot be read or none is of this split, or images cannot be read or differ in size where they are taken as they are.
+            captions cannot be read or none is of this split, or images cannot be read or differ in size where they
+            are taken as they are.
     """
     check_split(split)
     size = None if image_size is None else height_and_width(image_size)
@@ -92,8 +93,8 @@ def _captioned(root: Path, layout: Layout, split: str) -> tuple[Layout, tuple[st
     own = [(path, label) for path, label in zip(layout.paths, layout.labels, strict=True) if names[path] in captions]
     if not own:
         raise DataError(
-            f"of {len(layout.paths):,} images of the {split} split of {root} none has a caption, while {len(captions):,} "
-            "of the other split have; give each image one, or remove all captions"
+            f"of {len(layout.paths):,} images of the {split} split of {root} none has a caption, while "
+            f"{len(captions):,} of the other split have; give each image one, or remove all captions"
         )
     if without := len(layout.paths) - len(own):
         notes = (f"images without a caption, left out: {without:,} of {len(layout.paths):,}", *notes)

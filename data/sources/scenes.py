@@ -124,10 +124,11 @@ def _pictures(digits: ImageDataset, count: int, pairs: str, base: str) -> np.nda
 
 def _boxes(grey: np.ndarray) -> list[tuple[slice, slice]]:
     """The rows and columns of each image [M, H, W] between its first and last that are not black."""
-    lit = [(grey > 0).any(axis) for axis in (2, 1)]
-    ends = [(one.argmax(1), one.shape[1] - one[:, ::-1].argmax(1)) for one in lit]
-    (top, bottom), (left, right) = ([end.tolist() for end in both] for both in ends)
-    return [(slice(t, b), slice(l, r)) for t, b, l, r in zip(top, bottom, left, right, strict=True)]
+    boxes = []
+    for lit in np.any(grey > 0, axis=2), np.any(grey > 0, axis=1):
+        first, beyond = lit.argmax(1), grey.shape[-1] - np.flip(lit, 1).argmax(1)
+        boxes.append([slice(*ends) for ends in zip(first.tolist(), beyond.tolist(), strict=True)])
+    return list(zip(*boxes, strict=True))
 
 
 def _shrunk(grey: np.ndarray, size: int) -> np.ndarray:

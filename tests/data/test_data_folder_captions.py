@@ -66,7 +66,9 @@ def test_lists_within_the_folders_of_splits_name_files_from_there(tmp_path: Path
         write_lines(tmp_path / split / "metadata.jsonl", {"file_name": name, "text": f"a {split} image"})
     assert found(load(tmp_path)) == {1: "a train image"} and found(load(tmp_path, "test")) == {2: "a test image"}
     # a list of this name goes before
-    write_lines(tmp_path / "captions.jsonl", {"file": "train/1.png", "caption": "mine"}, {"file": "test/2.png", "text": "b"})
+    write_lines(
+        tmp_path / "captions.jsonl", {"file": "train/1.png", "caption": "mine"}, {"file": "test/2.png", "text": "b"}
+    )
     assert found(load(tmp_path)) == {1: "mine"}
 
 

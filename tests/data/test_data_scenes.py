@@ -50,7 +50,7 @@ def test_a_picture_has_its_objects_in_their_halves_in_their_colours_and_sizes():
             assert longer == GEOMETRY["digits"][1][one.size]
             seen[one] += 1
         across = (image.amax(0) > 0).any(axis - 1).nonzero()[:, 0]
-        assert 2 <= across[0] and across[-1] < 14
+        assert across[0] >= 2 and across[-1] < 14
     assert set(seen) == set(objects_of())
 
 

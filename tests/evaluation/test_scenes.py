@@ -107,7 +107,10 @@ def test_each_mistake_is_counted_where_it_is():
         Scene(RED, BLUE, "above"): {"relation": 0.0},
         # of colours that have changed objects, those are matched that agree in more: size and digit
         Scene(SceneObject("small", "blue", 3), SceneObject("big", "red", 7), "left of"): {"colour": 0.0, "pair": 0.0},
-        Scene(SceneObject("big", "red", 3), SceneObject("small", "blue", 7), "right of"): {"size": 0.0, "relation": 0.0},
+        Scene(SceneObject("big", "red", 3), SceneObject("small", "blue", 7), "right of"): {
+            "size": 0.0,
+            "relation": 0.0,
+        },
     }.items():
         assert grades(asked, drawn) == right | wrong | {"all": 0.0}, drawn
 
@@ -154,13 +157,6 @@ def test_training_is_a_function_of_the_seed_and_leaves_the_global_generator():
     weights = [list(one.classifier.state_dict().values()) for one in (first, again, other)]
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert not torch.equal(weights[0][0], weights[2][0]) and not first.classifier.training
-
-
-@pytest.mark.slow
-def test_scenes_of_mnist_are_read():
-    root = pytest.importorskip("os").environ.get("SDE_DATA", "")
-    if not root:
-        pytest.skip("no MNIST in SDE_DATA")
 
 
 def test_what_cannot_be_read_is_refused(reader: SceneReader):
