@@ -18,10 +18,10 @@ def get_config() -> ConfigDict:
     )
     config.model.network = ConfigDict({"hidden": 256, "num_layers": 4})
     config.training.update(
-        {"num_steps": 4_000, "batch_size": 256, "ema_decay": 0.999, "checkpoint_every": 1_000, "weighting": "x0"}
+        {"num_steps": 2_000, "batch_size": 128, "ema_decay": 0.999, "checkpoint_every": 500, "weighting": "x0"}
     )
     config.training.sample_every = 0
-    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay_steps": 4_000})
+    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay_steps": 2_000})
     config.sampling.update({"sampler": "dpm_solver_pp", "num_steps": 30, "num_samples": 1_000, "batch_size": 500})
     config.eval.update({"likelihoods": ("ode",), "ode_dequantization": "none", "ode_divergence": "exact"})
     config.eval.update({"batch_size": 100, "num_images": 100, "ode_rtol": 1e-3, "ode_atol": 1e-3})
