@@ -82,6 +82,8 @@ def read_given_mask(path: Path, height: int, width: int) -> Tensor:
 def read_given_values(path: Path, size: int) -> tuple[Tensor, Tensor | None]:
     """Read the array ``values`` of an ``.npz`` file, float32 [N, size], and its labels if it has any, int64 [N].
 
+    Samples of vectors are read too, from ``arr_0``.
+
     Raises:
         DataError: If it has none, or of another size.
     """

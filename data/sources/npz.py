@@ -106,11 +106,13 @@ def read_npz_images(path: Path) -> tuple[np.ndarray, np.ndarray | None, int]:
 def read_npz_values(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Read the array ``values`` of a file, float32 [N, K], and its labels, int64 [N] or None.
 
+    Without it, ``arr_0`` is read: the vectors of ``samples.npz``, such as a prior's, are values of another model.
+
     Raises:
         DataError: If it has no values, or one that is not finite, or another number of labels.
     """
     with _opened(path, holds="an array 'values', floats [N, K]") as arrays:
-        values = _values(arrays, path, "values")
+        values = _values(arrays, path, "values" if "values" in arrays else "arr_0")
         if values is None:
             raise DataError(f"{path} has no array values; save floats [N, K] under that name")
         return values, _labels(arrays, path, ["labels"], len(values))
