@@ -143,8 +143,8 @@ def _shown(different: dict[str, tuple[Any, Any]], *sections: str) -> str:
 def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str) -> None:
     """Write step 0 of a run: the averaged weights of another one, a fresh average of them and a fresh optimizer.
 
-    Weights that the other one does not have, of conditions that it is not told, are zero, or, of text, new ones of blocks
-    whose last layer is: its outputs stay.
+    Weights that the other one does not have, of conditions that it is not told, are zero, or, of text, new ones of
+    blocks whose last layer is: its outputs stay.
 
     Args:
         config: The config, which ``is_to_begin`` passed.
@@ -229,7 +229,6 @@ def _fit_text(kind: ImageKind, theirs: TextKind | None, init_from: str) -> Image
         )
     unknown = sorted(set(ours.vocabulary).difference(theirs.vocabulary))
     if unknown:
-        say(
-            f"{len(unknown)} words are in no caption of {init_from}, and are left out: {one_line(', '.join(unknown), 120)}"
-        )
+        shown = one_line(", ".join(unknown), 120)
+        say(f"{len(unknown)} words are in no caption of {init_from}, and are left out: {shown}")
     return replace(kind, text=theirs)
