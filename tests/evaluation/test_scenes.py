@@ -50,7 +50,7 @@ def test_at_least_98_of_100_held_out_digits_are_read_and_all_else_without_error(
     test = load("test", 40_000, pairs=pairs)
     found = grade_scenes(scenes_of("test", 2000, pairs=pairs), trained.read(test.space.encode(test.images)))
     means = {name: float(values.mean()) for name, values in found.items()}
-    assert means["colour"] == means["size"] == 1 and means["relation"] > 0.999 and means["digit"] > 0.98
+    assert means["colour"] == means["size"] == 1 and means["relation"] > 0.999 and means["digit"] >= 0.985
 
 
 @pytest.fixture(scope="module")
