@@ -30,7 +30,7 @@ from evaluation.scenes import GRADES, SceneReader, chance_levels, grade_estimate
 from experiment import TrainedRun, load_run
 from experiment.build import build_sampler
 from experiment.estimators import build_estimators, model_for
-from experiment.pictures import save_png
+from experiment.pictures import as_array, save_png
 from experiment.rank0_first import as_trained
 from experiment.text.pictures import captioned_grid
 from experiment.text.prompts import observed_prompts
@@ -83,9 +83,7 @@ def obedience(run: TrainedRun, reader: SceneReader, args: argparse.Namespace, we
             report["chance"] = chance_levels(others)
         if args.pictures:
             captions = [scene.caption for scene in scenes[:_SHOWN]]
-            save_png(
-                args.pictures / f"scenes_{pairs}.png", captioned_grid(run.kind.space.pixels(x0[:_SHOWN]), captions)
-            )
+            save_png(args.pictures / f"scenes_{pairs}.png", captioned_grid(as_array(x0[:_SHOWN], run.kind), captions))
     return report
 
 
@@ -169,18 +167,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for weight in args.weights:
         report["guidance"][f"{weight:g}"] = obedience(run, reader, args, weight)
         write_json(args.output, report)
+    lines = []
     if args.num_images:
         held_out = as_trained(ALONE, run.config, workdir, held_out.subset(min(args.num_images, len(held_out))))
         assert isinstance(held_out, ImageDataset)
         saved = information(run, held_out, args)
         report["information"] = {"saved_bits": asdict(saved), "most_bits": information_bits()}
         write_json(args.output, report)
+        most = f"{information_bits():.2f}"
+        lines.append(f"a caption saves {saved.value:.2f} ± {saved.stderr:.2f} bits an image, at most {most}")
     print(table(rows(report)))
     for name in GRADES:
         one = report["reader"][name]
         print(f"the reader itself, {name}: {100 * one['value']:.1f} ± {100 * one['stderr']:.1f} % of real test scenes")
-    if args.num_images:
-        print(f"a caption saves {saved.value:.2f} ± {saved.stderr:.2f} bits an image, at most {information_bits():.2f}")
+    for line in lines:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from experiment.config.checks import check_config, check_eval_names
 from experiment.from_checkpoints import load_first_stage
 from experiment.imported_config import config_of_checkpoint
 from experiment.latents.published import with_published_latents
+from experiment.text.frozen import load_text_encoder, reads_by_frozen, text_kind_of
 from experiment.workdir import check_for_training
 from models.pretrained import (
     PlannedClassifier,
@@ -236,6 +238,8 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
         )
     else:
         kind = check_images(whole, model.plan.network, checkpoint)
+    if reads_by_frozen(whole):
+        kind = replace(kind, text=text_kind_of(load_text_encoder(whole)))
     plan, weights = model.plan, model.backbone.state_dict()
     size = sum(parameter.numel() for parameter in model.backbone.parameters())
     said, whose = {}, f"SDE {plan.sde['name']}"

@@ -1,7 +1,7 @@
 """Images as uint8 [N, C, H, W] or real vectors [N, D], plus labels, and batches of them that can be resumed exactly."""
 
 from .base import Dataset, ImageDataset, ImageKind
-from .beside import NOTHING, Beside, TableRows
+from .beside import NOTHING, Beside, Column, TableRows
 from .conditions import (
     ConditionMaker,
     GivenText,

@@ -13,6 +13,7 @@ from data import (
     NOTHING,
     AnyKind,
     Beside,
+    Column,
     ConditionMaker,
     DataError,
     Dataset,
@@ -171,11 +172,11 @@ class Conditions:
         return values.float()
 
     @staticmethod
-    def _texts(texts: Mapping[str, Tensor], count: int) -> Mapping[str, Tensor]:
+    def _texts(texts: Mapping[str, Column], count: int) -> Mapping[str, Tensor]:
         if not texts or any(len(one) != count for one in texts.values()):
             got = {name: len(one) for name, one in texts.items()} or "none"
             raise DataError(f"the model is told the caption of each of {count} samples, got {got}; give each one")
-        return texts
+        return {name: one[:] for name, one in texts.items()}
 
     def _paired(self, paired: Tensor | None, count: int) -> Tensor:
         expected = [count, self._of_images.paired_channels, *self._of_images.image_shape[1:]]

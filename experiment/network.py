@@ -146,10 +146,10 @@ def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -
         if key not in free:
             raise ValueError(choices_message(f"key of config.model.network for backbone {backbone!r}:", key, free))
         value = plain(value)
-        if key in OF_DATA and value != arguments[key]:
+        if key in OF_DATA and value != (told := arguments.get(key, known[key])):
             raise ValueError(
-                f"the model has {key} {value}, but {config.data.dataset} has {arguments[key]}; use images such as "
-                "those that it was trained on"
+                f"the model has {key} {value}, but {config.data.dataset} has {told}; use images such as those that it "
+                "was trained on, and data.condition and data.text_encoder as it was"
             )
         arguments[key] = value
     return BACKBONES[backbone](**arguments)

@@ -22,6 +22,16 @@ RESNET = {
     "upsample_type": "resnet",
 }
 
+# small forms of Stable Diffusion 1.5, with 8 heads at every level there, and of 2.1, with heads of 64 channels
+COMMON = {
+    "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 12,
+}  # fmt: skip
+ONE = COMMON | {"attention_head_dim": 4}
+TWO = COMMON | {"attention_head_dim": (2, 4), "use_linear_projection": True}
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
 
 def save(folder, settings, scheduler=None, *, safe=True):
     """A pipeline of diffusers with random weights, in a folder."""

@@ -180,7 +180,8 @@ def text_encoder(_: Bench, config: Config) -> tuple[str, dict[str, Any]]:
 
 def negative_words(_: Bench, config: Config) -> list[int] | None:
     """The words that guidance moves away from, of a model that knows "blue" and "red"."""
-    negative = negative_prompt(config, replace(digits_like(1).kind, text=TextKind(("blue", "red"))))
+    kind = replace(digits_like(1).kind, text=TextKind(("blue", "red")))
+    negative = negative_prompt(config, kind, build_model(config, kind))  # pyright: ignore[reportArgumentType]
     return None if negative is None else negative.given["words"][0, :2].tolist()
 
 

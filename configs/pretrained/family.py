@@ -128,3 +128,22 @@ def latent_diffusion(source: str, settings: str = "", *, first_stage: str, image
     # of autoencoders with Gaussian latents; with a codebook there is no likelihood
     config.eval.update({"likelihoods": ("vlb_continuous",), "vlb_step_sampling": "low_discrepancy"})
     return config
+
+
+def stable_diffusion(*, image_size: int) -> ConfigDict:
+    """The U-Net of a folder of Stable Diffusion 1 or 2, told texts by the text encoder in it, which are not masked.
+
+    Args:
+        image_size: See ``pretrained``.
+    """
+    config = latent_diffusion("diffusers", first_stage="stable_diffusion_vae", image_size=image_size)
+    config.data.update(
+        {
+            "condition": ("text",),
+            "text_encoder": "stable-diffusion-v1-5/text_encoder",
+            "text_options": "masked=False, pooling=none",
+        }
+    )
+    config.source.checkpoint = "stable-diffusion-v1-5"
+    config.sampling.update({"num_steps": 50, "grid": "trailing", "guidance_weight": 7.5, "num_samples": 1})
+    return config

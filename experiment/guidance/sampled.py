@@ -168,7 +168,7 @@ def sampled_model(
         if settings.guidance_schedule == "cfg++":
             weight = CFGPlusPlusWeight(weight, _times(sampler, model))
         options = {"interval": settings.guidance_interval or EVERYWHERE, "rescale": settings.guidance_rescale}
-        negative = negative_prompt(config, kind)
+        negative = negative_prompt(config, kind, model)
         try:
             model = GuidedScoreModel(model, weight=weight, reference=reference, negative=negative, **options)
         except ValueError as error:

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from data import AnyDataset, DataError, ImageDataset, LatentDataset, TableRows
+from data import AnyDataset, DataError, ImageDataset, LatentDataset, TableRows, TextKind
 from models.text import TransformersEncoder
 from runtime.messages import say
 from runtime.processes.ranks import Ranks
@@ -46,6 +46,11 @@ def load_text_encoder(config: Config) -> TransformersEncoder:
         ) from None
     except ValueError as error:
         raise ValueError(f"data.text_encoder={data.text_encoder}: {error}") from None
+
+
+def text_kind_of(encoder: TransformersEncoder) -> TextKind:
+    """The captions that an encoder reads, as networks and checkpoints know them."""
+    return TextKind((), encoder.fingerprint, encoder.features, encoder.pooled_features)
 
 
 def reads_by_frozen(config: Config) -> bool:

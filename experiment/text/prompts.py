@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data import AnyKind, DataError, ImageKind, Vocabulary, longest
-from models import Condition
+from models import Condition, ScoreModel
+from models.wrappers.guidance import lacks_null_condition
 from runtime.messages import say
 
 from ..conditions import Conditions, Observed, build_conditions
 from ..config import Config
-from .frozen import fields_of, load_text_encoder
+from .frozen import fields_of, load_text_encoder, reads_by_frozen
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -77,14 +78,17 @@ def _read_by_frozen(config: Config, trained_with: str, prompts: Sequence[str]) -
     return Observed(texts=fields_of(encoder.encode(prompts), encoder)), notes if longer else []
 
 
-def negative_prompt(config: Config, kind: AnyKind) -> Condition | None:
+def negative_prompt(config: Config, kind: AnyKind, model: ScoreModel) -> Condition | None:
     """``sampling.negative_prompt`` as the condition that guidance moves away from; None without.
+
+    A network that reads by a frozen encoder and was never trained without text, as Stable Diffusion's, has the empty
+    text for none.
 
     Raises:
         DataError: In one line, as of other prompts.
     """
     prompt = config.sampling.negative_prompt
-    if not prompt:
+    if not prompt and not (reads_by_frozen(config) and lacks_null_condition(model)):
         return None
     conditions = build_conditions(config, kind)
     observed, notes = observed_prompts(config, conditions, [prompt])

@@ -27,7 +27,8 @@ class TransformersEncoder(nn.Module):
 
     Args:
         path: Folder with ``config.json``, weights as ``safetensors`` and the tokenizer's files; or a name on the hub.
-        tokenizer: Folder of the tokenizer, where it is another one, as in pipelines of diffusers; None for ``path``.
+        tokenizer: Folder of the tokenizer; None for ``path``, or for the ``tokenizer`` beside it in a pipeline of
+            diffusers.
         layer: Which hidden states are the tokens: -1 the last ones, after the model's last norm; -2 those before the
             last layer, as they are, and so on.
         max_length: Tokens of the longest text, of which what is more is cut off; None for the tokenizer's own limit.
@@ -69,7 +70,7 @@ class TransformersEncoder(nn.Module):
         if not local_files_only and revision is None:
             raise ValueError("a text encoder of the hub needs revision=..., a commit, so that it stays the same one")
         where = {"local_files_only": local_files_only, "revision": revision}
-        self.tokenizer, self.model = _load(path, tokenizer or path, where)
+        self.tokenizer, self.model = _load(path, tokenizer or _tokenizer_of(Path(path)), where)
         self.model.eval().requires_grad_(False)
         # what was cut or filled last is a part of a tokenizer's state
         self.tokenizer.backend_tokenizer.no_padding()
@@ -130,6 +131,11 @@ class TransformersEncoder(nn.Module):
             weights = mask.unsqueeze(-1).to(tokens.dtype)
             return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
         return tokens.new_full(tokens.shape[::2], float("nan"))
+
+
+def _tokenizer_of(path: Path) -> Path:
+    beside = path.expanduser().parent / "tokenizer"
+    return beside if path.name == "text_encoder" and beside.is_dir() else path
 
 
 def _load(path: str | Path, tokenizer: str | Path, where: dict[str, Any]) -> tuple[Any, Any]:

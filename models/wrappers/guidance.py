@@ -78,7 +78,7 @@ class GuidedScoreModel(ScoreModel):
             raise ValueError(f"negative must be a condition of one sample, and no reference beside it, got {got}")
         if reference is not None:
             check_same_sde("reference", reference.sde, model.sde)
-        elif weight != 1 and lacks_null_condition(model):
+        elif negative is None and weight != 1 and lacks_null_condition(model):
             raise ValueError(
                 "guidance needs a network that is trained without its condition now and then, got one that never was; "
                 "train one, or pass a reference"

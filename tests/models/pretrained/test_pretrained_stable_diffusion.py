@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers_pipelines import Float64Sinusoid, diffusers, same_bits
+from diffusers_pipelines import BETAS, ONE, TWO, Float64Sinusoid, diffusers, same_bits
 from importer_references import count, per_sample_error, randomize
 from test_pretrained_diffusers import change_json
 
@@ -13,15 +13,6 @@ from models.backbones import ADM
 from models.pretrained import from_diffusers, from_stable_diffusion
 from models.pretrained.diffusers.settings import plan_diffusers
 
-# small forms of 1.5, with 8 heads at every level there, and of 2.1, with heads of 64 channels
-COMMON = {
-    "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 12,
-}  # fmt: skip
-ONE = COMMON | {"attention_head_dim": 4}
-TWO = COMMON | {"attention_head_dim": (2, 4), "use_linear_projection": True}
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 FORMS = {"1.5": (ONE, "epsilon"), "2.1": (TWO, "v_prediction")}
 PARTS = {
     "scheduler": ["diffusers", "DDIMScheduler"], "unet": ["diffusers", "UNet2DConditionModel"],
