@@ -144,7 +144,7 @@ def _shrunk(grey: np.ndarray, size: int) -> np.ndarray:
 
 @lru_cache
 def _areas(before: int, after: int) -> np.ndarray:
-    """Parts of each of ``before`` pixels that each of ``after`` covers, in parts of 1 / after, [after, before]."""
+    """The part of each of ``before`` pixels that each of ``after`` covers, in units of 1 / after, [after, before]."""
     edges = np.arange(after + 1) * before, np.arange(before + 1) * after
     low = np.maximum(edges[0][:-1, None], edges[1][:-1])
     high = np.minimum(edges[0][1:, None], edges[1][1:])

@@ -22,7 +22,7 @@ def load(split: str, num_images: int, **options: object) -> ImageDataset:
 @pytest.fixture(scope="module")
 def reader() -> SceneReader:
     """A reader that has learned for a few seconds."""
-    return train_scene_reader(load("train", 2000), num_steps=150)
+    return train_scene_reader(load("train", 2000), num_steps=80)
 
 
 def grades(asked: Scene, drawn: Scene | None) -> dict[str, float]:
@@ -34,7 +34,7 @@ def test_real_scenes_are_read(reader: SceneReader):
     truth, drawn = scenes_of("test", 500), reader.read(test.space.encode(test.images))
     found = grade_estimates(grade_scenes(truth, drawn))
     assert found["colour"].value == found["size"].value == 1 and found["relation"].value > 0.995
-    assert found["digit"].value > 0.93  # after 150 steps; see the slow test
+    assert found["digit"].value > 0.93  # after 80 steps; see the slow test
     assert found["pair"] == found["digit"] and found["all"].value <= found["digit"].value
     # either order of naming is one scene
     assert all(scene is None or scene.relation in ("above", "left of") for scene in drawn)
@@ -50,7 +50,7 @@ def test_at_least_98_of_100_held_out_digits_are_read_and_all_else_without_error(
     test = load("test", 40_000, pairs=pairs)
     found = grade_scenes(scenes_of("test", 2000, pairs=pairs), trained.read(test.space.encode(test.images)))
     means = {name: float(values.mean()) for name, values in found.items()}
-    assert means["colour"] == means["size"] == 1 and means["relation"] > 0.999 and means["digit"] > 0.98
+    assert means["colour"] == means["size"] == 1 and means["relation"] > 0.999 and means["digit"] >= 0.985
 
 
 @pytest.fixture(scope="module")
