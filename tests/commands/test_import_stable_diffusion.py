@@ -21,6 +21,7 @@ from sde_lib import NoiseStreams
 transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROMPT = "a red three"
+SMALL = [(ONE, "epsilon"), pytest.param(TWO, "v_prediction", marks=pytest.mark.slow)]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -64,7 +65,7 @@ def command(mode: str, workdir: Path, folder: Path, *extra: str, vae: bool = Fal
     return [f"--config={config}", f"--mode={mode}", f"--workdir={workdir}", size, *flag, *given, *extra]
 
 
-@pytest.mark.parametrize(("settings", "prediction"), [(ONE, "epsilon"), (TWO, "v_prediction")], ids=["1.5", "2.1"])
+@pytest.mark.parametrize(("settings", "prediction"), SMALL, ids=["1.5", "2.1"])
 def test_a_pipeline_is_imported_and_draws_what_diffusers_draws(
     settings: dict[str, Any], prediction: str, tmp_path: Path
 ):

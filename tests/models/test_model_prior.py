@@ -74,6 +74,7 @@ def test_a_sampler_draws_the_conditional_mean_and_covariance(name: str):
     torch.testing.assert_close(moved.mT @ moved, left, rtol=0, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_trained_network_comes_near_the_exact_prior():
     sde, (mean, cov) = VP(), joint()
     generator = torch.Generator().manual_seed(1)
