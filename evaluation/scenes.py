@@ -212,12 +212,12 @@ def chance_levels(asked: Sequence[Scene], *, pairs: str = "seen") -> dict[str, f
 
 
 def _agree(one: SceneObject, other: SceneObject) -> int:
-    """In what two objects agree, in bits: size 4, colour 2, digit 1."""
+    """The attributes in which two objects agree, as bits: size 4, colour 2, digit 1."""
     return 4 * (one.size == other.size) + 2 * (one.colour == other.colour) + (one.digit == other.digit)
 
 
 def _compare(asked: Scene, drawn: Scene) -> tuple[int, int, bool]:
-    """Of scenes in the order of space: how either drawn object agrees with both asked for, and their relations."""
+    """Compare scenes named in the order of space: in what either drawn object agrees with both asked for, and where."""
     first, second = (8 * _agree(one, asked.first) + _agree(one, asked.second) for one in (drawn.first, drawn.second))
     return first, second, asked.relation == drawn.relation
 

@@ -219,13 +219,7 @@ class ADM(ADMBackbone):
         up_attends = down_attends if up_attention_resolutions is None else self._attends(up_attention_resolutions)
         self.out_channels = in_channels * (outputs_per_channel + learned_variance)
         first = first_channels or self.widths[0]
-        self.embed = ConditioningEmbedding(
-            embedding_dim or channels,
-            4 * channels,
-            num_classes=num_classes,
-            null_condition=null_condition,
-            kind=embedding,
-        )
+        self.embed = self._build_embedding()
         self.input_features = InputFourierFeatures(input_frequencies)
         self.conv_in = initialize(nn.Conv2d(self.input_features.out_channels(in_channels), first, 3, padding=1))
         self.down = self._build_down(first, down_attends)
@@ -239,10 +233,27 @@ class ADM(ADMBackbone):
             down_attends = up_attends = self._attends(cross_attention_resolutions, "cross_attention_resolutions")
         if self.token_features:
             self._add_cross_attention(down_attends, up_attends)
-        self.word_encoder = (
-            WordEncoder(num_words=cond_words, features=word_features, max_words=max_words, num_layers=word_layers)
-            if cond_words
-            else None
+        self.word_encoder = self._build_word_encoder() if cond_words else None
+
+    def _build_embedding(self) -> ConditioningEmbedding:
+        """The embedding of noise level and class."""
+        options = self.options
+        return ConditioningEmbedding(
+            options["embedding_dim"] or options["channels"],
+            4 * options["channels"],
+            num_classes=options["num_classes"],
+            null_condition=options["null_condition"],
+            kind=options["embedding"],
+        )
+
+    def _build_word_encoder(self) -> WordEncoder:
+        """The encoder of words that the network learns; made last, it moves no other weight."""
+        options = self.options
+        return WordEncoder(
+            num_words=options["cond_words"],
+            features=options["word_features"],
+            max_words=options["max_words"],
+            num_layers=options["word_layers"],
         )
 
     def _read_words(
