@@ -31,8 +31,8 @@ def _source() -> ConfigDict:
     """Settings of --mode import: the project of the checkpoint, and what its file does not say itself."""
     return ConfigDict(
         {
-            # autoencoder_kl, autoencoder_vq, ddpm, diffusers, edm, guided_diffusion, improved_diffusion,
-            # latent_diffusion or score_sde; or --source
+            # autoencoder_kl, autoencoder_vq, ddpm, diffusers, diffusers_prior, edm, guided_diffusion,
+            # improved_diffusion, latent_diffusion or score_sde; or --source
             "name": "",
             # its file, of diffusers, and of its autoencoders, a folder or a name on the hub; or --checkpoint
             "checkpoint": "",
@@ -77,10 +77,11 @@ def _model() -> ConfigDict:
     """The network and the meaning of its output. The docstrings in models/backbones say more of each option."""
     return ConfigDict(
         {
-            # unet, adm or ncsnpp for images, mlp for vectors; classifier: no score model, but one of the classes of
-            # noisy images, whose gradient guides; autoencoder: one whose latents data.first_stage of other configs
-            # stands for; or checkpoint: network, SDE, parameterization and time
-            # input of the model that was imported into the work directory; a config that names them must agree
+            # unet, adm or ncsnpp for images, mlp for vectors, prior_transformer for vectors that are told captions;
+            # classifier: no score model, but one of the classes of noisy images, whose gradient guides; autoencoder:
+            # one whose latents data.first_stage of other configs stands for; or checkpoint: network, SDE,
+            # parameterization and time input of the model that was imported into the work directory; a config that
+            # names them must agree
             "backbone": "unet",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
             # options of models.Autoencoder, to train one together with the diffusion of its latents

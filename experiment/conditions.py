@@ -91,7 +91,8 @@ class Conditions:
     """
 
     def __init__(self, kind: AnyKind | None, *, labels: bool = False, makers: Sequence[ConditionMaker] = ()) -> None:
-        if not isinstance(kind, ImageKind) and not all(isinstance(maker, GivenValues) for maker in makers):
+        given = (GivenValues,) if kind is None else (GivenValues, GivenText)
+        if not isinstance(kind, ImageKind) and not all(isinstance(maker, given) for maker in makers):
             raise DataError("conditions are made of images, got other data; tell values, or leave them out")
         self.kind, self.labels = kind, labels
         self.images = [maker for maker in makers if isinstance(maker, ImageMaker)]
@@ -109,7 +110,7 @@ class Conditions:
             maker.size(self.kind) if isinstance(maker, GivenValues) else maker.size(self._of_images)
             for maker in self.values
         ]
-        of_text = {} if self.text is None else self.text.network_options(self._of_images)
+        of_text = {} if self.text is None else self.text.network_options(self.kind)
         return {"cond_channels": channels, "cond_values": sum(sizes)} | of_text
 
     @property

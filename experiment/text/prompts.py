@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import AnyKind, DataError, ImageKind, Vocabulary, longest
+from data import AnyKind, DataError, Vocabulary, longest
 from models import Condition, ScoreModel
 from models.wrappers.guidance import lacks_null_condition
 from runtime.messages import say
@@ -53,7 +53,7 @@ def observed_prompts(config: Config, conditions: Conditions, prompts: Sequence[s
     if conditions.images or conditions.values:
         raise DataError("a prompt is of models that are told nothing besides it, got one that is told more")
     kind = conditions.kind
-    assert isinstance(kind, ImageKind) and kind.text is not None
+    assert kind is not None and kind.text is not None
     if kind.text.encoder:
         return _read_by_frozen(config, kind.text.encoder, prompts)
     vocabulary, most, notes = Vocabulary(kind.text.vocabulary), conditions.text.max_words, []

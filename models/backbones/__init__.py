@@ -13,4 +13,5 @@ from .blocks.word_encoder import EncodedText, WordEncoder
 from .classifier import EncoderClassifier
 from .mlp import MLP
 from .ncsnpp import NCSNpp
+from .prior_transformer import PriorTransformer
 from .unet import UNet
