@@ -156,6 +156,6 @@ def _space_of(tensors: Mapping[str, Tensor], num_dims: int, path: Path) -> RealS
     except DataError:
         pass
     raise ValueError(
-        f"checkpoint {path} must have clip_mean and clip_std, {num_dims} finite numbers each and those of clip_std above "
-        "0, by which embeddings are standardized; fetch it again"
+        f"checkpoint {path} must have clip_mean and clip_std, {num_dims} finite numbers each and those of clip_std "
+        "above 0, by which embeddings are standardized; fetch it again"
     )

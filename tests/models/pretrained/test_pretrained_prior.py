@@ -139,7 +139,7 @@ def refused(folder, message, read=from_diffusers_prior, **kwargs):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("prior", {"_class_name": "UNet2DModel"}, "must be a PriorTransformer, got UNet2DModel; take --source diffusers"),
+        ("prior", {"_class_name": "UNet2DModel"}, "must be a PriorTransformer, got UNet2DModel; take --sou"),
         ("prior", {"norm_in_type": "layer"}, "norm_in_type='layer' is not supported; only norm_in_type=None is"),
         ("prior", {"encoder_hid_proj_type": None}, "encoder_hid_proj_type=None is not supported"),
         ("prior", {"additional_embeddings": 3}, "only additional_embeddings=4 is"),
