@@ -111,6 +111,8 @@ def _model() -> ConfigDict:
             # share of the samples whose condition is left out in training, so that the network can answer without, as
             # classifier-free guidance asks; 0.1 is usual
             "condition_dropout": 0.0,
+            # the same of parts (class, image, values, text), by draws of their own, as in "text=0.5, values=0.1"
+            "part_dropout": "",
             # noise on condition images in training, that of x_t at a t from 0 to this, of which the network is told;
             # one sample in four has that of t = 0
             "condition_noise_t": 0.0,

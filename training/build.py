@@ -12,6 +12,7 @@ from torch import Tensor
 from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
+from experiment.config.left_out import part_rates
 from experiment.network import is_classifier, is_first_stage
 from models import NetworkModel
 from runtime.processes.collectives import is_sharded, shard
@@ -86,7 +87,7 @@ def build_options(config: Config) -> TrainingOptions:
     sections = {"seed": config.seed, **config.model, **config.data, **config.optim, **config.training}
     # the section of an imported model has no key of which it has no use
     known = [field.name for field in fields(TrainingOptions) if field.name in sections]
-    return TrainingOptions(**{name: sections[name] for name in known})
+    return TrainingOptions(**{name: sections[name] for name in known} | {"part_dropout": part_rates(config)})
 
 
 def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded: bool = False) -> TrainingState:

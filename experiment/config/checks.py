@@ -11,6 +11,7 @@ from sde_lib import available_grids, available_sdes, sde_defaults
 
 from ..build import build_sde
 from .files import Config
+from .left_out import part_rates
 
 _MOST = 10**6  # steps, or images at a time, that no run has
 _LARGE = 1e30
@@ -127,6 +128,7 @@ def check_config(config: Config) -> None:
         value = config[section].get(key)
         if value not in choices:
             raise ValueError(choices_message(key, value, choices))
+    part_rates(config)
     if 0 < config.training.explosion_factor <= 1:
         raise ValueError(
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
