@@ -290,7 +290,7 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
     assert type(again) is type(backbone)
     shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (again, backbone)]
     assert shapes[0] == shapes[1]
-    assert whole.model.dropout == plan.network.get("dropout", 0.0)
+    assert whole.model.get("dropout", 0.0) == plan.network.get("dropout", 0.0)
     assert whole.model.learned_variance == plan.network.get("learned_variance", False)
     assert whole.model.class_conditional == (plan.network.get("num_classes") is not None)
 

@@ -221,6 +221,10 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
         _one("0.5", 0.5, option(lambda trainer: trainer.options.condition_dropout), needs=CONDITIONAL),
         _one("0.5", True, lambda _, config: built_network(config).null_condition, needs=CONDITIONAL),
     ],
+    "model.part_dropout": [
+        _one("class=0.5", {"class": 0.5}, option(lambda trainer: trainer.options.part_dropout), needs=CONDITIONAL),
+        _one("class=0.5", True, lambda _, config: built_network(config).null_condition, needs=CONDITIONAL),
+    ],
     "model.condition_noise_t": [
         _one("0.5", 0.5, option(lambda trainer: trainer.options.condition_noise_t), needs=TOLD_IMAGE),
         _one("0.5", True, option(lambda trainer: trainer._batches.at(0).condition_eps is not None), needs=TOLD_IMAGE),

@@ -34,9 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inner = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     inner.decoder = tokenizers.decoders.Metaspace()
-    inner.post_processor = tokenizers.processors.TemplateProcessing(
-        single=["$A", "</s>"], special_tokens=[("</s>", 1)]
-    )
+    inner.post_processor = tokenizers.processors.TemplateProcessing(single=["$A", "</s>"], special_tokens=[("</s>", 1)])
     specials = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=16, **specials).save_pretrained(path)
     torch.manual_seed(0)
