@@ -128,6 +128,9 @@ def test_a_text_is_left_out_with_its_mask_and_its_vector():
     left = cond.without(torch.tensor([True, False]), part="text")
     assert left.label.tolist() == [1, 2] and left.words.any(1).tolist() == [False, True]  # pyright: ignore
     assert left.mask.any(1).tolist() == [False, True] and left.pooled.isnan().all(1).tolist() == [True, False]  # pyright: ignore
+    # what is told of a sample of which all parts are left out is the null branch of guidance
+    nothing = cond.without(part="class").without(part="text").given
+    assert all(torch.equal(nothing[name].nan_to_num(), one.nan_to_num()) for name, one in cond.without().given.items())
     only = cond.without(torch.tensor([True, False]), part="class")
     assert only.label.tolist() == [-1, 2] and bool(only.words.all()) and not only.pooled.isnan().any()  # pyright: ignore
 
