@@ -61,10 +61,11 @@ def losses(workdir: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "likelihoods"),
+    "case",
     only([("vp_digits_hybrid", "vlb"), ("edm", "ode")], itertools.product(RUNS, ("vlb", "ode"))),
 )
-def test_samples_and_bits_per_dim_are_those_of_then(name: str, likelihoods: str, tmp_path: Path):
+def test_samples_and_bits_per_dim_are_those_of_then(case: tuple[str, str], tmp_path: Path):
+    name, likelihoods = case
     old_run, expected = copy_of(name, tmp_path), FIXTURES / name / "expected"
     assert main.run(command(name, "sample", old_run)) == 0
     with np.load(old_run / "samples" / "samples.npz") as ours, np.load(expected / "samples.npz") as then:

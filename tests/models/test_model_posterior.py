@@ -194,13 +194,14 @@ def test_gmres_solves_any_system_and_each_sample_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sampler"),
+    "case",
     only(
         [*product(available_posteriors(), ("ddim", "ancestral")), ("mmps", "probability_flow")],
         product(available_posteriors(), ("ddim", "ancestral", "probability_flow")),
     ),
 )
-def test_no_sample_depends_on_its_batch_mates_in_any_sampler(name: str, sampler: str) -> None:
+def test_no_sample_depends_on_its_batch_mates_in_any_sampler(case: tuple[str, str]) -> None:
+    name, sampler = case
     operator = MatrixOperator(_random(2, 8))
     model = make_posterior(name, model=_prior(), operator=operator, noise_std=1.0)
     steps = {} if sampler == "probability_flow" else {"num_steps": 6}
