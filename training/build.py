@@ -84,10 +84,11 @@ def build_optimizer(config: Config, model: NetworkModel) -> torch.optim.Optimize
 
 def build_options(config: Config) -> TrainingOptions:
     """The options of ``config.training``, ``config.optim`` and ``config.data``, which have the names of the fields."""
-    sections = {"seed": config.seed, **config.model, **config.data, **config.optim, **config.training}
+    sections: dict[str, Any] = {"seed": config.seed, **config.model, **config.data, **config.optim, **config.training}
+    sections["part_dropout"] = part_rates(config)
     # the section of an imported model has no key of which it has no use
     known = [field.name for field in fields(TrainingOptions) if field.name in sections]
-    return TrainingOptions(**{name: sections[name] for name in known} | {"part_dropout": part_rates(config)})
+    return TrainingOptions(**{name: sections[name] for name in known})
 
 
 def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded: bool = False) -> TrainingState:
