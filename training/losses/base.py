@@ -143,8 +143,8 @@ class Loss(ShowsOptions, ABC):
             if self.own_weighting is not None or self.weighting == "likelihood":
                 what = f"loss {self.name!r} with weighting {self.weighting!r}"
                 raise ValueError(
-                    f"step sampling 'logit_normal' weights times, which {what} does not allow; use 'low_discrepancy', or "
-                    "loss 'ddpm' or 'dsm'"
+                    f"step sampling 'logit_normal' weights times, which {what} does not allow; use 'low_discrepancy', "
+                    "or loss 'ddpm' or 'dsm'"
                 )
             return MiddleTimes(partial(self.times, sde))
         return UniformTimes(partial(self.times, sde), low_discrepancy=name == "low_discrepancy")
