@@ -1,0 +1,13 @@
+"""Pictures of two coloured digits of MNIST, 32x32, by their captions: one model beside configs/text/scenes_cascade.py."""
+
+from ml_collections import ConfigDict
+
+from configs.text import scenes
+
+
+def get_config() -> ConfigDict:
+    """The network of configs/text/scenes.py with a level above, on scenes of MNIST."""
+    config = scenes.get_config()
+    config.data.options = "base=mnist"
+    config.model.channel_mult = (1, 2, 4, 4)
+    return config
