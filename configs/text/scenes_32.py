@@ -6,8 +6,8 @@ from configs.text import scenes
 
 
 def get_config() -> ConfigDict:
-    """The network of configs/text/scenes.py with a level above, on scenes of MNIST."""
+    """The network of configs/text/scenes.py, and a level of 32x32 with half the channels before and after it."""
     config = scenes.get_config()
     config.data.options = "base=mnist"
-    config.model.channel_mult = (1, 2, 4, 4)
+    config.model.update({"channels": 16, "channel_mult": (1, 2, 4, 8)})
     return config
