@@ -1,4 +1,4 @@
-"""Pictures of two coloured digits of MNIST, 32x32, by their captions: one model beside configs/text/scenes_cascade.py."""
+"""Scenes of two digits of MNIST, 32x32, by their captions: one model, to be held against scenes_cascade.py."""
 
 from ml_collections import ConfigDict
 
