@@ -282,6 +282,7 @@ def _cascade() -> ConfigDict:
             # noise on what each stage but the first is told of the images before it, that of x_t at this t; at most the
             # model.condition_noise_t of that stage
             "noise_t": (),
+            "guidance_weight": (),  # of each stage, in place of sampling.guidance_weight: 2,1; (): that one for all
             "truncated": False,  # stop an earlier stage at that noise, instead of adding it to the finished image
         }
     )
