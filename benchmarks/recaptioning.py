@@ -2,8 +2,7 @@
 
 A share rho of the captions of scenes is that of other scenes. A model that has learned the law of such data, and makes
 no other error, draws a right scene with probability 1 - rho, and else one without regard to the caption: each grade is
-1 - rho (1 - chance). This is held against the generator itself: what is graded are true scenes, and what they are graded
-against is their noisy caption.
+1 - rho (1 - chance). This is held against the generator itself: true scenes are graded against their noisy captions.
 
 Then captioners are trained on a few clean captions, and rewrite those of other scenes. Their grades against the truth
 bound those of a model that is trained on rewritten captions; ``recovered`` is the part of what noise took,

@@ -3,8 +3,8 @@
     python examples/recaption.py configs/text/scenes.py 500 --config.data.options=wrong_captions=0.5
     python examples/recaption.py my_config.py clean.jsonl --config.data.root=photos
 
-Clean are the first 500 captions of scenes, or a file of lines {"file": "train/a.png", "caption": "..."}, in which images
-are named from the root of the data. It writes recaptioned.jsonl, which training reads:
+Clean are the first 500 captions of scenes, or a file of lines {"file": "train/a.png", "caption": "..."}, in which
+images are named from the root of the data. It writes recaptioned.jsonl, which training reads:
 
     python main.py --config my_config.py --mode train --config.data.options=recaptioned=recaptioned.jsonl
 """

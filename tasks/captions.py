@@ -25,9 +25,7 @@ def write_captions(path: Path, captioner: Captioner, splits: Sequence[ImageDatas
     lines = []
     for split in splits:
         if not split.sample_names:
-            raise DataError(
-                f"images of {split.name} have no names, which captions are told by; take scenes or a folder"
-            )
+            raise DataError(f"images of {split.name} have no names, which captions are told by; take a folder")
         captions = captioner.caption(split.space.encode(split.images))
         told = zip(split.sample_names, captions, strict=True)
         lines += [json.dumps({"file": name, "caption": caption}, ensure_ascii=False) for name, caption in told]

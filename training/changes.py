@@ -94,8 +94,8 @@ def check_captions(theirs: str, dataset: AnyDataset, workdir: Path) -> str:
     """
     if theirs and theirs != dataset.captions_digest:
         raise ValueError(
-            f"{workdir} was trained on other captions than those that {dataset.name} {dataset.split} has now; put their "
-            "files back as they were, or choose another --workdir"
+            f"{workdir} was trained on other captions than those that {dataset.name} {dataset.split} has now; put "
+            "their files back as they were, or choose another --workdir"
         )
     return dataset.captions_digest
 

@@ -102,7 +102,7 @@ def _captioned(
     captions, notes = read_captions(root, layout.captions)
     if recaptioned:
         own = [names[path] for path in layout.paths]
-        captions, more = recaptioned_from(Path(recaptioned), own, captions, every=layout.captions.images, share=share)
+        captions, more = recaptioned_from(Path(recaptioned), own, captions, every=names.values(), share=share)
         notes = (*notes, *more)
     if not captions:
         first = min(layout.captions.names)

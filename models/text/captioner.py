@@ -13,15 +13,16 @@ from torch.nn import functional as F
 from data import NO_WORD, DataError, Vocabulary
 
 _AT_ONCE = 500  # images captioned at once
-_MOST_PLACES = 4  # of a side of the grid of features that words attend to
+_MOST_PLACES = 8  # of a side of the grid of features that words attend to
 _SHARPER = 2.5  # of queries and keys at the start
 
 
 class Captioner(nn.Module):
     """The law of captions given their image, p(w_1 .. w_n | x).
 
-    A convolutional encoder makes a grid of features of an image and its coordinates, at most 4 of a side. A causal
-    transformer attends to them and to the words so far, and says of each word which it is, or that the caption ends:
+    A convolutional encoder makes a grid of features of an image, at most 8 of a side, to which their coordinates are
+    added. A causal transformer attends to them and to the words so far, and says of each word which it is, or that the
+    caption ends:
 
         log p(w_1 .. w_n | x) = sum_{i <= n} log p(w_i | w_1 .. w_{i-1}, x) + log p(end | w_1 .. w_n, x).
 
@@ -39,8 +40,7 @@ class Captioner(nn.Module):
     Raises:
         ValueError: If a number is out of range, or there is no word.
 
-    Source: Vaswani et al. 2017; Xu et al. 2015 (attention to a grid of convolutional features); Liu et al. 2018
-    (coordinates as channels).
+    Source: Vaswani et al. 2017; Xu et al. 2015 (attention to a grid of convolutional features).
 
     Example:
         >>> captioner = train_captioner(clean)
@@ -69,13 +69,14 @@ class Captioner(nn.Module):
             raise ValueError(f"features must be a multiple of 8, got {features}; pass 64")
         self.image_shape, self.vocabulary, self.max_words = tuple(image_shape), vocabulary, max_words
         channels, *sides = image_shape
-        layers = _convolution(channels + len(sides), features // 2)
         halvings = max(1, math.ceil(math.log2(max(sides) / _MOST_PLACES)))
+        layers = _convolution(channels, features // 2)
         for k in range(halvings):
             layers += _convolution(features if k else features // 2, features, stride=2)
-        self.layers, self.norm = nn.Sequential(*layers), nn.LayerNorm(features)
-        grid = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in sides), indexing="ij")
-        self.register_buffer("coordinates", torch.stack(grid)[None], persistent=False)
+        self.layers = nn.Sequential(*layers, *_convolution(features, features))
+        self.norm, self.place = nn.LayerNorm(features), nn.Linear(2, features)
+        rows, columns = (torch.linspace(-1, 1, math.ceil(side / 2**halvings)) for side in sides)
+        self.register_buffer("coordinates", torch.cartesian_prod(rows, columns), persistent=False)
         # beside words and their end there is the beginning
         self.embed = nn.Embedding(num_words + 2, features)
         self.order = nn.Parameter(0.1 * torch.randn(max_words, features))
@@ -83,7 +84,7 @@ class Captioner(nn.Module):
             features, 4, 2 * features, dropout=dropout, activation="gelu", batch_first=True, norm_first=True
         )
         self.decoder = nn.TransformerDecoder(layer, num_layers, norm=nn.LayerNorm(features))
-        # attention that is even at the start hardly learns which place belongs to which word
+        # attention that is even over all places at the start is slow to learn which of them a word is about
         for one in self.decoder.layers:
             one.multihead_attn.in_proj_weight.detach()[: 2 * features] *= _SHARPER  # pyright: ignore
         self.choose = nn.Linear(features, num_words + 1)
@@ -142,8 +143,7 @@ class Captioner(nn.Module):
         if x0.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"images must be [B, {expected}], got {list(x0.shape)}; pass those of its data set")
-        placed = torch.cat([x0, self.coordinates.expand(len(x0), -1, -1, -1)], dim=1)
-        return self.norm(self.layers(placed).flatten(2).transpose(1, 2))
+        return self.norm(self.layers(x0).flatten(2).transpose(1, 2)) + self.place(self.coordinates)
 
     def _next(self, seen: Tensor, words: Tensor) -> Tensor:
         """log p(next word | words before it, image) after 0 .. L words, [B, L + 1, choices], of words [B, L]."""
