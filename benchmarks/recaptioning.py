@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rates", type=listed(float), default=[0.0, 0.2, 0.5], help="of wrong captions")
     parser.add_argument("--num-noisy", type=whole(20), default=20_000, help="captions whose noise is graded")
     parser.add_argument("--num-images", type=whole(2), default=1000, help="test scenes whose captions are rewritten")
-    parser.add_argument("--num-steps", type=whole(1), default=1500, help="of each captioner")
+    parser.add_argument("--num-steps", type=whole(1), default=1000, help="of each captioner")
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--output", type=output, default=RESULT)
     args = parser.parse_args(arguments)

@@ -131,4 +131,4 @@ def captioned_as(dataset: ImageDataset, captions: Mapping[str, str]) -> tuple[Im
 
 
 def _uniform(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]) / 2**64
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64

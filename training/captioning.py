@@ -12,14 +12,14 @@ from data import DataError, ImageDataset, Vocabulary, longest
 from models.text.captioner import Captioner
 
 _FEWEST = 8
-_NOISE = 0.1  # standard deviation of the noise of training images, at most
+_NOISE = 0.2  # standard deviation of the noise of training images, at most
 
 
 def train_captioner(
     clean: ImageDataset,
     *,
     seed: int = 0,
-    num_steps: int = 1500,
+    num_steps: int = 1000,
     batch_size: int = 64,
     features: int = 64,
     augment: bool = True,
@@ -27,7 +27,7 @@ def train_captioner(
     """Train a ``Captioner`` by the mean of -log p(caption | image), with AdamW whose learning rate rises and falls.
 
     Images are moved by up to one pixel to either side, what is beyond the edge repeated, and have noise of a standard
-    deviation of up to 0.1 added: captions stay true. They are neither flipped nor recoloured, of which captions tell.
+    deviation of up to 0.2 added: captions stay true. They are neither flipped nor recoloured, of which captions tell.
 
     The same weights for the same seed, on one machine with one number of threads. PyTorch's global generator is left
     as it was.

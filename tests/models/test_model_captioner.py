@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_captioner_and_leaves_the_global_generator(
 
 def test_eight_captions_are_learned_by_heart(clean: ImageDataset):
     eight = clean.subset(8)
-    captioner = train_captioner(eight, num_steps=120, batch_size=8, features=32, augment=False)
+    captioner = train_captioner(eight, num_steps=80, batch_size=8, features=32, augment=False)
     x0 = eight.space.encode(eight.images)
     assert eight.captions is not None and captioner.caption(x0) == eight.captions
     assert float(captioner.log_prob_of(x0, eight.captions).min()) > -1.0
