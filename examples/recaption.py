@@ -36,7 +36,7 @@ def main(
     told, notes = captioned_as(images[0], captions)
     for note in notes:
         print(note)
-    captioner = train_captioner(told, num_steps=steps)
+    captioner = train_captioner(told, images[0] if images[0].captions else None, num_steps=steps)
     output = output or Path("recaptioned.jsonl")
     write_captions(output, captioner, images)
     print(f"learned from {len(told):,} clean captions, wrote {sum(map(len, images)):,} in {output}")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data import DataError, ImageDataset, Vocabulary, longest
+from data import NO_WORD, DataError, ImageDataset, Vocabulary, longest
 from models.text.captioner import Captioner
 
 _FEWEST = 8
@@ -17,6 +17,7 @@ _NOISE = 0.2  # standard deviation of the noise of training images, at most
 
 def train_captioner(
     clean: ImageDataset,
+    noisy: ImageDataset | None = None,
     *,
     seed: int = 0,
     num_steps: int = 1000,
@@ -34,8 +35,11 @@ def train_captioner(
 
     Args:
         clean: Images with captions, in words of which the captioner learns all; see ``captioned_as``.
+        noisy: Images whose captions may be wrong, which it learns from before the clean ones, as DALL-E 3's did: of few
+            clean ones it learns little, while wrong captions that are about no one thing leave the true one the
+            likeliest. Their other words are left out.
         seed: Seed of the initial weights, the batches, the changes of images and dropout.
-        num_steps: Steps of training.
+        num_steps: Steps of training; on the noisy captions, if there are any, and then a quarter as many on the clean.
         batch_size: Images a step, drawn with replacement.
         features: See ``Captioner``.
         augment: Move images and add noise.
@@ -44,7 +48,7 @@ def train_captioner(
         The captioner in evaluation mode.
 
     Raises:
-        DataError: If there are no captions, or less than 8, or one has no word.
+        DataError: If there are less than 8 clean captions, or one has no word, or no noisy one has a word of theirs.
     """
     if clean.captions is None:
         raise DataError(f"{clean.name} has no captions, which a captioner is trained on; name a file of clean ones")
@@ -52,21 +56,32 @@ def train_captioner(
         raise DataError(f"a captioner is trained on at least {_FEWEST} captions, got {len(clean)}; write more")
     vocabulary, max_words = Vocabulary.of(clean.captions), longest(clean.captions)
     vocabulary.check(clean.captions)
-    words, x0 = vocabulary.numbers(clean.captions, max_words), clean.space.encode(clean.images)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw initial weights and dropout from the global one
         torch.random.manual_seed(seed)
         captioner = Captioner(clean.image_shape, vocabulary, max_words=max_words, features=features)
-        optimizer = torch.optim.AdamW(captioner.parameters(), lr=3e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=num_steps, pct_start=0.15)
-        for _ in tqdm(range(num_steps), desc="captioner", unit="step"):
-            chosen = torch.randint(len(x0), (batch_size,), generator=generator)
-            images = _changed(x0[chosen], generator) if augment else x0[chosen]
-            optimizer.zero_grad(set_to_none=True)
-            (-captioner.log_prob(images, words[chosen]).mean()).backward()
-            torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+        stages = [(clean, num_steps, 3e-3)]
+        if noisy is not None:
+            # slower on the clean ones, so that what is known is not forgotten
+            stages = [(noisy, num_steps, 3e-3), (clean, max(1, num_steps // 4), 1e-3)]
+        for dataset, steps, rate in stages:
+            optimizer = torch.optim.AdamW(captioner.parameters(), lr=rate, weight_decay=0.05)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
+            words = vocabulary.numbers(dataset.captions or (), max_words)
+            told = (words[:, 0] != NO_WORD).nonzero().flatten()
+            if not len(told):
+                raise DataError(
+                    f"no caption of {dataset.name} has a word of the clean ones; take clean ones of its words"
+                )
+            for _ in tqdm(range(steps), desc="captioner", unit="step"):
+                chosen = told[torch.randint(len(told), (batch_size,), generator=generator)]
+                x0 = dataset.space.encode(dataset.images[chosen])
+                optimizer.zero_grad(set_to_none=True)
+                images = _changed(x0, generator) if augment else x0
+                (-captioner.log_prob(images, words[chosen]).mean()).backward()
+                torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
     return captioner.eval().requires_grad_(False)
 
 
