@@ -27,7 +27,6 @@ OF_DATA = (
     "max_words", "num_classes", "num_dims", "num_levels",
 )  # fmt: skip
 DERIVED = "outputs_per_channel"
-_OF_VECTORS = ("mlp", "prior_transformer")
 
 
 def is_classifier(config: Config) -> bool:
@@ -63,7 +62,7 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
         ValueError: If it is of images, and these are vectors, or the other way round.
     """
     shape, of_vectors = "x".join(map(str, kind.sample_shape)), isinstance(kind, VectorKind)
-    if of_vectors != (backbone in _OF_VECTORS):
+    if of_vectors != (backbone in ("mlp", "prior_transformer")):
         if of_vectors and backbone == "classifier":
             raise ValueError(f"backbone classifier is of images, got vectors of {shape} numbers; take data of images")
         if of_vectors:
@@ -71,7 +70,7 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
                 f"backbone {backbone} is of images, got vectors of {shape} numbers; set model.backbone=mlp"
             )
         raise ValueError(
-            f"backbone {backbone} is of vectors, got images of {shape}; set model.backbone to adm, ncsnpp or unet"
+            f"backbone {backbone} is of vectors, got images of {shape}; set model.backbone to adm, dit, ncsnpp or unet"
         )
     if isinstance(kind, VectorKind):
         return {"num_dims": kind.sample_shape[0]}
@@ -96,7 +95,7 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
         what = {"cond_channels": "an image", "cond_values": "values"}.get(name, "captions")
         raise ValueError(
             f"backbone {model.backbone} cannot be told {what}, which data.condition="
-            f"{','.join(config.data.condition)} is; leave it out, or set model.backbone to adm, ncsnpp or unet"
+            f"{','.join(config.data.condition)} is; leave it out, or set model.backbone to adm, dit, ncsnpp or unet"
         )
     if model.get("condition_dropout", 0.0) and not conditions.any:
         raise ValueError(

@@ -134,7 +134,7 @@ def check_config(config: Config) -> None:
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
             "step would be skipped; try 1000"
         )
-    for key in ("noise_t", "truncated"):
+    for key in ("noise_t", "guidance_weight", "truncated"):
         if config.cascade[key] and not config.cascade.stages:
             raise ValueError(f"config.cascade.{key} is of a cascade, got a config of one model; leave it out")
     for section, key in (("interpolate", "times"), ("progressive", "times"), ("progressive", "share_at")):
