@@ -130,7 +130,9 @@ def _training() -> ConfigDict:
             # the error that has weight 1: eps, x0, v, edm or, with dsm, likelihood; auto: edm for the parameterization
             # edm, else eps
             "weighting": "auto",
-            "step_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
+            # low_discrepancy: spread over the batch; importance: where the loss is large; logit_normal: more of the
+            # middle of [0, 1], which is another loss
+            "step_sampling": "uniform",
             "precision": "auto",  # fp32 or bf16; auto: bf16 for large networks where the hardware is fast at it
             "compile": "auto",  # torch.compile: on or off; auto: on for long runs of large networks
             "accumulation_steps": 1,  # micro-batches a process, one after the other, for less memory

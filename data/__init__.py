@@ -18,9 +18,10 @@ from .given import read_given_images, read_given_mask, read_given_values
 from .kinds import image_kind
 from .latents import LatentDataset
 from .loader import eval_batches
+from .recaptioning import captioned_as, mix_captions, read_caption_list
 from .registry import available_datasets, load_dataset, register_dataset
 from .sizes import ImageSize, height_and_width, one_or_pair
 from .space import Codec, LatentSpace, LevelSpace, ModelSpace, RealSpace, Space
 from .tensors import TensorDataset
 from .vectors import AnyDataset, AnyKind, VectorDataset, VectorKind
-from .words import TextKind, Vocabulary, longest
+from .words import NO_WORD, TextKind, Vocabulary, longest

@@ -1,5 +1,6 @@
 """Images as one uint8 tensor, one label tensor, and their kind; and what all data sets share."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from .words import TextKind, Vocabulary, longest
 SPLITS = ("train", "test")
 DIGITS = tuple("0123456789")  # names of the classes of images of digits
 ONE_IN_TEN = "one in ten held out, by a fixed permutation"  # what fixed_split does by default
-_BESIDE = ("labels", "values", "paired", "masks", "spread", "captions")  # fields with a row a sample
+_BESIDE = ("labels", "values", "paired", "masks", "spread", "captions", "sample_names")  # fields with a row a sample
 
 T = TypeVar("T", bound="Dataset")
 
@@ -100,6 +101,11 @@ class Dataset:
             features = (self.encodings["tokens"].shape[2], 0 if pooled is None else pooled.shape[1])
             return TextKind((), self.text_encoder, *features)
         return TextKind((self.vocabulary or Vocabulary.of(self.captions)).words)
+
+    @property
+    def captions_digest(self) -> str:
+        """Digest of all captions in their order, so that a run sees that it goes on with others; empty without."""
+        return "" if self.captions is None else hashlib.sha256("\n".join(self.captions).encode()).hexdigest()
 
     @property
     def beside(self) -> Beside:
@@ -268,6 +274,7 @@ class ImageDataset(Dataset):
         vocabulary: The words that captions are told in.
         encodings: What a frozen encoder made of them.
         text_encoder: Its digest.
+        sample_names: Name of each image, by which files of captions tell it; empty where they have none.
 
     Raises:
         DataError: If shapes, dtypes or values contradict the above, or if there is no image.
@@ -292,6 +299,7 @@ class ImageDataset(Dataset):
     vocabulary: Vocabulary | None = None
     encodings: Mapping[str, Column] = field(default_factory=dict)
     text_encoder: str = ""
+    sample_names: tuple[str, ...] = ()
     samples_are: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:

@@ -69,7 +69,7 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
                 f"backbone {backbone} is of images, got vectors of {shape} numbers; set model.backbone=mlp"
             )
         raise ValueError(
-            f"backbone mlp is of vectors, got images of {shape}; set model.backbone to adm, ncsnpp or unet"
+            f"backbone mlp is of vectors, got images of {shape}; set model.backbone to adm, dit, ncsnpp or unet"
         )
     if isinstance(kind, VectorKind):
         return {"num_dims": kind.sample_shape[0]}
@@ -94,7 +94,7 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
         what = {"cond_channels": "an image", "cond_values": "values"}.get(name, "captions")
         raise ValueError(
             f"backbone {model.backbone} cannot be told {what}, which data.condition="
-            f"{','.join(config.data.condition)} is; leave it out, or set model.backbone to adm, ncsnpp or unet"
+            f"{','.join(config.data.condition)} is; leave it out, or set model.backbone to adm, dit, ncsnpp or unet"
         )
     if model.get("condition_dropout", 0.0) and not conditions.any:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The settings that a run was trained with, and which of them changed at which step."""
+"""The settings and captions that a run was trained with, and which settings changed at which step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data import AnyDataset
 from experiment.config import RENAMED, Config, flatten
 from experiment.workdir import SAID_IN_TRAINING, read_config
 from runtime.messages import say
@@ -75,6 +76,28 @@ def note_changes(history: SettingsHistory, config: Config, workdir: Path, step: 
     for key in filter(changed.__contains__, SAID_IN_TRAINING):
         old, new = changed[key]
         say(f"{key} was {old!r}, is {new!r} from here on")
+
+
+def check_captions(theirs: str, dataset: AnyDataset, workdir: Path) -> str:
+    """Refuse to go on with other captions than a run began with.
+
+    Args:
+        theirs: ``Dataset.captions_digest`` as it began; "" of a run that begins, or of an earlier version.
+        dataset: The train split.
+        workdir: The work directory.
+
+    Returns:
+        The digest of the captions.
+
+    Raises:
+        ValueError: In one line, if they are others.
+    """
+    if theirs and theirs != dataset.captions_digest:
+        raise ValueError(
+            f"{workdir} was trained on other captions than those that {dataset.name} {dataset.split} has now; put "
+            "their files back as they were, or choose another --workdir"
+        )
+    return dataset.captions_digest
 
 
 def history_mismatch(state: Mapping[str, Any]) -> str | None:

@@ -32,7 +32,7 @@ from runtime.processes.ranks import Ranks
 from runtime.signals import stop_on_signals
 
 from .build import build_options, build_state
-from .changes import note_changes
+from .changes import check_captions, note_changes
 from .init_from import begin_from_run, fit_kind, has_begun, is_to_begin, where_the_model_is
 from .start_lines import data_lines, slice_line
 from .state import TrainingState
@@ -87,6 +87,8 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
         decode_by_own(state.kind, state.ema.model)
         restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
         state.train_files = state.train_files or dataset.train_files
+        if "text" in config.data.get("condition", ()):
+            state.captions = check_captions(state.captions, dataset, workdir)
         if restored and ranks.first and state.step:
             say(f"continues from step {state.step}")
         if state.step >= training.num_steps:

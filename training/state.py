@@ -42,6 +42,7 @@ class TrainingState:
         how: How the run computes, as JSON: precision, compilation and number of processes, on which the last digits
             depend.
         train_files: ``Dataset.train_files`` as training began.
+        captions: ``Dataset.captions_digest`` as training began, of a model that is told them.
     """
 
     model: NetworkModel
@@ -57,6 +58,7 @@ class TrainingState:
     losses: list[float] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
     train_files: str = ""
+    captions: str = ""
 
     def _expected(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint besides the optimizer's state."""
@@ -118,7 +120,8 @@ class TrainingState:
         data = {} if self.kind is None else asdict(self.kind)
         # of pixels without captions, as always
         data = {key: value for key, value in data.items() if value is not None or key not in ("latents", "text")}
-        state["data"] = data | ({"train_files": self.train_files} if self.train_files else {})
+        digests = {"train_files": self.train_files, "captions": self.captions}
+        state["data"] = data | {name: digest for name, digest in digests.items() if digest}
         state["guard"] = self.bad_steps.state()
         state["how"] = self.how
         state |= self.history.state()
@@ -160,6 +163,7 @@ class TrainingState:
         if checkpoint.state.get("guard") is not None:
             self.bad_steps.restore(checkpoint.state["guard"])
         self.how = checkpoint.state.get("how") or {}
-        self.train_files = (checkpoint.state.get("data") or {}).get("train_files", "")
+        said = checkpoint.state.get("data") or {}
+        self.train_files, self.captions = said.get("train_files", ""), said.get("captions", "")
         self.history.restore(checkpoint.state)
         return True

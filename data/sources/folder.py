@@ -7,6 +7,7 @@ import torch
 
 from ..base import ImageDataset, check_split
 from ..errors import DataError
+from ..recaptioning import REWRITTEN_SHARE, recaptioned_from
 from ..sizes import ImageSize, height_and_width
 from .decoding import decode_all, in_threads
 from .folder_captions import read_captions
@@ -15,7 +16,13 @@ from .grey import choose_grey_rule, look_for_grey
 
 
 def load_folder(
-    *, root: Path, split: str, image_size: ImageSize | None = None, channels: int | None = None
+    *,
+    root: Path,
+    split: str,
+    image_size: ImageSize | None = None,
+    channels: int | None = None,
+    recaptioned: str = "",
+    recaptioned_share: float = REWRITTEN_SHARE,
 ) -> ImageDataset:
     """Load a tree of images: ``root/{train,test}/<class>/...``, or ``root/<class>/...``, or images right in ``root``.
 
@@ -27,7 +34,8 @@ def load_folder(
     back into a folder that contains them.
 
     If there is a ``captions.jsonl`` or ``metadata.jsonl``, or ``a/b.txt`` beside ``a/b.png``, images have captions, see
-    ``read_captions``. Images without one are then left out of their split, and counted in ``notes``.
+    ``read_captions``; with ``recaptioned``, also those that were rewritten, in which images are named from ``root``.
+    Images without either are then left out of their split, and counted in ``notes``.
 
     Each image is turned upright by its EXIF orientation, shown on white where it is transparent, converted (an
     animation gives its first frame), resized with a Lanczos filter so that it just covers ``image_size``, and
@@ -45,10 +53,12 @@ def load_folder(
         image_size: Height and width of the result: one number for squares, or (H, W); None for images as they are, all
             of one size.
         channels: 3 for RGB or 1 for grey; None for grey if all images of both splits are grey, else RGB.
+        recaptioned: File of rewritten captions; see ``recaptioned_from``.
+        recaptioned_share: Probability of an image with both to be told the rewritten one; see ``mix_captions``.
 
     Returns:
         uint8 images [N, channels, H, W] with 256 levels, in the sorted order of their paths relative to the folder of
-        the split.
+        the split; ``sample_names`` are paths relative to ``root``.
 
     Raises:
         DataError: If an argument is wrong, there are no images, it is unclear whether a folder is a split or a class,
@@ -59,7 +69,7 @@ def load_folder(
     size = None if image_size is None else height_and_width(image_size)
     if channels not in (None, 1, 3):
         raise DataError(f"channels must be 1 (grey) or 3 (RGB), got {channels}; choose one of them")
-    layout, captions = _captioned(root, read_layout(root, split), split)
+    layout, captions = _captioned(root, read_layout(root, split), split, recaptioned, recaptioned_share)
     looks = in_threads(look_for_grey, layout.all_paths, "reading headers")
     grey = choose_grey_rule([highest for _, highest in looks])
     checked = sorted(set(layout.all_paths) - set(layout.paths)) if split == "train" else []
@@ -78,15 +88,22 @@ def load_folder(
         notes=(*layout.notes, *grey.notes, *notes),
         train_files=layout.train_files,
         captions=captions,
+        sample_names=tuple(path.relative_to(root).as_posix() for path in layout.paths),
     )
 
 
-def _captioned(root: Path, layout: Layout, split: str) -> tuple[Layout, tuple[str, ...] | None]:
+def _captioned(
+    root: Path, layout: Layout, split: str, recaptioned: str, share: float
+) -> tuple[Layout, tuple[str, ...] | None]:
     """The images that have captions, and these; all, and None, where no image of either split has one."""
-    if not layout.captions.names:
+    if not layout.captions.names and not recaptioned:
         return layout, None
     names = {path: path.relative_to(root).as_posix() for path in layout.all_paths}
     captions, notes = read_captions(root, layout.captions)
+    if recaptioned:
+        own = [names[path] for path in layout.paths]
+        captions, more = recaptioned_from(Path(recaptioned), own, captions, every=names.values(), share=share)
+        notes = (*notes, *more)
     if not captions:
         first = min(layout.captions.names)
         return replace(layout, notes=(*layout.notes, *notes, f"no captions, though there is {root / first}")), None

@@ -2,7 +2,7 @@
 
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,7 @@ def read_captions(root: Path, found: CaptionFiles) -> tuple[dict[str, str], tupl
     captions: dict[str, str] = {}
     gone: list[str] = []
     for name in found.lists:
-        for number, line in enumerate(_bytes_of(root / name).split(b"\n"), start=1):
-            where = f"{root / name} line {number}"
-            if not (text := _decoded(where, line).strip()):
-                continue
-            image, caption = _read_line(where, text)
+        for where, image, caption in read_caption_lines(root / name):
             image = posixpath.normpath(posixpath.join(posixpath.dirname(name), image))
             if image in captions:
                 raise DataError(f"{where}: {image} has a caption already; keep one line for each image")
@@ -93,6 +89,21 @@ def read_captions(root: Path, found: CaptionFiles) -> tuple[dict[str, str], tupl
     if not gone:
         return captions, ()
     return captions, (f"captions of images that are not there, left out: {len(gone):,}, such as {gone[0]}",)
+
+
+def read_caption_lines(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Read lines of JSON, each with an image and its caption; see ``read_captions``.
+
+    Returns:
+        The place of each line in the file, in words; the image as it is named there; and its caption.
+
+    Raises:
+        DataError: Naming the file, and the number of the line, that cannot be read.
+    """
+    for number, line in enumerate(_bytes_of(path).split(b"\n"), start=1):
+        where = f"{path} line {number}"
+        if text := _decoded(where, line).strip():
+            yield where, *_read_line(where, text)
 
 
 def _read_line(where: str, text: str) -> tuple[str, str]:

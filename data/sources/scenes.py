@@ -12,6 +12,7 @@ from runtime.registry import choices_message
 
 from ..base import ImageDataset, check_split
 from ..errors import DataError
+from ..recaptioning import REWRITTEN_SHARE, recaptioned_from
 from .digits import load_digits
 from .mnist import load_mnist
 from .scene_words import captions_of, scene_draws, scenes_of
@@ -37,6 +38,8 @@ def load_scenes(
     num_images: int = 20_000,
     pairs: str = "seen",
     wrong_captions: float = 0.0,
+    recaptioned: str = "",
+    recaptioned_share: float = REWRITTEN_SHARE,
 ) -> ImageDataset:
     """Load pictures of two digits on black, each with a caption such as "a small red three above a blue seven".
 
@@ -61,9 +64,12 @@ def load_scenes(
         wrong_captions: Probability rho of a caption to be that of another scene, drawn by itself, which may say the
             same by chance. Image i has a wrong one if u_i < rho, for a u_i of its own: at a higher rho the same images
             have, and more. The pictures are the same for every rho; ``scenes_of`` has the truth.
+        recaptioned: File of rewritten captions of images train/0, train/1, ..., test/0, ...; see
+            ``recaptioned_from``.
+        recaptioned_share: Probability of an image to be told the rewritten one; see ``mix_captions``.
 
     Returns:
-        uint8 images [N, 3, H, W], ``captions``, and labels that are all zero.
+        uint8 images [N, 3, H, W], ``captions``, ``sample_names``, and labels that are all zero.
 
     Raises:
         DataError: If an option is out of range, or the base is not there.
@@ -79,7 +85,13 @@ def load_scenes(
         raise DataError("pairs=held_out is of the test split alone, got the train split; train with pairs=seen")
     sizes = {"train": num_images, "test": num_images // TRAIN_PER_TEST}
     count, other = sizes[split], sizes["test" if split == "train" else "train"]
-    captions = captions_of(split, count, pairs=pairs, wrong_captions=wrong_captions)
+    captions, notes = captions_of(split, count, pairs=pairs, wrong_captions=wrong_captions), ()
+    names = tuple(f"{split}/{i}" for i in range(count))
+    if recaptioned:
+        every = (f"{one}/{i}" for one, size in sizes.items() for i in range(size))
+        originals = dict(zip(names, captions, strict=True))
+        told, notes = recaptioned_from(Path(recaptioned), names, originals, every=every, share=recaptioned_share)
+        captions = tuple(told[name] for name in names)
     digits = load_digits(split=split) if base == "digits" else load_mnist(root=root, split=split)
     return ImageDataset(
         images=torch.from_numpy(_pictures(digits, count, pairs, base)),
@@ -90,7 +102,9 @@ def load_scenes(
         split=split,
         split_source=f"made of digits of the {split} split: {digits.split_source}",
         other_split_size=None if pairs == "held_out" else other,
+        notes=notes,
         captions=captions,
+        sample_names=names,
     )
 
 

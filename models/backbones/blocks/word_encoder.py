@@ -95,3 +95,19 @@ class WordEncoder(nn.Module):
         count = mask.sum(1, keepdim=True)
         pooled = tokens.sum(1) / count.clamp_min(1)
         return EncodedText(tokens, mask, pooled.masked_fill(count == 0, float("nan")))
+
+
+def read_words(
+    encoder: WordEncoder, words: Tensor | None, tokens: Tensor | None, pooled: Tensor | None, batch_size: int
+) -> EncodedText:
+    """Encode a batch's texts for a network that reads words, and is given nothing that is encoded already.
+
+    Raises:
+        ValueError: If there are no words, or tokens or a pooled vector beside them; see ``WordEncoder`` too.
+    """
+    if tokens is not None or pooled is not None:
+        raise ValueError("tokens and pooled must be None: the network reads words; pass Condition(words=...)")
+    if words is None or len(words) != batch_size:
+        expected, got = [batch_size, encoder.max_words], None if words is None else list(words.shape)
+        raise ValueError(f"words must be int64 {expected}, got {got}; pass Condition(words=...), 0 for no text")
+    return encoder(words)

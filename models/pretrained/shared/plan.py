@@ -14,7 +14,7 @@ from torch import Tensor
 from runtime.registry import choices_message
 from sde_lib import SDE, make_sde
 
-from ...backbones import ADM, MLP, Backbone, EncoderClassifier, NCSNpp, UNet
+from ...backbones import ADM, MLP, Backbone, DiT, EncoderClassifier, NCSNpp, UNet
 from ...first_stage import Autoencoder, FirstStage
 from ...noisy_classifier import NoisyClassifier
 from ...parameterization import TimeInput, make_parameterization
@@ -22,7 +22,7 @@ from ...score_model import NetworkScoreModel
 from .renaming import Source, load_renamed
 
 BACKBONES: dict[str, type[Backbone]] = {
-    "unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "mlp": MLP, "classifier": EncoderClassifier,
+    "unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "dit": DiT, "mlp": MLP, "classifier": EncoderClassifier,
     "autoencoder": Autoencoder,
 }  # fmt: skip
 
