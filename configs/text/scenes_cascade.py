@@ -8,5 +8,5 @@ from configs.default import get_default_config
 def get_config() -> ConfigDict:
     """Stages of one SDE, so that the cascade can be truncated too."""
     config = get_default_config()
-    config.cascade.update({"stages": ("text/scenes_16", "text/scenes_sr"), "noise_t": (0.1,)})
+    config.cascade.update({"stages": ("text/scenes_16", "text/scenes_sr"), "noise_t": (0.2,)})
     return config

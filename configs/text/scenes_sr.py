@@ -6,9 +6,8 @@ from configs.text import scenes_32
 
 
 def get_config() -> ConfigDict:
-    """A U-Net that is told the caption, and the small image with noise on it, as in configs/vp/mnist_sr.py."""
+    """A U-Net that is told the caption, and the small image with noise on it, up to sigma / alpha = 0.5."""
     config = scenes_32.get_config()
     config.data.update({"condition": ("lowres", "text"), "condition_options": "factor=2,max_words=12"})
-    config.model.update({"channel_mult": (1, 2, 4), "attention_resolutions": (8,), "condition_noise_t": 0.1})
-    config.training.weighting = "v"
+    config.model.update({"channel_mult": (1, 2, 4), "attention_resolutions": (8,), "condition_noise_t": 0.3})
     return config
