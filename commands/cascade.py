@@ -12,6 +12,7 @@ import torch
 
 from data.conditions import LowResolution
 from evaluation.over_ranks import deal, says_what_is_kept
+from evaluation.samples.sample_conditions import SampleConditions
 from evaluation.samples.sample_set import SampleSet
 from experiment.build import build_dataset, pick_device
 from experiment.conditions import Conditions, build_conditions
@@ -31,7 +32,7 @@ from tasks import Cascade, Stage, check_stages
 
 from .cascade_report import cascade_report, read_stage
 from .run_mode import run_mode
-from .sample import SampledRun, check_folder, load_sampled, plan_batches
+from .sample import SampledRun, check_folder, conditions_of, load_sampled, plan_batches, texts_of, told_by
 
 Stages = Mapping[str, Config]
 
@@ -62,7 +63,8 @@ def run_cascade(
     for one in stages.values():
         check_config(one)
     if mode == "sample":
-        _sample(config, stages, workdir, Path(flags.get("output") or workdir / "samples"), ranks)
+        prompts = [flags.get(name) or "" for name in ("prompt", "prompts")]
+        _sample(config, stages, workdir, Path(flags.get("output") or workdir / "samples"), prompts, ranks)
         return
     _check(mode, config, stages, ranks)
     for name, one in stages.items():
@@ -89,11 +91,11 @@ def _check_bits(stages: Stages, told: Sequence[Conditions]) -> None:
     names, configs = list(stages), list(stages.values())
     for number, conditions in enumerate(told[1:], 1):
         before, own = configs[number - 1], configs[number]
-        theirs, ours = ((one.data.dataset, data_root(one)) for one in (before, own))
+        theirs, ours = ((one.data.dataset, data_root(one), one.data.options) for one in (before, own))
         if theirs != ours:
             raise ValueError(
                 f"the bits of stages add up on the same data, got {ours} of stage {names[number]} and {theirs} of "
-                f"stage {names[number - 1]}; set data.dataset and data.root alike"
+                f"stage {names[number - 1]}; set data.dataset, data.root and data.options alike"
             )
         # images that are halved twice are rounded twice
         (maker,) = conditions.images
@@ -133,14 +135,54 @@ def _load(stages: Stages, workdir: Path, device: torch.device, ranks: Ranks) -> 
     return runs
 
 
-def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: Ranks) -> None:
+def _check_sampling(config: Config, stages: Stages) -> None:
+    """Refuse settings of samples of one model, and give each stage its weight of guidance."""
+    unset: dict[str, Any] = {"record_trajectory": False, "condition_split": "test", "condition_noise_t": 0.0}
+    if any("text" in one.data.condition for one in stages.values()):
+        del unset["condition_split"]  # whose captions are told
+    for key, value in unset.items():
+        if any(one.sampling[key] != value for one in stages.values()):
+            instead = "set cascade.noise_t" if key == "condition_noise_t" else "leave it out"
+            raise ValueError(f"sampling.{key} is of one model, got a cascade; {instead}")
+    weights = config.cascade.guidance_weight
+    if len(weights) not in (0, len(stages)):
+        raise ValueError(
+            f"cascade.guidance_weight must be one for each of {len(stages)} stages, got {len(weights)}; change it, or "
+            "set sampling.guidance_weight for all"
+        )
+    for one, weight in zip(stages.values(), weights, strict=False):
+        one.sampling.guidance_weight = weight
+
+
+def _captions(
+    runs: Mapping[str, SampledRun], texts: Sequence[str], ranks: Ranks
+) -> tuple[dict[str, SampleConditions], list[str] | None]:
+    """The captions of each stage that is told them, of prompts or else of a split, and the same in words."""
+    told = {name: run for name, run in runs.items() if "text" in run.config.data.condition}
+    if not told:
+        if texts:
+            raise ValueError("a prompt is of stages that are told captions, got none; leave it out")
+        return {}, None
+    found: dict[str, SampleConditions] = {}
+    for name, run in told.items():
+        config, part = run.config, ranks.part(f"captions of {name}")
+        split = config.sampling.condition_split
+        try:
+            found[name] = conditions_of(config, run.workdir, run.kind, None, "", part, split=split, texts=texts)
+        except ValueError as error:
+            raise ValueError(f"stage {name}: {error}") from error
+    num_samples = list(runs.values())[-1].config.sampling.num_samples
+    first, *others = (one.captions(range(num_samples)) for one in found.values())
+    if any(other != first for other in others):
+        raise ValueError(f"stages {', '.join(found)} are of different captions; name one by --prompt or --prompts")
+    return found, first
+
+
+def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, prompts: Sequence[str], ranks: Ranks) -> None:
     """Draw the images of all stages, those of the last as the samples; see ``commands.sample``."""
     *_, last = stages.values()
     settings, device = last.sampling, ranks.device(pick_device(last))
-    for key, unset in {"record_trajectory": False, "condition_split": "test", "condition_noise_t": 0.0}.items():
-        if any(one.sampling[key] != unset for one in stages.values()):
-            instead = "set cascade.noise_t" if key == "condition_noise_t" else "leave it out"
-            raise ValueError(f"sampling.{key} is of one model, got a cascade; {instead}")
+    _check_sampling(config, stages)
     with (
         explain_out_of_memory("sampling.batch_size", settings.batch_size),
         contextlib.ExitStack() as held,
@@ -153,6 +195,7 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
             for s, (name, run) in zip(most, runs.items(), strict=True)
         ]
         cascade = Cascade(parts, noise_t=config.cascade.noise_t, truncated=config.cascade.truncated)
+        told, captions = _captions(runs, texts_of(*prompts), ranks)
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             for name, run in runs.items():
@@ -162,15 +205,19 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
         numbers = np.arange(settings.num_samples)
         labels = None if first.classes is None else np.array(first.classes)[numbers % len(first.classes)]
         about = {"stages": list(runs), "noise_t": list(cascade.noise_t), "truncated": cascade.truncated}
+        weights = {"guidance_weight": list(config.cascade.guidance_weight)} if config.cascade.guidance_weight else {}
+        said = told_by(first.config, next(iter(told.values())), "", "".join(prompts)) if told else {}
+        of_texts = {"captions": {name: one.digest for name, one in told.items()}} if told else {}
         samples = SampleSet(
             folder,
-            {"cascade": about} | {name: run.fingerprint() for name, run in runs.items()},
-            final.about(first.classes) | {"cascade": about},
+            {"cascade": about} | {name: run.fingerprint() for name, run in runs.items()} | of_texts,
+            final.about(first.classes) | {"cascade": about | weights} | said,
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=final.kind,
             labels=labels,
             pngs=settings.png_folder,
+            captions=captions,
             stages={part.name: part.kind for part in parts[:-1]},
         )
         todo = plan_batches(samples, ranks)
@@ -178,7 +225,7 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, ranks: 
             return
         with says_what_is_kept(lambda: f"stopped with {samples.kept()} kept; the same command goes on from there"):
             num_steps = cascade.num_steps
-            _draw(cascade, ranks, samples, todo, labels, seed=last.seed, device=device, num_steps=num_steps)
+            _draw(cascade, ranks, samples, todo, labels, told, seed=last.seed, device=device, num_steps=num_steps)
             if ranks.first:
                 nfe, notes = samples.finish()
                 for note in notes:
@@ -193,6 +240,7 @@ def _draw(
     samples: SampleSet,
     todo: list[list[str]],
     labels: np.ndarray | None,
+    captions: Mapping[str, SampleConditions],
     *,
     seed: int,
     device: torch.device,
@@ -208,7 +256,8 @@ def _draw(
         def drawn(unit: str) -> bytes:
             index = samples.index(int(unit))
             told = None if labels is None else torch.from_numpy(labels[index.start : index.stop])
-            found = cascade.sample(index, labels=told, seed=seed, device=device, hooks=[progress])
+            texts = [captions[one.name].observed(index).texts if one.name in captions else {} for one in cascade.stages]
+            found = cascade.sample(index, labels=told, captions=texts, seed=seed, device=device, hooks=[progress])
             images = [as_array(x0, stage.kind) for x0, stage in zip(found.x0, cascade.stages, strict=True)]
             earlier = {stage.name: one for stage, one in zip(cascade.stages, images[:-1], strict=False)}
             return samples.encode(int(unit), {"images": images[-1], "nfe": np.asarray(found.nfe)} | earlier)

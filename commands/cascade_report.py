@@ -55,7 +55,7 @@ def cascade_report(stages: Mapping[str, MeasuredStage]) -> tuple[dict[str, Any],
     Raises:
         ValueError: If the stages were measured on different images, or by different likelihoods.
     """
-    *_, last = stages.values()
+    first, *_, last = stages.values()
     for key in _SAME:
         found = {name: stage.report[key] for name, stage in stages.items()}
         if len(set(found.values())) > 1:
@@ -66,6 +66,8 @@ def cascade_report(stages: Mapping[str, MeasuredStage]) -> tuple[dict[str, Any],
         raise ValueError("the stages share no likelihood; set --config.eval.likelihoods for all of them")
     report = {key: last.report[key] for key in (*_SAME, "image_shape", "num_levels", "units", "versions")}
     report["steps"] = {name: stage.report["step"] for name, stage in stages.items()}
+    # the images that later stages are told are those of the stages before
+    report["condition"] = first.report.get("condition", [])
     report["class_conditional"] = any(stage.report["class_conditional"] for stage in stages.values())
     per_image: dict[str, np.ndarray] = {}
     for name in names:

@@ -11,6 +11,7 @@ from evaluation.classification import classification_report, classification_tabl
 from evaluation.table import without_nan
 from experiment.config import Config
 from experiment.config.checks import check_config
+from experiment.config.left_out import leaves_out
 from experiment.workdir import save_npz, write_json
 from likelihood import LikelihoodByClass, LikelihoodEstimator, VariationalBound
 from models import NetworkScoreModel
@@ -61,7 +62,7 @@ def classify(config: Config, workdir: Path, *, ranks: Ranks = ALONE) -> dict[str
             f"eval.classify_by={settings.classify_by} and eval.vlb_steps_per_image={settings.vlb_steps_per_image}; "
             "take vlb with 2 steps or more, or leave it at 0"
         )
-    if settings.classify_told_above_t and not config.model.condition_dropout:
+    if settings.classify_told_above_t and not leaves_out(config):
         raise ValueError(
             f"eval.classify_told_above_t={settings.classify_told_above_t:g} needs a network that is trained without "
             "its class too, got model.condition_dropout=0; leave it at 0, or train one with model.condition_dropout=0.1"

@@ -27,6 +27,7 @@ from models.pretrained import (
     from_autoencoder_vq,
     from_ddpm,
     from_diffusers,
+    from_diffusers_prior,
     from_edm,
     from_guided_file,
     from_improved_diffusion,
@@ -47,6 +48,7 @@ _SOURCES: dict[str, Callable[..., Planned]] = {
     "autoencoder_vq": from_autoencoder_vq,
     "ddpm": from_ddpm,
     "diffusers": from_diffusers,
+    "diffusers_prior": from_diffusers_prior,
     "edm": from_edm,
     "guided_diffusion": from_guided_file,
     "improved_diffusion": from_improved_diffusion,
@@ -54,7 +56,7 @@ _SOURCES: dict[str, Callable[..., Planned]] = {
     "score_sde": from_score_sde,
 }
 # those that may be asked without settings, which they then know or read
-_NEED_NONE = ("autoencoder_kl", "autoencoder_vq", "ddpm", "diffusers", "edm")
+_NEED_NONE = ("autoencoder_kl", "autoencoder_vq", "ddpm", "diffusers", "diffusers_prior", "edm")
 # those whose files have averaged weights beside the others
 _WITH_AVERAGE = ("latent_diffusion", "score_sde")
 
@@ -209,8 +211,8 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     Args:
         config: The config; ``source`` in it says what the checkpoint's file does not.
         workdir: The work directory, which must hold no run.
-        source: One of autoencoder_kl, autoencoder_vq, ddpm, diffusers, edm, guided_diffusion, improved_diffusion,
-            latent_diffusion and score_sde; "" is the config's.
+        source: One of autoencoder_kl, autoencoder_vq, ddpm, diffusers, diffusers_prior, edm, guided_diffusion,
+            improved_diffusion, latent_diffusion and score_sde; "" is the config's.
         checkpoint: The file; "" is the config's.
 
     Raises:
@@ -229,7 +231,9 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     check_config(whole)
     check_eval_names(whole)
     build_sampler(whole)
-    if whole.data.get("first_stage"):
+    if isinstance(model, PlannedModel) and model.space is not None:
+        kind = VectorKind((len(model.space.mean),), model.space)
+    elif whole.data.get("first_stage"):
         kind = check_latents(whole, model, checkpoint)
     elif isinstance(model, PlannedModel) and model.of_latents:
         raise ValueError(

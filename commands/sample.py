@@ -95,12 +95,8 @@ def sample(
         check_folder(folder)
         device = ranks.device(pick_device(config))
         run = load_sampled(config, workdir, device, ranks)
-        split = settings.condition_split
-        texts = _texts(prompt, prompts)
-        if texts:
-            conditions = _of_texts(config, run, texts, ranks)
-        else:
-            conditions = conditions_of(config, workdir, run.kind, run.classes, input, ranks, split=split)
+        texts, split = texts_of(prompt, prompts), settings.condition_split
+        conditions = conditions_of(config, workdir, run.kind, run.classes, input, ranks, split=split, texts=texts)
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             run.say_notes()
@@ -108,7 +104,7 @@ def sample(
         samples = SampleSet(
             folder,
             run.fingerprint() | ({} if conditions.digest is None else {"conditions": conditions.digest}),
-            run.about(conditions.classes) | _told(config, conditions, input or prompts or prompt),
+            run.about(conditions.classes) | told_by(config, conditions, input, prompts or prompt),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=run.kind,
@@ -269,9 +265,17 @@ def _draw(
 
 
 def conditions_of(
-    config: Config, workdir: Path, kind: AnyKind, classes: Sequence[int] | None, given: str, ranks: Ranks, *, split: str
+    config: Config,
+    workdir: Path,
+    kind: AnyKind,
+    classes: Sequence[int] | None,
+    given: str,
+    ranks: Ranks,
+    *,
+    split: str,
+    texts: Sequence[str] = (),
 ) -> SampleConditions:
-    """The conditions to draw samples of: those of a file, or of a split.
+    """The conditions to draw samples of: those of a file, or of a split, and texts in place of its captions.
 
     Raises:
         ValueError: If the model is not told such conditions, or not with such noise.
@@ -283,11 +287,15 @@ def conditions_of(
             f"sampling.condition_noise_t must be at most model.condition_noise_t={known:g}, up to which the model was "
             f"trained, got {settings.condition_noise_t:g}; lower it"
         )
-    if given and conditions.only_labels:
+    if given and not conditions.of_samples:
         raise ValueError("--input is of models that are told an image or values, got one of neither; leave it out")
-    if conditions.only_labels:
-        return SampleConditions(conditions, classes=classes)
+    if given and conditions.text is not None and not texts:
+        raise ValueError("the model is told captions, which --input does not have; leave it out, or add --prompt")
+    prompts = _prompts_of(config, conditions, texts, ranks) if texts else None
+    if not conditions.of_samples and (conditions.text is None or texts):
+        return SampleConditions(conditions, classes=classes, prompts=prompts, captions=texts)
     noise = {"noise_t": settings.condition_noise_t, "seed": config.seed}
+    noise |= {"prompts": prompts, "captions": texts or None}
     # one that is not told classes may be guided towards them
     asked = classes if settings.classes or not conditions.labels else None
     if given:
@@ -298,24 +306,23 @@ def conditions_of(
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
 
 
-def _texts(prompt: str, prompts: str) -> list[str]:
+def texts_of(prompt: str, prompts: str) -> list[str]:
     """The texts of the flags; none where neither was given."""
     if prompt and prompts:
         raise ValueError("--prompt and --prompts were both given; leave one out")
     return read_prompts(Path(prompts)) if prompts else [prompt] if prompt else []
 
 
-def _of_texts(config: Config, run: SampledRun, texts: Sequence[str], ranks: Ranks) -> SampleConditions:
-    """The conditions of prompts, and of classes where the model is told these too."""
-    conditions = build_conditions(config, run.kind)
-    source, notes = observed_prompts(config, conditions, texts)
+def _prompts_of(config: Config, conditions: Conditions, texts: Sequence[str], ranks: Ranks) -> Observed:
+    """Prompts in numbers; what was cut off is said."""
+    found, notes = observed_prompts(config, conditions, texts)
     if config.sampling.num_samples < len(texts):
         notes.append(
             f"sampling.num_samples={config.sampling.num_samples} draws the first of {len(texts)} prompts alone"
         )
     for note in notes if ranks.first else ():
         say(note)
-    return SampleConditions(conditions, classes=run.classes, source=source, captions=texts)
+    return found
 
 
 def _read_given(path: Path, conditions: Conditions) -> Observed:
@@ -338,11 +345,15 @@ def _read_given(path: Path, conditions: Conditions) -> Observed:
     return Observed((images,), labels=labels)
 
 
-def _told(config: Config, conditions: SampleConditions, given: str) -> dict[str, Any]:
+def told_by(config: Config, conditions: SampleConditions, given: str, texts: str) -> dict[str, Any]:
     """Say for ``samples.json`` where observations are from; nothing without."""
     if conditions.digest is None:
         return {}
-    origin = {"input": given} if given else {"condition_split": config.sampling.condition_split}
+    if conditions.source is None:
+        origin = {"input": texts}
+    else:
+        origin = {"input": given} if given else {"condition_split": config.sampling.condition_split}
+        origin |= {"prompt": texts} if texts else {}
     return origin | {"condition_noise_t": config.sampling.condition_noise_t}
 
 

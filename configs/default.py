@@ -31,8 +31,8 @@ def _source() -> ConfigDict:
     """Settings of --mode import: the project of the checkpoint, and what its file does not say itself."""
     return ConfigDict(
         {
-            # autoencoder_kl, autoencoder_vq, ddpm, diffusers, edm, guided_diffusion, improved_diffusion,
-            # latent_diffusion or score_sde; or --source
+            # autoencoder_kl, autoencoder_vq, ddpm, diffusers, diffusers_prior, edm, guided_diffusion,
+            # improved_diffusion, latent_diffusion or score_sde; or --source
             "name": "",
             # its file, of diffusers, and of its autoencoders, a folder or a name on the hub; or --checkpoint
             "checkpoint": "",
@@ -77,10 +77,11 @@ def _model() -> ConfigDict:
     """The network and the meaning of its output. The docstrings in models/backbones say more of each option."""
     return ConfigDict(
         {
-            # unet, adm or ncsnpp for images, mlp for vectors; classifier: no score model, but one of the classes of
-            # noisy images, whose gradient guides; autoencoder: one whose latents data.first_stage of other configs
-            # stands for; or checkpoint: network, SDE, parameterization and time
-            # input of the model that was imported into the work directory; a config that names them must agree
+            # unet, adm or ncsnpp for images, mlp for vectors, prior_transformer for vectors that are told captions;
+            # classifier: no score model, but one of the classes of noisy images, whose gradient guides; autoencoder:
+            # one whose latents data.first_stage of other configs stands for; or checkpoint: network, SDE,
+            # parameterization and time input of the model that was imported into the work directory; a config that
+            # names them must agree
             "backbone": "unet",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
             # options of models.Autoencoder, to train one together with the diffusion of its latents
@@ -110,6 +111,8 @@ def _model() -> ConfigDict:
             # share of the samples whose condition is left out in training, so that the network can answer without, as
             # classifier-free guidance asks; 0.1 is usual
             "condition_dropout": 0.0,
+            # the same of parts (class, image, values, text), by draws of their own, as in "text=0.5, values=0.1"
+            "part_dropout": "",
             # noise on condition images in training, that of x_t at a t from 0 to this, of which the network is told;
             # one sample in four has that of t = 0
             "condition_noise_t": 0.0,
@@ -130,7 +133,9 @@ def _training() -> ConfigDict:
             # the error that has weight 1: eps, x0, v, edm or, with dsm, likelihood; auto: edm for the parameterization
             # edm, else eps
             "weighting": "auto",
-            "step_sampling": "uniform",  # low_discrepancy: spread over the batch; importance: where the loss is large
+            # low_discrepancy: spread over the batch; importance: where the loss is large; logit_normal: more of the
+            # middle of [0, 1], which is another loss
+            "step_sampling": "uniform",
             "precision": "auto",  # fp32 or bf16; auto: bf16 for large networks where the hardware is fast at it
             "compile": "auto",  # torch.compile: on or off; auto: on for long runs of large networks
             "accumulation_steps": 1,  # micro-batches a process, one after the other, for less memory
@@ -280,6 +285,7 @@ def _cascade() -> ConfigDict:
             # noise on what each stage but the first is told of the images before it, that of x_t at this t; at most the
             # model.condition_noise_t of that stage
             "noise_t": (),
+            "guidance_weight": (),  # of each stage, in place of sampling.guidance_weight: 2,1; (): that one for all
             "truncated": False,  # stop an earlier stage at that noise, instead of adding it to the finished image
         }
     )

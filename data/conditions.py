@@ -258,7 +258,7 @@ class GivenText(ConditionMaker):
     def __init__(self, *, max_words: int = 32) -> None:
         self.max_words = whole_number("max_words", max_words, least=1, fix="pass 32")
 
-    def network_options(self, kind: ImageKind) -> dict[str, int]:
+    def network_options(self, kind: AnyKind) -> dict[str, int]:
         """Options of a backbone.
 
         Raises:

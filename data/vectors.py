@@ -10,6 +10,7 @@ from .base import Dataset, ImageDataset, ImageKind, check_split
 from .errors import DataError
 from .latents import LatentDataset
 from .space import RealSpace
+from .words import TextKind
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class VectorKind:
         num_classes: Number of classes, at least 1.
         class_names: Name of each class, in the order of the labels; empty where they are not known.
         num_values: Number of values that each vector has beside its numbers and class; see ``Dataset.values``.
+        text: Their captions, as a model of them is told these; None where it is told none.
     """
 
     image_shape: tuple[int]
@@ -29,6 +31,7 @@ class VectorKind:
     num_classes: int = 1
     class_names: tuple[str, ...] = ()
     num_values: int = 0
+    text: TextKind | None = None
     num_levels: ClassVar[None] = None
     seen_levels: ClassVar[None] = None
     of_pixels: ClassVar[bool] = False

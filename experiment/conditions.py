@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class Conditions:
     """
 
     def __init__(self, kind: AnyKind | None, *, labels: bool = False, makers: Sequence[ConditionMaker] = ()) -> None:
-        if not isinstance(kind, ImageKind) and not all(isinstance(maker, GivenValues) for maker in makers):
+        if not isinstance(kind, ImageKind) and not all(isinstance(maker, (GivenValues, GivenText)) for maker in makers):
             raise DataError("conditions are made of images, got other data; tell values, or leave them out")
         self.kind, self.labels = kind, labels
         self.images = [maker for maker in makers if isinstance(maker, ImageMaker)]
@@ -109,7 +110,7 @@ class Conditions:
             maker.size(self.kind) if isinstance(maker, GivenValues) else maker.size(self._of_images)
             for maker in self.values
         ]
-        of_text = {} if self.text is None else self.text.network_options(self._of_images)
+        of_text = {} if self.text is None else self.text.network_options(self.kind)
         return {"cond_channels": channels, "cond_values": sum(sizes)} | of_text
 
     @property
@@ -126,6 +127,11 @@ class Conditions:
     def only_labels(self) -> bool:
         """True if labels are all that is told, or nothing is."""
         return not self.images and not self.values and self.text is None
+
+    @property
+    def of_samples(self) -> bool:
+        """True if images or values are told, which a user gives by files and not in words."""
+        return bool(self.images or self.values)
 
     @property
     def any(self) -> bool:
@@ -205,19 +211,28 @@ class Conditions:
             fields["image_log_snr"] = None if noise is None else noise.sde.log_snr(noise.t).to(fields["image"].dtype)
         return Condition(**fields)
 
-    def tell_image(self, y: Tensor, *, log_snr: Tensor | None = None, labels: Tensor | None = None) -> Condition:
-        """The condition of a model that is told one image, and perhaps the class, of an image that is not observed.
+    def tell_image(
+        self,
+        y: Tensor,
+        *,
+        log_snr: Tensor | None = None,
+        labels: Tensor | None = None,
+        texts: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Condition:
+        """The condition of a model that is told one image, and perhaps class and caption, of what is not observed.
 
         Args:
             y: The image in model space, such as a sample of another model, with its noise if it has any, [B, c, h, w].
             log_snr: log-SNR of that noise, [B]; None for none.
             labels: Classes, int64 [B], unused where they are not told.
+            texts: Captions in numbers, see ``Observed.texts``, unused where they are not told.
         """
         (maker,) = self.images
         return Condition(
             label=labels if self.labels else None,
             image=maker.tell(y, self._of_images),
             image_log_snr=None if log_snr is None else log_snr.to(y.dtype),
+            **({} if self.text is None else self.text.tell(texts)),
         )
 
     def _image(self, observed: Sequence[Tensor], noise: ImageNoise | None) -> Tensor:

@@ -77,16 +77,15 @@ def trained_kind(config: Config, workdir: Path, device: torch.device | None = No
         # an imported network says it itself, and one without labels needs none
         classes = config.model.get("network", {}).get("num_classes") or (None if config.model.class_conditional else 1)
     names, space = tuple(said.get("class_names") or ()), _space_of(said)
-    values = said.get("num_values") or 0
+    values, text = said.get("num_values") or 0, trained_text(said)
     if space is not None and classes is not None:
-        return VectorKind((len(space.mean),), space, classes, names, values)
+        return VectorKind((len(space.mean),), space, classes, names, values, text)
     if shape is None or levels is None or classes is None:
         return image_kind(config.data.dataset) or build_dataset(config, "train").kind
     paired = (said.get(f"paired_{one}") or 0 for one in ("channels", "levels"))
     latents = said.get("latents")
     _check_sees_the_same(config, workdir, of_latents=latents is not None)
     space = None if latents is None else _latent_space(latents)
-    text = trained_text(said)
     kind = ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=space, text=text)
     return kind if space is None else with_codec(config, kind, workdir, device or pick_device(config))
 

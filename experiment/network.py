@@ -12,6 +12,7 @@ from runtime.registry import choices_message
 
 from .conditions import build_conditions
 from .config import Config
+from .config.left_out import check_parts, leaves_out
 from .latents.first_stage import sees_latents
 
 # keys of config.model that are options of backbones, of the same name
@@ -61,7 +62,7 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
         ValueError: If it is of images, and these are vectors, or the other way round.
     """
     shape, of_vectors = "x".join(map(str, kind.sample_shape)), isinstance(kind, VectorKind)
-    if of_vectors != (backbone == "mlp"):
+    if of_vectors != (backbone in ("mlp", "prior_transformer")):
         if of_vectors and backbone == "classifier":
             raise ValueError(f"backbone classifier is of images, got vectors of {shape} numbers; take data of images")
         if of_vectors:
@@ -69,7 +70,7 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
                 f"backbone {backbone} is of images, got vectors of {shape} numbers; set model.backbone=mlp"
             )
         raise ValueError(
-            f"backbone mlp is of vectors, got images of {shape}; set model.backbone to adm, ncsnpp or unet"
+            f"backbone {backbone} is of vectors, got images of {shape}; set model.backbone to adm, dit, ncsnpp or unet"
         )
     if isinstance(kind, VectorKind):
         return {"num_dims": kind.sample_shape[0]}
@@ -94,20 +95,21 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
         what = {"cond_channels": "an image", "cond_values": "values"}.get(name, "captions")
         raise ValueError(
             f"backbone {model.backbone} cannot be told {what}, which data.condition="
-            f"{','.join(config.data.condition)} is; leave it out, or set model.backbone to adm, ncsnpp or unet"
+            f"{','.join(config.data.condition)} is; leave it out, or set model.backbone to adm, dit, ncsnpp or unet"
         )
     if model.get("condition_dropout", 0.0) and not conditions.any:
         raise ValueError(
             f"model.condition_dropout={model.condition_dropout:g} needs a condition, got none; set "
             "model.class_conditional or data.condition, or leave it at 0"
         )
+    check_parts(config, conditions)
     if model.get("condition_noise_t", 0.0) and not conditions.images:
         raise ValueError(
             f"model.condition_noise_t={model.condition_noise_t:g} needs a condition image, got none; set "
             "data.condition=lowres, or leave it at 0"
         )
     told = {name: size for name, size in options.items() if name in known}
-    return {**told, **({"null_condition": True} if model.get("condition_dropout", 0.0) else {})}
+    return {**told, **({"null_condition": True} if leaves_out(config) else {})}
 
 
 def build_backbone(config: Config, kind: AnyKind, *, outputs_per_channel: int) -> Backbone:
@@ -160,5 +162,5 @@ def model_in_full(model: Mapping[str, Any]) -> dict[str, Any]:
     options = network_defaults(model.get("backbone", "unet"))
     shared = {key: options[key] for key in SHARED if key in options and key not in model}
     own = {"network": {}, "time_input": "auto", "data_std": 0.5, "learned_variance": False, "dequantizer": False}
-    own |= {"condition_dropout": 0.0, "condition_noise_t": 0.0}
+    own |= {"condition_dropout": 0.0, "part_dropout": "", "condition_noise_t": 0.0}
     return own | {"class_conditional": False} | shared | {key: plain(value) for key, value in model.items()}

@@ -84,13 +84,14 @@ class Condition:
         """The same on a device."""
         return Condition(**{name: value.to(device) for name, value in self.given.items()})
 
-    def without(self, samples: Bool[Tensor, " batch"] | None = None) -> Condition:
+    def without(self, samples: Bool[Tensor, " batch"] | None = None, *, part: str | None = None) -> Condition:
         """The null condition of the same fields: label -1, no word, no token, and NaN for images, values and pooled.
 
         ``image_log_snr`` stays, and so does the shape of each field.
 
         Args:
             samples: True for those that it is of, [B]; the others keep their condition. None for all.
+            part: One of ``PARTS``, whose fields alone are left out; None for all.
         """
         given = self.given
         if self.tokens is not None and self.mask is None:
@@ -99,7 +100,7 @@ class Condition:
         nulls = {
             name: value.masked_fill(of.to(value.device).view(-1, *[1] * (value.ndim - 1)), _NULL[name])
             for name, value in given.items()
-            if name in _NULL
+            if name in (_NULL if part is None else PARTS[part])
         }
         return Condition(**given | nulls)
 
@@ -116,6 +117,8 @@ _NDIM = {"label": 1, "image": 4, "image_log_snr": 1, "values": 2, "words": 2, "t
 # a measurement has the dimensions that its operator gives it
 _NAN = float("nan")
 _NULL = {"label": -1, "image": _NAN, "values": _NAN, "words": 0, "mask": False, "pooled": _NAN}
+# what may be left out by itself, and the fields that tell it
+PARTS = {"class": ("label",), "image": ("image",), "values": ("values",), "text": ("words", "mask", "pooled")}
 
 # what is taken wherever a condition is: a plain tensor is the labels
 Cond = Condition | Tensor
@@ -129,10 +132,10 @@ def told_fields(cond: Cond | None) -> dict[str, Tensor]:
     return {"cond" if name == "label" else name: value for name, value in given.items()}
 
 
-def null_of(cond: Cond, samples: Bool[Tensor, " batch"] | None = None) -> Cond:
+def null_of(cond: Cond, samples: Bool[Tensor, " batch"] | None = None, *, part: str | None = None) -> Cond:
     """The null condition of the same kind: see ``Condition.without``; of plain labels, labels of -1."""
     if isinstance(cond, Condition):
-        return cond.without(samples)
+        return cond.without(samples, part=part)
     return torch.full_like(cond, -1) if samples is None else cond.masked_fill(samples, -1)
 
 

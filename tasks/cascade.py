@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,13 @@ from data import ImageKind
 from data.conditions import Masked
 from experiment import TrainedRun
 from experiment.build import build_sampler
-from experiment.conditions import Conditions
+from experiment.conditions import Conditions, Observed
 from models import CFGPlusPlusWeight, Cond, ScoreModel, check_same_sde
 from samplers import GridSampler, Hook, Sampler, StepState
 from sde_lib import SDE, NoiseStreams, derive_seed, points_of
+
+Texts = Mapping[str, Tensor]
+"""Captions in the numbers of a stage; see ``Observed.texts``."""
 
 _NOISE = 1  # derives the seed of the noise on a stage's image from that of the stage
 
@@ -29,8 +32,8 @@ class Stage:
     Attributes:
         model: The model, guided and with bounds of its x0 where that is wanted.
         sampler: Its sampler.
-        conditions: The images that it is of, and what it is told: of the first stage the class at most, of the others
-            the image of the stage before too.
+        conditions: The images that it is of, and what it is told: of the first stage class and caption at most, of the
+            others the image of the stage before too.
         most_noise_t: Largest time of the noise that the image had in training.
         rounded: Round images to grey levels before the next stage is told them, as its training does; False for models
             of real numbers.
@@ -120,6 +123,11 @@ class Cascade:
         return self.stages[0].kind.num_classes if first.labels else None
 
     @property
+    def hears_captions(self) -> bool:
+        """True if the first stage is told captions."""
+        return self.stages[0].conditions.text is not None
+
+    @property
     def num_steps(self) -> int:
         """Steps of all stages whose samplers step along a grid, final denoising included."""
         walked = [
@@ -134,6 +142,7 @@ class Cascade:
         index: range,
         *,
         labels: Int64[Tensor, " batch"] | None = None,
+        captions: Sequence[Texts] = (),
         seed: int = 0,
         device: torch.device | str = "cpu",
         hooks: Sequence[Hook] = (),
@@ -143,12 +152,14 @@ class Cascade:
         Args:
             index: The numbers k of the samples.
             labels: Their classes, int64 [B], which every stage is told that knows classes; None for all in turn.
+            captions: Their captions, a mapping for each stage, such as ``observed_prompts(run.config, run.conditions,
+                prompts)[0].texts``; {} for a stage that is told none. Empty where no stage is told any.
             seed: The seed.
             device: Where the models are.
             hooks: See ``Sampler.sample``; called in every stage.
 
         Raises:
-            ValueError: If there are labels, and the first stage is told none.
+            ValueError: If there are labels or captions and no stage is told them, or captions are missing.
         """
         if labels is not None and self.num_classes is None:
             raise ValueError(
@@ -156,7 +167,10 @@ class Cascade:
             )
         if labels is None and self.num_classes is not None:
             labels = torch.tensor(index) % self.num_classes
-        cond, found, nfe = (labels if self.num_classes is not None else None), [], 0
+        self._check_captions(captions)
+        texts = captions or [{}] * len(self.stages)
+        cond = self.stages[0].conditions.tell(Observed(labels=labels, texts=texts[0]))
+        found, nfe = [], 0
         for number, stage in enumerate(self.stages):
             noise, last = NoiseStreams(derive_seed(seed, number), index), _LastNoisy()
             sde = stage.model.sde
@@ -167,23 +181,41 @@ class Cascade:
             nfe += result.nfe
             if number < len(self.noise_t):
                 stopped = self._samplers[number] is not stage.sampler
-                cond = self._told(number + 1, last.x if stopped else None, result.x0, labels, seed, index)
+                told = {"labels": labels, "texts": texts[number + 1]}
+                cond = self._told(number + 1, last.x if stopped else None, result.x0, seed, index, **told)
         return CascadeSamples(tuple(found), nfe)
 
+    def _check_captions(self, captions: Sequence[Texts]) -> None:
+        wanted = [stage.name or str(k) for k, stage in enumerate(self.stages) if stage.conditions.text is not None]
+        got = [stage.name or str(k) for k, (stage, one) in enumerate(zip(self.stages, captions, strict=False)) if one]
+        if got != wanted or len(captions) not in (0, len(self.stages)):
+            raise ValueError(
+                f"captions must be for {len(self.stages)} stages, of which {', '.join(wanted) or 'none'} are told "
+                f"them, got {len(captions)}, of which {', '.join(got) or 'none'} have them; pass one mapping a stage"
+            )
+
     def _told(
-        self, number: int, x_s: Tensor | None, x0: Tensor, labels: Tensor | None, seed: int, index: range
+        self,
+        number: int,
+        x_s: Tensor | None,
+        x0: Tensor,
+        seed: int,
+        index: range,
+        *,
+        labels: Tensor | None,
+        texts: Texts,
     ) -> Cond:
         """The condition of a stage: x_s of the one before if it was stopped there, else its images with noise."""
         stage, before, s = self.stages[number], self.stages[number - 1], self.noise_t[number - 1]
         space = before.kind.space
         y = space.encode(space.decode(x0)).to(x0) if before.rounded else x0
         if s == 0:
-            return stage.conditions.tell_image(y, labels=labels)
+            return stage.conditions.tell_image(y, labels=labels, texts=texts)
         t = torch.full((len(y),), s, dtype=torch.float64, device=y.device)
         if x_s is None:
             eps = NoiseStreams(derive_seed(seed, number, _NOISE), index).normal_like(y)
             x_s = stage.model.sde.perturb(y, t, eps)
-        return stage.conditions.tell_image(x_s, log_snr=stage.model.sde.log_snr(t), labels=labels)
+        return stage.conditions.tell_image(x_s, log_snr=stage.model.sde.log_snr(t), labels=labels, texts=texts)
 
 
 class _LastNoisy:
@@ -249,7 +281,7 @@ def check_stages(
         raise ValueError("a cascade is of images, got vectors; take runs of images")
     if any(kind.latents is not None for kind in kinds):
         raise ValueError("a cascade is of pixels, got a stage of latents; take runs without data.first_stage")
-    if not told[0].only_labels:
+    if told[0].of_samples:
         raise ValueError(f"the first stage, {names[0]}, is told an image or values; begin with a model that is not")
     for number, (s, one) in enumerate(zip(noise_t, told[1:], strict=True), 1):
         name, before = names[number], names[number - 1]
@@ -268,6 +300,10 @@ def check_stages(
         if one.labels and not (told[0].labels and classes == first_classes):
             raise ValueError(
                 f"stage {name} is told a class, which the first stage, {names[0]}, is not told alike; train both so"
+            )
+        if one.text is not None and told[0].text is None:
+            raise ValueError(
+                f"stage {name} is told captions, which the first stage, {names[0]}, is not told; train both so"
             )
         if not 0 <= s <= most_noise_t[number]:
             raise ValueError(

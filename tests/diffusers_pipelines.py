@@ -1,5 +1,7 @@
 """Small pipelines of diffusers with random weights, and comparisons with its networks."""
 
+import json
+
 import pytest
 import torch
 from importer_references import per_sample_error, randomize
@@ -40,6 +42,39 @@ def save(folder, settings, scheduler=None, *, safe=True):
     scheduler = scheduler or diffusers.DDPMScheduler(variance_type=variance)
     diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder, safe_serialization=safe)
     return unet
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+
+
+def clip_tokenizer(folder, max_length=16):
+    """A tokenizer of CLIP that knows letters alone; its files are in the folder."""
+    transformers = pytest.importorskip("transformers")
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(WORDS)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    paths = (str(folder / name) for name in ("vocab.json", "merges.txt"))
+    return transformers.CLIPTokenizer(*paths, model_max_length=max_length)
+
+
+def clip_text_config(**options):
+    """Settings of a small text encoder of CLIP for the words of that tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    places = {"max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return transformers.CLIPTextConfig(vocab_size=len(WORDS), **sizes, **places, **options)
+
+
+def unclip_scheduler(**options):
+    """unCLIP's scheduler with its table in float64: its own, in float32, has lost digits at the last step."""
+    scheduler = diffusers.UnCLIPScheduler(prediction_type="sample", **options)
+    levels = torch.arange(1001, dtype=torch.float64) / 1000
+    alpha_bar = ((levels + 0.008) / 1.008 * torch.pi / 2).cos() ** 2
+    scheduler.betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    return scheduler
 
 
 class Float64Sinusoid(torch.nn.Module):

@@ -306,6 +306,14 @@ def stages(_: Bench, config: Config) -> list[str]:
     return list(load_stages(config, path, defaults=get_default_config()))
 
 
+def stage_weights(bench: Bench, config: Config) -> list[float]:
+    """The weights of guidance that the stages of a cascade are loaded with."""
+    two = {"one": get_default_config(), "two": get_default_config()}
+    sample = partial(run_cascade, "sample", config, two, Path(), {}, ALONE)
+    loaded = bench.call(sample, "commands.cascade._load").args[0]
+    return [one.sampling.guidance_weight for one in loaded.values()]
+
+
 def cascade(name: str) -> Read:
     """An argument of the cascade that is sampled."""
 

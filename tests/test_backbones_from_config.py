@@ -8,7 +8,7 @@ from thinning import only
 from tiny import ROOT, error, last_tensors, tiny_command
 
 import main
-from models.backbones import ADM, NCSNpp
+from models.backbones import ADM, DiT, NCSNpp
 
 TEXT = (ROOT / "configs/vp/digits.py").read_text()
 BACKBONES = {
@@ -27,6 +27,10 @@ BACKBONES = {
             attention_resolutions=(4,), fir_kernel=None, input_pyramid="none", num_classes=10,
         ),
     ),
+    "dit": (
+        '{"depth": 2, "qk_norm": True}',
+        lambda: DiT(image_size=8, in_channels=1, channels=16, depth=2, num_heads=1, qk_norm=True, num_classes=10),
+    ),
 }  # fmt: skip
 
 
@@ -38,7 +42,7 @@ def command(folder: Path, mode: str, backbone: str, network: str, *extra: str) -
     return [f"--config={folder / 'mine.py'}", *tiny_command(mode, folder / "run", *extra)[1:]]
 
 
-@pytest.mark.parametrize("backbone", only(("ncsnpp",), BACKBONES))
+@pytest.mark.parametrize("backbone", only(("ncsnpp", "dit"), BACKBONES))
 def test_a_backbone_of_the_config_trains_and_is_measured_and_sampled(tmp_path: Path, backbone: str):
     network, build = BACKBONES[backbone]
     for mode in ("train", "eval", "sample"):
@@ -63,7 +67,11 @@ def test_a_backbone_of_the_config_trains_and_is_measured_and_sampled(tmp_path: P
         ("unet", '{"image_size": 16}', "the model has image_size 16, but digits has 8; use images such as"),
         ("adm", '{"num_classes": 3}', "the model has num_classes 3, but digits has 10; use images such as"),
         ("ncsnpp", '{"block": "resnet"}', "block must be one of biggan, ddpm, got 'resnet'"),
-        ("vit", "{}", "unknown backbone 'vit'; choices: adm, autoencoder, classifier, mlp, ncsnpp, unet, checkpoint"),
+        (
+            "vit",
+            "{}",
+            "unknown backbone 'vit'; did you mean 'dit'? choices: adm, autoencoder, classifier, dit, mlp, ncsnpp, unet",
+        ),
     ],
 )
 def test_what_a_backbone_does_not_know_is_one_line(

@@ -10,7 +10,7 @@ from importer_references import count
 from thinning import only
 
 from commands.import_checkpoint import check_images
-from data import ImageKind, LatentSpace, TextKind
+from data import ImageKind, LatentSpace, RealSpace, TextKind, VectorKind
 from experiment.build import build_sampler, build_sde
 from experiment.config import Config, load_config, parse_options
 from experiment.config.checks import check_config, check_eval_names
@@ -21,6 +21,7 @@ from models.pretrained import ModelPlan
 from models.pretrained.autoencoder_kl.settings import plan_autoencoder_kl
 from models.pretrained.autoencoder_vq.settings import plan_vq_model
 from models.pretrained.ddpm import plan_ddpm
+from models.pretrained.diffusers.prior import plan_prior
 from models.pretrained.diffusers.settings import plan_diffusers
 from models.pretrained.edm.importer import plan_edm
 from models.pretrained.edm.names import edm_sources
@@ -100,6 +101,7 @@ SD_15 = {
 SD_SCHEDULER = {
     "_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
 }  # fmt: skip
+UNCLIP = {"_class_name": "UnCLIPScheduler", "prediction_type": "sample"}
 VE_256 = {"sample_size": 256, "layers_per_block": 2, "block_out_channels": [128, 128, *[256] * 5]}
 VE_1024 = {"sample_size": 1024, "layers_per_block": 1, "block_out_channels": [16, 32, 64, 128, 256, 512, 512, 512]}
 
@@ -187,6 +189,8 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
     ("sd_vae_cifar10", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=32).plan, 83_653_863 + 3),
     ("stable_diffusion", ""): (lambda c: plan_diffusers(SD_15, SD_SCHEDULER), 859_520_964),
     ("stable_diffusion_vae", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=512).plan, 83_653_863 + 3),
+    # less the mean and the standard deviation of embeddings, which diffusers counts
+    ("kandinsky_prior", ""): (lambda c: plan_prior({}, UNCLIP), 1_022_030_080 - 2 * 768),
     ("ldm_celebahq", ""): (lambda c: plan_latent_diffusion_unet(c.source.config), 274_056_163),
     ("ldm_celebahq_hub", ""): (lambda c: plan_diffusers(LDM_UNET, LDM_SCHEDULER), 274_056_163),
     ("ldm_celebahq_vq", ""): (lambda c: plan_vq_model(VQ_F4, image_size=256).plan, 55_322_782 + 3),
@@ -246,7 +250,7 @@ def test_every_command_of_the_page_has_its_config():
 
 # one of each importer and backbone
 FAST = ("ddpm_cifar10", "diffusers_cifar10", "diffusers_ve_256", "edm_cifar10", "guided_imagenet64", "improved_cifar10")
-FAST += ("guided_imagenet64_classifier", "sd_vae_cifar10", "ldm_celebahq", "ldm_celebahq_vq")
+FAST += ("guided_imagenet64_classifier", "sd_vae_cifar10", "ldm_celebahq", "ldm_celebahq_vq", "kandinsky_prior")
 FAST += ("score_sde_vp_cifar10", "score_sde_ve_256", "score_sde_ve_1024")
 
 
@@ -277,6 +281,8 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
         space = LatentSpace(shape, (0.0,) * shape[0], (1.0,) * shape[0], 256, "")
         text = TextKind((), "clip", 768, 0) if whole.data.get("condition") else None
         images = ImageKind((3, whole.data.image_size, whole.data.image_size), 256, 1, latents=space, text=text)
+    elif plan.backbone == "prior_transformer":
+        images = VectorKind((768,), RealSpace((0.0,) * 768, (1.0,) * 768), text=TextKind((), "clip", 768, 768))
     else:
         images = check_images(whole, plan.network, "published.pt")
     with torch.device("meta"):
@@ -284,7 +290,7 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
     assert type(again) is type(backbone)
     shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (again, backbone)]
     assert shapes[0] == shapes[1]
-    assert whole.model.dropout == plan.network.get("dropout", 0.0)
+    assert whole.model.get("dropout", 0.0) == plan.network.get("dropout", 0.0)
     assert whole.model.learned_variance == plan.network.get("learned_variance", False)
     assert whole.model.class_conditional == (plan.network.get("num_classes") is not None)
 
@@ -304,6 +310,7 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
         ("guided_lsun", ("ancestral", 1000, "uniform", True)),
         ("guided_lsun_horse_nodropout", ("ancestral", 1000, "uniform", True)),
         # 18 steps of theirs, 35 calls: 17 here and the final denoising
+        ("kandinsky_prior", ("ancestral", 25, "trailing", True)),
         ("ldm_celebahq", ("ddim", 200, "uniform", True)),
         ("edm_cifar10", ("heun", 17, "karras", False)),
         ("edm_ffhq", ("heun", 39, "karras", False)),
@@ -345,6 +352,7 @@ PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
     "improved_imagenet64": (0.0, "improved_ddpm", ""),
     "improved_imagenet64_cond": (0.0, "improved_ddpm", ""),
     "improved_lsun_bedroom": (0.0, "ddpm", ""),
+    "kandinsky_prior": (0.0, "improved_ddpm", "variance=small"),
     "ldm_celebahq": (0.0, "betas", ""),
     "ldm_celebahq_hub": (0.0, "betas", ""),
     "ldm_celebahq_vq": (0.0, "ddpm", ""),

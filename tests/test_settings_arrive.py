@@ -46,6 +46,7 @@ from settings_readers import (
     shared,
     source,
     split,
+    stage_weights,
     stages,
     text_encoder,
     told,
@@ -221,6 +222,10 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
         _one("0.5", 0.5, option(lambda trainer: trainer.options.condition_dropout), needs=CONDITIONAL),
         _one("0.5", True, lambda _, config: built_network(config).null_condition, needs=CONDITIONAL),
     ],
+    "model.part_dropout": [
+        _one("class=0.5", {"class": 0.5}, option(lambda trainer: trainer.options.part_dropout), needs=CONDITIONAL),
+        _one("class=0.5", True, lambda _, config: built_network(config).null_condition, needs=CONDITIONAL),
+    ],
     "model.condition_noise_t": [
         _one("0.5", 0.5, option(lambda trainer: trainer.options.condition_noise_t), needs=TOLD_IMAGE),
         _one("0.5", True, option(lambda trainer: trainer._batches.at(0).condition_eps is not None), needs=TOLD_IMAGE),
@@ -389,6 +394,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "progressive.shared_samples": _one("2", 2, shared(lambda *_, num_samples, **__: num_samples)),
     "cascade.stages": _one("vp/digits_2,vp/digits_4_sr", ["digits_2", "digits_4_sr"], stages),
     "cascade.noise_t": _one("0.1,0.2", (0.1, 0.2), cascade("noise_t")),
+    "cascade.guidance_weight": _one("2,1.5", [2.0, 1.5], stage_weights),
     "cascade.truncated": _one("True", True, cascade("truncated")),
     "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
     "eval.classify_by": _one("vlb_continuous", ["vlb_continuous"], by_class(list), needs=CONDITIONAL),

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from data import NOTHING, Beside, DataError, Dataset
+from models.condition import PARTS
 from runtime.processes.rank_slice import RankSlice
 from sde_lib import derive_seed
 
@@ -34,6 +35,7 @@ class Batch:
         spread: Standard deviation of each number of the samples, which ``more_noise`` is for; None for none.
         more_noise: As much again, for losses that want it, or for the spread.
         drop_uniform: For the samples whose condition is left out, float64 [b]; None where none is.
+        part_uniform: For those of which a part is, a column for each of ``PARTS``, float64 [b, P]; None where none is.
         condition_uniform: For the times of the noise on condition images, float64 [b]; None where they have none.
         condition_eps: That noise, standard normal, [b, n].
     """
@@ -46,6 +48,7 @@ class Batch:
     spread: Float[Tensor, "slice *shape"] | None = None
     more_noise: Float[Tensor, "slice *shape"] | None = None
     drop_uniform: Float[Tensor, " slice"] | None = None
+    part_uniform: Float[Tensor, "slice parts"] | None = None
     condition_uniform: Float[Tensor, " slice"] | None = None
     condition_eps: Float[Tensor, "slice numbers"] | None = None
 
@@ -156,6 +159,7 @@ class Batches:
         random_flip: Mirror images left to right with probability 1/2.
         more_noise: Draw noise a second time, for losses that want it.
         drops: Draw which samples' conditions are left out.
+        part_drops: Draw of which samples a part is.
         num_condition_noise: Numbers of a sample's condition images that get noise; 0 for none.
         ahead: Make the next batch in a thread of its own, in pinned memory where there is a GPU. That pays where a GPU
             computes; on a CPU it takes from the network what it gives.
@@ -170,13 +174,14 @@ class Batches:
         random_flip: bool = False,
         more_noise: bool = False,
         drops: bool = False,
+        part_drops: bool = False,
         num_condition_noise: int = 0,
         ahead: bool = False,
     ) -> None:
         self._spread, self._has_beside = dataset.spread, not dataset.beside.empty
         self._samples = TrainBatches(dataset, batch_size=rank_slice.batch_size, seed=seed, random_flip=random_flip)
         self._slice, self._seed, self._more_noise = rank_slice, seed, more_noise or dataset.spread is not None
-        self._drops, self._num_condition_noise = drops, num_condition_noise
+        self._drops, self._part_drops, self._num_condition_noise = drops, part_drops, num_condition_noise
         self._ahead = ahead
         self._pool: ThreadPoolExecutor | None = None
         self._pin = ahead and torch.cuda.is_available()
@@ -213,14 +218,19 @@ class Batches:
             spread=None if self._spread is None else self._spread[index],
             more_noise=self._noise(step, _MORE_NOISE_STREAM, samples.shape[1:]) if self._more_noise else None,
             drop_uniform=self._uniform(step, _DROP_STREAM)[own] if self._drops else None,
+            part_uniform=self._of_parts(step)[own] if self._part_drops else None,
             condition_uniform=self._uniform(step, _CONDITION_TIME_STREAM)[own] if numbers[0] else None,
             condition_eps=self._noise(step, _CONDITION_NOISE_STREAM, numbers) if numbers[0] else None,
         )
         return batch.pinned() if self._pin else batch
 
-    def _uniform(self, step: int, stream: int) -> Tensor:
+    def _of_parts(self, step: int) -> Tensor:
+        """Uniform draws for each of ``PARTS``, whichever are left out, float64 [B, P]."""
+        return torch.stack([self._uniform(step, _DROP_STREAM, k) for k in range(1, 1 + len(PARTS))], dim=1)
+
+    def _uniform(self, step: int, *stream: int) -> Tensor:
         """Uniform draws in [0, 1) for the global batch, float64 [B]."""
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, step, stream))
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, step, *stream))
         return torch.rand(self._slice.batch_size, generator=generator, dtype=torch.float64)
 
     def _noise(self, step: int, stream: int, shape: torch.Size) -> Tensor:

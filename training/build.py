@@ -12,6 +12,7 @@ from torch import Tensor
 from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
+from experiment.config.left_out import part_rates
 from experiment.network import is_classifier, is_first_stage
 from models import NetworkModel
 from runtime.processes.collectives import is_sharded, shard
@@ -83,7 +84,8 @@ def build_optimizer(config: Config, model: NetworkModel) -> torch.optim.Optimize
 
 def build_options(config: Config) -> TrainingOptions:
     """The options of ``config.training``, ``config.optim`` and ``config.data``, which have the names of the fields."""
-    sections = {"seed": config.seed, **config.model, **config.data, **config.optim, **config.training}
+    sections: dict[str, Any] = {"seed": config.seed, **config.model, **config.data, **config.optim, **config.training}
+    sections["part_dropout"] = part_rates(config)
     # the section of an imported model has no key of which it has no use
     known = [field.name for field in fields(TrainingOptions) if field.name in sections]
     return TrainingOptions(**{name: sections[name] for name in known})

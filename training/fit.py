@@ -50,7 +50,7 @@ def fit(
             about its last tenth.
         device: The device to train on; "auto" takes a GPU if there is one.
         **options: Other fields of ``TrainingOptions``, such as ``batch_size``, ``learning_rate``, ``warmup_steps``,
-            ``grad_clip``, ``seed``, ``random_flip``, ``condition_dropout`` and ``condition_noise_t``.
+            ``grad_clip``, ``seed``, ``random_flip``, ``condition_dropout``, ``part_dropout`` and ``condition_noise_t``.
 
     Returns:
         The moving average of the model, in evaluation mode: sample from it, and measure it.

@@ -26,9 +26,9 @@ from .state import TrainingState
 
 # what makes a network conditional: where the other run has none of it, new layers that start at zero take it in
 _ADDED = (
-    *("model.class_conditional", "model.condition_dropout", "model.condition_noise_t", "model.network.num_classes"),
-    *("model.network.cond_channels", "model.network.cond_values", "model.network.null_condition"),
-    "data.condition",
+    *("model.class_conditional", "model.condition_dropout", "model.condition_noise_t", "model.part_dropout"),
+    *("model.network.num_classes", "model.network.cond_channels", "model.network.cond_values"),
+    *("model.network.null_condition", "data.condition"),
 )
 _WORDS, _CROSS = "word_encoder.", ".cross_attention."  # parts of a network that read a text
 _OWN = "run"  # config.source.name of a run that began with the weights of another one

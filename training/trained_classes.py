@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data import AnyDataset
 from experiment.config import Config
+from experiment.config.left_out import leaves_out
 
 _MOST_NUMBERS = 5  # that a line lists
 _CURES = {
@@ -47,7 +48,7 @@ def check_null_condition(config: Config) -> None:
     """
     network = config.model.network
     promised = network.get("null_condition") or network.get("null_class")
-    if promised and not config.model.get("condition_dropout", 0.0):
+    if promised and not leaves_out(config):
         raise ValueError(
             "config.model.network.null_condition=True promises a network that is trained without its condition now and "
             "then, which it is not; set config.model.condition_dropout=0.1 instead"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +20,7 @@ from experiment.conditions import Conditions, ImageNoise, Observed
 from experiment.pictures import as_array, picture_of
 from experiment.precision import NetworkMode, PrecisionBackbone
 from models import Cond, ScoreModel, null_of
+from models.condition import PARTS
 from runtime.messages import say
 from runtime.options import whole_number
 from runtime.processes.collectives import Communication
@@ -50,6 +51,8 @@ class TrainingOptions:
         seed: Seed of the batches, the noise, the times and dropout.
         class_conditional: Tell the network the labels.
         condition_dropout: Share of the samples whose condition is left out, a draw of each step, in [0, 1).
+        part_dropout: Shares of those of which a part is left out, by its name in ``models.condition.PARTS``: draws of
+            their own, beside that of the whole.
         condition_noise_t: Noise on condition images: that of t = 0 for one sample in four, of a t uniform in [0, this]
             for the others; 0 for none.
         random_flip: Mirror images left to right with probability 1/2.
@@ -70,6 +73,7 @@ class TrainingOptions:
     seed: int = 0
     class_conditional: bool = False
     condition_dropout: float = 0.0
+    part_dropout: Mapping[str, float] = field(default_factory=dict)
     condition_noise_t: float = 0.0
     random_flip: bool = False
     learning_rate: float = 2e-4
@@ -160,6 +164,7 @@ class Trainer:
             random_flip=options.random_flip,
             more_noise=state.loss.wants_more_noise,
             drops=options.condition_dropout > 0,
+            part_drops=bool(options.part_dropout),
             num_condition_noise=self._conditions.num_noisy if options.condition_noise_t > 0 else 0,
             ahead=self._device.type == "cuda",
         )
@@ -333,9 +338,15 @@ class Trainer:
         beside = NOTHING if batch.beside is NOTHING else batch.beside.map(here)
         observed = self._conditions.observe(here(batch.samples), here(batch.labels), beside)
         cond = self._conditions.tell(observed, noise=noise)
-        if batch.drop_uniform is None or cond is None:
-            return cond
-        return null_of(cond, here(batch.drop_uniform) < self.options.condition_dropout)
+        if cond is None:
+            return None
+        if batch.drop_uniform is not None:
+            cond = null_of(cond, here(batch.drop_uniform) < self.options.condition_dropout)
+        if batch.part_uniform is not None:
+            uniform = dict(zip(PARTS, here(batch.part_uniform).unbind(1), strict=True))
+            for part, rate in self.options.part_dropout.items():
+                cond = null_of(cond, uniform[part] < rate, part=part)
+        return cond
 
     def prepare(self) -> None:
         """Compute a step's gradient once, and forget it.

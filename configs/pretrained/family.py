@@ -147,3 +147,20 @@ def stable_diffusion(*, image_size: int) -> ConfigDict:
     config.source.checkpoint = "stable-diffusion-v1-5"
     config.sampling.update({"num_steps": 50, "grid": "trailing", "guidance_weight": 7.5, "num_samples": 1})
     return config
+
+
+def unclip_prior(checkpoint: str) -> ConfigDict:
+    """Priors of unCLIP, models of CLIP's embeddings of images, told texts by its text encoder in the same folder.
+
+    Args:
+        checkpoint: The folder of the pipeline.
+    """
+    config = pretrained("diffusers_prior")
+    config.data.update({"dataset": "npz", "channels": 0, "random_flip": False})
+    config.data.update({"condition": ("text",), "text_encoder": f"{checkpoint}/text_encoder"})
+    config.source.checkpoint = checkpoint
+    config.sampling.update({"sampler": "ancestral", "num_steps": 25, "grid": "trailing", "guidance_weight": 4.0})
+    config.sampling.options = "variance=small"
+    config.training.weighting = "x0"
+    config.eval.likelihoods = ("ode",)
+    return config

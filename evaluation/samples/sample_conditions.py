@@ -27,7 +27,9 @@ class SampleConditions:
         source: A split whose samples are observed, or what was observed; None where only classes are told.
         noise_t: Time of the noise on condition images; 0 for none.
         seed: Seed of that noise.
-        captions: The texts of the observations; None for those of a split, if any.
+        prompts: Texts in numbers that are told in place of those of the source, in turn; a model that is told no image
+            and no values needs no source then.
+        captions: These in words; None for those of a split, if any.
 
     Attributes:
         source: As given.
@@ -44,15 +46,17 @@ class SampleConditions:
         source: AnyDataset | Observed | None = None,
         noise_t: float = 0.0,
         seed: int = 0,
+        prompts: Observed | None = None,
         captions: Sequence[str] | None = None,
     ) -> None:
-        if source is None and not conditions.only_labels:
+        lacking = conditions.of_samples or (conditions.text is not None and prompts is None)
+        if source is None and lacking:
             raise ValueError("the model is told more than classes; give a split, or what was observed")
         if conditions.labels and classes is None and (source is None or source.labels is None):
             raise ValueError("the model is told classes, which the file does not have; set sampling.classes=3,7")
         if conditions.labels and classes is None and isinstance(source, Observed):
             _check_labels(source.labels, conditions.kind)
-        self._conditions, self.source = conditions, source
+        self._conditions, self.source, self._prompts = conditions, source, prompts
         self._classes = None if classes is None else torch.tensor(classes, dtype=torch.int64)
         self._noise_t, self._seed = noise_t, seed
         of_split = None if source is None or isinstance(source, Observed) else source.captions
@@ -66,11 +70,12 @@ class SampleConditions:
     @property
     def digest(self) -> str | None:
         """Digest of the observations; None where there are none."""
-        if self.source is None:
-            return None
+        told = () if self._prompts is None else self._prompts.tensors
         if isinstance(self.source, Observed):
-            return digest_of(*self.source.tensors)
-        return digest_of(self.source.stored, self.source.labels, *self.source.beside.tensors)
+            told = (*self.source.tensors, *told)
+        elif self.source is not None:
+            told = (self.source.stored, self.source.labels, *self.source.beside.tensors, *told)
+        return digest_of(*told) if told else None
 
     def observed(self, index: Sequence[int]) -> Observed:
         """The observations that samples are told, by their numbers."""
@@ -81,6 +86,8 @@ class SampleConditions:
         elif self.source is not None:
             chosen = numbers % len(self.source)
             found = self._conditions.observe_in(self.source, chosen)
+        if self._prompts is not None:
+            found = replace(found, texts=self._prompts[numbers % len(self._prompts)].texts)
         if self._classes is not None:
             return replace(found, labels=self._classes[numbers % len(self._classes)])
         return found if self._conditions.labels else replace(found, labels=None)

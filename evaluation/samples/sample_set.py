@@ -180,10 +180,11 @@ class SampleSet:
             (folder / "captions.txt").write_text(
                 "".join(f"{one_line(caption, 10_000)}\n" for caption in self._captions)
             )
+        if has_picture(self.kind):
             images = np.concatenate(shown)
-            save_png(folder / "grid.png", captioned_grid(images, self._captions[: len(images)]))
-        elif has_picture(self.kind):
-            save_png(folder / "grid.png", picture_of(np.concatenate(shown)))
+            captions = self._captions if isinstance(self.kind, ImageKind) else None
+            grid = picture_of(images) if captions is None else captioned_grid(images, captions[: len(images)])
+            save_png(folder / "grid.png", grid)
         if self._condition_images is not None:
             save_png(folder / "conditions.png", picture_of(self._condition_images))
         if recorded:

@@ -11,6 +11,7 @@ from sde_lib import available_grids, available_sdes, sde_defaults
 
 from ..build import build_sde
 from .files import Config
+from .left_out import part_rates
 
 _MOST = 10**6  # steps, or images at a time, that no run has
 _LARGE = 1e30
@@ -127,12 +128,13 @@ def check_config(config: Config) -> None:
         value = config[section].get(key)
         if value not in choices:
             raise ValueError(choices_message(key, value, choices))
+    part_rates(config)
     if 0 < config.training.explosion_factor <= 1:
         raise ValueError(
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
             "step would be skipped; try 1000"
         )
-    for key in ("noise_t", "truncated"):
+    for key in ("noise_t", "guidance_weight", "truncated"):
         if config.cascade[key] and not config.cascade.stages:
             raise ValueError(f"config.cascade.{key} is of a cascade, got a config of one model; leave it out")
     for section, key in (("interpolate", "times"), ("progressive", "times"), ("progressive", "share_at")):

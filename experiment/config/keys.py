@@ -31,6 +31,7 @@ EXAMPLES: dict[str, Any] = {
     "sampling.guidance_interval": (0.2, 2.0),
     "cascade.stages": ("vp/digits_2", "vp/digits_4_sr"),
     "cascade.noise_t": (0.1, 0.1),
+    "cascade.guidance_weight": (2.0, 1.0),
     "interpolate.times": (0.25, 0.5),
     "progressive.times": (0.9, 0.5),
 }

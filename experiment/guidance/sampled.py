@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data import AnyKind
+from data import AnyKind, ImageKind
 from models import CFGPlusPlusWeight, GuidedScoreModel, NetworkScoreModel, ScoreModel
 from models.wrappers.guidance import EVERYWHERE
 from runtime.processes.ranks import ALONE, Ranks
@@ -93,6 +93,11 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
             f"sampling.guidance_reference={workdir} is told {told}, got a model that is told {ours}; take one that is "
             "told the same"
         )
+    if isinstance(kind, ImageKind) and isinstance(their_kind, ImageKind) and kind.text != their_kind.text:
+        raise ValueError(
+            f"sampling.guidance_reference={workdir} reads captions in other words or by another text encoder; take one "
+            "of the same data"
+        )
     most_t = theirs.model.get("condition_noise_t", 0.0)
     if settings.condition_noise_t > most_t:
         raise ValueError(
@@ -128,7 +133,8 @@ def _check_has_effect(config: Config) -> None:
 def _told_of_samples(config: Config, kind: AnyKind) -> str:
     """The conditions besides the class, as a message names them."""
     conditions = build_conditions(config, kind)
-    return ", ".join(map(repr, (*conditions.images, *conditions.values))) or "no condition"
+    of_text = () if conditions.text is None else (conditions.text,)
+    return ", ".join(map(repr, (*conditions.images, *conditions.values, *of_text))) or "no condition"
 
 
 def _place(named: str) -> tuple[Path, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import AnyKind, DataError, ImageKind, Vocabulary, longest
+from data import AnyKind, DataError, Vocabulary, longest
 from models import Condition, ScoreModel
 from models.wrappers.guidance import lacks_null_condition
 from runtime.messages import say
@@ -32,7 +32,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def observed_prompts(config: Config, conditions: Conditions, prompts: Sequence[str]) -> tuple[Observed, list[str]]:
-    """Prompts as observations of a model that is told captions and no image or values.
+    """Prompts as observations of a model that is told captions: what it is told besides is not in them.
 
     Args:
         config: The config, which names the text encoder.
@@ -43,17 +43,15 @@ def observed_prompts(config: Config, conditions: Conditions, prompts: Sequence[s
         The observations, one a prompt, and lines on what was cut off.
 
     Raises:
-        DataError: In one line: the model is told no captions, or more, or a word is unknown.
+        DataError: In one line: the model is told no captions, or a word is unknown.
     """
     if conditions.text is None:
         raise DataError(
             "a prompt is of models that are told captions, got one that is told none; leave it out, or train one with "
             "data.condition=text"
         )
-    if conditions.images or conditions.values:
-        raise DataError("a prompt is of models that are told nothing besides it, got one that is told more")
     kind = conditions.kind
-    assert isinstance(kind, ImageKind) and kind.text is not None
+    assert kind is not None and kind.text is not None
     if kind.text.encoder:
         return _read_by_frozen(config, kind.text.encoder, prompts)
     vocabulary, most, notes = Vocabulary(kind.text.vocabulary), conditions.text.max_words, []

@@ -11,6 +11,8 @@ from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import ImageSize, height_and_width, level_resolutions, one_or_pair
 from .blocks.word_encoder import EncodedText, WordEncoder
 from .classifier import EncoderClassifier
+from .dit import DiT
 from .mlp import MLP
 from .ncsnpp import NCSNpp
+from .prior_transformer import PriorTransformer
 from .unet import UNet

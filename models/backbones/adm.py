@@ -20,7 +20,7 @@ from .blocks.normalization import group_norm
 from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import ImageSize
 from .blocks.transformer import TransformerBlock
-from .blocks.word_encoder import WordEncoder
+from .blocks.word_encoder import WordEncoder, read_words
 
 Resampling = Literal["residual", "convolution"]
 
@@ -256,18 +256,6 @@ class ADM(ADMBackbone):
             num_layers=options["word_layers"],
         )
 
-    def _read_words(
-        self, words: Tensor | None, tokens: Tensor | None, pooled: Tensor | None, batch_size: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The tokens, their mask and the pooled vector of texts in words."""
-        assert self.word_encoder is not None
-        if tokens is not None or pooled is not None:
-            raise ValueError("tokens and pooled must be None: the network reads words; pass Condition(words=...)")
-        if words is None or len(words) != batch_size:
-            expected, got = [batch_size, self.word_encoder.max_words], None if words is None else list(words.shape)
-            raise ValueError(f"words must be int64 {expected}, got {got}; pass Condition(words=...), 0 for no text")
-        return self.word_encoder(words)
-
     def _add_cross_attention(self, down_attends: Sequence[bool], up_attends: Sequence[bool]) -> None:
         """Attention to tokens in levels that are there: made last, it moves no other weight."""
         for levels, attends in ((self.down, down_attends), (self.up, up_attends)):
@@ -313,7 +301,7 @@ class ADM(ADMBackbone):
         """
         self._check_input(x)
         if self.word_encoder is not None:
-            tokens, mask, pooled = self._read_words(words, tokens, pooled, len(x))
+            tokens, mask, pooled = read_words(self.word_encoder, words, tokens, pooled, len(x))
         elif words is not None:
             raise ValueError("words must be None: the network has no vocabulary; build it with cond_words=...")
         text = read_text(x, tokens, mask, features=self.token_features, null_condition=self.null_condition)

@@ -32,8 +32,9 @@ class TransformersEncoder(nn.Module):
         layer: Which hidden states are the tokens: -1 the last ones, after the model's last norm; -2 those before the
             last layer, as they are, and so on.
         max_length: Tokens of the longest text, of which what is more is cut off; None for the tokenizer's own limit.
-        pooling: The vector of a whole text: "own", the model's, as CLIP's; "mean", of its tokens, as sentence
-            transformers; "none"; "auto", own if the model is of CLIP, else mean.
+        pooling: The vector of a whole text: "own", the model's, as CLIP's, of a ``CLIPTextModelWithProjection`` the
+            text's embedding; "mean", of its tokens, as sentence transformers; "none"; "auto", own if the model is of
+            CLIP, else mean.
         masked: Have networks not attend to what fills. False where one was trained to, as Stable Diffusion.
         local_files_only: Never ask the hub.
         revision: Commit or tag on the hub; needed with ``local_files_only=False``, so that a name stays one encoder.
@@ -84,7 +85,9 @@ class TransformersEncoder(nn.Module):
             raise ValueError(f"layer must be -{config.num_hidden_layers} .. -1, got {layer}; -1 is the last")
         self.max_length = _length(max_length, self.tokenizer, config)
         self.features: int = config.hidden_size
-        self.pooled_features: int = 0 if self.pooling == "none" else self.features
+        self.projects = hasattr(self.model, "text_projection")
+        own = config.projection_dim if self.projects and self.pooling == "own" else self.features
+        self.pooled_features: int = 0 if self.pooling == "none" else own
 
     @property
     def fingerprint(self) -> str:
@@ -126,7 +129,7 @@ class TransformersEncoder(nn.Module):
 
     def _pooled(self, answer: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         if self.pooling == "own":
-            return answer.pooler_output
+            return answer.text_embeds if self.projects else answer.pooler_output
         if self.pooling == "mean":
             weights = mask.unsqueeze(-1).to(tokens.dtype)
             return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
@@ -154,7 +157,9 @@ def _load(path: str | Path, tokenizer: str | Path, where: dict[str, Any]) -> tup
     try:
         config = transformers.AutoConfig.from_pretrained(str(path), **where)
         kinds = {"t5": "T5EncoderModel", "clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
-        kind = getattr(transformers, kinds.get(config.model_type, "AutoModel"))
+        projected = (config.architectures or [""])[0] == "CLIPTextModelWithProjection"
+        name = "CLIPTextModelWithProjection" if projected else kinds.get(config.model_type, "AutoModel")
+        kind = getattr(transformers, name)
         model = kind.from_pretrained(str(path), use_safetensors=True, dtype=torch.float32, **where)
         return transformers.AutoTokenizer.from_pretrained(str(tokenizer), **where), model
     except (OSError, ValueError, KeyError) as error:

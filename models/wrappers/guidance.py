@@ -43,7 +43,8 @@ class GuidedScoreModel(ScoreModel):
             classes. None is the model without its condition.
         interval: (lo, hi): w where lo < sigma / alpha <= hi, and 1 elsewhere (Kynkaanniemi et al. 2024).
         negative: What to move away from in place of the null condition, such as a text that tells what is not wanted: a
-            condition of one sample, whose fields take the place of those of the null condition.
+            condition of one sample, whose fields take the place of those that the model is told. All else that it is
+            told, such as the small image of a cascade, it is told too where it is moved away from.
         rescale: phi in [0, 1]: the guided x0 times phi std(model's x0) / std(guided x0) + 1 - phi, over all
             dimensions of a sample, and eps agreeing with it (Lin et al. 2024, Section 3.4, who do so to the network's
             output). 0 is off.
@@ -119,15 +120,13 @@ class GuidedScoreModel(ScoreModel):
             return self.reference(x_t, t, cond=cond if takes_labels(self.reference) else without_label(cond))
         if cond is None:
             raise ValueError("guidance needs a condition to leave out, got none; pass cond=..., or a reference")
-        null = null_of(cond)
-        if self.negative is not None:
-            given = null.given if isinstance(null, Condition) else {"label": null}
-            instead = {
-                name: value.to(x_t.device).expand(len(x_t), *value.shape[1:])
-                for name, value in self.negative.given.items()
-            }
-            null = Condition(**given | instead)
-        return self.model(x_t, t, cond=null)
+        if self.negative is None:
+            return self.model(x_t, t, cond=null_of(cond))
+        given = cond.given if isinstance(cond, Condition) else {"label": cond}
+        instead = {
+            name: value.to(x_t.device).expand(len(x_t), *value.shape[1:]) for name, value in self.negative.given.items()
+        }
+        return self.model(x_t, t, cond=Condition(**given | instead))
 
 
 class CFGPlusPlusWeight:

@@ -60,7 +60,8 @@ def test_the_report_fits_its_values_and_that_of_eval(run: Path, capsys: pytest.C
 def test_it_does_not_depend_on_the_batch_size_nor_on_a_stop(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    more = ["--config.eval.classify_rounds=2", "--config.eval.classify_z=1"]
+    more = ["--config.eval.classify_rounds=2", "--config.eval.classify_z=1", "--config.eval.num_images=3"]
+    more += ["--config.eval.batch_size=1"]
     assert main.run(_command(run, *more)) == 0
     whole, nats = _results(run), np.load(run / "classify" / "per_image.npz")["nats"]
     assert _report(run)["calls"]["saved"] > 0

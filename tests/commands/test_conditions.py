@@ -18,6 +18,7 @@ from samplers import make_sampler
 CONDITIONS = (
     "--config.data.condition=lowres", "--config.model.class_conditional=True",
     "--config.model.condition_dropout=0.5", "--config.model.condition_noise_t=0.5",
+    "--config.model.part_dropout=class=0.2,image=0.3",
 )  # fmt: skip
 
 
@@ -148,6 +149,14 @@ def test_labels_that_are_no_classes_are_refused_before_anything_is_drawn(
         (["--config.model.condition_dropout=1"], "config.model.condition_dropout must be below 1, got 1"),
         (["--config.model.condition_dropout=0.1"], "model.condition_dropout=0.1 needs a condition, got none"),
         (["--config.model.condition_noise_t=0.1"], "model.condition_noise_t=0.1 needs a condition image, got none"),
+        (["--config.model.part_dropout=txt=0.5"], "part in config.model.part_dropout: 'txt'; did you mean 'text'?"),
+        (["--config.model.part_dropout=text=1"], "part_dropout must be inside (0, 1) for text, got 1; set it so"),
+        (["--config.model.part_dropout=text"], "options must look like 'eta=0.5, variance=large', got 'text'"),
+        (["--config.model.part_dropout=text=0.5"], "leaves out text, which the model is not told (it is told nothing)"),
+        (
+            ["--config.data.condition=lowres,ink", "--config.model.part_dropout=image=0.5"],
+            "must name all that the model is told (image, values), got image: no sample would be told nothing",
+        ),
         (["--config.data.downscale=3"], "images of 8x8 have no boxes of 3 pixels"),
     ],
 )  # fmt: skip

@@ -1,13 +1,12 @@
 """A pipeline of Stable Diffusion from import to its samples, beside diffusers' own."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers_pipelines import BETAS, ONE, TWO, diffusers
+from diffusers_pipelines import BETAS, ONE, TWO, clip_text_config, clip_tokenizer, diffusers
 from importer_references import randomize
 
 import main
@@ -22,23 +21,13 @@ transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROMPT = "a red three"
 SMALL = [(ONE, "epsilon"), pytest.param(TWO, "v_prediction", marks=pytest.mark.slow)]
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def write_pipeline(folder: Path, settings: dict[str, Any], prediction: str) -> Any:
     """A small pipeline with random weights, whose tokenizer knows letters alone."""
-    folder.mkdir()
-    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    tokenizer = clip_tokenizer(folder)
     torch.manual_seed(0)
-    text = transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(
-            vocab_size=len(words), hidden_size=12, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        )
-    )  # fmt: skip
+    text = transformers.CLIPTextModel(clip_text_config())
     vae = randomize(
         diffusers.AutoencoderKL(
             block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,

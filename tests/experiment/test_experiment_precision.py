@@ -19,7 +19,7 @@ from experiment.precision import (
     pick_mode,
 )
 from models import NetworkScoreModel
-from models.backbones import ADM, AttentionBlock, NCSNpp, ResBlock, UNet
+from models.backbones import ADM, AttentionBlock, DiT, NCSNpp, ResBlock, UNet
 from training.ema import ExponentialMovingAverage
 from training.losses import DDPMLoss
 
@@ -200,6 +200,8 @@ OTHERS = {
                              null_condition=True, attention_resolutions=(4,), embedding="fourier"),
     "ncsnpp, ddpm blocks": lambda: NCSNpp(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1,
                                           num_classes=3, null_condition=True, attention_resolutions=(4,), block="ddpm"),
+    "dit": lambda: DiT(image_size=8, channels=32, depth=2, num_heads=2, num_classes=3, null_condition=True,
+                       qk_norm=True, positions="rotary"),
 }  # fmt: skip
 
 

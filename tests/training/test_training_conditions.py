@@ -1,5 +1,7 @@
 """Conditions in training: their draws, and an unconditional run that goes on as a conditional one."""
 
+import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,53 @@ def test_a_sample_is_told_all_or_nothing(monkeypatch: Any):
     kept = ~dropped
     for name, value in clean.given.items():
         assert torch.equal(told.given[name][kept], value[kept])
+
+
+PARTS = {"class": 0.4, "image": 0.3, "values": 0.2}
+
+
+def told_parts(told: Condition) -> dict[str, Tensor]:
+    """True for samples that are told nothing of a part, all of which or none is."""
+    nan = {name: told.given[name].isnan().flatten(1) for name in ("image", "values")}
+    assert all(torch.equal(one.all(1), one.any(1)) for one in nan.values())
+    return {"class": told.given["label"] == -1} | {name: one.all(1) for name, one in nan.items()}
+
+
+@pytest.mark.parametrize("whole", [0.0, 0.25])
+def test_parts_are_left_out_independently_and_as_draws_of_the_step(whole: float, monkeypatch: Any):
+    """P(parts S alone) = (1 - whole) prod over S of rate times prod over the others of 1 - rate; all: whole more."""
+    options = replace(OPTIONS, condition_dropout=whole, part_dropout=PARTS)
+    told = conditions_of_a_step(1, 1, options, monkeypatch)
+    gone = told_parts(told)
+    for chosen in itertools.product([False, True], repeat=3):
+        here = [rate if one else 1 - rate for one, rate in zip(chosen, PARTS.values(), strict=True)]
+        expected = (1 - whole) * math.prod(here) + whole * all(chosen)
+        found = torch.stack([gone[part] == one for part, one in zip(PARTS, chosen, strict=True)]).all(0).double().mean()
+        assert abs(float(found) - expected) < 4 * (expected * (1 - expected) / BATCH) ** 0.5, chosen
+    # whatever the ranks, and whichever other parts are left out; the rest is as without
+    parts = conditions_of_a_step(2, 3, options, monkeypatch)
+    for name, value in told.given.items():
+        torch.testing.assert_close(parts.given[name], value, rtol=0, atol=0, equal_nan=True)
+    alone = conditions_of_a_step(1, 1, replace(options, part_dropout={"image": 0.3}), monkeypatch)
+    assert torch.equal(told_parts(alone)["image"], gone["image"])
+    clean = conditions_of_a_step(1, 1, replace(options, condition_dropout=0.0, part_dropout={}), monkeypatch)
+    assert torch.equal(told.image[~gone["image"]], clean.image[~gone["image"]])  # pyright: ignore
+    assert torch.equal(told.values[~gone["values"]], clean.values[~gone["values"]])  # pyright: ignore
+
+
+def test_a_text_is_left_out_with_its_mask_and_its_vector():
+    cond = Condition(
+        label=torch.tensor([1, 2]), words=torch.ones(2, 3, dtype=torch.int64), tokens=torch.ones(2, 3, 4),
+        pooled=torch.ones(2, 5),
+    )  # fmt: skip
+    left = cond.without(torch.tensor([True, False]), part="text")
+    assert left.label.tolist() == [1, 2] and left.words.any(1).tolist() == [False, True]  # pyright: ignore
+    assert left.mask.any(1).tolist() == [False, True] and left.pooled.isnan().all(1).tolist() == [True, False]  # pyright: ignore
+    # what is told of a sample of which all parts are left out is the null branch of guidance
+    nothing = cond.without(part="class").without(part="text").given
+    assert all(torch.equal(nothing[name].nan_to_num(), one.nan_to_num()) for name, one in cond.without().given.items())
+    only = cond.without(torch.tensor([True, False]), part="class")
+    assert only.label.tolist() == [-1, 2] and bool(only.words.all()) and not only.pooled.isnan().any()  # pyright: ignore
 
 
 def test_noise_on_the_image_is_what_its_log_snr_says(monkeypatch: Any):

@@ -1,6 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
+from scipy.special import logit
+from scipy.stats import norm
 
+from sde_lib import SDE, VP, Tabulated
+from training.losses import make_loss
 from training.losses.step_sampling import LossHistory, check_step_sampling, spread
 
 
@@ -49,3 +55,29 @@ def test_spread_draws_are_one_in_each_share_of_the_unit_interval():
 def test_unknown_time_sampling_lists_the_choices():
     with pytest.raises(ValueError, match="did you mean 'importance'"):
         check_step_sampling("importence")
+
+
+@pytest.mark.parametrize(("name", "sde"), [("dsm", VP()), ("ddpm", Tabulated.ddpm())])
+def test_logit_normal_times_have_the_quantiles_of_that_law_and_weight_one(name: str, sde: SDE):
+    times = make_loss(name, sde=sde, parameterization="eps").time_sampler(sde, "logit_normal")
+    drawn = times.draw(torch.full((100_000,), 0.5 / 100_000, dtype=torch.float64))
+    assert torch.equal(drawn.weight, torch.ones(100_000, dtype=torch.float64))
+    shares = torch.tensor([0.01, 0.1, 0.3, 0.5, 0.8, 0.99], dtype=torch.float64)
+    found = torch.quantile(drawn.t, shares)
+    u = (found - sde.t_min) / (sde.t_max - sde.t_min) if name == "dsm" else found - 0.5 / 1000
+    # of a table one of its rows
+    tolerance = 1e-4 if name == "dsm" else 0.02
+    torch.testing.assert_close(torch.from_numpy(norm.cdf(logit(u.numpy()))), shares, rtol=0, atol=tolerance)
+    assert sde.t_min <= float(drawn.t.min()) and float(drawn.t.max()) <= sde.t_max
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("dsm", {"weighting": "likelihood"}), ("vlb", {"num_levels": 17}), ("vlb_continuous", {"num_levels": 17})],
+)
+def test_bounds_refuse_times_that_weight(name: str, options: dict[str, Any]):
+    sde = Tabulated.ddpm() if name == "vlb" else VP()
+    with pytest.raises(
+        ValueError, match=f"^step sampling 'logit_normal' weights times, which loss '{name}' with weight"
+    ):
+        make_loss(name, sde=sde, parameterization="eps", **options).time_sampler(sde, "logit_normal")

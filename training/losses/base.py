@@ -14,7 +14,7 @@ from runtime.options import ShowsOptions
 from runtime.registry import Registry, choices_message
 from sde_lib import SDE, expand_like
 
-from .step_sampling import TimeSampler, UniformTimes, check_step_sampling
+from .step_sampling import MiddleTimes, TimeSampler, UniformTimes, check_step_sampling
 
 Weighting = Literal["eps", "x0", "v", "edm", "likelihood"]
 
@@ -131,7 +131,7 @@ class Loss(ShowsOptions, ABC):
         Args:
             sde: The SDE.
             name: "uniform"; "low_discrepancy", spread evenly over the batch; "importance", where the loss is large,
-                weighted so that its mean stays the same.
+                weighted so that its mean stays the same; "logit_normal", in the middle, which is another loss.
 
         Raises:
             ValueError: If the name is unknown, or the loss has no such sampler.
@@ -139,6 +139,14 @@ class Loss(ShowsOptions, ABC):
         check_step_sampling(name)
         if name == "importance":
             return self.important_times(sde)
+        if name == "logit_normal":
+            if self.own_weighting is not None or self.weighting == "likelihood":
+                what = f"loss {self.name!r} with weighting {self.weighting!r}"
+                raise ValueError(
+                    f"step sampling 'logit_normal' weights times, which {what} does not allow; use 'low_discrepancy', "
+                    "or loss 'ddpm' or 'dsm'"
+                )
+            return MiddleTimes(partial(self.times, sde))
         return UniformTimes(partial(self.times, sde), low_discrepancy=name == "low_discrepancy")
 
     def important_times(self, sde: SDE) -> TimeSampler:

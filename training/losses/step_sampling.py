@@ -1,4 +1,4 @@
-"""Time samplers: training times drawn uniformly, spread over the batch, or where the loss is large."""
+"""Time samplers: times drawn uniformly, spread over the batch, where the loss is large, or in the middle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from runtime.registry import choices_message
 from sde_lib import SDE
 
-StepSampling = Literal["uniform", "low_discrepancy", "importance"]
+StepSampling = Literal["uniform", "low_discrepancy", "importance", "logit_normal"]
 
 
 def check_step_sampling(name: str) -> None:
@@ -29,11 +29,11 @@ def check_step_sampling(name: str) -> None:
 
 @dataclass(frozen=True)
 class TimeDraw:
-    """Training times, and weights under which the mean loss is that over uniform times.
+    """Training times, and weights under which the mean loss is the one that is minimised.
 
     Attributes:
         t: Times, float64 [B].
-        weight: p_uniform(t) / p(t), float64 [B].
+        weight: p_uniform(t) / p(t), or 1 for ``MiddleTimes``, float64 [B].
     """
 
     t: Float[Tensor, " batch"]
@@ -79,6 +79,27 @@ class UniformTimes(TimeSampler):
     def draw(self, u: Float[Tensor, " batch"]) -> TimeDraw:
         """Times of the draws, or of the draws spread evenly."""
         t = self._times(spread(u) if self._low_discrepancy else u)
+        return TimeDraw(t, torch.ones_like(t))
+
+
+class MiddleTimes(TimeSampler):
+    """Times whose logit is N(0, 1), spread evenly over the batch: more of the middle and less of both ends.
+
+    Their weight is 1, so that the loss is another than that of uniform times, by the weight that p(t) is; its minimum
+    is the same for a network that can be exact.
+
+    Args:
+        times: Times of uniform draws in [0, 1), [B], as ``Loss.times`` gives them.
+
+    Source: Esser et al. 2024, Section 3.1 (rf/lognorm(0.00, 1.00)).
+    """
+
+    def __init__(self, times: Callable[[Tensor], Tensor]) -> None:
+        self._times = times
+
+    def draw(self, u: Float[Tensor, " batch"]) -> TimeDraw:
+        """Times of ``sigmoid(Phi^-1(u))`` for spread draws u."""
+        t = self._times(torch.special.ndtri(spread(u.double())).sigmoid())
         return TimeDraw(t, torch.ones_like(t))
 
 

@@ -100,17 +100,20 @@ class Attention(nn.Module):
         channels: Number of channels of the queries, ``C``.
         features: Features of a token, ``F``.
         num_heads: Number of heads, which divides ``C``.
+        bias: Add a bias to queries, keys and values.
 
     Source: Vaswani et al. 2017, Section 3.2; Rombach et al. 2022, Section 3.3.
     """
 
-    def __init__(self, channels: int, features: int, *, num_heads: int) -> None:
+    def __init__(self, channels: int, features: int, *, num_heads: int, bias: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = initialize(nn.Linear(channels, channels, bias=False))
-        self.kv = nn.Linear(features, 2 * channels, bias=False)
+        self.q = initialize(nn.Linear(channels, channels, bias=bias))
+        self.kv = nn.Linear(features, 2 * channels, bias=bias)
         for half in self.kv.weight.detach().chunk(2):
             nn.init.xavier_uniform_(half)
+        if bias:
+            nn.init.zeros_(self.kv.bias)
         self.proj = initialize(nn.Linear(channels, channels), zero=True)
 
     def forward(self, x: Tensor, text: Text) -> Tensor:

@@ -126,15 +126,17 @@ class ConditioningEmbedding(LabelEmbedding):
     """The embedding of noise level and class, one activated vector for every block.
 
     ``SiLU(linear2(SiLU(linear1(embedding(c_noise)))) + class_table[cond])``. With ``null_condition`` the label -1 means
-    "no class" and adds zero, so that the bias of ``linear2`` is what is learned of it; without it -1 is refused, since
-    what the network answers there was never trained. The table starts as N(0, 1). The last SiLU is the one that opens
-    each residual block's projection in Ho et al.'s network, computed once here instead of once a block.
+    "no class" and adds zero, so that the bias of ``linear2`` is what is learned of it, or a last row of the table with
+    ``learned_null``; without it -1 is refused, since what the network answers there was never trained. The table starts
+    as N(0, 1). The last SiLU is the one that opens each residual block's projection in Ho et al.'s network, computed
+    once here instead of once a block.
 
     Args:
         embedding_dim: Features of the noise embedding, even.
         out_dim: Features of the result, ``E``.
         num_classes: Number of classes, or None for an unconditional network.
         null_condition: Take the label -1 too.
+        learned_null: Have a row of the table for it, as Peebles and Xie 2023.
         kind: ``sin_first``, ``cos_first`` or ``fourier``; see ``LabelEmbedding``.
 
     Raises:
@@ -150,12 +152,14 @@ class ConditioningEmbedding(LabelEmbedding):
         *,
         num_classes: int | None = None,
         null_condition: bool = False,
+        learned_null: bool = False,
         kind: EmbeddingKind = "sin_first",
     ) -> None:
         super().__init__(embedding_dim, kind=kind, num_classes=num_classes, null_condition=null_condition)
+        self.learned_null = learned_null and null_condition
         self.linear1 = nn.Linear(embedding_dim, out_dim)
         self.linear2 = nn.Linear(out_dim, out_dim)
-        self.class_table = None if num_classes is None else nn.Embedding(num_classes, out_dim)
+        self.class_table = None if num_classes is None else nn.Embedding(num_classes + self.learned_null, out_dim)
         for linear in (self.linear1, self.linear2):
             initialize(linear)
 
@@ -177,7 +181,12 @@ class ConditioningEmbedding(LabelEmbedding):
         features = self._embed_noise(c_noise, batch_size, self.linear1.weight.dtype)
         embedded = self.linear2(F.silu(self.linear1(features)))
         table = None if self.class_table is None else self.class_table.weight
+        null = None
+        if table is not None and self.learned_null:
+            table, null = table[:-1], table[-1]
         classes = look_up_classes(table, cond, batch_size, null_condition=self.null_condition)
+        if classes is not None and cond is not None and null is not None:
+            classes = torch.where(cond[:, None] == -1, null, classes)
         embedded = embedded if classes is None else embedded + classes
         return F.silu(embedded if more is None else embedded + more)
 

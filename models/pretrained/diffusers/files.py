@@ -15,7 +15,7 @@ from ..shared.tensors import read_tensors
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # each is asked for in turn, so that no more is fetched than is read
 _ON_THE_HUB = (*WEIGHTS, "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.bin")
-_INDEX, _SCHEDULER = "model_index.json", "scheduler_config.json"
+_INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 # of Stable Diffusion 1 and 2, and what takes no part in its samples
 _OF_TEXTS = {"unet", "scheduler", "vae", "text_encoder", "tokenizer"}
 _LEFT_OUT = {"safety_checker", "feature_extractor"}
@@ -87,14 +87,14 @@ def find_files(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     notes = _check_index(folder)
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    return unet, scheduler / _SCHEDULER, notes
+    return unet, scheduler / SCHEDULER, notes
 
 
 def _apart(unet: Path, *notes: str) -> tuple[Path, Path | None, tuple[str, ...]]:
     """A network outside of a pipeline, with the scheduler in its folder or of the pipeline around it."""
     parent = unet.resolve().parent
     pipelines = [parent, parent.parent] if parent.name.startswith("checkpoint-") else [parent]
-    places = [unet / _SCHEDULER, *(pipeline / "scheduler" / _SCHEDULER for pipeline in pipelines)]
+    places = [unet / SCHEDULER, *(pipeline / "scheduler" / SCHEDULER for pipeline in pipelines)]
     file = next((place for place in places if place.is_file()), None)
     return unet, file, notes if file is None else (*notes, f"the scheduler is that of {file}")
 
@@ -105,6 +105,7 @@ def _check_index(folder: Path) -> tuple[str, ...]:
     models = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
     if models - {"vqvae"} != {"unet", "scheduler"} and models - _LEFT_OUT != _OF_TEXTS:
         fix = "its vae alone can be read, by --source autoencoder_kl" if "vae" in models else "it is not supported"
+        fix = "its prior can be read, by --source diffusers_prior" if "prior" in models else fix
         raise ValueError(
             f"the pipeline of {folder} must consist of a unet and a scheduler, of texts of a vae, a text_encoder and a "
             f"tokenizer too, got {index.get('_class_name')} of {', '.join(sorted(models)) or 'nothing'}; {fix}"

@@ -47,7 +47,11 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
     unet = read_json(unet_folder / "config.json", "UNet2DModel's config")
     kind = unet.get("_class_name", "UNet2DModel")
     if kind not in ("UNet2DModel", CONDITIONAL):
-        sources = {"AutoencoderKL": "autoencoder_kl", "VQModel": "autoencoder_vq"}
+        sources = {
+            "AutoencoderKL": "autoencoder_kl",
+            "VQModel": "autoencoder_vq",
+            "PriorTransformer": "diffusers_prior",
+        }
         fix = f"take --source {sources[kind]}" if kind in sources else "it is not supported"
         raise ValueError(f"the network of {folder} must be a UNet2DModel or {CONDITIONAL}, got {kind}; {fix}")
     if file is not None and config is not None:

@@ -80,7 +80,7 @@ def plan_diffusers(unet: Mapping[str, Any], scheduler: Config) -> ModelPlan:
                 f"the scheduler's variance_type={variance!r} contradicts {1 + learned} outputs a channel; "
                 f"it must be {'learned_range' if learned else 'a fixed one, such as fixed_small'}"
             )
-        sde = _plan_sde(settings)
+        sde = plan_sde(settings)
         plan = ModelPlan(backbone, network, sde, parameterization=PREDICTIONS[prediction], time_input="index")
     if isinstance(scheduler, str) and scheduler.strip().startswith("--"):
         settings.finish()
@@ -227,7 +227,12 @@ def _plan_levels(settings: Settings, num_levels: int) -> tuple[str, list[bool], 
     return kinds.pop() if kinds else "conv", attends[0], attends[1]
 
 
-def _plan_sde(settings: Settings) -> dict[str, Any]:
+def plan_sde(settings: Settings) -> dict[str, Any]:
+    """The options of the SDE of a scheduler of betas.
+
+    Raises:
+        ValueError: In one line: a setting is impossible, or not supported.
+    """
     if settings.flag("rescale_betas_zero_snr", False):
         raise ValueError(
             "the scheduler's rescale_betas_zero_snr=True leaves no signal at the last step, whose log-SNR is infinite; "

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data import RealSpace
 from runtime.registry import choices_message
 from sde_lib import SDE, make_sde
 
-from ...backbones import ADM, MLP, Backbone, EncoderClassifier, NCSNpp, UNet
+from ...backbones import ADM, MLP, Backbone, DiT, EncoderClassifier, NCSNpp, PriorTransformer, UNet
 from ...first_stage import Autoencoder, FirstStage
 from ...noisy_classifier import NoisyClassifier
 from ...parameterization import TimeInput, make_parameterization
@@ -22,8 +23,8 @@ from ...score_model import NetworkScoreModel
 from .renaming import Source, load_renamed
 
 BACKBONES: dict[str, type[Backbone]] = {
-    "unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "mlp": MLP, "classifier": EncoderClassifier,
-    "autoencoder": Autoencoder,
+    "unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "dit": DiT, "mlp": MLP, "classifier": EncoderClassifier,
+    "autoencoder": Autoencoder, "prior_transformer": PriorTransformer,
 }  # fmt: skip
 
 
@@ -43,7 +44,7 @@ class ModelPlan:
     """A model, described by plain values.
 
     Attributes:
-        backbone: "unet", "adm", "ncsnpp", "classifier" or "autoencoder".
+        backbone: "unet", "adm", "ncsnpp", "prior_transformer", "classifier" or "autoencoder".
         network: The backbone's options; those that are left out take its defaults, so that it holds all of them.
         sde: The SDE's name, under ``name``, and its options; see ``sde_lib.make_sde``. An autoencoder does not use it.
         parameterization: What the network predicts; see ``make_parameterization``. Classifiers and autoencoders have
@@ -116,6 +117,7 @@ class PlannedModel(NetworkScoreModel):
         notes: What its importer chose where the checkpoint left a choice, a line each.
         of_latents: True where the checkpoint shows that it is of an autoencoder's latents, not of pixels.
         latent_scale: Number that these were multiplied by, where the checkpoint says it.
+        space: Mean and standard deviation of the vectors that a checkpoint is of; None of images.
 
     Raises:
         ValueError: In one line, if there can be no such model.
@@ -123,6 +125,7 @@ class PlannedModel(NetworkScoreModel):
 
     notes: tuple[str, ...] = ()
     of_latents: bool = False
+    space: RealSpace | None = None
     latent_scale: float | None = None
 
     def __init__(self, plan: ModelPlan) -> None:

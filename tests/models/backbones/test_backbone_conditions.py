@@ -8,14 +8,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import Condition, EDMParameterization, EpsParameterization, NetworkScoreModel
-from models.backbones import ADM, MLP, Backbone, NCSNpp, UNet
+from models.backbones import ADM, MLP, Backbone, DiT, NCSNpp, UNet
 from sde_lib import SDE, VE, VP
 
 SMALL: dict[str, Any] = {
     "image_size": 8, "in_channels": 1, "channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1,
     "attention_resolutions": (4,),
 }  # fmt: skip
-OF_IMAGES = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp}
+
+
+def dit(**options: Any) -> DiT:
+    """A transformer by the options of all of them."""
+    of_levels = ("channel_mult", "num_res_blocks", "attention_resolutions")
+    return DiT(**{key: value for key, value in options.items() if key not in of_levels}, depth=2, num_heads=2)
+
+
+OF_IMAGES = {"unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "dit": dit}
 TOLD: dict[str, Any] = {"num_classes": 3, "null_condition": True, "cond_channels": 2, "cond_values": 1}
 
 

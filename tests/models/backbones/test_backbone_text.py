@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import Condition, EpsParameterization, NetworkScoreModel
-from models.backbones import ADM, Backbone, UNet
+from models.backbones import ADM, Backbone, DiT, UNet
 from models.backbones.blocks.cross_attention import Attention, CrossAttentionBlock, read_text
 from sde_lib import VP
 
@@ -18,7 +18,17 @@ SMALL: dict[str, Any] = {
     "image_size": 8, "in_channels": 1, "channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1,
     "attention_resolutions": (4,),
 }  # fmt: skip
-NETWORKS = {"unet": UNet, "adm": ADM, "transformers": partial(ADM, transformer_depth=2)}
+
+
+def dit(**options: Any) -> DiT:
+    """A transformer by the options of all of them."""
+    of_levels = ("channel_mult", "num_res_blocks", "attention_resolutions")
+    return DiT(**{key: value for key, value in options.items() if key not in of_levels}, depth=2, num_heads=2)
+
+
+ADDED = {"unet": UNet, "adm": ADM, "transformers": partial(ADM, transformer_depth=2), "dit": dit}
+# words that join the pixels' sequence change the answer at once
+NETWORKS = ADDED | {"in context": partial(dit, text_by="in_context")}
 TOLD: dict[str, Any] = {"cond_tokens": 6, "cond_pooled": 5, "null_condition": True}
 
 
@@ -67,12 +77,12 @@ def test_cross_attention_is_its_formula():
         torch.testing.assert_close(out[b], expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ADDED)
 def test_a_trained_network_that_is_told_a_text_keeps_its_outputs_to_the_bit(name: str):
     torch.manual_seed(0)
-    new = NETWORKS[name](**SMALL, cond_values=1)
+    new = ADDED[name](**SMALL, cond_values=1)
     torch.manual_seed(0)
-    wider = NETWORKS[name](**SMALL, cond_values=1, **TOLD)
+    wider = ADDED[name](**SMALL, cond_values=1, **TOLD)
     # the text moves no other weight of a new network
     assert all(torch.equal(weights, wider.state_dict()[key]) for key, weights in new.state_dict().items())
     plain = drawn(new)
@@ -156,9 +166,10 @@ def test_under_autocast_text_is_heard_as_in_float32():
 def test_gradient_reaches_every_new_weight_after_a_step(name: str):
     network = NETWORKS[name](**SMALL, **TOLD)
     network.load_state_dict(drawn(NETWORKS[name](**SMALL)).state_dict(), strict=False)
-    new = {key: weights for key, weights in network.named_parameters() if "cross_attention" in key or "pooled" in key}
+    of_text = ("cross_attention", "pooled", "tokens_in")
+    new = {key: weights for key, weights in network.named_parameters() if any(part in key for part in of_text)}
     # down, middle, up: q, kv, proj with its bias, and two norms of two each; a layer with its bias, and the null
-    assert name == "transformers" or len(new) == 4 * 8 + 3
+    assert name not in ("unet", "adm") or len(new) == 4 * 8 + 3
     x, c_noise = inputs()
     given = told()
     given["pooled"][1] = torch.nan
@@ -168,7 +179,7 @@ def test_gradient_reaches_every_new_weight_after_a_step(name: str):
         optimizer.zero_grad()
         (network(x, c_noise, **given) - x).square().mean().backward()
         optimizer.step()
-    assert all(float(weights.grad.abs().max()) > 0 for weights in new.values())
+    assert all(float(weights.grad.abs().max()) > 0 for weights in new.values())  # pyright: ignore
 
 
 def test_cross_attention_is_where_it_is_asked_for():
