@@ -4,9 +4,9 @@ A share rho of the captions of scenes is that of other scenes. A model that has 
 no other error, draws a right scene with probability 1 - rho, and else one without regard to the caption: each grade is
 1 - rho (1 - chance). This is held against the generator itself: true scenes are graded against their noisy captions.
 
-Then captioners are trained on a few clean captions, alone or after noisy ones, and rewrite those of other scenes. Their
-grades against the truth bound those of a model that is trained on rewritten captions; ``recovered`` is the part of what
-noise took, (rewritten - noisy) / (1 - noisy).
+Then captioners are trained on a few clean captions, alone or beside noisy ones, and rewrite those of other scenes.
+Their grades against the truth bound those of a model that is trained on rewritten captions; ``recovered`` is the part
+of what noise took, (rewritten - noisy) / (1 - noisy).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def recaptioned(num_clean: int, rho: float, held_out: ImageDataset, args: argpar
 
     Args:
         num_clean: Clean captions that it learns from.
-        rho: Rate of wrong ones among those that it learns from before; 0 for none.
+        rho: Rate of wrong ones among others that it learns from beside them; 0 for none.
         held_out: The test scenes.
         args: Of the command line.
     """
@@ -111,13 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Grade noise, train, rewrite, grade, print, write."""
     parser = argparse.ArgumentParser(description="Recaptioning of scenes.", allow_abbrev=False)
     parser.add_argument("--clean", type=listed(int), default=[200, 500, 2000], help="numbers of clean captions")
-    parser.add_argument("--clean-after", type=listed(int), default=[200], help="numbers of them after noisy ones")
+    parser.add_argument("--clean-beside", type=listed(int), default=[200], help="numbers of them beside noisy ones")
     parser.add_argument("--rates", type=listed(float), default=[0.0, 0.2, 0.5], help="of wrong captions")
     parser.add_argument(
-        "--num-noisy", type=whole(20), default=20_000, help="captions whose noise is graded, and learned from before"
+        "--num-noisy", type=whole(20), default=20_000, help="captions whose noise is graded, and learned from"
     )
     parser.add_argument("--num-images", type=whole(2), default=1000, help="test scenes whose captions are rewritten")
-    parser.add_argument("--num-steps", type=whole(1), default=1000, help="of each captioner")
+    parser.add_argument("--num-steps", type=whole(1), default=1500, help="of each captioner")
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--output", type=output, default=RESULT)
     args = parser.parse_args(arguments)
@@ -128,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "recovered": {},
     }  # fmt: skip
     held_out, rates = scenes("test", args.num_images), [rho for rho in args.rates if rho > 0]
-    kinds = [(count, 0.0) for count in args.clean] + [(count, rho) for count in args.clean_after for rho in rates]
+    kinds = [(count, 0.0) for count in args.clean] + [(count, rho) for count in args.clean_beside for rho in rates]
     for count, rho in kinds:
-        kind = f"{count} clean" + (f" after {args.num_noisy} at rho = {rho:g}" if rho else "")
+        kind = f"{count} clean" + (f" beside {args.num_noisy} at rho = {rho:g}" if rho else "")
         found = report["rewritten"][kind] = recaptioned(count, rho, held_out, args)
         report["recovered"][kind] = {
             f"{one:g}": {

@@ -23,7 +23,7 @@ from training.captioning import train_captioner
 
 
 def main(
-    config_file: str, clean: str, overrides: Sequence[str] = (), *, output: Path | None = None, steps: int = 1000
+    config_file: str, clean: str, overrides: Sequence[str] = (), *, output: Path | None = None, steps: int = 1500
 ) -> None:
     """Train on the clean captions, and write a caption of each image of both splits."""
     config = load_config(config_file, overrides, defaults=get_default_config())

@@ -20,7 +20,7 @@ def train_captioner(
     noisy: ImageDataset | None = None,
     *,
     seed: int = 0,
-    num_steps: int = 1000,
+    num_steps: int = 1500,
     batch_size: int = 64,
     features: int = 64,
     augment: bool = True,
@@ -35,11 +35,10 @@ def train_captioner(
 
     Args:
         clean: Images with captions, in words of which the captioner learns all; see ``captioned_as``.
-        noisy: Images whose captions may be wrong, which it learns from before the clean ones, as DALL-E 3's did: of few
-            clean ones it learns little, while wrong captions that are about no one thing leave the true one the
-            likeliest. Their other words are left out.
+        noisy: Images whose captions may be wrong, half of each batch, from which it learns what to look at. It is told
+            which is which; see ``Captioner``. Words that no clean caption has are left out.
         seed: Seed of the initial weights, the batches, the changes of images and dropout.
-        num_steps: Steps of training; on the noisy captions, if there are any, and then a quarter as many on the clean.
+        num_steps: Steps of training.
         batch_size: Images a step, drawn with replacement.
         features: See ``Captioner``.
         augment: Move images and add noise.
@@ -56,33 +55,40 @@ def train_captioner(
         raise DataError(f"a captioner is trained on at least {_FEWEST} captions, got {len(clean)}; write more")
     vocabulary, max_words = Vocabulary.of(clean.captions), longest(clean.captions)
     vocabulary.check(clean.captions)
+    sources = [_in_words(one, vocabulary, max_words) for one in (clean, noisy) if one is not None]
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw initial weights and dropout from the global one
         torch.random.manual_seed(seed)
         captioner = Captioner(clean.image_shape, vocabulary, max_words=max_words, features=features)
-        stages = [(clean, num_steps, 3e-3)]
-        if noisy is not None:
-            # slower on the clean ones, so that what is known is not forgotten
-            stages = [(noisy, num_steps, 3e-3), (clean, max(1, num_steps // 4), 1e-3)]
-        for dataset, steps, rate in stages:
-            optimizer = torch.optim.AdamW(captioner.parameters(), lr=rate, weight_decay=0.05)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
-            words = vocabulary.numbers(dataset.captions or (), max_words)
-            told = (words[:, 0] != NO_WORD).nonzero().flatten()
-            if not len(told):
-                raise DataError(
-                    f"no caption of {dataset.name} has a word of the clean ones; take clean ones of its words"
-                )
-            for _ in tqdm(range(steps), desc="captioner", unit="step"):
-                chosen = told[torch.randint(len(told), (batch_size,), generator=generator)]
-                x0 = dataset.space.encode(dataset.images[chosen])
-                optimizer.zero_grad(set_to_none=True)
-                images = _changed(x0, generator) if augment else x0
-                (-captioner.log_prob(images, words[chosen]).mean()).backward()
-                torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
+        optimizer = torch.optim.AdamW(captioner.parameters(), lr=3e-3, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=num_steps, pct_start=0.15)
+        for _ in tqdm(range(num_steps), desc="captioner", unit="step"):
+            drawn = [_draw(one, batch_size // len(sources), generator) for one in sources]
+            x0, words = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+            is_noisy = torch.arange(len(x0)) >= len(drawn[0][0])
+            optimizer.zero_grad(set_to_none=True)
+            images = _changed(x0, generator) if augment else x0
+            (-captioner.log_prob(images, words, is_noisy).mean()).backward()
+            torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
     return captioner.eval().requires_grad_(False)
+
+
+def _in_words(dataset: ImageDataset, vocabulary: Vocabulary, max_words: int) -> tuple[ImageDataset, Tensor, Tensor]:
+    """A data set, its captions in numbers, and the rows of those that have a known word."""
+    words = vocabulary.numbers(dataset.captions or (), max_words)
+    told = (words[:, 0] != NO_WORD).nonzero().flatten()
+    if not len(told):
+        raise DataError(f"no caption of {dataset.name} has a word of the clean ones; take clean ones of its words")
+    return dataset, words, told
+
+
+def _draw(source: tuple[ImageDataset, Tensor, Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Some images in [-1, 1], drawn with replacement, and the words of their captions."""
+    dataset, words, told = source
+    chosen = told[torch.randint(len(told), (count,), generator=generator)]
+    return dataset.space.encode(dataset.images[chosen]), words[chosen]
 
 
 def _changed(x0: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c h w"]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +28,10 @@ class Captioner(nn.Module):
 
     A caption has 1 to ``max_words`` words: it cannot end before the first, and ends by itself after the last of them,
     where the second term is 0. So the probabilities of all captions sum to 1.
+
+    It may learn a second law beside it, of captions that may be wrong. The two differ in the token that they begin
+    with alone: whether a caption can be of another image is known from the start, and not guessed from the words so
+    far, one of which may be a mistake of its own.
 
     Args:
         image_shape: (C, H, W) of the images.
@@ -77,8 +81,8 @@ class Captioner(nn.Module):
         self.norm, self.place = nn.LayerNorm(features), nn.Linear(2, features)
         rows, columns = (torch.linspace(-1, 1, math.ceil(side / 2**halvings)) for side in sides)
         self.register_buffer("coordinates", torch.cartesian_prod(rows, columns), persistent=False)
-        # beside words and their end there is the beginning
-        self.embed = nn.Embedding(num_words + 2, features)
+        # beside words and their end there are two beginnings, of clean captions and of noisy ones
+        self.embed = nn.Embedding(num_words + 3, features)
         self.order = nn.Parameter(0.1 * torch.randn(max_words, features))
         layer = nn.TransformerDecoderLayer(
             features, 4, 2 * features, dropout=dropout, activation="gelu", batch_first=True, norm_first=True
@@ -90,15 +94,19 @@ class Captioner(nn.Module):
         self.choose = nn.Linear(features, num_words + 1)
 
     def log_prob(
-        self, x0: Float[Tensor, "batch channels height width"], words: Int64[Tensor, "batch length"]
+        self,
+        x0: Float[Tensor, "batch channels height width"],
+        words: Int64[Tensor, "batch length"],
+        noisy: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, " batch"]:
         """log p(caption | image) in nats, [B].
 
         Args:
             x0: Images in [-1, 1], [B, C, H, W].
             words: Numbers of words, int64 [B, max_words], at least one, 0 after the last; see ``Vocabulary.numbers``.
+            noisy: True for the law of captions that may be wrong, bool [B]; None for none.
         """
-        each = self._next(self._encode(x0), words[:, :-1]).gather(2, words.unsqueeze(2)).squeeze(2)
+        each = self._next(self._encode(x0), words[:, :-1], noisy).gather(2, words.unsqueeze(2)).squeeze(2)
         # words, and the end after them
         counts = F.pad(words[:, :-1] != NO_WORD, (1, 0), value=True)
         return torch.where(counts, each, 0.0).sum(1)
@@ -145,10 +153,10 @@ class Captioner(nn.Module):
             raise ValueError(f"images must be [B, {expected}], got {list(x0.shape)}; pass those of its data set")
         return self.norm(self.layers(x0).flatten(2).transpose(1, 2)) + self.place(self.coordinates)
 
-    def _next(self, seen: Tensor, words: Tensor) -> Tensor:
+    def _next(self, seen: Tensor, words: Tensor, noisy: Tensor | None = None) -> Tensor:
         """log p(next word | words before it, image) after 0 .. L words, [B, L + 1, choices], of words [B, L]."""
-        begin = words.new_full((len(words), 1), self.embed.num_embeddings - 1)
-        said = torch.cat([begin, words], dim=1)
+        begin = words.new_full((len(words), 1), self.embed.num_embeddings - 2)
+        said = torch.cat([begin if noisy is None else begin + noisy.long().unsqueeze(1), words], dim=1)
         length = said.shape[1]
         later = torch.ones(length, length, dtype=torch.bool, device=words.device).triu(1)
         logits = self.choose(self.decoder(self.embed(said) + self.order[:length], seen, tgt_mask=later))
