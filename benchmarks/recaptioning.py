@@ -110,8 +110,8 @@ def rows(report: dict[str, Any]) -> list[dict[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Grade noise, train, rewrite, grade, print, write."""
     parser = argparse.ArgumentParser(description="Recaptioning of scenes.", allow_abbrev=False)
-    parser.add_argument("--clean", type=listed(int), default=[200, 500, 2000], help="numbers of clean captions")
-    parser.add_argument("--clean-beside", type=listed(int), default=[200], help="numbers of them beside noisy ones")
+    parser.add_argument("--clean", type=listed(int), default=[2000], help="numbers of clean captions")
+    parser.add_argument("--clean-beside", type=listed(int), default=[], help="numbers of them beside noisy ones")
     parser.add_argument("--rates", type=listed(float), default=[0.0, 0.2, 0.5], help="of wrong captions")
     parser.add_argument(
         "--num-noisy", type=whole(20), default=20_000, help="captions whose noise is graded, and learned from"

@@ -1,9 +1,9 @@
 """Rewrite the captions of a config's images by a captioner that is trained on few clean ones, as in DALL-E 3.
 
-    python examples/recaption.py configs/text/scenes.py 500 --config.data.options=wrong_captions=0.5
+    python examples/recaption.py configs/text/scenes.py 2000 --config.data.options=wrong_captions=0.5
     python examples/recaption.py my_config.py clean.jsonl --config.data.root=photos
 
-Clean are the first 500 captions of scenes, or a file of lines {"file": "train/a.png", "caption": "..."}, in which
+Clean are the first 2000 captions of scenes, or a file of lines {"file": "train/a.png", "caption": "..."}, in which
 images are named from the root of the data. It writes recaptioned.jsonl, which training reads:
 
     python main.py --config my_config.py --mode train --config.data.options=recaptioned=recaptioned.jsonl
@@ -36,7 +36,7 @@ def main(
     told, notes = captioned_as(images[0], captions)
     for note in notes:
         print(note)
-    captioner = train_captioner(told, images[0] if images[0].captions else None, num_steps=steps)
+    captioner = train_captioner(told, num_steps=steps)
     output = output or Path("recaptioned.jsonl")
     write_captions(output, captioner, images)
     print(f"learned from {len(told):,} clean captions, wrote {sum(map(len, images)):,} in {output}")

@@ -12,7 +12,7 @@ from data import NO_WORD, DataError, ImageDataset, Vocabulary, longest
 from models.text.captioner import Captioner
 
 _FEWEST = 8
-_NOISE = 0.2  # standard deviation of the noise of training images, at most
+_NOISE = 0.05  # standard deviation of the noise of training images, at most: faint edges tell a size
 
 
 def train_captioner(
@@ -28,7 +28,7 @@ def train_captioner(
     """Train a ``Captioner`` by the mean of -log p(caption | image), with AdamW whose learning rate rises and falls.
 
     Images are moved by up to one pixel to either side, what is beyond the edge repeated, and have noise of a standard
-    deviation of up to 0.2 added: captions stay true. They are neither flipped nor recoloured, of which captions tell.
+    deviation of up to 0.05 added: captions stay true. They are neither flipped nor recoloured, of which captions tell.
 
     The same weights for the same seed, on one machine with one number of threads. PyTorch's global generator is left
     as it was.
