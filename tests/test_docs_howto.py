@@ -34,6 +34,8 @@ BRIEF = [
 BRIEF_OF = {"classify": ["--config.eval.num_images=4", "--config.eval.vlb_steps_per_image=4"]}
 # numbers of a page that decide how long a command takes, and the most of each here
 MOST = {"num_steps": 8, "num_samples": 8, "num_images": 8, "batch_size": 64, "shared_images": 3, "num_updates": 2}
+# pages of many commands, each of which has tests of its own
+LONG = ("classify", "edit", "interpolate", "progressive", "segment")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -56,7 +58,10 @@ def _shortened(argument: str) -> str:
     )
 
 
-@pytest.mark.parametrize("page", HOWTO, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in LONG else (), id=page.stem) for page in HOWTO],
+)
 def test_what_a_page_tells_to_do_can_be_done(
     page: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -65,7 +65,7 @@ class Trap:
         (["--config.model.channels=64"], "unknown key of config.model: 'channels'; choices: backbone"),
         (
             ["--config.model.backbone=transformer"],
-            "unknown backbone 'transformer'; choices: adm, autoencoder, classifier, mlp, ncsnpp",
+            "unknown backbone 'transformer'; did you mean 'prior_transformer'? choices: adm, autoencoder, classifier",
         ),
         (["--format=diffusers"], "--format is a flag of --mode export, got --mode import; leave it out"),
     ],
