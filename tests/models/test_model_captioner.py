@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_the_same_seed_gives_the_same_captioner_and_leaves_the_global_generator(
 def test_noisy_captions_are_learned_from_in_the_words_of_clean_ones_and_kept_apart(clean: ImageDataset):
     """Of noisy captions only words of clean ones are learned from, and a caption without any not at all."""
     captions = clean.captions or ()
-    few = {"num_steps": 4, "batch_size": 4, "features": 8}
+    few: dict[str, Any] = {"num_steps": 4, "batch_size": 4, "features": 8}
     some, one = (replace(clean, captions=("unheard", *captions[1:k], *["unheard"] * (40 - k))) for k in (40, 2))
     found = [train_captioner(clean.subset(8), noisy, **few) for noisy in (None, some, one, clean.subset(2))]
     weights = [captioner.choose.weight for captioner in found]
