@@ -11,7 +11,6 @@ saves: bits(x) - bits(x | caption) of the test images, with the same noise for b
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.options import listed, output, run_benchmark, whole
+from benchmarks.paired_bits import image_bits
 from benchmarks.timing import table
 from benchmarks.trained import add_run, load_images, unguided
 from configs.default import get_default_config
@@ -35,7 +35,6 @@ from evaluation.scenes import GRADES, SceneReader, chance_levels, grade_estimate
 from experiment import TrainedRun, load_run
 from experiment.build import build_sampler
 from experiment.config import data_root
-from experiment.estimators import build_estimators, model_for
 from experiment.pictures import as_array, save_png
 from experiment.rank0_first import as_trained
 from experiment.text.pictures import captioned_grid
@@ -44,7 +43,6 @@ from experiment.workdir import default_workdir, write_json
 from likelihood import mean_and_stderr
 from models import Cond, Condition
 from runtime.processes.ranks import ALONE
-from sde_lib import NoiseStreams
 
 RESULT = Path(__file__).parent / "results" / "scenes.json"
 _SHOWN = 16
@@ -138,24 +136,14 @@ def estimates(grades: dict[str, Tensor]) -> dict[str, dict[str, float]]:
 
 def information(run: TrainedRun, held_out: ImageDataset, args: argparse.Namespace) -> Estimate:
     """Bits that a caption saves, bits(x) - bits(x | caption), an image, of the same noise for both."""
-    config = run.config.copy_and_resolve_references()
-    config.eval.update({"likelihoods": ("vlb",), "vlb_step_sampling": "low_discrepancy"})
-    config.eval.vlb_steps_per_image = args.steps_per_image
-    estimator = build_estimators(config, run.kind)["vlb"]
-    model, device = model_for(estimator, run.model, config), next(run.model.parameters()).device
-    saved = []
-    for k in tqdm(range(0, len(held_out), args.batch_size), desc="bits", unit="batch"):
-        here = slice(k, min(k + args.batch_size, len(held_out)))
-        x0 = run.encode(held_out.stored[here]).to(device)
-        cond = run.conditions.tell(run.conditions.observe_in(held_out, here))
+
+    def without(cond: Cond | None) -> Cond:
         assert isinstance(cond, Condition)
-        told: list[Cond] = [cond.without().to(device), cond.to(device)]
-        nats = [
-            estimator(model, x0, cond=one, noise=NoiseStreams(args.seed, range(here.start, here.stop))).total
-            for one in told
-        ]
-        saved.append((nats[0] - nats[1]).cpu() / math.log(2))
-    return Estimate(*mean_and_stderr(torch.cat(saved)))
+        return cond.without()
+
+    how = {"steps_per_image": args.steps_per_image, "batch_size": args.batch_size, "seed": args.seed}
+    saved = image_bits(run, held_out, told=without, **how) - image_bits(run, held_out, **how)
+    return Estimate(*mean_and_stderr(saved))
 
 
 def rows(report: dict[str, Any]) -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from experiment.build import build_dataset, pick_device
 from experiment.conditions import Conditions, build_conditions
 from experiment.config import Config, data_root
 from experiment.config.checks import check_config
-from experiment.imported_config import complete_config
+from experiment.config.imported import complete_config
 from experiment.pictures import as_array
 from experiment.rank0_first import load_on_rank0_first
 from experiment.workdir import check_for_use, save_npz, write_json
@@ -55,7 +55,7 @@ def run_cascade(
     """
     if mode not in ("train", "eval", "sample"):
         raise ValueError(f"--mode {mode} is of one model, got a cascade; run it for a stage, with its --workdir")
-    for flag in ("init_from", "input"):
+    for flag in ("init_from", "input", "hint"):
         if flags.get(flag):
             name = f"--{flag.replace('_', '-')}"
             raise ValueError(f"{name} is of one model, got a cascade; run that for a stage, with its --workdir")
@@ -168,7 +168,7 @@ def _captions(
         config, part = run.config, ranks.part(f"captions of {name}")
         split = config.sampling.condition_split
         try:
-            found[name] = conditions_of(config, run.workdir, run.kind, None, "", part, split=split, texts=texts)
+            found[name] = conditions_of(config, run.workdir, run.kind, None, (), part, split=split, texts=texts)
         except ValueError as error:
             raise ValueError(f"stage {name}: {error}") from error
     num_samples = list(runs.values())[-1].config.sampling.num_samples
@@ -206,7 +206,7 @@ def _sample(config: Config, stages: Stages, workdir: Path, folder: Path, prompts
         labels = None if first.classes is None else np.array(first.classes)[numbers % len(first.classes)]
         about = {"stages": list(runs), "noise_t": list(cascade.noise_t), "truncated": cascade.truncated}
         weights = {"guidance_weight": list(config.cascade.guidance_weight)} if config.cascade.guidance_weight else {}
-        said = told_by(first.config, next(iter(told.values())), "", "".join(prompts)) if told else {}
+        said = told_by(first.config, next(iter(told.values())), (), "".join(prompts)) if told else {}
         of_texts = {"captions": {name: one.digest for name, one in told.items()}} if told else {}
         samples = SampleSet(
             folder,

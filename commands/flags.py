@@ -36,10 +36,17 @@ _FLAGS = {
     "init_from": (_given_path, "see docs/pretrained.md"),
     "output": (_path, "the folder to write in"),
     "input": (_given_path, "condition images or values, or what was measured, in place of those of a split"),
+    "hint": (
+        _given_path,
+        "an image or a folder of them for a ControlNet, in place of those made of a split; once each",
+    ),
     "prompt": (str, "a text to draw samples of, in place of the captions of a split"),
     "prompts": (_given_path, "a file of such texts, one a line, in turn"),
     "mask": (_given_path, "an image that is white where restore.operator=inpaint sees, black where it fills in"),
 }
+
+# flags that may be given several times
+_REPEATED = ("hint",)
 
 
 def _modes_of(flag: str) -> str:
@@ -72,7 +79,9 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, li
     where = "where the run lives; default: runs/<family>/<config name>"
     parser.add_argument("--workdir", type=_path, default="", help=where)
     for name, (kind, said) in _FLAGS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"of --mode {_modes_of(name)}: {said}")
+        action = "append" if name in _REPEATED else "store"
+        text = f"of --mode {_modes_of(name)}: {said}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, action=action, help=text)
     names = f"list the names that a config may use, of {', '.join(REGISTRIES)}"
     parser.add_argument("--list", action=_List, choices=list(REGISTRIES), metavar="KIND", help=names)
     return parser.parse_known_args(arguments)

@@ -14,8 +14,8 @@ from data import ImageKind, ImageSize, VectorKind, height_and_width, image_kind,
 from experiment.build import build_dataset, build_sampler
 from experiment.config import Config
 from experiment.config.checks import check_config, check_eval_names
+from experiment.config.imported import config_of_checkpoint
 from experiment.from_checkpoints import load_first_stage
-from experiment.imported_config import config_of_checkpoint
 from experiment.latents.published import with_published_latents
 from experiment.text.frozen import load_text_encoder, reads_by_frozen, text_kind_of
 from experiment.workdir import check_for_training

@@ -54,7 +54,7 @@ MODES = {
         "sample:sample",
         "draw samples",
         "--config configs/vp/digits.py --mode sample --output drawn",
-        flags=("output", "input", "prompt", "prompts"),
+        flags=("output", "input", "hint", "prompt", "prompts"),
     ),
     "restore": Mode(
         "ensembles.restore:restore",

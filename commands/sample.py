@@ -25,6 +25,7 @@ from experiment.classes import classes_of
 from experiment.conditions import Conditions, Observed, build_conditions
 from experiment.config import Config
 from experiment.config.checks import check_config
+from experiment.control.settings import is_controlled
 from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
 from experiment.guidance import (
     Reference,
@@ -58,6 +59,7 @@ def sample(
     *,
     output: str = "",
     input: str = "",
+    hint: Sequence[str] = (),
     prompt: str = "",
     prompts: str = "",
     ranks: Ranks = ALONE,
@@ -73,6 +75,7 @@ def sample(
         workdir: The work directory.
         output: The folder to write in; "" for ``samples`` in the work directory.
         input: A file or folder of conditions, in turn, in place of those of ``sampling.condition_split``; "" for none.
+        hint: The same of the hints of a ControlNet: a file or folder for each, that of ``config.data`` first.
         prompt: A text of which all samples are drawn, in place of the captions of ``sampling.condition_split``.
         prompts: A file of such texts, one a line, taken in turn.
         ranks: The processes of the job.
@@ -96,7 +99,8 @@ def sample(
         device = ranks.device(pick_device(config))
         run = load_sampled(config, workdir, device, ranks)
         texts, split = texts_of(prompt, prompts), settings.condition_split
-        conditions = conditions_of(config, workdir, run.kind, run.classes, input, ranks, split=split, texts=texts)
+        given = given_of(config, input, hint)
+        conditions = conditions_of(config, workdir, run.kind, run.classes, given, ranks, split=split, texts=texts)
         if ranks.first:
             held.enter_context(locked(folder, "sample", flag="--output"))
             run.say_notes()
@@ -104,7 +108,7 @@ def sample(
         samples = SampleSet(
             folder,
             run.fingerprint() | ({} if conditions.digest is None else {"conditions": conditions.digest}),
-            run.about(conditions.classes) | told_by(config, conditions, input, prompts or prompt),
+            run.about(conditions.classes) | told_by(config, conditions, given, prompts or prompt),
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             kind=run.kind,
@@ -269,7 +273,7 @@ def conditions_of(
     workdir: Path,
     kind: AnyKind,
     classes: Sequence[int] | None,
-    given: str,
+    given: Sequence[str],
     ranks: Ranks,
     *,
     split: str,
@@ -299,11 +303,25 @@ def conditions_of(
     # one that is not told classes may be guided towards them
     asked = classes if settings.classes or not conditions.labels else None
     if given:
-        return SampleConditions(conditions, classes=asked, source=_read_given(Path(given), conditions), **noise)
+        return SampleConditions(conditions, classes=asked, source=_read_given(given, conditions), **noise)
     channels = trained_channels(config, workdir)
     loaded = load_on_rank0_first(ranks, "condition data", lambda: build_dataset(config, split, channels))
     dataset = as_trained(ranks, config, workdir, loaded)
     return SampleConditions(conditions, classes=asked, source=dataset, **noise)
+
+
+def given_of(config: Config, input: str, hint: Sequence[str]) -> tuple[str, ...]:
+    """The files of the flags ``--input`` and ``--hint``; none where neither was given.
+
+    Raises:
+        ValueError: If the model is not one for the flag.
+    """
+    controlled = is_controlled(config)
+    if input and controlled:
+        raise ValueError("--input is of models that are told an image, got a ControlNet; give its hint by --hint")
+    if hint and not controlled:
+        raise ValueError("--hint is of ControlNets, got a model without control.base; leave it out")
+    return (input,) if input else tuple(hint)
 
 
 def texts_of(prompt: str, prompts: str) -> list[str]:
@@ -325,34 +343,41 @@ def _prompts_of(config: Config, conditions: Conditions, texts: Sequence[str], ra
     return found
 
 
-def _read_given(path: Path, conditions: Conditions) -> Observed:
-    """Read what a user gives for the one condition of a model, besides its class.
+def _read_given(given: Sequence[str], conditions: Conditions) -> Observed:
+    """Read what a user gives for the conditions of a model, besides its class and its captions.
 
     Args:
-        path: Images, see ``read_given_images``, or an ``.npz`` file with ``values``.
+        given: Images for each image that it is told, see ``read_given_images``, or an ``.npz`` file with ``values``.
         conditions: What the model is told.
 
     Raises:
-        ValueError: If the model is told nothing that a file has, or more than one such thing.
+        ValueError: If the model is told something else, or another number of images.
     """
-    if len(conditions.images) + bool(conditions.values) != 1:
-        told = len(conditions.images) + bool(conditions.values)
-        raise ValueError(f"--input gives one condition besides the class, but the model is told {told}; leave it out")
+    told = len(conditions.images) + bool(conditions.values)
+    if len(given) != told or (conditions.values and told > 1):
+        raise ValueError(
+            f"--input and --hint give one condition besides the class each, got {len(given)}, but the model is told "
+            f"{told}; give as many, or leave them out"
+        )
     if conditions.values:
-        values, labels = read_given_values(path, conditions.network_options["cond_values"])
+        values, labels = read_given_values(Path(given[0]), conditions.network_options["cond_values"])
         return Observed(values=values, labels=labels if conditions.labels else None)
-    images, labels = read_given_images(path, conditions.observed_kind)
-    return Observed((images,), labels=labels)
+    found = [read_given_images(Path(path), kind) for path, kind in zip(given, conditions.observed_kinds, strict=True)]
+    count, labels = len(found[0][0]), found[0][1]
+    if any(len(images) != count for images, _ in found):
+        numbers = ", ".join(str(len(images)) for images, _ in found)
+        raise ValueError(f"each --hint must have as many images, got {numbers}; give each sample one of each")
+    return Observed(tuple(images for images, _ in found), labels=labels)
 
 
-def told_by(config: Config, conditions: SampleConditions, given: str, texts: str) -> dict[str, Any]:
+def told_by(config: Config, conditions: SampleConditions, given: Sequence[str], texts: str) -> dict[str, Any]:
     """Say for ``samples.json`` where observations are from; nothing without."""
     if conditions.digest is None:
         return {}
     if conditions.source is None:
         origin = {"input": texts}
     else:
-        origin = {"input": given} if given else {"condition_split": config.sampling.condition_split}
+        origin = {"input": ",".join(given)} if given else {"condition_split": config.sampling.condition_split}
         origin |= {"prompt": texts} if texts else {}
     return origin | {"condition_noise_t": config.sampling.condition_noise_t}
 

@@ -21,6 +21,7 @@ def get_default_config() -> ConfigDict:
     config.restore = _restore()
     config.segment = _segment()
     config.cascade = _cascade()
+    config.control = _control()
     config.interpolate = _interpolate()
     config.edit = _edit()
     config.progressive = _progressive()
@@ -64,9 +65,9 @@ def _data() -> ConfigDict:
             "text_encoder": "",
             "text_options": "",  # its options, such as max_length=64
             "downscale": (),  # means of boxes in place of the images, by these factors one after the other: (2,)
-            # conditions that are told to the network: lowres, gray, masked and ink are made of each image, values come
-            # with the images or vectors of an npz file, paired is an image that lies beside each; or one that a plugin
-            # registers; several: lowres,ink
+            # conditions that are told to the network: edges, gray, ink, lowres and masked are made of an image, values
+            # come with the images or vectors of an npz file, paired is an image that lies beside each; or one that a
+            # plugin registers; several: lowres,ink
             "condition": (),
             "condition_options": "",  # their options, as in "factor=2"
         }
@@ -77,11 +78,11 @@ def _model() -> ConfigDict:
     """The network and the meaning of its output. The docstrings in models/backbones say more of each option."""
     return ConfigDict(
         {
-            # unet, adm or ncsnpp for images, mlp for vectors, prior_transformer for vectors that are told captions;
+            # unet, adm, dit or ncsnpp for images, mlp for vectors, prior_transformer for those that are told captions;
             # classifier: no score model, but one of the classes of noisy images, whose gradient guides; autoencoder:
             # one whose latents data.first_stage of other configs stands for; or checkpoint: network, SDE,
             # parameterization and time input of the model that was imported into the work directory; a config that
-            # names them must agree
+            # names them must agree; or control: those of control.base, beside which a ControlNet is trained
             "backbone": "unet",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
             # options of models.Autoencoder, to train one together with the diffusion of its latents
@@ -287,6 +288,26 @@ def _cascade() -> ConfigDict:
             "noise_t": (),
             "guidance_weight": (),  # of each stage, in place of sampling.guidance_weight: 2,1; (): that one for all
             "truncated": False,  # stop an earlier stage at that noise, instead of adding it to the finished image
+        }
+    )
+
+
+def _control() -> ConfigDict:
+    """Settings of a ControlNet, which is trained beside a frozen model: docs/control.md."""
+    return ConfigDict(
+        {
+            # the work directory of that model, or one of its checkpoints as in runs/x@1000, of which the way down is
+            # copied and trained; its hint is data.condition; "": none
+            "base": "",
+            "hint_widths": (16, 32, 96),  # widths of the layers between the hint and the first convolution
+            "scale": 1.0,  # what its additions are multiplied by in sampling and measuring; 0: the frozen model
+            # factor of each addition for every one that comes after it, which weakens those of high resolution; 0.825
+            # is ControlNet's guess mode, 1: none
+            "decay": 1.0,
+            # work directories of other ControlNets of the same model, whose additions are added in sampling and
+            # measuring, each with its own scale as in runs/control/mnist_gray:0.5
+            "also": (),
+            "guided": "both",  # which side of guidance the hint controls: both, or conditional
         }
     )
 

@@ -4,6 +4,7 @@ from .base import Dataset, ImageDataset, ImageKind
 from .beside import NOTHING, Beside, Column, TableRows
 from .conditions import (
     ConditionMaker,
+    Edges,
     GivenText,
     GivenValues,
     ImageMaker,

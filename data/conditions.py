@@ -215,6 +215,39 @@ class Paired(ImageMaker):
         return images
 
 
+@register_condition("edges")
+class Edges(ImageMaker):
+    """Edges, a function of the image: 1 where the length of the Sobel gradient is at least a threshold, else 0.
+
+    The gradient of images from 0 to 1, whose edge pixels are repeated outside, is divided by 4: beside a straight edge
+    from black to white it is 1. Of several channels the steepest one counts.
+
+    Args:
+        threshold: Least length of the gradient, in (0, 1.4].
+
+    Source: Sobel and Feldman 1968; Zhang et al. 2023 (ControlNet), whose edges are Canny's.
+    """
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold <= 1.4:
+            raise ValueError(f"threshold must lie in (0, 1.4], got {threshold}; 0.5 is usual")
+        self.threshold = float(threshold)
+
+    def kind(self, kind: ImageKind) -> ImageKind:
+        """See ``ImageMaker``."""
+        return ImageKind((1, *kind.image_shape[1:]), 2)
+
+    def observe(self, images: Tensor, kind: ImageKind) -> Tensor:
+        """The edges."""
+        padded = torch.nn.functional.pad(images.double(), (1, 1, 1, 1), mode="replicate")
+        across, down = padded[..., 2:] - padded[..., :-2], padded[..., 2:, :] - padded[..., :-2, :]
+        gx = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
+        gy = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
+        # grey levels are whole numbers, so that the squares are exact on every machine
+        steep = (gx**2 + gy**2).amax(1, keepdim=True) >= (4 * self.threshold * (kind.num_levels - 1)) ** 2
+        return steep.to(torch.uint8)
+
+
 @register_condition("ink")
 class Ink(ValuesMaker):
     """The mean of all pixels in model space, in [-1, 1]."""

@@ -13,6 +13,8 @@ from .sources.decoding import SizesDifferError, decode_all
 from .sources.grey import GreyRule
 from .sources.npz import read_npz_images, read_npz_values
 
+# of images that are black and white: a grey pixel's distance from both, and the largest share of such
+_GREY, _MOST_GREY = 0.25, 0.05
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -49,8 +51,14 @@ def read_given_images(path: Path, kind: ImageKind, *, what: str = "condition ima
         raise DataError(
             f"{path}: {what} must be {_by(kind.image_shape)} (C x H x W), got {_by(images.shape[1:])}; {fix}"
         )
-    wide = torch.from_numpy(images).double()
-    return (wide * (kind.num_levels - 1) / (levels - 1)).round().to(torch.uint8), labels
+    wide = torch.from_numpy(images).double() * (kind.num_levels - 1) / (levels - 1)
+    found = wide.round()
+    far = float(((wide - found).abs() > _GREY).double().mean())
+    if kind.num_levels == 2 and far > _MOST_GREY:
+        raise DataError(
+            f"{path}: {what} must be black and white, got {far:.0%} of pixels between; draw them so, such as edges"
+        )
+    return found.to(torch.uint8), labels
 
 
 def _decode_one_size(paths: Sequence[Path], mode: str, expected: str) -> np.ndarray:

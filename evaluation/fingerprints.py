@@ -28,12 +28,13 @@ _ROOMS = (
 )
 _OF_MODEL = (
     *("data.dataset", "data.options", "data.image_size", "data.channels", "data.downscale", "data.condition"),
-    *("sde.", "model."),
+    *("sde.", "model.", "control."),
 )
 # These change no value, or are in the fingerprint under another name.
 _FREE = (
     *("eval.ode_max_nfe", "eval.likelihoods", "eval.num_images", "eval.precision", "eval.compile"),
     *("sampling.num_samples", "sampling.classes", "sampling.png_folder", "sampling.precision", "sampling.compile"),
+    "control.base",
     *("sampling.guidance_reference", "sampling.guidance_reference_weights", "sampling.classifier"),
 )
 

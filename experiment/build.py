@@ -25,6 +25,7 @@ from samplers import Sampler, make_sampler
 from sde_lib import SDE, check_sde, make_sde
 
 from .config import Config, data_root, parse_options
+from .control.network import LoadedBase, build_controlled
 from .latents.joint import build_own_first_stage
 from .network import build_backbone, is_classifier, is_first_stage
 from .warnings.prior import cure_of_no_signal
@@ -77,13 +78,14 @@ def _downscaled(dataset: AnyDataset, factors: Sequence[int]) -> ImageDataset:
     return downscale(dataset, factors)
 
 
-def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> NetworkModel:
+def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: LoadedBase | None = None) -> NetworkModel:
     """The network of ``config.model`` for a kind of data, initialised from ``config.seed``.
 
     Args:
         config: The config.
         kind: The data.
         empty: Leave the network on the meta device, without memory, for weights that are there already.
+        base: The frozen model of a ControlNet; None without one.
 
     Raises:
         ValueError: If the network cannot work on such data.
@@ -99,7 +101,10 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False) -> Networ
     sde = build_sde(config)
     with torch.random.fork_rng(devices=[]), torch.device("meta") if empty else nullcontext():
         torch.manual_seed(config.seed)
-        backbone = build_backbone(config, kind, outputs_per_channel=parameterization.outputs_per_channel)
+        if base is None:
+            backbone = build_backbone(config, kind, outputs_per_channel=parameterization.outputs_per_channel)
+        else:
+            backbone = build_controlled(config, kind, base)
         dequantizer = Dequantizer(kind.sample_shape[0]) if model.dequantizer else None
         first_stage = build_own_first_stage(config, kind, sde)
     if is_classifier(config):

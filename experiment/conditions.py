@@ -30,6 +30,7 @@ from models import Cond, Condition
 from sde_lib import SDE, expand_like
 
 from .config import Config, parse_options
+from .control.settings import added_conditions
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,12 @@ class Conditions:
     @property
     def observed_kind(self) -> ImageKind:
         """The kind of what the first image maker observes."""
-        return self.images[0].kind(self._of_images)
+        return self.observed_kinds[0]
+
+    @property
+    def observed_kinds(self) -> list[ImageKind]:
+        """The kind of what each image maker observes."""
+        return [maker.kind(self._of_images) for maker in self.images]
 
     @property
     def num_noisy(self) -> int:
@@ -247,12 +253,19 @@ class Conditions:
         return torch.cat(told, dim=1)
 
 
-def build_conditions(config: Config, kind: AnyKind) -> Conditions:
+def build_conditions(config: Config, kind: AnyKind, *, added: bool = True) -> Conditions:
     """The conditions of a config.
+
+    Args:
+        config: The config.
+        kind: The data.
+        added: With the hints of ``control.also``.
 
     Raises:
         ValueError: If a condition is unknown, or not of such data.
     """
     options: dict[str, Any] = parse_options(config.data.get("condition_options", ""))
     makers = make_conditions(tuple(config.data.get("condition", ())), **options)
+    for names, others in added_conditions(config) if added else ():
+        makers += make_conditions(names, **parse_options(others))
     return Conditions(kind, labels=config.model.class_conditional, makers=makers)

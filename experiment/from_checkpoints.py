@@ -22,6 +22,7 @@ from data import (
     image_kind,
 )
 from models import FirstStage, NetworkModel, NetworkScoreModel, NoisyClassifier
+from models.backbones import ControlledBackbone
 from runtime.files import one_line
 from runtime.messages import say
 
@@ -30,6 +31,9 @@ from .checkpoints.folder import checkpoint_folders, peek_state, step_of
 from .checkpoints.store import load_newest
 from .checkpoints.weights import load_weights, named_weights
 from .config import Config
+from .control.base_config import base_config
+from .control.network import LoadedBase
+from .control.settings import added_controls, is_controlled, place_of
 from .latents.first_stage import FirstStageCodec, LoadedFirstStage, first_stage_digest, sees_latents
 from .latents.joint import decode_by_own
 from .network import is_first_stage
@@ -251,7 +255,8 @@ def load_trained(
     Raises:
         ValueError: If there is no checkpoint, or none can be used.
     """
-    model = build_model(config, kind).to(device).eval().requires_grad_(False)
+    base = load_base(config, device)
+    model = build_model(config, kind, base=base).to(device).eval().requires_grad_(False)
     checkpoint = load_newest(workdir / "checkpoints", named_weights(model, model), ignored=("loss.",), step=step)
     if checkpoint is None and step is not None:
         raise ValueError(
@@ -264,7 +269,65 @@ def load_trained(
         say(note)
     load_weights(model, checkpoint.tensors, "ema." if weights == "ema" else "model.")
     decode_by_own(kind, model)
+    if base is not None:
+        check_base(workdir, base)
+        model = _as_controlled(config, as_score_model(model, workdir), base, device)
     return model, checkpoint.step
+
+
+def load_base(config: Config, device: torch.device) -> LoadedBase | None:
+    """The frozen model of a ControlNet, ``control.base``; None of a model of its own.
+
+    Raises:
+        ValueError: In one line: there is no run, no good checkpoint, or it has no score.
+    """
+    if not is_controlled(config):
+        return None
+    base_config(config)
+    workdir, step = place_of(config.control.base)
+    theirs = saved_config(workdir)
+    check_step(workdir, step)
+    kind = trained_kind(theirs, workdir, device)
+    model, _ = load_trained(theirs, workdir, kind, device, step=step)
+    return LoadedBase(as_score_model(model, workdir), kind, theirs, workdir)
+
+
+def check_base(workdir: Path, base: LoadedBase) -> None:
+    """Refuse another frozen model than the one that a run was trained beside, if it was.
+
+    Raises:
+        ValueError: If its weights are others.
+    """
+    theirs = said_of_images(workdir).get("base")
+    if theirs is not None and theirs != base.digest:
+        raise ValueError(
+            f"{workdir} was trained beside another model than control.base={base.workdir}, whose weights have another "
+            "fingerprint; name the one that it was trained beside, or choose another --workdir"
+        )
+
+
+def _as_controlled(
+    config: Config, model: NetworkScoreModel, base: LoadedBase, device: torch.device
+) -> NetworkScoreModel:
+    """The model as ``config.control`` says: with its scale, and with other ControlNets added."""
+    control, own = config.control, model.backbone
+    assert isinstance(own, ControlledBackbone)
+    controls, scales = own.networks, [control.scale]
+    for workdir, scale in added_controls(config):
+        theirs = saved_config(workdir)
+        if not is_controlled(theirs):
+            raise ValueError(f"control.also={workdir} holds no ControlNet; name the work directory of one")
+        kind = trained_kind(theirs, workdir, device)
+        check_base(workdir, base)
+        with theirs.unlocked():
+            theirs.control.update({"base": config.control.base, "also": (), "scale": 1.0, "decay": 1.0})
+        other, _ = load_trained(theirs, workdir, kind, device)
+        network = as_score_model(other, workdir).backbone
+        assert isinstance(network, ControlledBackbone)
+        controls += network.networks
+        scales.append(scale)
+    network = ControlledBackbone(own.base, controls, scales=scales, decay=control.decay)
+    return model.with_backbone(network.eval().requires_grad_(False))
 
 
 def as_score_model(model: NetworkModel, workdir: Path) -> NetworkScoreModel:

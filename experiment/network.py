@@ -11,7 +11,8 @@ from models.pretrained import BACKBONES, default_options
 from runtime.registry import choices_message
 
 from .conditions import build_conditions
-from .config import Config
+from .config import Config, plain
+from .config.keys import STAND_INS
 from .config.left_out import check_parts, leaves_out
 from .latents.first_stage import sees_latents
 
@@ -45,14 +46,11 @@ def network_defaults(backbone: str) -> dict[str, Any]:
         raise ValueError(
             "config.model.backbone=checkpoint stands for what was imported into a work directory; run --mode import"
         )
+    if backbone == "control":
+        raise ValueError("config.model.backbone=control stands for the network of control.base, got none; set it")
     if backbone not in BACKBONES:
-        raise ValueError(choices_message("backbone", backbone, [*sorted(BACKBONES), "checkpoint"]))
+        raise ValueError(choices_message("backbone", backbone, [*sorted(BACKBONES), *STAND_INS]))
     return default_options(backbone)
-
-
-def plain(value: Any) -> Any:
-    """Turn lists into tuples, all the way down."""
-    return tuple(plain(one) for one in value) if isinstance(value, (list, tuple)) else value
 
 
 def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> dict[str, Any]:

@@ -39,6 +39,12 @@ FREE_IN_TRAINING = (
     "data.first_stage",
     "data.text_encoder",
     "data.text_options",
+    # the frozen model is known by its fingerprint, and the rest is of sampling and measuring
+    "control.base",
+    "control.scale",
+    "control.decay",
+    "control.also",
+    "control.guided",
     "device",
     "plugins",
     # where the first weights came from: they are in the first checkpoint
@@ -49,7 +55,7 @@ SAID_IN_TRAINING = ("optim.learning_rate", "optim.decay_steps", "training.grad_c
 # What sampling and evaluation must agree on: the network, and the data it was made for.
 _FIXED_FOR_MODEL = (
     *("sde.", "model.", "data.dataset", "data.image_size", "data.channels"),
-    *("data.options", "data.downscale", "data.condition"),
+    *("data.options", "data.downscale", "data.condition", "control.hint_widths"),
 )
 # What else a checkpoint of step 0 holds: the loss's memory, and the optimizer's settings. All else of an imported run
 # is free until its first step is done.

@@ -14,7 +14,7 @@ from data import ImageKind, LatentSpace, RealSpace, TextKind, VectorKind
 from experiment.build import build_sampler, build_sde
 from experiment.config import Config, load_config, parse_options
 from experiment.config.checks import check_config, check_eval_names
-from experiment.imported_config import config_of_checkpoint
+from experiment.config.imported import config_of_checkpoint
 from experiment.network import build_backbone
 from models.backbones import NCSNpp
 from models.pretrained import ModelPlan

@@ -13,6 +13,7 @@ from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
 from experiment.config.left_out import part_rates
+from experiment.from_checkpoints import load_base
 from experiment.network import is_classifier, is_first_stage
 from models import NetworkModel
 from runtime.processes.collectives import is_sharded, shard
@@ -100,7 +101,8 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
         device: The device of the model.
         sharded: Split the network, its average and the optimizer's state over the ranks.
     """
-    model = build_model(config, kind).to(device)
+    base = load_base(config, device)
+    model = build_model(config, kind, base=base).to(device)
     if not sharded:
         # here, since the optimizer's moments are laid out as the weights are; FSDP takes contiguous ones only
         model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -108,7 +110,9 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
     if sharded:
         for one in (model, ema.model):
             shard(one.backbone, getattr(one.backbone, "stages", []))
-    return _state_of(config, kind, model, ema)
+    state = _state_of(config, kind, model, ema)
+    state.base = "" if base is None else base.digest
+    return state
 
 
 def state_of_weights(config: Config, kind: AnyKind, weights: Mapping[str, Tensor]) -> TrainingState:

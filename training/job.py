@@ -34,7 +34,7 @@ from runtime.signals import stop_on_signals
 from .build import build_options, build_state
 from .changes import check_captions, note_changes
 from .init_from import begin_from_run, fit_kind, has_begun, is_to_begin, where_the_model_is
-from .start_lines import data_lines, slice_line
+from .start_lines import data_lines, frozen_line, slice_line
 from .state import TrainingState
 from .trained_classes import absent_line, check_null_condition, check_trained_classes
 from .trainer import Trainer
@@ -161,7 +161,7 @@ def _begin(
     sde, name = state.model.sde, config.sde.name
     levels = state.kind and state.kind.seen_levels
     warnings = [first_noise_warning(sde, name, levels), latent_noise_warning(sde, name, dataset)]
-    warnings.append(own_noise_warning(state.model))
+    warnings += [own_noise_warning(state.model), frozen_line(state.model.backbone)]
     lines = data_lines(dataset, workdir, num_parameters=size, device=str(device))
     for line in [*lines, absent_line(config, dataset), *mode.reasons, *warnings]:
         if line:

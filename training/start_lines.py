@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data import AnyDataset, LatentDataset
+from models.backbones import ControlledBackbone
 from runtime.files import one_line
 from runtime.processes.rank_slice import RankSlice
 
@@ -32,6 +33,14 @@ def data_lines(dataset: AnyDataset, workdir: Path, *, num_parameters: int, devic
         f"{num_parameters:,} parameters on {device}",
     ]
     return [f"{count}, {_classes(dataset)} → {workdir}", "; ".join(filter(None, parts))]
+
+
+def frozen_line(backbone: object) -> str | None:
+    """The frozen network that a ControlNet is trained beside; None of another network."""
+    if not isinstance(backbone, ControlledBackbone):
+        return None
+    size = sum(parameter.numel() for parameter in backbone.base.parameters())
+    return f"trained beside a frozen model of {size:,} parameters, whose way down is copied"
 
 
 def slice_line(rank_slice: RankSlice, samples: str) -> str:

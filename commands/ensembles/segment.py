@@ -119,7 +119,9 @@ def _load(config: Config, workdir: Path, given: str, ranks: Ranks) -> _Job:
             "--mode segment needs a model that is told an image, got data.condition="
             f"{','.join(config.data.condition) or '()'}; train one with data.condition=paired"
         )
-    conditions = conditions_of(config, workdir, kind, run.classes, given, ranks, split=settings.split)
+    conditions = conditions_of(
+        config, workdir, kind, run.classes, (given,) if given else (), ranks, split=settings.split
+    )
     source = conditions.source
     if isinstance(source, Observed):
         return _Job(run, conditions, len(source), {"input": given})

@@ -10,6 +10,7 @@ from runtime.registry import choices_message
 from sde_lib import available_grids, available_sdes, sde_defaults
 
 from ..build import build_sde
+from ..control.settings import check_control
 from .files import Config
 from .left_out import part_rates
 
@@ -66,6 +67,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("restore", "samples_per_image", 1, _MOST),
     ("segment", "num_images", 1, 10**9),
     ("segment", "samples_per_image", 2, _MOST),
+    ("control", "scale", 0, _LARGE),
     ("edit", "t", 0, 1),
     ("edit", "noise_ratio", 0, _LARGE),
     ("edit", "num_images", 1, 10**9),
@@ -76,7 +78,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
 )
 _SECTIONS = (
     *("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate"),
-    *("progressive", "edit"),
+    *("progressive", "edit", "control"),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
@@ -129,6 +131,7 @@ def check_config(config: Config) -> None:
         if value not in choices:
             raise ValueError(choices_message(key, value, choices))
     part_rates(config)
+    check_control(config)
     if 0 < config.training.explosion_factor <= 1:
         raise ValueError(
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "

@@ -77,6 +77,11 @@ def load_config(path: str, overrides: Sequence[str] = (), *, defaults: Config | 
     return config
 
 
+def plain(value: Any) -> Any:
+    """Turn lists into tuples, all the way down."""
+    return tuple(plain(one) for one in value) if isinstance(value, (list, tuple)) else value
+
+
 def parse_options(text: str) -> dict[str, Any]:
     """Read "eta=0.5, variance=large" as keyword arguments.
 

@@ -24,6 +24,8 @@ RENAMED = {
     "training.time_sampling": "training.step_sampling",
     "eval.vlb_samples_per_image": "eval.vlb_steps_per_image",
 }
+# Values of ``model.backbone`` that stand for a model which is described elsewhere.
+STAND_INS = ("checkpoint", "control")
 # The one key of two types: a number, or a tuple of two.
 IMAGE_SIZE = "data.image_size"
 # Keys whose default, an empty tuple, does not say what they hold.
@@ -32,6 +34,7 @@ EXAMPLES: dict[str, Any] = {
     "cascade.stages": ("vp/digits_2", "vp/digits_4_sr"),
     "cascade.noise_t": (0.1, 0.1),
     "cascade.guidance_weight": (2.0, 1.0),
+    "control.also": ("runs/control/mnist_gray:0.5",),
     "interpolate.times": (0.25, 0.5),
     "progressive.times": (0.9, 0.5),
 }
@@ -111,7 +114,7 @@ def check_keys(config: Config, defaults: Config) -> None:
     """Refuse keys that the defaults do not have, keys that are missing, and values of another type.
 
     Whole numbers become floats, and lists tuples, where the default is one. A config whose ``model.backbone`` is
-    "checkpoint" need not say more of ``model`` and ``sde``.
+    "checkpoint" or "control" need not say more of ``model`` and ``sde``.
 
     Args:
         config: What a config file gives; it is changed as said.
@@ -121,7 +124,7 @@ def check_keys(config: Config, defaults: Config) -> None:
         ValueError: In one line, naming the first such key, and the nearest one or the default.
     """
     model = config.get("model")
-    leaves = isinstance(model, ConfigDict) and model.get("backbone") == "checkpoint"
+    leaves = isinstance(model, ConfigDict) and model.get("backbone") in STAND_INS
     _check_unknown(config, defaults, defaults, "")
     _check_values(config, defaults, "", may_lack=("model", "sde") if leaves else ())
     _check_sde_values(config.sde)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from sde_lib import AdaptiveSolver
 from ..build import bound_x0
 from ..conditions import build_conditions
 from ..config import Config
+from ..control.settings import is_controlled, place_of
 from ..from_checkpoints import as_score_model, check_step, trained_kind
 from ..rank0_first import load_on_rank0_first, load_same_trained
 from ..saved_config import saved_config
@@ -78,7 +78,7 @@ def load_reference(config: Config, kind: AnyKind, device: torch.device, ranks: R
     _check_has_effect(config)
     if not settings.guidance_reference:
         return None
-    workdir, step = _place(settings.guidance_reference)
+    workdir, step = place_of(settings.guidance_reference)
     theirs = saved_config(workdir)
     check_step(workdir, step)
     their_kind = load_on_rank0_first(ranks, "data of the reference", lambda: trained_kind(theirs, workdir, device))
@@ -137,14 +137,6 @@ def _told_of_samples(config: Config, kind: AnyKind) -> str:
     return ", ".join(map(repr, (*conditions.images, *conditions.values, *of_text))) or "no condition"
 
 
-def _place(named: str) -> tuple[Path, int | None]:
-    """The work directory, and the step if one is named, as in "runs/x@1000"."""
-    folder, _, step = named.rpartition("@")
-    if folder and step.isdecimal() and not Path(named).expanduser().exists():
-        return Path(folder).expanduser(), int(step)
-    return Path(named).expanduser(), None
-
-
 def sampled_model(
     config: Config,
     model: ScoreModel,
@@ -173,7 +165,10 @@ def sampled_model(
         weight = settings.guidance_weight
         if settings.guidance_schedule == "cfg++":
             weight = CFGPlusPlusWeight(weight, _times(sampler, model))
-        options = {"interval": settings.guidance_interval or EVERYWHERE, "rescale": settings.guidance_rescale}
+        options: dict[str, Any] = {"interval": settings.guidance_interval or EVERYWHERE}
+        options["rescale"] = settings.guidance_rescale
+        if is_controlled(config):
+            options["keeps_image"] = _hint_on_both_sides(config, kind)
         negative = negative_prompt(config, kind, model)
         try:
             model = GuidedScoreModel(model, weight=weight, reference=reference, negative=negative, **options)
@@ -184,6 +179,25 @@ def sampled_model(
             raise ValueError(f"{named} cannot guide the model: {error}") from error
     guided = guide_by_classifier(config, model)
     return bound_x0(config, guided if observe is None else observe(guided), kind)
+
+
+def _hint_on_both_sides(config: Config, kind: AnyKind) -> bool:
+    """True if a hint controls what guidance moves away from too.
+
+    Raises:
+        ValueError: If nothing else is told, so that both sides would be the same.
+    """
+    conditions, both = build_conditions(config, kind), config.control.guided == "both"
+    if (
+        both
+        and not config.sampling.guidance_reference
+        and not (conditions.labels or conditions.values or conditions.text)
+    ):
+        raise ValueError(
+            "guidance with a hint on both sides is none, since the model is told nothing else; set control.guided="
+            "conditional"
+        )
+    return both
 
 
 def _times(sampler: Sampler, model: ScoreModel) -> torch.Tensor:

@@ -11,6 +11,7 @@ from .blocks.resampling import Downsample, Upsample
 from .blocks.resolutions import ImageSize, height_and_width, level_resolutions, one_or_pair
 from .blocks.word_encoder import EncodedText, WordEncoder
 from .classifier import EncoderClassifier
+from .control import ControlledBackbone, ControlNet, HintStem
 from .dit import DiT
 from .mlp import MLP
 from .ncsnpp import NCSNpp

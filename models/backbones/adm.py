@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import ImageBackbone
 from .blocks.checks import check_choice
-from .blocks.cross_attention import CrossAttentionBlock, read_text
+from .blocks.cross_attention import CrossAttentionBlock, Text, read_text
 from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
 from .blocks.fir import Direction, make_resampler
 from .blocks.initialization import initialize
@@ -23,6 +24,22 @@ from .blocks.transformer import TransformerBlock
 from .blocks.word_encoder import WordEncoder, read_words
 
 Resampling = Literal["residual", "convolution"]
+
+
+class Encoded(NamedTuple):
+    """The results of an ``ADM``'s way down.
+
+    Attributes:
+        skips: That of the first convolution, of each residual block and of each downsampling, which the way up takes.
+        middle: That of the middle.
+        embedding: The embedding of noise level, class and the like.
+        text: Tokens and their mask; None without.
+    """
+
+    skips: list[Tensor]
+    middle: Tensor
+    embedding: Tensor
+    text: Text | None
 
 
 class ADMBackbone(ImageBackbone):
@@ -299,19 +316,50 @@ class ADM(ADMBackbone):
         Raises:
             ValueError: A shape, dtype or label is not what the network was built for.
         """
+        told = {"image": image, "image_log_snr": image_log_snr, "values": values}
+        text = {"words": words, "tokens": tokens, "mask": mask, "pooled": pooled}
+        return self.decode(self.encode(x, c_noise, cond, **told, **text), x.dtype)
+
+    def encode(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        cond: Tensor | None = None,
+        *,
+        hint: Tensor | None = None,
+        **told: Tensor | None,
+    ) -> Encoded:
+        """Go the way down, and through the middle.
+
+        Args:
+            x: See ``forward``.
+            c_noise: See ``forward``.
+            cond: See ``forward``.
+            hint: What is added to the first convolution's result, [B, first_channels, H, W]; None is nothing.
+            **told: All else that ``forward`` takes.
+        """
         self._check_input(x)
+        words, tokens, mask, pooled = (told.get(name) for name in ("words", "tokens", "mask", "pooled"))
         if self.word_encoder is not None:
             tokens, mask, pooled = read_words(self.word_encoder, words, tokens, pooled, len(x))
         elif words is not None:
             raise ValueError("words must be None: the network has no vocabulary; build it with cond_words=...")
         text = read_text(x, tokens, mask, features=self.token_features, null_condition=self.null_condition)
-        told = self.condition_input.to_embedding(len(x), image_log_snr, values, pooled)
-        embedding = self.embed(c_noise, cond, x.shape[0], told)
-        hidden, seen = self.conv_in(self.input_features(x).to(x.dtype)), self.condition_input.to_hidden(x, image)
-        skips = [hidden if seen is None else hidden + seen]
+        of_embedding = self.condition_input.to_embedding(len(x), told.get("image_log_snr"), told.get("values"), pooled)
+        embedding = self.embed(c_noise, cond, x.shape[0], of_embedding)
+        hidden = self.conv_in(self.input_features(x).to(x.dtype))
+        seen = self.condition_input.to_hidden(x, told.get("image"))
+        for one in (seen, hint):
+            hidden = hidden if one is None else hidden + one
+        skips = [hidden]
         for level in self.down:
             skips += level(skips[-1], embedding, text)
-        hidden = self.middle(skips[-1], embedding, text)
+        return Encoded(skips, self.middle(skips[-1], embedding, text), embedding, text)
+
+    def decode(self, encoded: Encoded, dtype: torch.dtype) -> Tensor:
+        """Go the way up, [B, out_channels, H, W] in a dtype; see ``forward``."""
+        skips, hidden = list(encoded.skips), encoded.middle
         for level in reversed(self.up):
-            hidden = level(hidden, embedding, [skips.pop() for _ in range(self.num_res_blocks + 1)], text)
-        return self.conv_out(F.silu(self.norm_out(hidden))).to(x.dtype)
+            taken = [skips.pop() for _ in range(self.num_res_blocks + 1)]
+            hidden = level(hidden, encoded.embedding, taken, encoded.text)
+        return self.conv_out(F.silu(self.norm_out(hidden))).to(dtype)

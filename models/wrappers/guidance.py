@@ -45,6 +45,8 @@ class GuidedScoreModel(ScoreModel):
         negative: What to move away from in place of the null condition, such as a text that tells what is not wanted: a
             condition of one sample, whose fields take the place of those that the model is told. All else that it is
             told, such as the small image of a cascade, it is told too where it is moved away from.
+        keeps_image: Tell the condition's image where it is moved away from too, as a ControlNet's hint; None: beside
+            ``negative`` alone.
         rescale: phi in [0, 1]: the guided x0 times phi std(model's x0) / std(guided x0) + 1 - phi, over all
             dimensions of a sample, and eps agreeing with it (Lin et al. 2024, Section 3.4, who do so to the network's
             output). 0 is off.
@@ -66,6 +68,7 @@ class GuidedScoreModel(ScoreModel):
         reference: ScoreModel | None = None,
         interval: Interval = EVERYWHERE,
         negative: Condition | None = None,
+        keeps_image: bool | None = None,
         rescale: float = 0.0,
     ) -> None:
         super().__init__(model.sde)
@@ -86,6 +89,7 @@ class GuidedScoreModel(ScoreModel):
             )
         self.model, self.reference, self.negative = model, reference, negative
         self.weight, self.interval, self.rescale = weight, interval, rescale
+        self.keeps_image = negative is not None if keeps_image is None else keeps_image
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
         """Ask the model, and the reference where some sample's weight is not 1; combine x0 and eps."""
@@ -121,7 +125,12 @@ class GuidedScoreModel(ScoreModel):
         if cond is None:
             raise ValueError("guidance needs a condition to leave out, got none; pass cond=..., or a reference")
         if self.negative is None:
-            return self.model(x_t, t, cond=null_of(cond))
+            null = null_of(cond)
+            if self.keeps_image and isinstance(cond, Condition) and isinstance(null, Condition):
+                null = replace(null, image=cond.image)
+            return self.model(x_t, t, cond=null)
+        if isinstance(cond, Condition) and not self.keeps_image:
+            cond = cond.without(part="image")
         given = cond.given if isinstance(cond, Condition) else {"label": cond}
         instead = {
             name: value.to(x_t.device).expand(len(x_t), *value.shape[1:]) for name, value in self.negative.given.items()

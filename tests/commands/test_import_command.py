@@ -23,8 +23,8 @@ from commands.import_checkpoint import read_source
 from data import LevelSpace
 from experiment.build import bound_x0, build_dataset, build_sampler
 from experiment.config import Config, load_config
+from experiment.config.imported import complete_config
 from experiment.estimators import build_estimators, model_for
-from experiment.imported_config import complete_config
 from models.pretrained import PlannedModel, from_diffusers
 from models.pretrained.guided.importer import guided_sources
 from models.pretrained.guided.settings import plan_guided

@@ -76,7 +76,7 @@ class ConditionInput(nn.Module):
         _check("image", image, expected, "cond_channels")
         if image is None:
             return None
-        absent = self._absent("image", image)[:, None, None, None]
+        absent = absent_samples("image", image, null_condition=self.null_condition)[:, None, None, None]
         seen = self.conv(torch.where(absent, 0.0, image).to(x.dtype))
         return torch.where(absent, self.no_image[:, None, None].to(seen.dtype), seen)
 
@@ -113,32 +113,37 @@ class ConditionInput(nn.Module):
         elif image_log_snr is not None:
             raise ValueError("image must be None: the network takes no image; build it with cond_channels=...")
         if values is not None:
-            absent = self._absent("values", values)[:, None]
+            absent = absent_samples("values", values, null_condition=self.null_condition)[:, None]
             given = torch.where(absent, 0.0, values).to(self.values.weight.dtype)
             told = self.values(self.features(given))
             told = torch.where(absent, self.no_values.to(told.dtype), told)
             total = told if total is None else total + told
         if pooled is not None:
-            absent = self._absent("pooled", pooled)[:, None]
+            absent = absent_samples("pooled", pooled, null_condition=self.null_condition)[:, None]
             told = self.pooled(torch.where(absent, 0.0, pooled).to(self.pooled.weight.dtype))
             told = torch.where(absent, self.no_pooled.to(told.dtype), told)
             total = told if total is None else total + told
         return total
 
-    def _absent(self, name: str, value: Tensor) -> Tensor:
-        """True for each sample without the field, bool [B]."""
-        nan = value.isnan().flatten(1)
-        absent = nan.all(1) if self.null_condition else torch.zeros_like(nan[:, 0])
-        # nothing is read back from a GPU to check
-        if value.device.type == "cpu" and not torch.compiler.is_compiling():
-            wrong = nan.any(1) & ~absent
-            if bool(wrong.any()):
-                none = "NaN throughout is none" if self.null_condition else "the network was never trained without it"
-                raise ValueError(
-                    f"the condition's {name} must have no NaN, got some in sample {int(wrong.nonzero()[0])} ({none}); "
-                    f"give each sample its {name}"
-                )
-        return absent
+
+def absent_samples(name: str, value: Tensor, *, null_condition: bool) -> Tensor:
+    """True for each sample without a field of the condition, which is NaN throughout there, bool [B].
+
+    Raises:
+        ValueError: On the CPU, not compiled: there are NaN that do not stand for none.
+    """
+    nan = value.isnan().flatten(1)
+    absent = nan.all(1) if null_condition else torch.zeros_like(nan[:, 0])
+    # nothing is read back from a GPU to check
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = nan.any(1) & ~absent
+        if bool(wrong.any()):
+            none = "NaN throughout is none" if null_condition else "the network was never trained without it"
+            raise ValueError(
+                f"the condition's {name} must have no NaN, got some in sample {int(wrong.nonzero()[0])} ({none}); "
+                f"give each sample its {name}"
+            )
+    return absent
 
 
 def _check(name: str, value: Tensor | None, expected: tuple[int, ...] | None, option: str) -> None:

@@ -13,9 +13,9 @@ from models.pretrained import BACKBONES, ModelPlan
 from runtime.files import one_line
 from sde_lib import sde_defaults
 
-from .config import Config, flatten
-from .network import DERIVED, OF_DATA, SHARED, network_defaults, plain
-from .workdir import read_config
+from ..network import DERIVED, OF_DATA, SHARED, network_defaults
+from ..workdir import read_config
+from .files import Config, flatten, plain
 
 
 def sections_of(plan: ModelPlan) -> tuple[dict[str, Any], dict[str, Any]]:

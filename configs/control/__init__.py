@@ -1,0 +1,1 @@
+"""ControlNets beside models of the other families."""

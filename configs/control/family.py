@@ -1,0 +1,21 @@
+"""Common settings of the configs of ControlNets."""
+
+from ml_collections import ConfigDict
+
+
+def controlled(
+    config: ConfigDict, base: str, *, condition: tuple[str, ...] = ("edges",), options: str = ""
+) -> ConfigDict:
+    """A config of a ControlNet beside the model of another one: its network and SDE are those of the model.
+
+    Args:
+        config: The config of the model, whose data and settings of sampling and measuring are kept.
+        base: The model's work directory.
+        condition: What the model is told, and the hint.
+        options: Options of these.
+    """
+    config.control.base = base
+    config.model = ConfigDict({"backbone": "control"})
+    config.sde = ConfigDict()
+    config.data.update({"condition": condition, "condition_options": options})
+    return config

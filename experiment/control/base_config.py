@@ -1,0 +1,83 @@
+"""The config of a ControlNet in full: network, SDE and parameterization are those of its frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ..config import Config, flatten
+from ..saved_config import saved_config
+from ..workdir import read_config
+from .settings import is_controlled, place_of
+
+# what a ControlNet may be trained with otherwise than its frozen model was
+_OWN = ("condition_dropout", "part_dropout", "condition_noise_t")
+
+
+def config_of_base(config: Config) -> Config:
+    """The config of a ControlNet in full: network, SDE and parameterization are those of ``control.base``.
+
+    Args:
+        config: The config; unchanged where ``model.backbone`` is not "control".
+
+    Raises:
+        ValueError: In one line: there is no such run, or the config says otherwise than it.
+    """
+    if "model" not in config or config.model.get("backbone", "unet") != "control":
+        return config
+    if not config.control.base:
+        raise ValueError(
+            "model.backbone=control needs the work directory of a trained model; set control.base, as "
+            "configs/control/digits_edges.py does"
+        )
+    theirs = base_config(config)
+    said = {key: value for key, value in config.model.to_dict().items() if key != "backbone"}
+    whole = ConfigDict(config.to_dict() | {"model": {**theirs.model.to_dict(), **said}, "sde": theirs.sde.to_dict()})
+    check_same_as_base(whole)
+    whole.lock()
+    return whole
+
+
+def base_config(config: Config) -> Config:
+    """The config of ``control.base``.
+
+    Raises:
+        ValueError: In one line, if there is no such run.
+    """
+    workdir, _ = place_of(config.control.base)
+    if read_config(workdir) is None or not any((workdir / "checkpoints").glob("step_*")):
+        raise ValueError(
+            f"control.base={workdir} holds no trained run, which a ControlNet needs; train or import it first, or name "
+            "its work directory"
+        )
+    saved = saved_config(workdir)
+    if is_controlled(saved):
+        raise ValueError(
+            f"control.base={workdir} is a ControlNet itself; name its own base, and add it by control.also={workdir}"
+        )
+    return saved
+
+
+def check_same_as_base(config: Config) -> None:
+    """Refuse a ControlNet whose config says otherwise than that of its frozen model.
+
+    Raises:
+        ValueError: In one line, naming the first key.
+    """
+    theirs = base_config(config)
+    ours = {key: value for key, value in config.model.to_dict().items() if key not in _OWN}
+    _check_same(ours, theirs.model.to_dict(), "model.")
+    _check_same(config.sde.to_dict(), theirs.sde.to_dict(), "sde.")
+
+
+def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str) -> None:
+    """Refuse keys that both have, with another value."""
+    known = dict(flatten(dict(theirs)))
+    for key, value in flatten(dict(ours)):
+        if key in known and value != known[key]:
+            raise ValueError(
+                f"config.{prefix}{key} is {value!r}, but control.base has {known[key]!r}; leave it out, with "
+                "model.backbone=control"
+            )

@@ -1,0 +1,71 @@
+"""Settings of ControlNets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import Config
+from ..workdir import read_config
+
+_SIDES = ("both", "conditional")
+
+
+def is_controlled(config: Config) -> bool:
+    """Tell a ControlNet beside a frozen model from a model of its own."""
+    return bool(config.get("control", {}).get("base", ""))
+
+
+def place_of(named: str) -> tuple[Path, int | None]:
+    """The work directory that a key names, and the step if it names one, as in "runs/x@1000"."""
+    folder, _, step = named.rpartition("@")
+    if folder and step.isdecimal() and not Path(named).expanduser().exists():
+        return Path(folder).expanduser(), int(step)
+    return Path(named).expanduser(), None
+
+
+def added_controls(config: Config) -> list[tuple[Path, float]]:
+    """Work directory and scale of each of ``control.also``.
+
+    Raises:
+        ValueError: In one line, if a scale is no number.
+    """
+    found = []
+    for named in config.get("control", {}).get("also", ()):
+        folder, _, scale = named.rpartition(":")
+        try:
+            found.append((Path(folder or named).expanduser(), float(scale) if folder else 1.0))
+        except ValueError:
+            raise ValueError(f"control.also={named} ends in no number after the colon; write runs/x:0.5") from None
+    return found
+
+
+def added_conditions(config: Config) -> list[tuple[tuple[str, ...], str]]:
+    """The conditions of each of ``control.also`` with their options; what is told besides its hint is not in them.
+
+    Raises:
+        ValueError: In one line, if there is no run.
+    """
+    found = []
+    for workdir, _ in added_controls(config):
+        data = (read_config(workdir) or {}).get("data")
+        if not isinstance(data, dict):
+            raise ValueError(f"control.also={workdir} holds no trained run; name the work directory of a ControlNet")
+        names = tuple(name for name in data.get("condition", ()) if name not in ("text", "values"))
+        found.append((names, data.get("condition_options", "")))
+    return found
+
+
+def check_control(config: Config) -> None:
+    """Refuse settings of ``config.control`` that cannot be.
+
+    Raises:
+        ValueError: In one line, naming the first.
+    """
+    control = config.control
+    if control.guided not in _SIDES:
+        raise ValueError(f"control.guided must be {' or '.join(_SIDES)}, got {control.guided!r}; choose one")
+    if not 0 < control.decay <= 1:
+        raise ValueError(f"control.decay must lie in (0, 1], got {control.decay:g}; 1 is none")
+    for key, usual in (("scale", 1.0), ("decay", 1.0), ("also", ())):
+        if not control.base and control[key] != usual:
+            raise ValueError(f"control.{key} is of a ControlNet, got a config without control.base; leave it out")
