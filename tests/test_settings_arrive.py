@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from command_calls import Bench
+from control_readers import BASE, CONTROL, NEEDS, based, controlled, keeps_hint, stem_widths
 from settings_readers import (
     Read,
     answered,
@@ -396,6 +397,14 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "cascade.noise_t": _one("0.1,0.2", (0.1, 0.2), cascade("noise_t")),
     "cascade.guidance_weight": _one("2,1.5", [2.0, 1.5], stage_weights),
     "cascade.truncated": _one("True", True, cascade("truncated")),
+    "control.base": _one(str(BASE), BASE, based),
+    "control.hint_widths": _one("4", [4], stem_widths, needs=NEEDS),
+    "control.scale": _one("0.5", [0.5], controlled(lambda network: network.scales), needs=NEEDS),
+    "control.decay": _one("0.5", 0.5, controlled(lambda network: network.decay), needs=NEEDS),
+    "control.also": _one(f"{CONTROL}:0.5", [1.0, 0.5], controlled(lambda network: network.scales), needs=NEEDS),
+    "control.guided": _one(
+        "conditional", False, keeps_hint, needs=(*NEEDS, "sampling.guidance_weight=2", "sampling.guidance_reference=a")
+    ),
     "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
     "eval.classify_by": _one("vlb_continuous", ["vlb_continuous"], by_class(list), needs=CONDITIONAL),
     "eval.classify_rounds": _one("3", 3, by_class(lambda seen: seen["vlb"][0].rounds), needs=CONDITIONAL),

@@ -88,6 +88,7 @@ class ControlNet(nn.Module):
             widths += [width] * (base.num_res_blocks + (getattr(level, "resample", None) is not None))
         self.zero = nn.ModuleList(initialize(nn.Conv2d(width, width, 1), zero=True) for width in widths)
         self.zero_middle = initialize(nn.Conv2d(base.widths[-1], base.widths[-1], 1), zero=True)
+        self.to(base.conv_in.weight)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, *, hint: Tensor, **told: Any

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data import DataError, ImageDataset, ImageKind, LevelSpace, downscale, make_conditions, read_given_images
-from data.conditions import LowResolution, Masked
+from data.conditions import Edges, LowResolution, Masked
 
 GREY, COLOUR = ImageKind((1, 8, 8), 17), ImageKind((3, 4, 6), 256)
 
@@ -48,7 +48,9 @@ def test_digits_are_halved_twice_to_the_mean_of_sixteen_pixels():
     assert len({(2 * s * 255 + 256) // 512 for s in range(257)}) == 256
 
 
-@pytest.mark.parametrize(("name", "kind"), [("lowres", GREY), ("lowres", COLOUR), ("gray", COLOUR)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("lowres", GREY), ("lowres", COLOUR), ("gray", COLOUR), ("edges", GREY), ("edges", COLOUR)]
+)
 def test_what_is_observed_of_a_flipped_image_is_flipped(name: str, kind: ImageKind):
     (maker,) = make_conditions((name,))
     x = images(kind)
@@ -78,6 +80,23 @@ def test_a_hidden_part_is_told_by_nothing_but_the_mask(hidden: str):
     assert torch.equal(told[:, :1], LevelSpace(17).encode(x) * mask)
 
 
+def test_edges_are_where_the_sobel_gradient_is_steep():
+    maker, x = Edges(threshold=0.5), images(COLOUR, 50)
+    padded = torch.nn.functional.pad(x.double() / 255, (1, 1, 1, 1), mode="replicate")
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float64) / 4
+    both = torch.stack([kernel, kernel.T])[:, None]
+    gradient = torch.nn.functional.conv2d(padded.reshape(150, 1, 6, 8), both).norm(dim=1).reshape(50, 3, 4, 6)
+    assert maker.kind(COLOUR).image_shape == (1, 4, 6) and maker.kind(COLOUR).num_levels == 2
+    found = maker.observe(x, COLOUR)
+    assert torch.equal(found, (gradient.amax(1, keepdim=True) >= 0.5).to(torch.uint8))
+    assert 0.1 < float(found.double().mean()) < 0.9
+    # black beside white: 1 on both sides of the edge, and 0 elsewhere
+    half = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    half[..., 4:] = 16
+    assert Edges(threshold=1.0).observe(half, GREY)[0, 0].tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]] * 8
+    assert not Edges(threshold=1.001).observe(half, GREY).any()
+
+
 def test_ink_is_the_mean_grey():
     (maker,) = make_conditions(("ink",))
     x = images(GREY)
@@ -91,6 +110,7 @@ def test_ink_is_the_mean_grey():
         (("lowrez",), {}, "unknown condition 'lowrez'; did you mean 'lowres'?"),
         (("lowres",), {"factr": 2}, "option of conditions lowres: 'factr'; did you mean 'factor'?"),
         (("lowres",), {"factor": 1}, "factor must be at least 2"),
+        (("edges",), {"threshold": 0}, r"threshold must lie in \(0, 1.4\], got 0"),
         (("masked",), {"hidden": "up"}, "unknown hidden 'up'"),
         ((), {"factor": 2}, r"option of conditions \(none\)"),
     ],
