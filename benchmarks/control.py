@@ -123,18 +123,21 @@ def step_seconds(subject: Subject, held_out: ImageDataset, batch_size: int) -> f
     return min(seconds)
 
 
-def measure(subject: Subject, held_out: ImageDataset, frozen_bits: Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    """F1, bits that the hint saves, size and seconds of a model."""
+def bits_of(subject: Subject, held_out: ImageDataset, args: argparse.Namespace) -> Tensor:
+    """The bits/dim of each of the first images, float64 [N]."""
     some = held_out.subset(min(args.num_images, len(held_out)))
-    bits = image_bits(
-        subject.run, some, told=subject.told, steps_per_image=args.steps_per_image, batch_size=args.batch_size
-    )
+    how = {"steps_per_image": args.steps_per_image, "batch_size": args.batch_size, "seed": args.seed}
+    return image_bits(subject.run, some, told=subject.told, **how) / some.num_dims
+
+
+def measure(subject: Subject, held_out: ImageDataset, saved: Tensor, args: argparse.Namespace) -> dict[str, Any]:
+    """F1, bits/dim that the hint saves, size and seconds of a model."""
     network = subject.run.model.backbone
     size = sum(p.numel() for p in network.parameters())
     frozen = sum(p.numel() for p in network.base.parameters()) if isinstance(network, ControlledBackbone) else 0
     return {
         "f1": listens(subject, held_out, args),
-        "saved_bits_per_dim": asdict(Estimate(*mean_and_stderr((frozen_bits - bits) / some.num_dims))),
+        "saved_bits_per_dim": asdict(Estimate(*mean_and_stderr(saved))),
         "trained": size,
         "share": size / (size + frozen),
         "seconds": step_seconds(subject, held_out, min(args.batch_size, 64)),
@@ -216,14 +219,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     held_out = as_trained(ALONE, run.config, workdir, load_images(run.config, "test"))
     assert isinstance(held_out, ImageDataset)
     args.num_samples = min(args.num_samples, len(held_out))
-    frozen, some = Subject("frozen model", run, without_hint), held_out.subset(min(args.num_images, len(held_out)))
-    bits = image_bits(run, some, told=without_hint, steps_per_image=args.steps_per_image, batch_size=args.batch_size)
+    frozen = Subject("frozen model", run, without_hint)
     subjects = [frozen, Subject("control", run)]
     if args.beside:
         subjects.append(Subject("hint as an image", load_run(args.beside)))
     report: dict[str, Any] = {"step": run.step, "sampler": args.sampler, "num_steps": args.num_steps}
-    report |= {"num_samples": args.num_samples, "num_images": len(some)}
-    report["models"] = {one.name: measure(one, held_out, bits, args) for one in subjects}
+    report |= {"num_samples": args.num_samples, "num_images": min(args.num_images, len(held_out))}
+    bits = [bits_of(one, held_out, args) for one in subjects]
+    report["models"] = {
+        one.name: measure(one, held_out, bits[0] - its, args) for one, its in zip(subjects, bits, strict=True)
+    }
     report["curve"] = curve(workdir, held_out, args)
     write_json(args.output, report)
     if args.pictures:

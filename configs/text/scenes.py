@@ -28,16 +28,16 @@ def get_config() -> ConfigDict:
     )
     config.training.update(
         {
-            "num_steps": 2_400,
+            "num_steps": 3_000,
             "batch_size": 32,
             "weighting": "v",
             "step_sampling": "logit_normal",
             "precision": "fp32",
             "ema_decay": 0.999,
-            "checkpoint_every": 400,
+            "checkpoint_every": 500,
         }
     )
-    config.optim.update({"learning_rate": 3e-3, "warmup_steps": 200, "decay_steps": 2_400})
+    config.optim.update({"learning_rate": 3e-3, "warmup_steps": 200, "decay_steps": 3_000})
     config.sampling.update({"sampler": "ddim", "num_steps": 50, "num_samples": 16})
     config.eval.update({"batch_size": 100, "vlb_steps_per_image": 20})
     return config
