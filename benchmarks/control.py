@@ -131,17 +131,18 @@ def bits_of(subject: Subject, held_out: ImageDataset, args: argparse.Namespace) 
 
 
 def measure(subject: Subject, held_out: ImageDataset, saved: Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    """F1, bits/dim that the hint saves, size and seconds of a model."""
+    """F1 and bits/dim that the hint saves."""
+    f1 = listens(subject, held_out, args)
+    return {"f1": f1, "saved_bits_per_dim": asdict(Estimate(*mean_and_stderr(saved)))}
+
+
+def cost(subject: Subject, held_out: ImageDataset, args: argparse.Namespace) -> dict[str, Any]:
+    """Parameters that are trained, their share of all, and seconds of a step."""
     network = subject.run.model.backbone
     size = sum(p.numel() for p in network.parameters())
     frozen = sum(p.numel() for p in network.base.parameters()) if isinstance(network, ControlledBackbone) else 0
-    return {
-        "f1": listens(subject, held_out, args),
-        "saved_bits_per_dim": asdict(Estimate(*mean_and_stderr(saved))),
-        "trained": size,
-        "share": size / (size + frozen),
-        "seconds": step_seconds(subject, held_out, min(args.batch_size, 64)),
-    }
+    seconds = step_seconds(subject, held_out, min(args.batch_size, 64))
+    return {"trained": size, "share": size / (size + frozen), "seconds": seconds}
 
 
 def curve(workdir: Path, held_out: ImageDataset, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -171,17 +172,26 @@ def rows(report: dict[str, Any]) -> list[dict[str, str]]:
     def said(one: dict[str, float], digits: int = 3) -> str:
         return f"{one['value']:.{digits}f} ± {one['stderr']:.{digits}f}"
 
-    first = next(iter(report["models"].values()))["seconds"]
+    first = report["cost"]["control"]["seconds"]
+
+    def of_cost(name: str) -> dict[str, str]:
+        one = report["cost"].get(name)
+        if one is None:
+            return dict.fromkeys(("trained parameters", "share", "seconds a step, over the control's"), "–")
+        return {
+            "trained parameters": f"{one['trained']:,}",
+            "share": f"{100 * one['share']:.0f} %",
+            "seconds a step, over the control's": f"{one['seconds'] / first:.2f}",
+        }
+
     return [
         {
             "model": name,
             "F1, own hint": said(one["f1"]["own"]),
             "F1, unrelated": said(one["f1"]["unrelated"]),
             "saved, bits/dim": said(one["saved_bits_per_dim"], 4),
-            "trained parameters": f"{one['trained']:,}",
-            "share": f"{100 * one['share']:.0f} %",
-            "seconds a step, over the first": f"{one['seconds'] / first:.2f}",
         }
+        | of_cost(name)
         for name, one in report["models"].items()
     ]
 
@@ -229,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report["models"] = {
         one.name: measure(one, held_out, bits[0] - its, args) for one, its in zip(subjects, bits, strict=True)
     }
+    report["cost"] = {one.name: cost(one, held_out, args) for one in subjects[1:]}
     report["curve"] = curve(workdir, held_out, args)
     write_json(args.output, report)
     if args.pictures:

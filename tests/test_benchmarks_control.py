@@ -24,7 +24,7 @@ def test_a_small_run_of_it(tiny_run: Path, tmp_path: Path, capsys: pytest.Captur
     frozen, controlled, told = (report["models"][name] for name in ("frozen model", "control", "hint as an image"))
     assert frozen["saved_bits_per_dim"] == {"value": 0.0, "stderr": 0.0}
     assert controlled["saved_bits_per_dim"]["value"] != 0 and told["saved_bits_per_dim"]["value"] != 0
-    assert 0 < controlled["share"] < 1 and told["share"] == 1
+    assert 0 < report["cost"]["control"]["share"] < 1 and report["cost"]["hint as an image"]["share"] == 1
     assert [one["step"] for one in report["curve"]] == [3, 6]
     assert report["curve"][-1]["f1"] == controlled["f1"]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir())[:2] == ["control.png", "f1.png"]
