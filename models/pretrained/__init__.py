@@ -2,6 +2,7 @@
 
 from .autoencoder_kl.importer import from_autoencoder_kl
 from .autoencoder_vq.importer import from_autoencoder_vq
+from .controlnet.importer import from_controlnet
 from .ddpm import from_ddpm
 from .diffusers.export import export_diffusers
 from .diffusers.importer import from_diffusers

@@ -18,7 +18,7 @@ from ..shared.tensors import as_tensors, check_tensors, notes_on_types, read_che
 from .names import Names, autoencoder_sources, in_one_form, named_layers
 from .settings import CODEBOOK, PlannedAutoencoder
 
-_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 _FIRST_STAGE = "first_stage_model."
 # of the losses that it was trained by, and of an average under other names
 _LEFT_OUT = ("loss.", "model_ema.")
@@ -26,7 +26,7 @@ _LEFT_OUT = ("loss.", "model_ema.")
 
 def is_single_file(name: Path | str) -> bool:
     """Tell a file with the names of latent-diffusion from a folder of diffusers, or its name on the hub."""
-    return Path(name).is_file() or Path(name).suffix in _FILES
+    return Path(name).is_file() or Path(name).suffix in FILES
 
 
 def read_folder(name: Path | str, kind: str, place: str, config: Config | None) -> tuple[Path, dict[str, Any]]:

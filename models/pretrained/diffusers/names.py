@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from ...backbones import ADM, NCSNpp
-from ..shared.renaming import Layout, Source, halves, level_blocks, pointwise, sources_of, thirds
+from ..shared.renaming import (
+    Layout,
+    Source,
+    level_blocks,
+    sources_of,
+    thirds,
+    transformer_layouts,
+    transformer_names,
+)
 
 _INNER = {
     "project": "time_emb_proj",
@@ -18,18 +26,6 @@ _INNER = {
     "qkv": "to_q,to_k,to_v",
     "proj": "to_out.0",
     "frequencies": "weight",
-}
-_INNER_OF_TRANSFORMERS = {
-    **_INNER,
-    "norm": "norm",
-    "self_attention.q": "attn1.to_q",
-    "self_attention.kv": "attn1.to_k,attn1.to_v",
-    "self_attention.proj": "attn1.to_out.0",
-    "cross_attention.q": "attn2.to_q",
-    "cross_attention.kv": "attn2.to_k,attn2.to_v",
-    "cross_attention.proj": "attn2.to_out.0",
-    "expand": "ff.net.0.proj",
-    "contract": "ff.net.2",
 }
 _PLACES = {
     "embed.linear1": "time_embedding.linear_1",
@@ -74,15 +70,12 @@ def diffusers_sources(
         for layer in ("norm", "conv"):
             places[f"up.{i}.image_output.{layer}"] = f"up_blocks.{last - i}.skip_{layer}"
     depth = network.options.get("transformer_depth", 0)
-    for block in [name for name in places if "cross_attention" in name]:
-        places |= {f"{block}.layers.{i}": f"{places[block]}.transformer_blocks.{i}" for i in range(depth)}
     layouts: dict[str, Layout] = {"qkv.weight": thirds(), "qkv.bias": thirds()}
-    layouts |= {f"{kind}_attention.kv.weight": halves for kind in ("self", "cross")}
-    if convolutions:
-        layouts |= {f"proj_{end}.weight": pointwise(2) for end in ("in", "out")}
+    layouts |= transformer_layouts(depth, convolutions=convolutions)
     if halves_swapped:
         layouts["embed.linear1.weight"] = _halves_swapped
-    return sources_of(network, places, _INNER_OF_TRANSFORMERS if depth else _INNER, lambda _: layouts)
+    inner = {**_INNER, "norm": "norm", **transformer_names(depth)} if depth else _INNER
+    return sources_of(network, places, inner, lambda _: layouts)
 
 
 def with_new_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

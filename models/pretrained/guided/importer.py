@@ -10,7 +10,17 @@ from torch import Tensor
 
 from ...backbones import ADM, EncoderClassifier
 from ..shared.plan import PlannedClassifier, PlannedModel
-from ..shared.renaming import Source, fused_attention, level_blocks, load_renamed, pointwise, sources_of, transposed
+from ..shared.renaming import (
+    Source,
+    fused_attention,
+    level_blocks,
+    load_renamed,
+    pointwise,
+    sources_of,
+    transformer_layouts,
+    transformer_names,
+    transposed,
+)
 from ..shared.settings import Config, Settings
 from ..shared.tensors import check_project, read_tensors
 from .settings import Project, plan_classifier, plan_guided
@@ -32,6 +42,7 @@ _PLACES = {
     "conv_in": "input_blocks.0.0",
     "middle.block1": "middle_block.0",
     "middle.attention": "middle_block.1",
+    "middle.cross_attention": "middle_block.1",
     "middle.block2": "middle_block.2",
     "norm_out": "out.0",
     "conv_out": "out.2",
@@ -42,28 +53,36 @@ _PLACES = {
 _POOL = {"pool.position": transposed, "pool.qkv.weight": pointwise(1), "pool.proj.weight": pointwise(1)}
 
 
-def guided_sources(network: ADM | EncoderClassifier, *, new_attention_order: bool = False) -> dict[str, Source]:
-    """Map a network's tensors to a file of guided-diffusion or improved-diffusion.
+def guided_sources(
+    network: ADM | EncoderClassifier, *, new_attention_order: bool = False, convolutions: bool = True
+) -> dict[str, Source]:
+    """Map a network's tensors to a file of guided-diffusion or improved-diffusion, or of latent-diffusion.
 
     Args:
         network: Our network.
         new_attention_order: ``qkv`` is in the order [(q, k, v), head, channel] there too, not
             [head, (q, k, v), channel].
+        convolutions: The projections into and out of transformers are convolutions of kernel 1 there.
     """
     places, per_level = dict(_PLACES), network.num_res_blocks + 1
     names = dict(network.named_modules())
     # blocks are counted on the way down, after the first convolution, and again on the way up
     for name, side, level, kind, index in level_blocks(network):
         index = network.num_res_blocks if kind == "resample" else index
+        kind = kind.removeprefix("cross_")  # a transformer stands in its place
         if side == "down":
             places[name] = f"input_blocks.{1 + level * per_level + index}.{int(kind == 'attention')}"
             places[f"{name}.conv"] = f"{places[name]}.op"  # of resampling by a convolution
         else:
             # what resamples stands behind the level's last blocks
-            within = {"blocks": 0, "attention": 1, "resample": 1 + (f"up.{level}.attention.0" in names)}[kind]
+            attends = any(f"up.{level}.{one}.0" in names for one in ("attention", "cross_attention"))
+            within = {"blocks": 0, "attention": 1, "resample": 1 + attends}[kind]
             places[name] = f"output_blocks.{(len(network.up) - 1 - level) * per_level + index}.{within}"
     order = (0, 1, 2) if new_attention_order else (1, 0, 2)
-    return sources_of(network, places, _INNER, lambda heads: fused_attention(heads, order, 1) | _POOL)
+    depth = network.options.get("transformer_depth", 0)
+    inner = _INNER | transformer_names(depth)
+    layouts = transformer_layouts(depth, convolutions=convolutions) | _POOL
+    return sources_of(network, places, inner, lambda heads: fused_attention(heads, order, 1) | layouts)
 
 
 def from_guided_diffusion(path: Path | str, config: Config, *, project: Project = "guided") -> PlannedModel:

@@ -15,6 +15,19 @@ from .tensors import check_tensors
 Layout = Callable[[Tensor], Sequence[Tensor]]
 """Another project's tensors made of one of ours, by moving its numbers about and in no other way."""
 
+# names within a layer of latent diffusion's transformers, which diffusers has kept
+_TRANSFORMER_LAYER = {
+    **{f"norm{i}": f"norm{i}" for i in (1, 2, 3)},
+    "self_attention.q": "attn1.to_q",
+    "self_attention.kv": "attn1.to_k,attn1.to_v",
+    "self_attention.proj": "attn1.to_out.0",
+    "cross_attention.q": "attn2.to_q",
+    "cross_attention.kv": "attn2.to_k,attn2.to_v",
+    "cross_attention.proj": "attn2.to_out.0",
+    "expand": "ff.net.0.proj",
+    "contract": "ff.net.2",
+}
+
 
 class Source(NamedTuple):
     """The place of one of our tensors in another project's file: its names there and its layout."""
@@ -71,6 +84,31 @@ def fused_attention(num_heads: int, order: Sequence[int], num_dims: int) -> dict
         "qkv.bias": reordered_heads(num_heads, order),
         "proj.weight": pointwise(num_dims),
     }
+
+
+def transformer_names(depth: int) -> dict[str, str]:
+    """Names of the layers within a transformer of latent diffusion or diffusers, by ours; see ``sources_of``.
+
+    Args:
+        depth: Its layers of self-attention, cross-attention and feed-forward.
+    """
+    return {
+        f"layers.{i}.{ours}": ",".join(f"transformer_blocks.{i}.{one}" for one in theirs.split(","))
+        for i in range(depth)
+        for ours, theirs in _TRANSFORMER_LAYER.items()
+    }
+
+
+def transformer_layouts(depth: int, *, convolutions: bool) -> dict[str, Layout]:
+    """Layouts of the tensors within such a transformer, by our name.
+
+    Args:
+        depth: See ``transformer_names``.
+        convolutions: The projections into and out of it are convolutions of kernel 1 there.
+    """
+    fused = [f"layers.{i}.{kind}_attention.kv.weight" for i in range(depth) for kind in ("self", "cross")]
+    ends = [f"proj_{end}.weight" for end in ("in", "out")] if depth and convolutions else []
+    return dict.fromkeys(fused, halves) | dict.fromkeys(ends, pointwise(2))
 
 
 def level_blocks(network: nn.Module) -> Iterator[tuple[str, str, int, str, int]]:
