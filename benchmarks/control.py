@@ -2,8 +2,8 @@
 
 For each checkpoint, samples of the hints of test images: the F1 of their edges against their own hint, and against that
 of the next image, which says how much of it is chance; the frozen model's samples, which know no hint, are the first
-row. Then the bits that a hint saves, bits(x) - bits(x | hint), of the same noise for both. ``--beside`` names a model
-whose network is told the hint as an image, trained as the base was.
+row. Scenes are read, and graded by their captions. Then the bits that a hint saves, bits(x) - bits(x | hint), of the
+same noise for both. ``--beside`` names a model whose network is told the hint as an image, trained as the base was.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from torch import Tensor
 
 from benchmarks.options import output, run_benchmark, whole
 from benchmarks.paired_bits import image_bits
+from benchmarks.scenes import cells, train_reader
 from benchmarks.timing import table
 from benchmarks.trained import add_run, load_images, unguided
 from data import Edges, ImageDataset, LevelSpace
+from data.sources.scene_words import scenes_of
+from data.sources.scenes import GEOMETRY
 from evaluation.hints import edge_f1
 from evaluation.quality import Estimate
 from evaluation.samples.sample_batch import draw_batch
+from evaluation.scenes import SceneReader, grade_estimates, grade_scenes
 from experiment import TrainedRun, load_run
 from experiment.build import build_sampler
 from experiment.checkpoints.folder import checkpoint_folders, step_of
@@ -87,14 +91,20 @@ def edges_of(run: TrainedRun, levels: Tensor) -> Tensor:
     return maker.observe(levels, run.conditions.kind)  # pyright: ignore[reportArgumentType]
 
 
-def listens(subject: Subject, held_out: ImageDataset, args: argparse.Namespace) -> dict[str, Any]:
-    """The F1 of samples against their own hint and against that of the next image."""
-    samples = subject.run.decode(draw(subject, held_out, args))
+def listens(
+    subject: Subject, held_out: ImageDataset, args: argparse.Namespace, reader: SceneReader | None = None
+) -> dict[str, Any]:
+    """The F1 of samples against their own hint and against that of the next image; and the grades of scenes."""
+    x0 = draw(subject, held_out, args)
+    samples = subject.run.decode(x0)
     found, asked = edges_of(subject.run, samples), edges_of(subject.run, held_out.images[: args.num_samples])
     pairs = {"own": asked, "unrelated": asked.roll(1, 0)}
     scores = {name: asdict(Estimate(*mean_and_stderr(edge_f1(found, one)))) for name, one in pairs.items()}
     if args.pictures and subject.name != "frozen model":
         save_png(args.pictures / f"{subject.name.replace(' ', '_')}.png", panel(held_out, asked, samples))
+    if reader is not None:
+        grades = grade_estimates(grade_scenes(scenes_of("test", args.num_samples), reader.read(x0)))
+        scores["grades"] = {name: asdict(one) for name, one in grades.items()}
     return scores
 
 
@@ -130,9 +140,11 @@ def bits_of(subject: Subject, held_out: ImageDataset, args: argparse.Namespace) 
     return image_bits(subject.run, some, told=subject.told, **how) / some.num_dims
 
 
-def measure(subject: Subject, held_out: ImageDataset, saved: Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    """F1 and bits/dim that the hint saves."""
-    f1 = listens(subject, held_out, args)
+def measure(
+    subject: Subject, held_out: ImageDataset, saved: Tensor, args: argparse.Namespace, reader: SceneReader | None
+) -> dict[str, Any]:
+    """F1 and bits/dim that the hint saves, and the grades of scenes."""
+    f1 = listens(subject, held_out, args, reader)
     return {"f1": f1, "saved_bits_per_dim": asdict(Estimate(*mean_and_stderr(saved)))}
 
 
@@ -166,6 +178,11 @@ def save_curve(path: Path, points: Sequence[dict[str, Any]]) -> None:
     save_figure(path, figure)
 
 
+def scene_base(run: TrainedRun) -> str:
+    """The digits that a run's scenes are made of."""
+    return next(name for name, (side, _) in GEOMETRY.items() if run.sample_shape == (3, side, side))
+
+
 def rows(report: dict[str, Any]) -> list[dict[str, str]]:
     """The lines of the table."""
 
@@ -192,6 +209,7 @@ def rows(report: dict[str, Any]) -> list[dict[str, str]]:
             "saved, bits/dim": said(one["saved_bits_per_dim"], 4),
         }
         | of_cost(name)
+        | (cells(one["f1"]["grades"]) if "grades" in one["f1"] else {})
         for name, one in report["models"].items()
     ]
 
@@ -236,8 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report: dict[str, Any] = {"step": run.step, "sampler": args.sampler, "num_steps": args.num_steps}
     report |= {"num_samples": args.num_samples, "num_images": min(args.num_images, len(held_out))}
     bits = [bits_of(one, held_out, args) for one in subjects]
+    reader = train_reader(scene_base(run)) if run.config.data.dataset == "scenes" else None
     report["models"] = {
-        one.name: measure(one, held_out, bits[0] - its, args) for one, its in zip(subjects, bits, strict=True)
+        one.name: measure(one, held_out, bits[0] - its, args, reader) for one, its in zip(subjects, bits, strict=True)
     }
     report["cost"] = {one.name: cost(one, held_out, args) for one in subjects[1:]}
     report["curve"] = curve(workdir, held_out, args)
