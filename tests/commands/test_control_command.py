@@ -198,6 +198,16 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert not new.exists()
 
 
+def test_the_weights_of_a_model_are_not_those_of_a_control(
+    run: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    begins = control_command("train", tmp_path / "new", tiny_run, f"--init-from={tiny_run}")
+    assert "holds a model of its own, got a ControlNet; leave --init-from out" in error(capsys, begins)
+    begins = tiny_command("train", tmp_path / "new", *HINT, f"--init-from={run}")
+    assert "holds a ControlNet, got a model of its own; leave --init-from out" in error(capsys, begins)
+    assert not (tmp_path / "new").exists()
+
+
 def test_models_that_have_no_skips_or_hear_an_image_already_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
