@@ -157,6 +157,12 @@ def test_other_controls_are_added_with_scales_of_their_own(run: Path, tiny_run: 
     draw("given", f"--config.control.also={gray}", *hints)
 
 
+def test_other_controls_have_no_part_in_training(run: Path, tiny_run: Path, tmp_path: Path):
+    assert main.run(control_command("train", tmp_path, tiny_run, f"--config.control.also={run}")) == 0
+    one, other = last_tensors(run), last_tensors(tmp_path)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_what_cannot_be_is_refused_in_one_line(
     run: Path, tiny_run: Path, class_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
