@@ -192,6 +192,10 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "must be 1x8x8 (C x H x W), got 1x9x8; resize them" in refused("sample", f"--hint={tmp_path / 'large.png'}")
     Image.fromarray(np.full((8, 8), 128, np.uint8)).save(tmp_path / "grey.png")
     assert "must be black and white, got 100% of pixels between" in refused("sample", f"--hint={tmp_path / 'grey.png'}")
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "ones.png")
+    assert "got 0 and 1, which is all black; multiply them by 255" in refused(
+        "sample", f"--hint={tmp_path / 'ones.png'}"
+    )
     hints = [f"--hint={tmp_path / 'large.png'}"] * 2
     assert "got 2, but the model is told 1" in refused("sample", *hints)
     assert "give its hint by --hint" in refused("sample", f"--input={tmp_path / 'large.png'}")
