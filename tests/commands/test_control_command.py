@@ -187,6 +187,8 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "control.decay must lie in (0, 1]" in refused("sample", "--config.control.decay=2")
     assert "holds no ControlNet" in refused("sample", f"--config.control.also={tiny_run}")
     assert "ends in no number after the colon" in refused("sample", "--config.control.also=a:b")
+    for scale in ("nan", "-1"):
+        assert "a scale in control.also must be at least 0" in refused("sample", f"--config.control.also=a:{scale}")
     # hints of another size, of many greys, and too few of them
     Image.fromarray(np.zeros((9, 8), np.uint8)).save(tmp_path / "large.png")
     assert "must be 1x8x8 (C x H x W), got 1x9x8; resize them" in refused("sample", f"--hint={tmp_path / 'large.png'}")
