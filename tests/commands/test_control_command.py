@@ -119,7 +119,10 @@ def test_a_config_leaves_the_network_to_the_frozen_model(tiny_run: Path, tmp_pat
     assert main.run([*command, "--mode=train", f"--config.control.base={tmp_path / 'moved'}"]) == 0
 
 
-def test_hints_are_drawn_of_files(run: Path, tiny_run: Path, tmp_path: Path):
+def test_hints_are_drawn_of_files(tiny_run: Path, tmp_path: Path):
+    # slowly trained, six steps say too little to be seen in grey levels
+    run, fast = tmp_path / "run", "--config.optim.learning_rate=0.05"
+    assert main.run(control_command("train", run, tiny_run, fast)) == 0
     edges = np.zeros((8, 8), np.uint8)
     edges[2:6, 3] = 255
     Image.fromarray(edges).save(tmp_path / "hint.png")
@@ -129,13 +132,15 @@ def test_hints_are_drawn_of_files(run: Path, tiny_run: Path, tmp_path: Path):
         Image.fromarray(edges).save(folder / f"{k}.png")
 
     def draw(name: str, hint: Path) -> np.ndarray:
-        output = tmp_path / name
-        assert main.run(control_command("sample", run, tiny_run, f"--hint={hint}", f"--output={output}")) == 0
+        output = tmp_path / "drawn" / name
+        assert main.run(control_command("sample", run, tiny_run, fast, f"--hint={hint}", f"--output={output}")) == 0
         return samples(output)
 
-    of_file, of_folder = draw("file", tmp_path / "hint.png"), draw("folder", folder)
-    assert np.array_equal(of_file, of_folder)
-    assert json.loads((tmp_path / "file" / "samples.json").read_text())["input"] == str(tmp_path / "hint.png")
+    Image.fromarray(np.zeros_like(edges)).save(tmp_path / "none.png")
+    of_file, of_folder, of_none = (draw(name, tmp_path / name) for name in ("hint.png", "hints", "none.png"))
+    assert np.array_equal(of_file, of_folder) and not np.array_equal(of_file, of_none)
+    about = json.loads((tmp_path / "drawn" / "hint.png" / "samples.json").read_text())
+    assert about["input"] == str(tmp_path / "hint.png")
 
 
 def test_other_controls_are_added_with_scales_of_their_own(run: Path, tiny_run: Path, tmp_path: Path):
