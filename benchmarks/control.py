@@ -122,12 +122,16 @@ def step_seconds(subject: Subject, held_out: ImageDataset, batch_size: int) -> f
     run = subject.run
     images = held_out.images[:batch_size]
     cond = run.conditions.tell(run.conditions.observe_in(held_out, slice(0, batch_size)))
-    backbone, x_t = run.model.backbone, run.encode(images)
+    backbone, device = run.model.backbone, next(run.model.parameters()).device
+    x_t, cond = run.encode(images).to(device), None if cond is None else cond.to(device)
+    t = torch.full((len(x_t),), 0.5, dtype=torch.float64, device=device)
     backbone.requires_grad_()
     seconds = []
     for _ in range(_TIMED):
         began = time.perf_counter()
-        run.model(x_t, torch.full((len(x_t),), 0.5, dtype=torch.float64), cond=cond).eps.square().mean().backward()
+        run.model(x_t, t, cond=cond).eps.square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
     backbone.requires_grad_(False)
     return min(seconds)

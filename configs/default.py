@@ -305,7 +305,7 @@ def _control() -> ConfigDict:
             # is ControlNet's guess mode, 1: none
             "decay": 1.0,
             # work directories of other ControlNets of the same model, whose additions are added in sampling and
-            # measuring, each with its own scale as in runs/control/mnist_gray:0.5
+            # measuring, each with its own scale as in runs/control/mnist_lowres:0.5
             "also": (),
             "guided": "both",  # which side of guidance the hint controls: both, or conditional
         }

@@ -223,14 +223,14 @@ class Edges(ImageMaker):
     from black to white it is 1. Of several channels the steepest one counts.
 
     Args:
-        threshold: Least length of the gradient, in (0, 1.4].
+        threshold: Least length of the gradient, in (0, 1.118]: none is longer than sqrt(5) / 2.
 
     Source: Sobel and Feldman 1968; Zhang et al. 2023 (ControlNet), whose edges are Canny's.
     """
 
     def __init__(self, *, threshold: float = 0.5) -> None:
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold <= 1.4:
-            raise ValueError(f"threshold must lie in (0, 1.4], got {threshold}; 0.5 is usual")
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold <= 1.118:
+            raise ValueError(f"threshold must lie in (0, 1.118], got {threshold}; 0.5 is usual")
         self.threshold = float(threshold)
 
     def kind(self, kind: ImageKind) -> ImageKind:

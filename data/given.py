@@ -51,6 +51,10 @@ def read_given_images(path: Path, kind: ImageKind, *, what: str = "condition ima
         raise DataError(
             f"{path}: {what} must be {_by(kind.image_shape)} (C x H x W), got {_by(images.shape[1:])}; {fix}"
         )
+    if levels == 256 and kind.num_levels == 2 and images.max() == 1:
+        raise DataError(
+            f"{path}: {what} must be black and white, 0 and 255, got 0 and 1, which is all black; multiply them by 255"
+        )
     wide = torch.from_numpy(images).double() * (kind.num_levels - 1) / (levels - 1)
     found = wide.round()
     far = float(((wide - found).abs() > _GREY).double().mean())

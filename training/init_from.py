@@ -14,6 +14,7 @@ from experiment.checkpoints.folder import step_of
 from experiment.checkpoints.store import checkpoint_folders
 from experiment.checkpoints.weights import load_weights, named_weights
 from experiment.config import Config
+from experiment.control.settings import is_controlled
 from experiment.from_checkpoints import said_of_images, trained_space, trained_text
 from experiment.network import is_first_stage
 from experiment.trained_run import load_run
@@ -119,6 +120,14 @@ def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
     if saved is None or not checkpoint_folders(source / "checkpoints"):
         raise ValueError(
             f"--init-from {init_from} holds no trained run; pass the --workdir of one, or a checkpoints/step_... in it"
+        )
+    theirs = bool((saved.get("control") or {}).get("base"))
+    if is_controlled(config) != theirs:
+        kinds = ("a ControlNet", "a model of its own")
+        its, ours = kinds if theirs else kinds[::-1]
+        raise ValueError(
+            f"--init-from {init_from} holds {its}, got {ours}; leave --init-from out: a ControlNet begins as a copy of "
+            "control.base"
         )
     different = {
         key: pair for key, pair in config_differences(config, saved).items() if not (key in _ADDED and not pair[1])

@@ -103,7 +103,8 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
             build_options(config),
             workdir=workdir,
             mode=mode,
-            conditions=build_conditions(config, dataset.kind),
+            # control.also is of sampling and measuring
+            conditions=build_conditions(config, dataset.kind, added=False),
             communication=communication,
             # only then, so that config.json is of what was trained
             before_saving=partial(_claim, config, workdir),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ..config import Config
@@ -33,9 +34,12 @@ def added_controls(config: Config) -> list[tuple[Path, float]]:
     for named in config.get("control", {}).get("also", ()):
         folder, _, scale = named.rpartition(":")
         try:
-            found.append((Path(folder or named).expanduser(), float(scale) if folder else 1.0))
+            weight = float(scale) if folder else 1.0
         except ValueError:
             raise ValueError(f"control.also={named} ends in no number after the colon; write runs/x:0.5") from None
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"a scale in control.also must be at least 0, got {named}; write runs/x:0.5")
+        found.append((Path(folder or named).expanduser(), weight))
     return found
 
 

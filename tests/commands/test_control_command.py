@@ -119,7 +119,10 @@ def test_a_config_leaves_the_network_to_the_frozen_model(tiny_run: Path, tmp_pat
     assert main.run([*command, "--mode=train", f"--config.control.base={tmp_path / 'moved'}"]) == 0
 
 
-def test_hints_are_drawn_of_files(run: Path, tiny_run: Path, tmp_path: Path):
+def test_hints_are_drawn_of_files(tiny_run: Path, tmp_path: Path):
+    # slowly trained, six steps say too little to be seen in grey levels
+    run, fast = tmp_path / "run", "--config.optim.learning_rate=0.05"
+    assert main.run(control_command("train", run, tiny_run, fast)) == 0
     edges = np.zeros((8, 8), np.uint8)
     edges[2:6, 3] = 255
     Image.fromarray(edges).save(tmp_path / "hint.png")
@@ -129,13 +132,15 @@ def test_hints_are_drawn_of_files(run: Path, tiny_run: Path, tmp_path: Path):
         Image.fromarray(edges).save(folder / f"{k}.png")
 
     def draw(name: str, hint: Path) -> np.ndarray:
-        output = tmp_path / name
-        assert main.run(control_command("sample", run, tiny_run, f"--hint={hint}", f"--output={output}")) == 0
+        output = tmp_path / "drawn" / name
+        assert main.run(control_command("sample", run, tiny_run, fast, f"--hint={hint}", f"--output={output}")) == 0
         return samples(output)
 
-    of_file, of_folder = draw("file", tmp_path / "hint.png"), draw("folder", folder)
-    assert np.array_equal(of_file, of_folder)
-    assert json.loads((tmp_path / "file" / "samples.json").read_text())["input"] == str(tmp_path / "hint.png")
+    Image.fromarray(np.zeros_like(edges)).save(tmp_path / "none.png")
+    of_file, of_folder, of_none = (draw(name, tmp_path / name) for name in ("hint.png", "hints", "none.png"))
+    assert np.array_equal(of_file, of_folder) and not np.array_equal(of_file, of_none)
+    about = json.loads((tmp_path / "drawn" / "hint.png" / "samples.json").read_text())
+    assert about["input"] == str(tmp_path / "hint.png")
 
 
 def test_other_controls_are_added_with_scales_of_their_own(run: Path, tiny_run: Path, tmp_path: Path):
@@ -155,6 +160,12 @@ def test_other_controls_are_added_with_scales_of_their_own(run: Path, tiny_run: 
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "low.png")
     hints = [f"--hint={edges}", f"--hint={tmp_path / 'low.png'}"]
     draw("given", f"--config.control.also={gray}", *hints)
+
+
+def test_other_controls_have_no_part_in_training(run: Path, tiny_run: Path, tmp_path: Path):
+    assert main.run(control_command("train", tmp_path, tiny_run, f"--config.control.also={run}")) == 0
+    one, other = last_tensors(run), last_tensors(tmp_path)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_cannot_be_is_refused_in_one_line(
@@ -181,11 +192,17 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "control.decay must lie in (0, 1]" in refused("sample", "--config.control.decay=2")
     assert "holds no ControlNet" in refused("sample", f"--config.control.also={tiny_run}")
     assert "ends in no number after the colon" in refused("sample", "--config.control.also=a:b")
+    for scale in ("nan", "-1"):
+        assert "a scale in control.also must be at least 0" in refused("sample", f"--config.control.also=a:{scale}")
     # hints of another size, of many greys, and too few of them
     Image.fromarray(np.zeros((9, 8), np.uint8)).save(tmp_path / "large.png")
     assert "must be 1x8x8 (C x H x W), got 1x9x8; resize them" in refused("sample", f"--hint={tmp_path / 'large.png'}")
     Image.fromarray(np.full((8, 8), 128, np.uint8)).save(tmp_path / "grey.png")
     assert "must be black and white, got 100% of pixels between" in refused("sample", f"--hint={tmp_path / 'grey.png'}")
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "ones.png")
+    assert "got 0 and 1, which is all black; multiply them by 255" in refused(
+        "sample", f"--hint={tmp_path / 'ones.png'}"
+    )
     hints = [f"--hint={tmp_path / 'large.png'}"] * 2
     assert "got 2, but the model is told 1" in refused("sample", *hints)
     assert "give its hint by --hint" in refused("sample", f"--input={tmp_path / 'large.png'}")
@@ -196,6 +213,16 @@ def test_what_cannot_be_is_refused_in_one_line(
     bare = [f"--config={ROOT / 'configs/control/digits_edges.py'}", "--mode=train", f"--workdir={new}"]
     assert "set control.base" in error(capsys, [*bare, "--config.control.base="])
     assert not new.exists()
+
+
+def test_the_weights_of_a_model_are_not_those_of_a_control(
+    run: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    begins = control_command("train", tmp_path / "new", tiny_run, f"--init-from={tiny_run}")
+    assert "holds a model of its own, got a ControlNet; leave --init-from out" in error(capsys, begins)
+    begins = tiny_command("train", tmp_path / "new", *HINT, f"--init-from={run}")
+    assert "holds a ControlNet, got a model of its own; leave --init-from out" in error(capsys, begins)
+    assert not (tmp_path / "new").exists()
 
 
 def test_models_that_have_no_skips_or_hear_an_image_already_are_refused(
