@@ -294,7 +294,7 @@ def conditions_of(
     if given and not conditions.of_samples:
         raise ValueError("--input is of models that are told an image or values, got one of neither; leave it out")
     if given and conditions.text is not None and not texts:
-        raise ValueError("the model is told captions, which --input does not have; leave it out, or add --prompt")
+        raise ValueError("the model is told captions, which no file has; leave out --input or --hint, or add --prompt")
     prompts = _prompts_of(config, conditions, texts, ranks) if texts else None
     if not conditions.of_samples and (conditions.text is None or texts):
         return SampleConditions(conditions, classes=classes, prompts=prompts, captions=texts)
@@ -354,7 +354,12 @@ def _read_given(given: Sequence[str], conditions: Conditions) -> Observed:
         ValueError: If the model is told something else, or another number of images.
     """
     told = len(conditions.images) + bool(conditions.values)
-    if len(given) != told or (conditions.values and told > 1):
+    if conditions.values and told > 1:
+        raise ValueError(
+            "--input and --hint do not go with values besides an image, which the model is told too; leave them out, "
+            "and both are of a split"
+        )
+    if len(given) != told:
         raise ValueError(
             f"--input and --hint give one condition besides the class each, got {len(given)}, but the model is told "
             f"{told}; give as many, or leave them out"

@@ -302,7 +302,8 @@ def check_base(workdir: Path, base: LoadedBase) -> None:
     if theirs is not None and theirs != base.digest:
         raise ValueError(
             f"{workdir} was trained beside another model than control.base={base.workdir}, whose weights have another "
-            "fingerprint; name the one that it was trained beside, or choose another --workdir"
+            "fingerprint; name the one that it was trained beside, such as an earlier checkpoint by control.base="
+            f"{base.workdir}@STEP, or choose another --workdir"
         )
 
 

@@ -170,7 +170,8 @@ class TrainingState:
         if said.get("base", self.base) != self.base:
             raise ValueError(
                 f"{root.parent} was trained beside another model than that of control.base, whose weights have another "
-                "fingerprint; name the one that it was trained beside, or choose another --workdir"
+                "fingerprint; name the one that it was trained beside, such as an earlier checkpoint by "
+                "control.base=RUN@STEP, or choose another --workdir"
             )
         self.history.restore(checkpoint.state)
         return True

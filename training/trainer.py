@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +19,8 @@ from data import NOTHING, Dataset
 from experiment.conditions import Conditions, ImageNoise, Observed
 from experiment.pictures import as_array, picture_of
 from experiment.precision import NetworkMode, PrecisionBackbone
-from models import Cond, ScoreModel, null_of
+from models import Cond, Condition, ScoreModel, null_of
+from models.backbones import ControlledBackbone
 from models.condition import PARTS
 from runtime.messages import say
 from runtime.options import whole_number
@@ -156,6 +157,8 @@ class Trainer:
         self._space = dataset.space
         self._conditions = conditions or Conditions(None, labels=options.class_conditional)
         self._tells = self._conditions.any
+        # without its hint a ControlNet adds nothing, of which nothing is to be learned
+        self._keeps_hint = isinstance(model.backbone, ControlledBackbone)
         self._shown = self._preview_condition(dataset)
         self._batches = Batches(
             dataset,
@@ -341,7 +344,9 @@ class Trainer:
         if cond is None:
             return None
         if batch.drop_uniform is not None:
-            cond = null_of(cond, here(batch.drop_uniform) < self.options.condition_dropout)
+            told, cond = cond, null_of(cond, here(batch.drop_uniform) < self.options.condition_dropout)
+            if self._keeps_hint and isinstance(told, Condition) and isinstance(cond, Condition):
+                cond = replace(cond, image=told.image)
         if batch.part_uniform is not None:
             uniform = dict(zip(PARTS, here(batch.part_uniform).unbind(1), strict=True))
             for part, rate in self.options.part_dropout.items():

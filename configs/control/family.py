@@ -15,7 +15,8 @@ def controlled(
         options: Options of these.
     """
     config.control.base = base
-    config.model = ConfigDict({"backbone": "control"})
+    left_out = {key: config.model[key] for key in ("condition_dropout", "part_dropout")}
+    config.model = ConfigDict({"backbone": "control", **left_out})
     config.sde = ConfigDict()
     config.data.update({"condition": condition, "condition_options": options})
     return config

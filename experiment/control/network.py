@@ -58,8 +58,8 @@ def build_controlled(config: Config, kind: AnyKind, base: LoadedBase) -> Control
     network = base.model.backbone
     if not isinstance(network, ADM) or not network.up:
         raise ValueError(
-            f"{named} holds a {base.config.model.get('backbone', 'unet')}, which has no skips of a U-Net that a "
-            "ControlNet could add to; take a unet or adm"
+            f"a ControlNet is made of a unet or adm, got a {base.config.model.get('backbone', 'unet')} in {named}; "
+            "take one of these"
         )
     learned = [
         name for name in ("sde", "dequantizer", "first_stage") if isinstance(getattr(base.model, name, None), nn.Module)

@@ -117,7 +117,8 @@ class ControlledBackbone(Backbone):
     """A frozen network with ControlNets, whose sum is added to its skips and its middle.
 
     The frozen network is no part of ``parameters()`` and ``state_dict()``, so that an optimizer, an average and a
-    checkpoint hold the controls alone. It stays in evaluation mode whatever ``train`` says, and copies share it.
+    checkpoint hold the controls alone. It stays in evaluation mode whatever ``train`` says. Copies share it, so that
+    moving or converting one of them does so for all.
 
     Args:
         base: The network; its weights are frozen.

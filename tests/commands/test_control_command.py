@@ -10,11 +10,11 @@ import torch
 from control_runs import HINT, control_command
 from killing import Killer, run_together
 from PIL import Image
-from tiny import ROOT, error, last_tensors, tiny_command
+from tiny import CLASSES, ROOT, error, last_tensors, tiny_command
 
 import main
 from experiment import load_run
-from models.backbones import ControlledBackbone
+from models.backbones import ControlledBackbone, ControlNet
 
 NO_DROPOUT = "--config.model.dropout=0"
 NO_HINT = ["--config.data.condition=", "--config.data.condition_options="]
@@ -225,13 +225,29 @@ def test_the_weights_of_a_model_are_not_those_of_a_control(
     assert not (tmp_path / "new").exists()
 
 
-def test_models_that_have_no_skips_or_hear_an_image_already_are_refused(
+def test_condition_dropout_leaves_out_what_the_frozen_model_is_told_and_not_the_hint(
+    class_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    labels, forward = [], ControlNet.forward
+
+    def seen(self: ControlNet, x: torch.Tensor, c_noise: torch.Tensor, cond: torch.Tensor, **told: torch.Tensor):
+        assert not told["hint"].isnan().any()
+        labels.append(cond)
+        return forward(self, x, c_noise, cond, **told)
+
+    monkeypatch.setattr(ControlNet, "forward", seen)
+    assert main.run(control_command("train", tmp_path, class_run, *CLASSES)) == 0
+    share = float((torch.cat(labels) == -1).double().mean())
+    assert 0.2 < share < 0.8, share
+
+
+def test_other_networks_and_those_that_hear_an_image_already_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     ncsnpp, told = tmp_path / "ncsnpp", tmp_path / "told"
     kind = ["--config.model.backbone=ncsnpp", "--config.model.symmetric_downsample=false"]
     assert main.run(tiny_command("train", ncsnpp, *kind)) == 0
-    assert "holds a ncsnpp, which has no skips" in error(
+    assert "a ControlNet is made of a unet or adm, got a ncsnpp in" in error(
         capsys, control_command("train", tmp_path / "new", ncsnpp, *kind)
     )
     assert main.run(tiny_command("train", told, *HINT)) == 0

@@ -132,7 +132,7 @@ def test_one_stage_enlarges_given_images_by_a_prompt(trained: Path, tmp_path: Pa
     )
     assert (tmp_path / "one" / "captions.txt").read_text() == f"{PROMPT}\n" * 3
     alone = error(capsys, command("sample", trained / "scenes_sr", given, config="scenes_sr"))
-    assert "the model is told captions, which --input does not have; leave it out, or add --prompt" in alone
+    assert "the model is told captions, which no file has; leave out --input or --hint, or add --prompt" in alone
 
 
 @pytest.mark.parametrize(
