@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ..config import Config, flatten
 from ..saved_config import saved_config
 from ..workdir import read_config
-from .settings import is_controlled, place_of
+from .settings import check_is_controlled, is_controlled, place_of
 
 # what a ControlNet may be trained with otherwise than its frozen model was
 _OWN = ("condition_dropout", "part_dropout", "condition_noise_t")
@@ -23,8 +23,10 @@ def config_of_base(config: Config) -> Config:
         config: The config; unchanged where ``model.backbone`` is not "control".
 
     Raises:
-        ValueError: In one line: there is no such run, or the config says otherwise than it.
+        ValueError: In one line: there is no such run, or the config says otherwise than it; or settings of a ControlNet
+            have no effect.
     """
+    check_is_controlled(config)
     if "model" not in config or config.model.get("backbone", "unet") != "control":
         return config
     if not config.control.base:

@@ -70,6 +70,15 @@ def check_control(config: Config) -> None:
         raise ValueError(f"control.guided must be {' or '.join(_SIDES)}, got {control.guided!r}; choose one")
     if not 0 < control.decay <= 1:
         raise ValueError(f"control.decay must lie in (0, 1], got {control.decay:g}; 1 is none")
+
+
+def check_is_controlled(config: Config) -> None:
+    """Refuse settings of ControlNets where there is none, and they would have no effect.
+
+    Raises:
+        ValueError: In one line, naming the first.
+    """
+    control = config.get("control", {})
     for key, usual in (("scale", 1.0), ("decay", 1.0), ("also", ())):
-        if not control.base and control[key] != usual:
+        if not is_controlled(config) and control.get(key, usual) != usual:
             raise ValueError(f"control.{key} is of a ControlNet, got a config without control.base; leave it out")

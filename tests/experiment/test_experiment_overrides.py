@@ -84,6 +84,9 @@ def test_the_home_folder_is_meant_by_every_path(tmp_path: Path, monkeypatch: pyt
     names = vars(options).keys() - {"mode", "source", "format", "list", "prompt"}
     assert {"config", "workdir", "checkpoint", "output"} <= names
     options, _ = parse_flags(["--mode=train", *(f"--{name.replace('_', '-')}=~/some/where" for name in names)])
+    # which may be given several times
+    assert options.hint == [f"{tmp_path}/some/where"]
+    names -= {"hint"}
     assert {name: getattr(options, name) for name in names} == {name: f"{tmp_path}/some/where" for name in names}
 
     config = _load("--config.data.root=~/data")
