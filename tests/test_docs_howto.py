@@ -35,7 +35,7 @@ BRIEF_OF = {"classify": ["--config.eval.num_images=4", "--config.eval.vlb_steps_
 # numbers of a page that decide how long a command takes, and the most of each here
 MOST = {"num_steps": 8, "num_samples": 8, "num_images": 8, "batch_size": 64, "shared_images": 3, "num_updates": 2}
 # pages of many commands, each of which has tests of its own
-LONG = ("classify", "edit", "interpolate", "progressive", "segment")
+LONG = ("classify", "edit", "interpolate", "progressive", "segment", "cascade", "notebook")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 

@@ -105,6 +105,7 @@ def test_an_interrupted_command_goes_on_to_the_same_samples(
     assert (aside / "stages" / "digits_2.npz").exists()
 
 
+@pytest.mark.slow
 def test_several_processes_draw_the_same_samples(trained: Path, tmp_path: Path, killer: Killer):
     folder = tmp_path / "together"
     assert run_together(killer, command("sample", trained, f"--output={folder}"), 2, limit=90) == [0, 0]
