@@ -283,9 +283,8 @@ def load_base(config: Config, device: torch.device) -> LoadedBase | None:
     """
     if not is_controlled(config):
         return None
-    base_config(config)
+    theirs = base_config(config)
     workdir, step = place_of(config.control.base)
-    theirs = saved_config(workdir)
     check_step(workdir, step)
     kind = trained_kind(theirs, workdir, device)
     model, _ = load_trained(theirs, workdir, kind, device, step=step)

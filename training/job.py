@@ -64,8 +64,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
             # before anything is written there
             check_for_training(workdir, config)
         dataset = encoded(config, dataset, device, workdir, ranks)
-    is_new = not init_from and not checkpoint_folders(workdir / "checkpoints")
-    if is_new:
+    if not init_from and not checkpoint_folders(workdir / "checkpoints"):
         check_trained_classes(config, dataset)
         check_null_condition(config)
     kind = as_its_latents(config, dataset.kind)
@@ -86,9 +85,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
         state.kind = as_its_latents(config, dataset.kind)
         decode_by_own(state.kind, state.ema.model)
         restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
-        state.train_files = state.train_files or dataset.train_files
-        if "text" in config.data.get("condition", ()):
-            state.captions = check_captions(state.captions, dataset, workdir)
+        _remember_data(config, state, dataset, workdir)
         if restored and ranks.first and state.step:
             say(f"continues from step {state.step}")
         if state.step >= training.num_steps:
@@ -111,6 +108,13 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
         )
         with stop_on_signals(launched=is_torchelastic_launched()) as request:
             trainer.run(request)
+
+
+def _remember_data(config: Config, state: TrainingState, dataset: AnyDataset, workdir: Path) -> None:
+    """Keep digests of files and captions for the checkpoints; other captions than before are refused."""
+    state.train_files = state.train_files or dataset.train_files
+    if "text" in config.data.get("condition", ()):
+        state.captions = check_captions(state.captions, dataset, workdir)
 
 
 def _say_trained(config: Config, state: TrainingState, ranks: Ranks) -> None:

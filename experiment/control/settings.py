@@ -79,6 +79,6 @@ def check_is_controlled(config: Config) -> None:
         ValueError: In one line, naming the first.
     """
     control = config.get("control", {})
-    for key, usual in (("scale", 1.0), ("decay", 1.0), ("also", ())):
+    for key, usual in (("scale", 1.0), ("decay", 1.0), ("also", ()), ("guided", "both")):
         if not is_controlled(config) and control.get(key, usual) != usual:
             raise ValueError(f"control.{key} is of a ControlNet, got a config without control.base; leave it out")

@@ -160,6 +160,8 @@ def test_other_controls_are_added_with_scales_of_their_own(run: Path, tiny_run: 
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "low.png")
     hints = [f"--hint={edges}", f"--hint={tmp_path / 'low.png'}"]
     draw("given", f"--config.control.also={gray}", *hints)
+    told = json.loads((tmp_path / "given" / "samples.json").read_text())["input"]
+    assert told == f"{edges},{tmp_path / 'low.png'}"
 
 
 def test_other_controls_have_no_part_in_training(run: Path, tiny_run: Path, tmp_path: Path):
