@@ -22,7 +22,7 @@ from sde_lib import SDE
 
 from .bad_steps import BadSteps
 from .changes import SettingsHistory, training_settings
-from .ema import ExponentialMovingAverage
+from .ema import ExponentialMovingAverage, PowerFunctionEMA
 from .losses import Loss, check_trains, make_loss
 from .state import TrainingState
 from .trainer import TrainingOptions
@@ -112,6 +112,7 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
             shard(one.backbone, getattr(one.backbone, "stages", []))
     state = _state_of(config, kind, model, ema)
     state.base = "" if base is None else base.digest
+    state.profiles = tuple(PowerFunctionEMA(model, sigma_rel) for sigma_rel in config.training.ema_profiles)
     return state
 
 
