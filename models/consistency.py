@@ -85,7 +85,7 @@ class ConsistencyModel(nn.Module):
         *,
         cond: Cond | None = None,
     ) -> Float[Tensor, "batch *shape"]:
-        """Where the flow through x_t ends.
+        """Follow the flow through x_t to its end.
 
         Args:
             x_t: Noisy data, [B, ...].
