@@ -75,9 +75,12 @@ class Loss(ShowsOptions, ABC):
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
             would depend on how a batch is cut into micro-batches.
+        of_distillation: Whether ``distillation.teacher`` may be set with it, and its options of the same names as keys
+            of ``config.distillation`` are those; an option ``teacher`` is the frozen teacher, or None.
     """
 
     name = "a loss of your own"
+    of_distillation = False
     own_weighting: Weighting | None = None
     wants_more_noise = False
 
@@ -131,6 +134,10 @@ class Loss(ShowsOptions, ABC):
         Returns:
             Times, float64 [B].
         """
+
+    def begin_step(self, step: int) -> None:
+        """Take note of the number of steps done, before each, where the loss changes as training goes on."""
+        return
 
     def time_sampler(self, sde: SDE, name: str = "uniform") -> TimeSampler:
         """The sampler of its training times.
