@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from .first_stage import FirstStage
 from .parameterization import Parameterization
 from .prediction import Prediction
 
+Answer = Literal["posterior_mean", "flow"]
+
 
 class ScoreModel(nn.Module, ABC):
     """Answers, for noisy data x_t at time t of an SDE: what are x0 and eps?
@@ -29,9 +31,13 @@ class ScoreModel(nn.Module, ABC):
 
     Attributes:
         sde: The SDE whose t the model is called with.
+        answers: "posterior_mean": its x0 and eps are E[x0 | x_t] and E[eps | x_t], or stand for them. "flow": they
+            belong to the velocity of an ODE, alpha' x0 + sigma' eps, and to nothing else, as of a reflow (Liu et al.
+            2023): samplers that follow the ODE and its likelihood take it, all others refuse it.
     """
 
     sde: SDE
+    answers: Answer = "posterior_mean"
 
     def __init__(self, sde: SDE) -> None:
         super().__init__()
@@ -73,8 +79,9 @@ class ScoreModel(nn.Module, ABC):
             cond: Condition, or None.
 
         Raises:
-            ValueError: If sigma is not of shape [B], or lies outside the SDE's range.
+            ValueError: If sigma is not of shape [B], or lies outside the SDE's range, or the model answers a flow.
         """
+        require_posterior_mean(self, "a score")
         check_per_sample("sigma", sigma, x.shape[0])
         low, high = self.sde.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         inside = (sigma >= low * (1 - 1e-6)) & (sigma <= high * (1 + 1e-6)) & (sigma > 0)
@@ -101,6 +108,7 @@ class NetworkScoreModel(ScoreModel):
             [-1, 1] (Nichol & Dhariwal 2021, Section 3.1).
         dequantizer: How discrete data are lifted onto their bins where a density is asked for; None is uniformly.
         first_stage: The autoencoder whose latents it is of, where both are trained together.
+        answers: See ``ScoreModel``.
 
     Example:
         >>> model = NetworkScoreModel(UNet(image_size=32), Tabulated.ddpm(), EpsParameterization())
@@ -116,8 +124,10 @@ class NetworkScoreModel(ScoreModel):
         learned_variance: bool = False,
         dequantizer: Dequantizer | None = None,
         first_stage: FirstStage | None = None,
+        answers: Answer = "posterior_mean",
     ) -> None:
         super().__init__(sde)
+        self.answers = answers
         self.backbone = backbone
         self.parameterization = parameterization
         self.learned_variance = learned_variance
@@ -135,6 +145,7 @@ class NetworkScoreModel(ScoreModel):
             learned_variance=self.learned_variance,
             dequantizer=self.dequantizer,
             first_stage=self.first_stage,
+            answers=self.answers,
         )
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
@@ -167,6 +178,42 @@ class NetworkScoreModel(ScoreModel):
         return make(x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
 
 
+def _innermost(model: ScoreModel) -> list[ScoreModel]:
+    """The ScoreModels inside any wrapper."""
+    models = [module for module in model.modules() if isinstance(module, ScoreModel)]
+    return [m for m in models if not any(isinstance(c, ScoreModel) for c in m.modules() if c is not m)]
+
+
+def require_posterior_mean(model: ScoreModel, who: str) -> None:
+    """Refuse a model that answers a flow, also inside a wrapper.
+
+    Args:
+        model: The model.
+        who: What needs E[x0 | x_t], as the message names it.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if any(inner.answers == "flow" for inner in _innermost(model)):
+        raise ValueError(
+            f"{who} needs a model that predicts posterior means, got one whose answer is a flow, as of a reflow; "
+            "sample it with ddim, heun, dpm_solver_pp, unipc or probability_flow, measure it with likelihood ode"
+        )
+
+
+def check_score_model(model: object) -> None:
+    """Refuse a model that answers no score.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if not isinstance(model, ScoreModel):
+        raise ValueError(
+            f"a score model is needed, got a {type(model).__name__}, which is not a density: it has no score and no "
+            "likelihood; sample a consistency model by sampler 'consistency'"
+        )
+
+
 class CallCounter:
     """A count of network calls."""
 
@@ -183,15 +230,17 @@ def count_network_calls(model: ScoreModel) -> Iterator[CallCounter]:
 
     Yields:
         A counter whose ``calls`` is the number of function evaluations (NFE) so far; a batch is one call.
+
+    Raises:
+        ValueError: If it is no ScoreModel: every sampler and likelihood comes by here.
     """
+    check_score_model(model)
     counter = CallCounter()
 
     def count(*_: Any) -> None:
         counter.calls += 1
 
-    models = [module for module in model.modules() if isinstance(module, ScoreModel)]
-    innermost = [m for m in models if not any(isinstance(c, ScoreModel) for c in m.modules() if c is not m)]
-    handles = [m.register_forward_hook(count) for m in innermost]
+    handles = [m.register_forward_hook(count) for m in _innermost(model)]
     try:
         yield counter
     finally:

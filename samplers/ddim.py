@@ -37,6 +37,11 @@ class DDIMSampler(GridSampler):
             raise ValueError(f"eta must lie in [0, 1], got {eta}; 0 is deterministic, 1 is ancestral")
         self.eta = eta
 
+    @property
+    def follows_flow(self) -> bool:
+        """True without noise."""
+        return self.eta == 0
+
     def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
         """Eq. 12."""
         prediction = denoise(x, t)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import Cond, RecomputedScoreModel, ScoreModel, count_network_calls
+from models import Cond, RecomputedScoreModel, ScoreModel, count_network_calls, require_posterior_mean
 from sde_lib import SDE, NoiseStreams, Point, check_grid_choice, make_grid, points_of
 
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
@@ -44,6 +44,11 @@ class GridSampler(Sampler):
 
     # True of methods that make the step onto zero noise themselves
     own_last_step: ClassVar[bool] = False
+
+    @property
+    def follows_flow(self) -> bool:
+        """True of methods that solve the probability-flow ODE, and so need a model's velocity alone."""
+        return False
 
     def __init__(
         self,
@@ -184,6 +189,8 @@ class GridSampler(Sampler):
                 f"x_T must be a batch of floating-point samples, got {x_T.dtype} {list(x_T.shape)}; "
                 "draw it with sampler.prior_sample(model.sde, shape, noise)"
             )
+        if not self.follows_flow:
+            require_posterior_mean(model, type(self).__name__)
         denoise = Denoiser(model, cond)
         noise = NoiseStreams.fresh(x_T.shape[0]) if noise is None else noise
         points = points_of(model.sde, self.times(model.sde))

@@ -311,6 +311,7 @@ class Trainer:
         Returns:
             The times of the global batch, the losses of this rank's slice [b], and their part of the mean, float64.
         """
+        self.state.loss.begin_step(self.state.step)
         # of all ranks, since some samplers spread their times over the batch
         times, world = self.state.times.draw(batch.uniform), self._slice.world
         losses, mean = [], torch.zeros((), dtype=torch.float64, device=self._device)

@@ -16,34 +16,41 @@ from sde_lib import SDE, expand_like
 
 from .step_sampling import MiddleTimes, TimeSampler, UniformTimes, check_step_sampling
 
-Weighting = Literal["eps", "x0", "v", "edm", "likelihood"]
+Weighting = Literal["eps", "x0", "v", "velocity", "edm", "likelihood"]
 
 
 def weighted_error(
-    weighting: str, prediction: Prediction, x0: Tensor, eps: Tensor, *, alpha: Tensor, data_std: float
+    weighting: str, prediction: Prediction, x0: Tensor, eps: Tensor, *, sde: SDE, t: Tensor, data_std: float
 ) -> Tensor:
     """Mean squared error per sample, [B], of the quantity whose error has weight 1.
 
     Args:
         weighting: "eps": |eps error|^2, which is L_simple (Ho et al. 2020, Eq. 14) and sigma^2-weighted denoising score
             matching (Song et al. 2021, Eq. 7); "x0": |x0 error|^2; "v": |v error|^2 with v = alpha eps - sigma x0;
-            "edm": (s^2 + d^2) / (s d)^2 |x0 error|^2 with s = sigma / alpha (Karras et al. 2022, Section 5).
+            "velocity": |u error|^2 with u = alpha' x0 + sigma' eps, which is eps - x0 of a rectified flow: flow
+            matching (Lipman et al. 2023, Eq. 23); "edm": (s^2 + d^2) / (s d)^2 |x0 error|^2 with s = sigma / alpha
+            (Karras et al. 2022, Section 5).
         prediction: The model's answer.
         x0: Data, [B, ...].
         eps: The noise that was added, [B, ...].
-        alpha: Signal scales, [B].
+        sde: The SDE.
+        t: Times, [B].
         data_std: d, for "edm".
 
     Raises:
         ValueError: If the weighting is unknown.
     """
-    sigma = prediction.sigma
+    alpha, sigma = sde.alpha(t), prediction.sigma
     if weighting == "eps":
         error = prediction.eps - eps
     elif weighting == "x0":
         error = prediction.x0 - x0
     elif weighting == "v":
         error = expand_like(alpha, eps) * (prediction.eps - eps) - expand_like(sigma, x0) * (prediction.x0 - x0)
+    elif weighting == "velocity":
+        alpha_rate, sigma_rate = sde.rates(t)
+        error = expand_like(alpha_rate, x0) * (prediction.x0 - x0)
+        error = error + expand_like(sigma_rate, eps) * (prediction.eps - eps)
     elif weighting == "edm":
         s = sigma / alpha
         error = expand_like((s.square() + data_std**2).sqrt() / (s * data_std), x0) * (prediction.x0 - x0)
@@ -68,9 +75,12 @@ class Loss(ShowsOptions, ABC):
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
             would depend on how a batch is cut into micro-batches.
+        of_distillation: Whether ``distillation.teacher`` may be set with it, and its options of the same names as keys
+            of ``config.distillation`` are those; an option ``teacher`` is the frozen teacher, or None.
     """
 
     name = "a loss of your own"
+    of_distillation = False
     own_weighting: Weighting | None = None
     wants_more_noise = False
 
@@ -125,6 +135,10 @@ class Loss(ShowsOptions, ABC):
             Times, float64 [B].
         """
 
+    def begin_step(self, step: int) -> None:
+        """Take note of the number of steps done, before each, where the loss changes as training goes on."""
+        return
+
     def time_sampler(self, sde: SDE, name: str = "uniform") -> TimeSampler:
         """The sampler of its training times.
 
@@ -172,7 +186,7 @@ class Loss(ShowsOptions, ABC):
         alpha, sigma = model.sde.alpha_sigma(t)
         x_t = expand_like(alpha, x0) * x0 + expand_like(sigma, x0) * eps
         prediction = model(x_t, t, cond=cond)
-        return weighted_error(self.weighting, prediction, x0, eps, alpha=alpha, data_std=self.data_std)
+        return weighted_error(self.weighting, prediction, x0, eps, sde=model.sde, t=t, data_std=self.data_std)
 
 
 LOSSES: Registry[Loss] = Registry("loss")
