@@ -62,6 +62,7 @@ def _data() -> ConfigDict:
             "random_flip": False,  # flip images left to right at random, in training only
             # the work directory of an autoencoder, of whose latents the model is, standardized; "": of the pixels
             "first_stage": "",
+            "couples": "",  # folder of the couples of noise and sample by --mode couple, for training.loss=reflow
             # folder of a frozen text encoder for condition=text (docs/text.md); "": the network learns words itself
             "text_encoder": "",
             "text_options": "",  # its options, such as max_length=64
@@ -87,14 +88,15 @@ def _model() -> ConfigDict:
             # those of distillation.teacher
             "backbone": "unet",
             # posterior_mean: x0 and eps as score models do; consistency: the end of the probability flow, of the losses
-            # consistency_training, consistency_tuning, consistency_distillation and scm
+            # consistency_training, consistency_tuning, consistency_distillation and scm; flow: the velocity of a flow,
+            # of the loss reflow
             "answers": "posterior_mean",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
             # options of models.Autoencoder, to train one together with the diffusion of its latents
             "first_stage": ConfigDict(),
-            "parameterization": "eps",  # what the output is: eps, x0, v, score, edm or levels
-            # what the network is told of t: auto, index, index1000, reversed_index, t999, log_snr, log_sigma,
-            # log_half_sigma or edm
+            "parameterization": "eps",  # what the output is: eps, x0, v, velocity, score, edm or levels
+            # what the network is told of t: auto, index, index1000, reversed_index, t, t999, t1000, reversed_t,
+            # reversed_t999, log_snr, log_sigma, log_half_sigma or edm
             "time_input": "auto",
             "data_std": 0.5,  # standard deviation of the data, used by edm only; 1 for vectors, which are standardized
             "channels": 128,  # width of the first level
@@ -135,10 +137,10 @@ def _training() -> ConfigDict:
             # ddpm: L_simple on a table; dsm: denoising score matching in continuous time; auto: one of these, by the
             # SDE; hybrid: L_simple, and the bound for the learned variance; vlb on a table, vlb_continuous and
             # dequantized: the bound itself; cross_entropy: that of a classifier; consistency_training,
-            # consistency_tuning, consistency_distillation and scm: those of consistency models
+            # consistency_tuning, consistency_distillation and scm: those of consistency models; reflow: on data.couples
             "loss": "auto",
-            # the error that has weight 1: eps, x0, v, edm or, with dsm, likelihood; auto: edm for the parameterization
-            # edm, else eps
+            # the error that has weight 1: eps, x0, v, velocity, edm or, with dsm, likelihood; auto: edm or velocity for
+            # these parameterizations, else eps
             "weighting": "auto",
             # low_discrepancy: spread over the batch; importance: where the loss is large; logit_normal: more of the
             # middle of [0, 1], which is another loss

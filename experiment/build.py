@@ -115,7 +115,7 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: Fro
         return FirstStage(backbone, sde)
     network = NetworkScoreModel(
         backbone, sde, parameterization, learned_variance=model.learned_variance, dequantizer=dequantizer,
-        first_stage=first_stage,
+        first_stage=first_stage, answers="flow" if model.get("answers") == "flow" else "posterior_mean",
     )  # fmt: skip
     if model.get("answers", "posterior_mean") == "consistency":
         return ConsistencyModel(network, data_std=model.data_std)

@@ -320,7 +320,8 @@ class Trainer:
         def here(values: Tensor) -> Tensor:
             return values[local].to(self._device, non_blocking=True)
 
-        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps)
+        coupled = batch.beside.noise
+        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps if coupled is None else coupled)
         cond = self._condition(batch, here) if self._tells else None
         more = {}
         if batch.spread is not None and batch.more_noise is not None:

@@ -132,8 +132,8 @@ def check_config(config: Config) -> None:
         value = config[section].get(key)
         if value not in choices:
             raise ValueError(choices_message(key, value, choices))
-    if (answers := config.model.get("answers", "posterior_mean")) not in ("consistency", "posterior_mean"):
-        raise ValueError(choices_message("answers", answers, ["consistency", "posterior_mean"]))
+    if (answers := config.model.get("answers", "posterior_mean")) not in ("consistency", "flow", "posterior_mean"):
+        raise ValueError(choices_message("answers", answers, ["consistency", "flow", "posterior_mean"]))
     part_rates(config)
     check_control(config)
     least, most = (*config.distillation.noise_levels, 0, 0)[:2]
@@ -171,6 +171,11 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
     if config.model.get("first_stage") and config.data.get("first_stage"):
         raise ValueError("model.first_stage trains an autoencoder, data.first_stage names one; leave one of them out")
+    if bool(config.data.get("couples")) != (config.training.loss == "reflow"):
+        raise ValueError(
+            f"training.loss=reflow learns on data.couples, got {config.training.loss} and "
+            f"{config.data.get('couples') or 'none'}; write couples by --mode couple, and set both"
+        )
     if not 0 <= config.training.ema_decay < 1:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
 

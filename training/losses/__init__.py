@@ -10,6 +10,6 @@ from .consistency import (
     ConsistencyTraining,
     ConsistencyTuning,
 )
-from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
+from .denoising import DDPMLoss, DenoisingScoreMatching, ReflowLoss, TableLoss
 from .joint import JointLoss
 from .step_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes

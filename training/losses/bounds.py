@@ -27,7 +27,7 @@ from .autoencoder import AutoencoderLoss
 from .base import Loss, register_loss
 from .classification import CrossEntropyLoss
 from .consistency import ConsistencyLoss
-from .denoising import DenoisingScoreMatching, TableLoss
+from .denoising import DenoisingScoreMatching, ReflowLoss, TableLoss
 from .joint import JointLoss
 from .step_sampling import TimeSampler
 
@@ -263,6 +263,10 @@ def check_trains(loss: Loss, model: NetworkModel) -> None:
         raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, or leave it at auto")
     if not isinstance(model, NetworkScoreModel):
         return
+    if (model.answers == "flow") != isinstance(loss, ReflowLoss):
+        raise ValueError(
+            f"loss 'reflow' and model.answers=flow go together, got {loss.name!r} and {model.answers}; set both"
+        )
     if (model.first_stage is not None) != isinstance(loss, JointLoss):
         raise ValueError(f"model.first_stage is trained by loss 'joint', which trains nothing else, got {loss.name!r}")
     if model.learned_variance and not loss.trains_variance:
