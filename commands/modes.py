@@ -101,6 +101,13 @@ MODES = {
         flags=("source", "checkpoint"),
         one_process=True,
     ),
+    "ema": Mode(
+        "average:average_weights",
+        "average the weights over another width, after the training",
+        "--config configs/vp/digits.py --mode ema --sigma-rel 0.13",
+        flags=("sigma_rel", "output"),
+        one_process=True,
+    ),
     "export": Mode(
         "export:export_model",
         "write the averaged weights for another project",

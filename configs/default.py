@@ -153,6 +153,10 @@ def _training() -> ConfigDict:
             "explosion_factor": 1000.0,  # skip a step whose loss is this many times its running mean; 0: never
             "max_bad_steps": 10,  # skipped steps in a row; one more ends the run
             "ema_decay": 0.9999,  # decay of the moving average of the weights, reached after a warm-up
+            # widths of more averages, as shares of the steps so far, as in 0.05,0.1, of which --mode ema makes others
+            # after the training: docs/ema.md
+            "ema_profiles": (),
+            "ema_snapshot_every": 5_000,  # steps between two snapshots of these, which are all kept
             "grad_clip": 1.0,  # largest gradient norm; 0: no limit
             "checkpoint_every": 5_000,  # steps
             "keep_checkpoints": 3,  # the newest ones

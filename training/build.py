@@ -24,7 +24,7 @@ from sde_lib import SDE
 
 from .bad_steps import BadSteps
 from .changes import SettingsHistory, training_settings
-from .ema import ExponentialMovingAverage
+from .ema import ExponentialMovingAverage, PowerFunctionEMA
 from .losses import LOSSES, Loss, check_trains, make_loss
 from .state import TrainingState
 from .trainer import TrainingOptions
@@ -140,6 +140,7 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
     state = _state_of(config, kind, model, ema, teacher and teacher.model)
     state.base = "" if base is None else base.digest
     state.teacher = "" if teacher is None else teacher.digest
+    state.profiles = tuple(PowerFunctionEMA(model, sigma_rel) for sigma_rel in config.training.ema_profiles)
     return state
 
 

@@ -24,6 +24,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("training", "keep_checkpoints", 1, _MOST),
     ("training", "log_every", 1, 10**12),
     ("training", "sample_every", 0, 10**12),
+    ("training", "ema_snapshot_every", 1, 10**12),
     ("training", "grad_clip", 0, _LARGE),
     ("training", "accumulation_steps", 1, _MOST),
     ("training", "explosion_factor", 0, _LARGE),
@@ -175,6 +176,11 @@ def check_config(config: Config) -> None:
         raise ValueError(
             f"training.loss=reflow learns on data.couples, got {config.training.loss} and "
             f"{config.data.get('couples') or 'none'}; write couples by --mode couple, and set both"
+        )
+    profiles = tuple(config.training.ema_profiles)
+    if not all(0 < width <= 12**-0.5 for width in profiles) or len(set(profiles)) < len(profiles):
+        raise ValueError(
+            f"config.training.ema_profiles must lie in (0, 0.2886] and differ, got {profiles}; (0.05, 0.1) are usual"
         )
     if not 0 <= config.training.ema_decay < 1:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")

@@ -35,6 +35,7 @@ EXAMPLES: dict[str, Any] = {
     "cascade.noise_t": (0.1, 0.1),
     "cascade.guidance_weight": (2.0, 1.0),
     "control.also": ("runs/control/mnist_lowres:0.5",),
+    "training.ema_profiles": (0.05, 0.1),
     "interpolate.times": (0.25, 0.5),
     "progressive.times": (0.9, 0.5),
 }
