@@ -15,6 +15,7 @@ from .first_stage import (
     PixelDistribution,
     VectorLatent,
 )
+from .generator import Generator
 from .grey_levels import LevelsParameterization, level_posterior_mean
 from .latent import LatentDiffusion, is_own_state
 from .noisy_classifier import NetworkModel, NoisyClassifier

@@ -16,7 +16,7 @@ from sde_lib import SDE, expand_like
 
 from .step_sampling import MiddleTimes, TimeSampler, UniformTimes, check_step_sampling
 
-Weighting = Literal["eps", "x0", "v", "edm", "likelihood"]
+Weighting = Literal["eps", "x0", "v", "edm", "likelihood", "truncated_snr"]
 
 
 def weighted_error(
@@ -27,7 +27,8 @@ def weighted_error(
     Args:
         weighting: "eps": |eps error|^2, which is L_simple (Ho et al. 2020, Eq. 14) and sigma^2-weighted denoising score
             matching (Song et al. 2021, Eq. 7); "x0": |x0 error|^2; "v": |v error|^2 with v = alpha eps - sigma x0;
-            "edm": (s^2 + d^2) / (s d)^2 |x0 error|^2 with s = sigma / alpha (Karras et al. 2022, Section 5).
+            "edm": (s^2 + d^2) / (s d)^2 |x0 error|^2 with s = sigma / alpha (Karras et al. 2022, Section 5);
+            "truncated_snr": max(alpha^2 / sigma^2, 1) |x0 error|^2 (Salimans & Ho 2022, Eq. 9).
         prediction: The model's answer.
         x0: Data, [B, ...].
         eps: The noise that was added, [B, ...].
@@ -47,6 +48,8 @@ def weighted_error(
     elif weighting == "edm":
         s = sigma / alpha
         error = expand_like((s.square() + data_std**2).sqrt() / (s * data_std), x0) * (prediction.x0 - x0)
+    elif weighting == "truncated_snr":
+        error = expand_like((alpha / sigma).clamp_min(1), x0) * (prediction.x0 - x0)
     else:
         raise ValueError(choices_message("weighting", weighting, ["auto", *get_args(Weighting)]))
     return error.square().flatten(1).mean(1)
