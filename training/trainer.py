@@ -259,22 +259,27 @@ class Trainer:
             FloatingPointError: If too many steps in a row were skipped.
         """
         state, options = self.state, self.options
-        state.optimizer.zero_grad(set_to_none=True)
+        state.begin_step()
+        critic = state.loss.trained_critic
+        optimizer = state.optimizer if critic is None else critic.optimizer
+        trained = (self._parameters, self._inner) if critic is None else (list(critic.parameters()), [])
+        optimizer.zero_grad(set_to_none=True)
         if self._codebooks is not None:
             self._codebooks.begin_step()
         times, losses, mean = self._gradient(self._batches.at(state.step))
         total = self._ranks.add(torch.stack([mean, mean.new_tensor(float(stop))]))
         largest = options.grad_clip if options.grad_clip > 0 else math.inf
-        norms = [clip_gradients(some, largest).double().to(self._device) for some in (self._parameters, self._inner)]
+        norms = [clip_gradients(some, largest).double().to(self._device) for some in trained]
         # one wait for the device a step: a bad step is told before the weights change
         loss, stops, norm, inner_norm = torch.cat([total, torch.stack(norms)]).tolist()
         accepted = state.bad_steps.accepts(loss, norm if math.isfinite(inner_norm) else inner_norm, state.step + 1)
         if accepted:
             factor = learning_rate_factor(state.step, options.warmup_steps, decay_steps=options.decay_steps)
-            for group in state.optimizer.param_groups:
-                group["lr"] = options.learning_rate * factor
-            state.optimizer.step()
-            state.ema.update(state.model)
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * factor * state.loss.rate(state.step)
+            optimizer.step()
+            if critic is None:
+                state.ema.update(state.model)
             if self._codebooks is not None:
                 self._codebooks.end_step()
             state.times.observe(times.t, self._ranks.gather(losses))
@@ -308,7 +313,8 @@ class Trainer:
                 (loss * world if world > 1 else loss).backward()
             losses.append(values.detach())
             mean += loss.detach()
-        self._ranks.average_gradients(self._outside_network)
+        critic = self.state.loss.trained_critic
+        self._ranks.average_gradients(self._outside_network if critic is None else critic.parameters())
         return times, torch.cat(losses), mean
 
     def _losses(self, batch: Batch, times: TimeDraw, micro_batch: slice) -> Tensor:
@@ -360,6 +366,8 @@ class Trainer:
         depend on their order: without this, the first step after a resumption would round otherwise.
         """
         if self._slice.world > 1:
+            # a step that trains the model, whatever the next one trains
+            self.state.loss.begin_step(0)
             self._gradient(self._batches.at(self.state.step))
             self.state.optimizer.zero_grad(set_to_none=True)
 
@@ -415,6 +423,7 @@ class Trainer:
             self.state.kind,
             seed=self.options.seed,
             cond=self._shown,
+            num_steps=self.state.loss.preview_steps,
             stops=lambda: self._ranks.any(bool(request)) if sharded else bool(request),
         )
         if self._log is not None and samples is not None:

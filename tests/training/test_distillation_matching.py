@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from models import GaussianMixtureScoreModel, Generator, NetworkScoreModel, Prediction, ScoreModel, X0Parameterization
 from sde_lib import SDE, VP, expand_like
-from training.distillation.critic import Critic
 from training.distillation.matching import DistributionMatching, kl_gradient, matching_weight
 
 MEAN, STD = 0.7, 0.6
@@ -52,10 +51,6 @@ def target(sde: SDE, dim: int = 1) -> GaussianMixtureScoreModel:
     return GaussianMixtureScoreModel(sde, means=torch.full((1, dim), MEAN), covs=STD**2 * torch.eye(dim)[None])
 
 
-def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=1e-3)
-
-
 def test_the_gradient_of_a_gaussian_generator_is_that_of_the_divergence():
     """d KL / db = alpha^2 (b - m) / S_r, d KL / da = alpha^2 a (1 / S_r - 1 / S_f), within four standard errors."""
     sde, a, b = VP(), 1.3, -0.4
@@ -86,7 +81,7 @@ def test_the_loss_has_the_weighted_gradient_of_the_paper():
     sde = VP()
     backbone, generator = affine(sde, 0.8, 0.1)
     teacher, fake = target(sde), ScoreOf(sde, backbone)
-    loss = DistributionMatching(teacher, Critic(fake, adam))
+    loss = DistributionMatching(teacher, fake=fake)
     loss.begin_step(0)
     z, eps = torch.randn(2, 6, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     t = loss.times(sde, torch.linspace(0, 0.99, 6))
@@ -110,7 +105,7 @@ def test_the_only_fixed_point_is_the_teachers_distribution(start: tuple[float, f
     # in one dimension the mean of Eq. 8's weight, 1 / |x0_real - x|, is infinite
     sde, dim, steps = VP(), 8, 300
     backbone, generator = affine(sde, *start)
-    loss = DistributionMatching(target(sde, dim), Critic(ScoreOf(sde, backbone), adam))
+    loss = DistributionMatching(target(sde, dim), fake=ScoreOf(sde, backbone))
     loss.begin_step(0)
     optimizer = torch.optim.Adam(backbone.parameters())
     draws = torch.Generator().manual_seed(2)

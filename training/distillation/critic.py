@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from models import Cond, Prediction, ScoreModel
 from models.backbones import ADM
+from sde_lib import SDE
 
 
 class Discriminator(nn.Module):
@@ -32,35 +33,36 @@ class Discriminator(nn.Module):
 
 
 class Critic(nn.Module):
-    """The score model of a generator's samples ("fake"), trained beside it with an optimizer of its own.
+    """The score model of a generator's samples, trained beside it with an optimizer of its own.
 
     Args:
-        fake: The score model; it begins as a copy of the teacher.
-        make_optimizer: From parameters to Adam or AdamW.
+        fake: The score model, such as a copy of the teacher.
         adversarial: Add a ``Discriminator``, of a network with a middle.
 
     Raises:
         ValueError: If the network has no middle.
 
     Attributes:
-        optimizer: The optimizer of ``fake`` and the head.
+        optimizer: The optimizer of ``fake`` and the head: Adam unless ``optimize_by`` says otherwise.
     """
 
-    def __init__(
-        self,
-        fake: ScoreModel,
-        make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        *,
-        adversarial: bool = False,
-    ) -> None:
+    def __init__(self, fake: ScoreModel, *, adversarial: bool = False) -> None:
         super().__init__()
         self.fake = fake
-        self.head = Discriminator(_middle_channels(fake)) if adversarial else None
-        self.optimizer = make_optimizer(list(self.parameters()))
-        self._begin_moments()
+        self.head = Discriminator(_network_of(fake).widths[-1]) if adversarial else None
+        if self.head is not None:
+            self.head.to(next(fake.parameters()).device)
+        self.optimize_by(torch.optim.Adam(self.parameters()))
 
-    def _begin_moments(self) -> None:
-        """Make Adam's state before its first step, as it would then be, so that a checkpoint always has it."""
+    @property
+    def sde(self) -> SDE:
+        """The SDE of the score model."""
+        return self.fake.sde
+
+    def optimize_by(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take Adam or AdamW over all parameters, with its state as it is before the first step."""
+        self.optimizer = optimizer
+        # PyTorch makes it in that step, but a checkpoint is to have it always
         for parameter in self.parameters():
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -90,10 +92,6 @@ def _network_of(model: ScoreModel) -> ADM:
             f"distillation.gan needs a unet or adm, got {type(backbone or model).__name__}; set it to 0, or take one"
         )
     return backbone
-
-
-def _middle_channels(model: ScoreModel) -> int:
-    return _network_of(model).widths[-1]
 
 
 @contextmanager

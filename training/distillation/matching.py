@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +16,7 @@ from sde_lib import SDE, expand_like
 
 from ..losses.base import Loss, weighted_error
 from .critic import Critic
+from .progressive import given_teacher
 
 # of t_max, as published: next to the data and to pure noise the two scores say nothing of a difference
 _FIRST, _LAST = 0.02, 0.98
@@ -60,41 +64,43 @@ class DistributionMatching(Loss):
 
     Args:
         teacher: The frozen model, s_real.
-        critic: s_fake with its optimizer, and its head.
+        fake: s_fake as it begins; None for a copy of the teacher.
         ratio: Steps of the critic for each one of the generator; 5 in DMD2.
         regression: Weight of mean |G(x_T) - y|^2, where y is the end of the teacher's ODE from x_T (Yin et al. 2023,
             Eq. 9, who take LPIPS for the distance).
         regression_steps: Steps of DDIM of that ODE.
         gan: Weight of the head's loss, that of a GAN without saturation (Yin et al. 2024, Eq. 4).
-        weighting: That of the denoising score matching; see ``weighted_error``.
-        data_std: For weighting "edm".
+        **kwargs: See ``Loss``; the weighting is that of the denoising score matching.
 
     Raises:
-        ValueError: If an option is out of range, or there is a weight without a head.
+        ValueError: If there is no teacher, an option is out of range, or ``gan`` is of a network that can have no head.
+
+    Attributes:
+        critic: s_fake and the head, with their optimizer.
     """
 
-    name = "matching"
+    name = "distribution_matching"
+    of_distillation = True
     wants_more_noise = True
 
     def __init__(
         self,
-        teacher: ScoreModel,
-        critic: Critic,
+        teacher: ScoreModel | None = None,
         *,
+        fake: ScoreModel | None = None,
         ratio: int = 5,
         regression: float = 0.0,
         regression_steps: int = 20,
         gan: float = 0.0,
-        weighting: str = "eps",
-        data_std: float = 0.5,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(weighting=weighting, data_std=data_std)
+        super().__init__(**kwargs)
         if ratio < 1:
             raise ValueError(f"ratio must be at least 1, got {ratio}; 5 is usual")
-        if gan > 0 and critic.head is None:
-            raise ValueError(f"gan={gan:g} needs a critic with a head, got one without; pass adversarial=True to it")
-        self.teacher, self.critic, self.ratio = teacher, critic, ratio
-        self.regression, self.gan = regression, gan
+        self.teacher = teacher = given_teacher(teacher, self.name)
+        self.ratio, self.regression, self.gan = ratio, regression, gan
+        fake = copy.deepcopy(teacher).requires_grad_(True) if fake is None else fake
+        self.critic = Critic(fake, adversarial=gan > 0)
         self.sampler = DDIMSampler(num_steps=regression_steps)
         self._of_critic = False
 

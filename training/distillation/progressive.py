@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import Cond, ScoreModel
+from models import Cond, NetworkScoreModel, ScoreModel
 from sde_lib import SDE, expand_like
 
 from ..losses.base import Loss, weighted_error
@@ -56,6 +58,17 @@ class Stages:
     def student_steps(self, step: int) -> int:
         """Steps of DDIM of the student after so many training steps, that is, in the checkpoint of that number."""
         return self.num_steps[self.at(max(step - 1, 0))]
+
+
+def given_teacher(teacher: ScoreModel | None, loss: str) -> ScoreModel:
+    """The teacher of a loss.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if teacher is None:
+        raise ValueError(f"loss {loss!r} needs a trained model, got none; set distillation.teacher to its work directory")
+    return teacher
 
 
 @torch.no_grad()
@@ -109,20 +122,32 @@ class ProgressiveLoss(Loss):
 
     Args:
         teacher: The frozen model. As a stage begins, the student's averaged weights are copied into it.
-        stages: The steps of the students, and how long each is trained.
-        weighting: See ``weighted_error``; "truncated_snr" is max(SNR, 1), "v" is SNR + 1 for VP.
+        stages: Steps of DDIM of each student; see ``Stages``.
+        stage_steps: Training steps of each stage.
+        **kwargs: See ``Loss``. Weighting "truncated_snr", the usual one, is max(SNR, 1), and "v" SNR + 1 for VP.
 
     Raises:
-        ValueError: If a weighting is unknown, or the SDE ends with noise left, which DDIM takes a call more for.
+        ValueError: If there is no teacher, the stages do not halve, or the SDE ends with noise left, for which DDIM
+            takes one call more.
     """
 
-    name = "progressive"
+    name = "progressive_distillation"
+    of_distillation = True
+    usual_weighting = "truncated_snr"
 
-    def __init__(self, teacher: ScoreModel, stages: Stages, *, weighting: str = "truncated_snr") -> None:
-        super().__init__(weighting=weighting)
-        self.teacher, self.stages = teacher, stages
-        self.num_steps = stages.num_steps[0]
-        self.check(teacher.sde)
+    def __init__(
+        self,
+        teacher: ScoreModel | None = None,
+        *,
+        stages: Sequence[int] = (),
+        stage_steps: int = 1000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"weighting": self.usual_weighting} | kwargs)
+        self.teacher = given_teacher(teacher, self.name)
+        self.stages = Stages(tuple(stages), stage_steps)
+        self.num_steps = self.stages.num_steps[0]
+        self.check(self.teacher.sde)
 
     def check(self, sde: SDE) -> None:
         """Refuse an SDE that has noise left at t = 0, and weightings of other losses."""
@@ -136,6 +161,33 @@ class ProgressiveLoss(Loss):
     def begin_step(self, step: int) -> None:
         """Train the student of the stage that a training step belongs to."""
         self.num_steps = self.stages.num_steps[self.stages.at(step)]
+
+    def restarts(self, step: int) -> bool:
+        """True where a stage follows another, whose student is its teacher."""
+        return self.stages.begins(step)
+
+    def take_teacher(self, model: ScoreModel) -> None:
+        """Copy a student's weights into the teacher's network."""
+        assert isinstance(self.teacher, NetworkScoreModel) and isinstance(model, NetworkScoreModel)
+        self.teacher.backbone.load_state_dict(model.backbone.state_dict())
+
+    def _teacher_of(self, student: ScoreModel) -> ScoreModel:
+        """The teacher of this stage: past the first one its output means what the student's does."""
+        of_networks = isinstance(self.teacher, NetworkScoreModel) and isinstance(student, NetworkScoreModel)
+        if not of_networks or self.num_steps == self.stages.num_steps[0]:
+            return self.teacher
+        return student.with_backbone(self.teacher.backbone)
+
+    @property
+    def preview_steps(self) -> int:
+        """The steps of the student."""
+        return self.num_steps
+
+    def memory(self) -> dict[str, Tensor]:
+        """The teacher's weights."""
+        if not isinstance(self.teacher, NetworkScoreModel):
+            return {}
+        return {f"teacher.{name}": tensor for name, tensor in self.teacher.backbone.state_dict().items()}
 
     def rate(self, step: int) -> float:
         """Factor of the learning rate: from 1 to 0 along a line in each stage (Salimans & Ho 2022, Appendix E)."""
@@ -153,7 +205,7 @@ class ProgressiveLoss(Loss):
         middle, s = ((index - part) / self.num_steps * sde.t_max for part in (0.5, 1.0))
         alpha, sigma = sde.alpha_sigma(t)
         x_t = expand_like(alpha, x0) * x0 + expand_like(sigma, x0) * eps
-        target = two_step_target(self.teacher, x_t, t, middle, s, cond=cond)
+        target = two_step_target(self._teacher_of(model), x_t, t, middle, s, cond=cond)
         target_eps = (x_t - expand_like(alpha, x0) * target) / expand_like(sigma, x0)
         prediction = model(x_t, t, cond=cond)
         return weighted_error(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from runtime.registry import Registry, choices_message
 from sde_lib import SDE, expand_like
 
 from .step_sampling import MiddleTimes, TimeSampler, UniformTimes, check_step_sampling
+
+if TYPE_CHECKING:
+    from ..distillation.critic import Critic
 
 Weighting = Literal["eps", "x0", "v", "edm", "likelihood", "truncated_snr"]
 
@@ -69,13 +72,17 @@ class Loss(ShowsOptions, ABC):
     Attributes:
         name: Its name in errors.
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
+        usual_weighting: The weighting where none is asked for; None for that of the model's parameterization.
+        preview_steps: Steps of DDIM by which its model is drawn from while it is trained.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
             would depend on how a batch is cut into micro-batches.
     """
 
     name = "a loss of your own"
     own_weighting: Weighting | None = None
+    usual_weighting: Weighting | None = None
     wants_more_noise = False
+    preview_steps = 50
 
     def __init__(
         self,
@@ -127,6 +134,27 @@ class Loss(ShowsOptions, ABC):
         Returns:
             Times, float64 [B].
         """
+
+    @property
+    def trained_critic(self) -> Critic | None:
+        """The networks that the step trains in place of the model; most losses have none."""
+        return None
+
+    def restarts(self, step: int) -> bool:
+        """True if from a step on the average of the weights so far takes the place of model and teacher."""
+        return False
+
+    def take_teacher(self, model: ScoreModel) -> None:
+        """Take a model's weights for the teacher's."""
+        raise NotImplementedError
+
+    def rate(self, step: int) -> float:
+        """Factor of the learning rate at a step, besides the schedule of ``config.optim``."""
+        return 1.0
+
+    def memory(self) -> dict[str, Tensor]:
+        """Tensors, by name, that training changes in place beside the model; checkpoints hold them."""
+        return {}
 
     def time_sampler(self, sde: SDE, name: str = "uniform") -> TimeSampler:
         """The sampler of its training times.
@@ -199,7 +227,8 @@ def make_loss(name: str, *, sde: SDE, parameterization: str | None, **kwargs: An
         name = "cross_entropy" if parameterization is None else "dsm" if sde.table_size is None else "ddpm"
     asked = kwargs.get("weighting", "auto")
     if asked == "auto" and "weighting" in kwargs:
-        kwargs["weighting"] = "edm" if parameterization == "edm" else "eps"
+        usual: str | None = getattr(LOSSES.get(name), "usual_weighting", None)
+        kwargs["weighting"] = usual or ("edm" if parameterization == "edm" else "eps")
     loss = LOSSES.make(name, **kwargs)
     if loss.own_weighting is not None and asked not in ("auto", loss.own_weighting):
         raise ValueError(f"loss {name!r} has its own weighting, got {asked!r}; leave it at 'auto'")
