@@ -22,6 +22,7 @@ def get_default_config() -> ConfigDict:
     config.segment = _segment()
     config.cascade = _cascade()
     config.control = _control()
+    config.distillation = _distillation()
     config.interpolate = _interpolate()
     config.edit = _edit()
     config.progressive = _progressive()
@@ -82,8 +83,12 @@ def _model() -> ConfigDict:
             # classifier: no score model, but one of the classes of noisy images, whose gradient guides; autoencoder:
             # one whose latents data.first_stage of other configs stands for; or checkpoint: network, SDE,
             # parameterization and time input of the model that was imported into the work directory; a config that
-            # names them must agree; or control: those of control.base, beside which a ControlNet is trained
+            # names them must agree; control: those of control.base, beside which a ControlNet is trained; or teacher:
+            # those of distillation.teacher
             "backbone": "unet",
+            # posterior_mean: x0 and eps as score models do; consistency: the end of the probability flow, of the losses
+            # consistency_training, consistency_tuning, consistency_distillation and scm
+            "answers": "posterior_mean",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
             # options of models.Autoencoder, to train one together with the diffusion of its latents
             "first_stage": ConfigDict(),
@@ -129,7 +134,8 @@ def _training() -> ConfigDict:
             "batch_size": 128,  # samples a step, of all processes together
             # ddpm: L_simple on a table; dsm: denoising score matching in continuous time; auto: one of these, by the
             # SDE; hybrid: L_simple, and the bound for the learned variance; vlb on a table, vlb_continuous and
-            # dequantized: the bound itself; cross_entropy: that of a classifier
+            # dequantized: the bound itself; cross_entropy: that of a classifier; consistency_training,
+            # consistency_tuning, consistency_distillation and scm: those of consistency models
             "loss": "auto",
             # the error that has weight 1: eps, x0, v, edm or, with dsm, likelihood; auto: edm for the parameterization
             # edm, else eps
@@ -308,6 +314,21 @@ def _control() -> ConfigDict:
             # measuring, each with its own scale as in runs/control/mnist_lowres:0.5
             "also": (),
             "guided": "both",  # which side of guidance the hint controls: both, or conditional
+        }
+    )
+
+
+def _distillation() -> ConfigDict:
+    """Settings of the losses that make a model of few steps, most of them out of a teacher: docs/consistency.md."""
+    return ConfigDict(
+        {
+            # the work directory of the teacher, or one of its checkpoints as in runs/x@1000, which stays as it is and
+            # with whose averaged weights training begins; "": none
+            "teacher": "",
+            "solver": "heun",  # of consistency_distillation, along the teacher's ODE: euler or heun
+            # of consistency models: noise levels to begin with, and the most; they double every so many steps
+            "noise_levels": (10, 1280),
+            "double_every": 50_000,  # steps after which the number of levels doubles, or ECT's gap halves
         }
     )
 

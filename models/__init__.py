@@ -1,6 +1,7 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
 from .condition import Cond, Condition, null_of
+from .consistency import ConsistencyModel
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel, ObservedGaussianScoreModel
@@ -45,7 +46,7 @@ from .parameterization import (
 from .prediction import Prediction
 from .probability_flow import FlowEquation, follow_flow
 from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, pick_variance, reverse_log_var
-from .score_model import CallCounter, NetworkScoreModel, ScoreModel, count_network_calls
+from .score_model import CallCounter, NetworkScoreModel, ScoreModel, check_score_model, count_network_calls
 from .wrappers.classifier_guidance import ClassifierGuidedScoreModel
 from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
 from .wrappers.guidance import CFGPlusPlusWeight, GuidedScoreModel, check_interval, check_same_sde

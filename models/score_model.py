@@ -167,6 +167,19 @@ class NetworkScoreModel(ScoreModel):
         return make(x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
 
 
+def check_score_model(model: object) -> None:
+    """Refuse a model that answers no score.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if not isinstance(model, ScoreModel):
+        raise ValueError(
+            f"a score model is needed, got a {type(model).__name__}, which is not a density: it has no score and no "
+            "likelihood; sample a consistency model by sampler 'consistency'"
+        )
+
+
 class CallCounter:
     """A count of network calls."""
 
@@ -183,7 +196,11 @@ def count_network_calls(model: ScoreModel) -> Iterator[CallCounter]:
 
     Yields:
         A counter whose ``calls`` is the number of function evaluations (NFE) so far; a batch is one call.
+
+    Raises:
+        ValueError: If it is no ScoreModel: every sampler and likelihood comes by here.
     """
+    check_score_model(model)
     counter = CallCounter()
 
     def count(*_: Any) -> None:

@@ -44,6 +44,7 @@ class TrainingState:
         train_files: ``Dataset.train_files`` as training began.
         captions: ``Dataset.captions_digest`` as training began, of a model that is told them.
         base: Digest of the frozen model of a ControlNet.
+        teacher: Digest of the teacher of a distillation.
     """
 
     model: NetworkModel
@@ -61,6 +62,7 @@ class TrainingState:
     train_files: str = ""
     captions: str = ""
     base: str = ""
+    teacher: str = ""
 
     def begin_step(self) -> None:
         """Let the loss know of the step that comes; where it restarts, the average is the model and its teacher."""
@@ -136,7 +138,8 @@ class TrainingState:
         data = {} if self.kind is None else asdict(self.kind)
         # of pixels without captions, as always
         data = {key: value for key, value in data.items() if value is not None or key not in ("latents", "text")}
-        digests = {"train_files": self.train_files, "captions": self.captions, "base": self.base}
+        digests = {"train_files": self.train_files, "captions": self.captions}
+        digests |= {"base": self.base, "teacher": self.teacher}
         state["data"] = data | {name: digest for name, digest in digests.items() if digest}
         state["guard"] = self.bad_steps.state()
         state["how"] = self.how
@@ -181,11 +184,12 @@ class TrainingState:
         self.how = checkpoint.state.get("how") or {}
         said = checkpoint.state.get("data") or {}
         self.train_files, self.captions = said.get("train_files", ""), said.get("captions", "")
-        if said.get("base", self.base) != self.base:
-            raise ValueError(
-                f"{root.parent} was trained beside another model than that of control.base, whose weights have another "
-                "fingerprint; name the one that it was trained beside, such as an earlier checkpoint by "
-                "control.base=RUN@STEP, or choose another --workdir"
-            )
+        for key, what, ours in (("base", "control.base", self.base), ("teacher", "distillation.teacher", self.teacher)):
+            if said.get(key, ours) != ours:
+                raise ValueError(
+                    f"{root.parent} was trained beside another model than that of {what}, whose weights have another "
+                    "fingerprint; name the one that it was trained beside, such as an earlier checkpoint by "
+                    f"{what}=RUN@STEP, or choose another --workdir"
+                )
         self.history.restore(checkpoint.state)
         return True

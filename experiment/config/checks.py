@@ -68,6 +68,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("segment", "num_images", 1, 10**9),
     ("segment", "samples_per_image", 2, _MOST),
     ("control", "scale", 0, _LARGE),
+    ("distillation", "double_every", 1, 10**12),
     ("edit", "t", 0, 1),
     ("edit", "noise_ratio", 0, _LARGE),
     ("edit", "num_images", 1, 10**9),
@@ -78,9 +79,10 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
 )
 _SECTIONS = (
     *("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate"),
-    *("progressive", "edit", "control"),
+    *("progressive", "edit", "control", "distillation"),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
+    ("distillation", "solver", ["euler", "heun"]),
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
     *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
     ("training", "sharding", ["none", "fsdp"]),
@@ -130,8 +132,16 @@ def check_config(config: Config) -> None:
         value = config[section].get(key)
         if value not in choices:
             raise ValueError(choices_message(key, value, choices))
+    if (answers := config.model.get("answers", "posterior_mean")) not in ("consistency", "posterior_mean"):
+        raise ValueError(choices_message("answers", answers, ["consistency", "posterior_mean"]))
     part_rates(config)
     check_control(config)
+    least, most = (*config.distillation.noise_levels, 0, 0)[:2]
+    if len(config.distillation.noise_levels) != 2 or not 1 <= least <= most:
+        raise ValueError(
+            f"config.distillation.noise_levels must be the least and the most, got {config.distillation.noise_levels}; "
+            "10,1280 is usual"
+        )
     if 0 < config.training.explosion_factor <= 1:
         raise ValueError(
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models import GaussianMixtureScoreModel, Generator, NetworkScoreModel, Prediction, ScoreModel, X0Parameterization
 from sde_lib import SDE, VP, expand_like
-from training.distillation.matching import DistributionMatching, kl_gradient, matching_weight
+from training.losses.matching import DistributionMatching, kl_gradient, matching_weight
 
 MEAN, STD = 0.7, 0.6
 
@@ -59,7 +59,7 @@ def test_the_gradient_of_a_gaussian_generator_is_that_of_the_divergence():
     z, eps = torch.randn(2, count, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t = torch.full((count,), 0.3, dtype=torch.float64)
     alpha, sigma = (float(value[0]) for value in sde.alpha_sigma(t))
-    x = generator(z)
+    x = generator.generate(z)
     x_t = sde.perturb(x, t, eps).detach()
     gradient = kl_gradient(target(sde)(x_t, t), ScoreOf(sde, backbone)(x_t, t), sde.alpha(t))[:, 0].detach()
     real_var, fake_var = (alpha * STD) ** 2 + sigma**2, (alpha * a) ** 2 + sigma**2

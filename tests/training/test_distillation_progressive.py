@@ -7,7 +7,7 @@ from torch import Tensor
 from models import GaussianMixtureScoreModel, Prediction, ScoreModel
 from samplers import DDIMSampler
 from sde_lib import SDE, VP, Tabulated, expand_like
-from training.distillation.progressive import ProgressiveLoss, Stages, two_step_target
+from training.losses.progressive import ProgressiveLoss, Stages, two_step_target
 
 
 class LinearStudent(ScoreModel):

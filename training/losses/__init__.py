@@ -4,6 +4,14 @@ from .autoencoder import AutoencoderLoss
 from .base import LOSSES, Loss, make_loss, register_loss, weighted_error
 from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, check_trains, timestep_bits
 from .classification import CrossEntropyLoss
+from .consistency import (
+    ConsistencyDistillation,
+    ConsistencyLoss,
+    ConsistencyTraining,
+    ConsistencyTuning,
+)
 from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
 from .joint import JointLoss
+from .matching import DistributionMatching
+from .progressive import ProgressiveLoss
 from .step_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes

@@ -17,7 +17,7 @@ from sde_lib import SDE, expand_like
 from .step_sampling import MiddleTimes, TimeSampler, UniformTimes, check_step_sampling
 
 if TYPE_CHECKING:
-    from ..distillation.critic import Critic
+    from .critic import Critic
 
 Weighting = Literal["eps", "x0", "v", "edm", "likelihood", "truncated_snr"]
 
@@ -76,9 +76,12 @@ class Loss(ShowsOptions, ABC):
         preview_steps: Steps of DDIM by which its model is drawn from while it is trained.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
             would depend on how a batch is cut into micro-batches.
+        of_distillation: Whether ``distillation.teacher`` may be set with it, and its options of the same names as keys
+            of ``config.distillation`` are those; an option ``teacher`` is the frozen teacher, or None.
     """
 
     name = "a loss of your own"
+    of_distillation = False
     own_weighting: Weighting | None = None
     usual_weighting: Weighting | None = None
     wants_more_noise = False
@@ -155,6 +158,10 @@ class Loss(ShowsOptions, ABC):
     def memory(self) -> dict[str, Tensor]:
         """Tensors, by name, that training changes in place beside the model; checkpoints hold them."""
         return {}
+
+    def begin_step(self, step: int) -> None:
+        """Take note of the number of steps done, before each, where the loss changes as training goes on."""
+        return
 
     def time_sampler(self, sde: SDE, name: str = "uniform") -> TimeSampler:
         """The sampler of its training times.

@@ -10,7 +10,9 @@ from torch import Tensor
 from likelihood import decoder_nats, discretized_gaussian_log_prob, levels_of, prior_kl, step_kl
 from models import (
     Cond,
+    ConsistencyModel,
     FirstStage,
+    Generator,
     LevelsParameterization,
     NetworkModel,
     NetworkScoreModel,
@@ -25,11 +27,16 @@ from sde_lib import SDE, LearnedVP, expand_like
 from .autoencoder import AutoencoderLoss
 from .base import Loss, register_loss
 from .classification import CrossEntropyLoss
+from .consistency import ConsistencyLoss
 from .denoising import DenoisingScoreMatching, TableLoss
 from .joint import JointLoss
+from .matching import DistributionMatching
 from .step_sampling import TimeSampler
 
-_OF_KINDS = "a classifier's is 'cross_entropy', an autoencoder's 'autoencoder'"
+_OF_KINDS = (
+    "a classifier's is 'cross_entropy', an autoencoder's 'autoencoder', those of model.answers=consistency begin with "
+    "'consistency_', that of model.answers=generator is 'distribution_matching'"
+)
 
 
 def timestep_bits(
@@ -248,13 +255,15 @@ def check_trains(loss: Loss, model: NetworkModel) -> None:
     Raises:
         ValueError: In one line, with the cure.
     """
-    of_kinds: tuple[tuple[type, type[Loss], str], ...] = (
+    of_kinds: tuple[tuple[type, type[Loss] | tuple[type[Loss], ...], str], ...] = (
         (NoisyClassifier, CrossEntropyLoss, "a classifier"),
         (FirstStage, AutoencoderLoss, "an autoencoder"),
+        (Generator, DistributionMatching, "a one-step generator"),
+        (ConsistencyModel, (ConsistencyLoss, DistributionMatching), "a consistency model"),
     )
     kind = next((name for one, _, name in of_kinds if isinstance(model, one)), "a score model")
     if any(isinstance(model, one) != isinstance(loss, its_loss) for one, its_loss, _ in of_kinds):
-        raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, leave it at auto")
+        raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, or leave it at auto")
     if not isinstance(model, NetworkScoreModel):
         return
     if (model.first_stage is not None) != isinstance(loss, JointLoss):

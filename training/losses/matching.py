@@ -14,7 +14,7 @@ from models import Cond, Generator, Prediction, ScoreModel
 from samplers import DDIMSampler
 from sde_lib import SDE, expand_like
 
-from ..losses.base import Loss, weighted_error
+from .base import Loss, register_loss, weighted_error
 from .critic import Critic
 from .progressive import given_teacher
 
@@ -52,6 +52,7 @@ def matching_weight(x: Tensor, real: Prediction, alpha: Float[Tensor, " batch"])
     return expand_like(weight, x)
 
 
+@register_loss("distribution_matching")
 class DistributionMatching(Loss):
     """Distribution matching distillation (Yin et al. 2023, DMD; Yin et al. 2024, DMD2).
 
@@ -152,7 +153,7 @@ class DistributionMatching(Loss):
         return self._generator_loss(model, x_T, t, more_noise, cond)
 
     def _generator_loss(self, model: Generator, x_T: Tensor, t: Tensor, eps: Tensor, cond: Cond | None) -> Tensor:
-        sde, x = model.sde, model(x_T, cond=cond)
+        sde, x = model.sde, model.generate(x_T, cond=cond)
         x_t = sde.perturb(x, t, eps)
         alpha = sde.alpha(t)
         with torch.set_grad_enabled(self.gan > 0):
@@ -177,7 +178,7 @@ class DistributionMatching(Loss):
     ) -> Tensor:
         sde = model.sde
         with torch.no_grad():
-            x = model(x_T, cond=cond)
+            x = model.generate(x_T, cond=cond)
         prediction, logits = self.critic(sde.perturb(x, t, eps), t, cond=cond)
         loss = weighted_error(self.weighting, prediction, x, eps, alpha=sde.alpha(t), data_std=self.data_std)
         if self.gan > 0:

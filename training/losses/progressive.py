@@ -13,7 +13,7 @@ from torch import Tensor
 from models import Cond, NetworkScoreModel, ScoreModel
 from sde_lib import SDE, expand_like
 
-from ..losses.base import Loss, weighted_error
+from .base import Loss, register_loss, weighted_error
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def two_step_target(
     return torch.lerp(second.x0, first.x0, expand_like(share, x_t))
 
 
+@register_loss("progressive_distillation")
 class ProgressiveLoss(Loss):
     """The error of a student that takes one step of DDIM for two of its teacher's (Salimans & Ho 2022, Algorithm 2).
 
