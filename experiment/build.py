@@ -114,11 +114,12 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: Fro
         return NoisyClassifier(backbone, sde, time_input=model.time_input)
     if is_first_stage(config):
         return FirstStage(backbone, sde)
+    answers = model.get("answers", "posterior_mean")
     network = NetworkScoreModel(
         backbone, sde, parameterization, learned_variance=model.learned_variance, dequantizer=dequantizer,
-        first_stage=first_stage,
+        first_stage=first_stage, answers="steps" if answers == "steps" else "posterior_mean",
     )  # fmt: skip
-    of_one_call = {"consistency": ConsistencyModel, "generator": Generator}.get(model.get("answers", "posterior_mean"))
+    of_one_call = {"consistency": ConsistencyModel, "generator": Generator}.get(answers)
     return network if of_one_call is None else of_one_call(network, data_std=model.data_std)
 
 

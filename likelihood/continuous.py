@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import Cond, ScoreModel, count_network_calls
+from models import Cond, ScoreModel, count_network_calls, require_posterior_mean
 from runtime.options import whole_number
 from sde_lib import SDE, NoiseStreams, expand_like, last_noisy_time
 
@@ -75,6 +75,7 @@ class ContinuousBound(SampledBound):
         self, model: ScoreModel, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None
     ) -> LikelihoodTerms:
         """Evaluate the bound; see ``LikelihoodEstimator``."""
+        require_posterior_mean(model, type(self).__name__)
         noise = check_batch(x0, cond, noise)
         if self.num_levels is not None:
             levels_of(x0, self.num_levels)

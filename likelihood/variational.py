@@ -16,6 +16,7 @@ from models import (
     check_variance,
     count_network_calls,
     interpolate_log_var,
+    require_posterior_mean,
     reverse_log_var,
 )
 from runtime.options import whole_number
@@ -172,6 +173,7 @@ class VariationalBound(SampledBound):
         self, model: ScoreModel, x0: Tensor, *, cond: Cond | None = None, noise: NoiseStreams | None = None
     ) -> LikelihoodTerms:
         """Evaluate the bound; see ``LikelihoodEstimator``."""
+        require_posterior_mean(model, type(self).__name__)
         noise = check_batch(x0, cond, noise)
         levels_of(x0, self.num_levels)
         sde = model.sde

@@ -37,6 +37,7 @@ from .parameterization import (
     EpsParameterization,
     Parameterization,
     ScoreParameterization,
+    VelocityParameterization,
     VParameterization,
     X0Parameterization,
     make_parameterization,
@@ -46,7 +47,16 @@ from .parameterization import (
 from .prediction import Prediction
 from .probability_flow import FlowEquation, follow_flow
 from .reverse_variance import ReverseVariance, check_variance, interpolate_log_var, pick_variance, reverse_log_var
-from .score_model import CallCounter, NetworkScoreModel, ScoreModel, check_score_model, count_network_calls
+from .score_model import (
+    Answer,
+    CallCounter,
+    NetworkScoreModel,
+    ScoreModel,
+    check_score_model,
+    count_network_calls,
+    require_flow,
+    require_posterior_mean,
+)
 from .wrappers.classifier_guidance import ClassifierGuidedScoreModel
 from .wrappers.clipping import ClippedScoreModel, ThresholdedScoreModel
 from .wrappers.guidance import CFGPlusPlusWeight, GuidedScoreModel, check_interval, check_same_sde

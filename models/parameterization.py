@@ -17,8 +17,21 @@ from sde_lib import SDE, expand_like
 PerSample = Float[Tensor, " batch"]
 Reading = tuple[Literal["eps", "x0", "v"], Tensor]
 TimeInput = Literal[
-    "auto", "index", "index1000", "reversed_index", "t999", "log_snr", "log_sigma", "log_half_sigma", "edm"
+    "auto",
+    "index",
+    "index1000",
+    "reversed_index",
+    "t",
+    "t999",
+    "t1000",
+    "reversed_t",
+    "reversed_t999",
+    "log_snr",
+    "log_sigma",
+    "log_half_sigma",
+    "edm",
 ]
+_TIMES_T = {"t": 1, "t999": 999, "t1000": 1000}
 
 
 def _check_time_input(name: str) -> None:
@@ -33,10 +46,12 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         name: "index": timestep of the SDE's table, N t - 1, as DDPM; "index1000": that times 1000 / N, as Improved DDPM
             (Nichol & Dhariwal 2021) tells networks whatever N is; "reversed_index": N - N t, 0 at the largest noise, as
             Song et al. 2021's NCSN++ of discrete noise levels; "t999": 999 t, as Song et al. 2021's continuous models;
-            "log_snr": log-SNR, from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al.
-            2021), whose learned schedule moves t; "log_sigma": ln sigma; "log_half_sigma": ln(sigma / 2), the ln sigma
-            of data in [0, 1] rather than [-1, 1], as Song et al. 2021's NCSN++; "edm": ln(sigma / alpha) / 4
-            (Karras et al. 2022); "auto": "index" where the SDE has a table, else "t999".
+            "t" and "t1000": t and 1000 t, as Stable Diffusion 3 (Esser et al. 2024); "reversed_t": 1 - t, as SiT (Ma et
+            al. 2024); "reversed_t999": 999 (1 - t), as Liu et al. 2023, whose time is 0 at noise; "log_snr": log-SNR,
+            from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al. 2021), whose learned
+            schedule moves t; "log_sigma": ln sigma; "log_half_sigma": ln(sigma / 2), the ln sigma of data in [0, 1]
+            rather than [-1, 1], as Song et al. 2021's NCSN++; "edm": ln(sigma / alpha) / 4 (Karras et al. 2022);
+            "auto": "index" where the SDE has a table, else "t999".
         sde: The SDE.
         t: Times, [B].
 
@@ -57,8 +72,10 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         if name == "reversed_index":
             return sde.table_size - timestep
         return timestep - 1 if name == "index" else (timestep - 1) * (1000 / sde.table_size)
-    if name == "t999":
-        return 999 * t
+    if name in _TIMES_T:
+        return _TIMES_T[name] * t
+    if name in ("reversed_t", "reversed_t999"):
+        return _TIMES_T[name.removeprefix("reversed_")] * (1 - t)
     if name == "log_snr":
         # one a sample, as a schedule that is being learned takes them
         high, low = (sde.log_snr(torch.full_like(t, end)) for end in (sde.t_min, sde.t_max))
@@ -124,7 +141,7 @@ def make_parameterization(
     """Build a parameterization by name.
 
     Args:
-        name: One of "eps", "x0", "v", "score", "edm", "levels".
+        name: One of "eps", "x0", "v", "velocity", "score", "edm", "levels".
         time_input: See ``time_input``; "auto" is "edm" for EDM.
         data_std: Standard deviation of the data, used by EDM alone.
         num_levels: Number of grey levels of the data, used by "levels" alone.
@@ -164,6 +181,35 @@ class VParameterization(Parameterization):
     def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
         """v = raw."""
         return "v", raw
+
+
+@register_parameterization("velocity")
+class VelocityParameterization(Parameterization):
+    """The output is the velocity u = alpha' x0 + sigma' eps, dx_t / dt at fixed x0 and eps, for any SDE:
+
+        v = ((alpha^2 + sigma^2) u - (alpha alpha' + sigma sigma') x_t) / W,   W = alpha sigma' - sigma alpha'.
+
+    On ``RectifiedFlow`` without shift u = eps - x0, and W = 1 (Liu et al. 2023, Eq. 1; Lipman et al. 2023, Eq. 23).
+
+    Args:
+        time_input: See ``time_input``.
+        towards_data: The output is -u, of those whose time runs from noise to data (Liu et al. 2023, SiT).
+    """
+
+    def __init__(self, *, time_input: TimeInput = "auto", towards_data: bool = False) -> None:
+        super().__init__(time_input=time_input)
+        self.towards_data = towards_data
+
+    def read(self, raw: Tensor, x_t: Tensor, sde: SDE, t: PerSample) -> Reading:
+        """v from u; both ends of a rectified flow are regular."""
+        alpha, sigma = sde.alpha_sigma(t)
+        alpha_rate, sigma_rate = sde.rates(t)
+        determinant = alpha * sigma_rate - sigma * alpha_rate
+        of_output = (alpha.square() + sigma.square()) / determinant
+        of_state = (alpha * alpha_rate + sigma * sigma_rate) / determinant
+        if self.towards_data:
+            of_output = -of_output
+        return "v", expand_like(of_output, raw) * raw - expand_like(of_state, x_t) * x_t
 
 
 @register_parameterization("score")

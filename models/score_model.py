@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from .first_stage import FirstStage
 from .parameterization import Parameterization
 from .prediction import Prediction
 
+Answer = Literal["posterior_mean", "flow", "steps"]
+
 
 class ScoreModel(nn.Module, ABC):
     """Answers, for noisy data x_t at time t of an SDE: what are x0 and eps?
@@ -29,9 +31,17 @@ class ScoreModel(nn.Module, ABC):
 
     Attributes:
         sde: The SDE whose t the model is called with.
+        answers: "posterior_mean": its x0 and eps are E[x0 | x_t] and E[eps | x_t], or stand for them. "flow": they
+            belong to the velocity of an ODE, alpha' x0 + sigma' eps, and to nothing else, as of a reflow (Liu et al.
+            2023): samplers that follow the ODE and its likelihood take it, all others refuse it. "steps": x0 is where
+            a step of DDIM leads that stands for many, at the times of a grid alone, as of progressive distillation:
+            DDIM with that grid takes it, all else refuses it.
+        own_steps: Of a model that answers "steps" the number of them, equal steps in t from ``sde.t_max`` to 0.
     """
 
     sde: SDE
+    answers: Answer = "posterior_mean"
+    own_steps: int | None = None
 
     def __init__(self, sde: SDE) -> None:
         super().__init__()
@@ -73,8 +83,9 @@ class ScoreModel(nn.Module, ABC):
             cond: Condition, or None.
 
         Raises:
-            ValueError: If sigma is not of shape [B], or lies outside the SDE's range.
+            ValueError: If sigma is not of shape [B], or lies outside the SDE's range, or the model answers a flow.
         """
+        require_posterior_mean(self, "a score")
         check_per_sample("sigma", sigma, x.shape[0])
         low, high = self.sde.sigma(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         inside = (sigma >= low * (1 - 1e-6)) & (sigma <= high * (1 + 1e-6)) & (sigma > 0)
@@ -101,6 +112,8 @@ class NetworkScoreModel(ScoreModel):
             [-1, 1] (Nichol & Dhariwal 2021, Section 3.1).
         dequantizer: How discrete data are lifted onto their bins where a density is asked for; None is uniformly.
         first_stage: The autoencoder whose latents it is of, where both are trained together.
+        answers: See ``ScoreModel``.
+        own_steps: See ``ScoreModel``.
 
     Example:
         >>> model = NetworkScoreModel(UNet(image_size=32), Tabulated.ddpm(), EpsParameterization())
@@ -116,8 +129,11 @@ class NetworkScoreModel(ScoreModel):
         learned_variance: bool = False,
         dequantizer: Dequantizer | None = None,
         first_stage: FirstStage | None = None,
+        answers: Answer = "posterior_mean",
+        own_steps: int | None = None,
     ) -> None:
         super().__init__(sde)
+        self.answers, self.own_steps = answers, own_steps
         self.backbone = backbone
         self.parameterization = parameterization
         self.learned_variance = learned_variance
@@ -135,6 +151,8 @@ class NetworkScoreModel(ScoreModel):
             learned_variance=self.learned_variance,
             dequantizer=self.dequantizer,
             first_stage=self.first_stage,
+            answers=self.answers,
+            own_steps=self.own_steps,
         )
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
@@ -180,6 +198,50 @@ def check_score_model(model: object) -> None:
         )
 
 
+def _innermost(model: ScoreModel) -> list[ScoreModel]:
+    """The ScoreModels inside any wrapper."""
+    models = [module for module in model.modules() if isinstance(module, ScoreModel)]
+    return [m for m in models if not any(isinstance(c, ScoreModel) for c in m.modules() if c is not m)]
+
+
+def require_flow(model: ScoreModel, who: str, *, ddim_steps: int | None = None) -> None:
+    """Refuse a model that answers steps of DDIM, unless they are these, also inside a wrapper.
+
+    Args:
+        model: The model.
+        who: What needs its velocity, as the message names it.
+        ddim_steps: The number of equal steps in t of a sampler that is DDIM without noise; None of all else.
+
+    Raises:
+        ValueError: If it answers others.
+    """
+    for inner in _innermost(model):
+        if inner.answers == "steps" and inner.own_steps != ddim_steps:
+            raise ValueError(
+                f"{who} cannot take a student of progressive distillation, which answers {inner.own_steps} steps of "
+                f"DDIM and nothing else, no likelihood either; set sampling.sampler=ddim, sampling.num_steps="
+                f"{inner.own_steps} and sampling.grid=uniform"
+            )
+
+
+def require_posterior_mean(model: ScoreModel, who: str) -> None:
+    """Refuse a model that answers a flow or steps of DDIM, also inside a wrapper.
+
+    Args:
+        model: The model.
+        who: What needs E[x0 | x_t], as the message names it.
+
+    Raises:
+        ValueError: If it does.
+    """
+    require_flow(model, who)
+    if any(inner.answers == "flow" for inner in _innermost(model)):
+        raise ValueError(
+            f"{who} needs a model that predicts posterior means, got one whose answer is a flow, as of a reflow; "
+            "sample it with ddim, heun, dpm_solver_pp, unipc or probability_flow, measure it with likelihood ode"
+        )
+
+
 class CallCounter:
     """A count of network calls."""
 
@@ -206,9 +268,7 @@ def count_network_calls(model: ScoreModel) -> Iterator[CallCounter]:
     def count(*_: Any) -> None:
         counter.calls += 1
 
-    models = [module for module in model.modules() if isinstance(module, ScoreModel)]
-    innermost = [m for m in models if not any(isinstance(c, ScoreModel) for c in m.modules() if c is not m)]
-    handles = [m.register_forward_hook(count) for m in innermost]
+    handles = [m.register_forward_hook(count) for m in _innermost(model)]
     try:
         yield counter
     finally:

@@ -10,18 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models import Cond, NetworkScoreModel, Prediction, ScoreModel, make_parameterization
-from sde_lib import SDE, VE, VP, CosineVP, NoiseStreams, SubVP, Tabulated, expand_like
+from sde_lib import SDE, VE, VP, CosineVP, NoiseStreams, RectifiedFlow, SubVP, Tabulated, expand_like
 
 SDES: dict[str, SDE] = {
     "VP": VP(),
     "cosine VP": CosineVP(),
     "sub-VP": SubVP(),
     "VE": VE(sigma_max=20.0),
+    "rectified flow": RectifiedFlow(),
     "DDPM table": Tabulated.ddpm(),
     # 200 levels, the last one fine beside the data
     "NCSN table": Tabulated.ncsn(num_steps=200, sigma_min=0.01, sigma_max=20.0),
 }
-PARAMETERIZATIONS = ("eps", "x0", "v", "score", "edm")
+PARAMETERIZATIONS = ("eps", "x0", "v", "velocity", "score", "edm")
 # where a learned variance lies between the small one and the large one, in the logarithm
 FRACTION = 0.5
 
@@ -182,10 +183,12 @@ class ExactBackbone(nn.Module):
         alpha, sigma = (expand_like(v, scaled) for v in (oracle.sde.alpha(t), oracle.sde.sigma(t)))
         power = (sigma**2 + self.data_std**2 * alpha**2).sqrt()
         x0, eps = oracle.moments(scaled * power if self.name == "edm" else scaled, t)
+        alpha_rate, sigma_rate = (expand_like(v, scaled) for v in oracle.sde.rates(t))
         raw = {
             "eps": lambda: eps,
             "x0": lambda: x0,
             "v": lambda: alpha * eps - sigma * x0,
+            "velocity": lambda: alpha_rate * x0 + sigma_rate * eps,
             "score": lambda: -eps,
             # (x0 - c_skip x) / c_out with x = x0 + sigma eps / alpha put in, so that nothing cancels
             "edm": lambda: (sigma / self.data_std * x0 - self.data_std * alpha * eps) / power,

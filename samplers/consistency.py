@@ -62,7 +62,7 @@ class ConsistencySampler(GridSampler):
             )
         if isinstance(model, Generator) and self.num_steps != 1:
             raise ValueError(
-                f"a one-step generator answers pure noise alone, got num_steps={self.num_steps}; set sampling.num_steps=1"
+                f"a one-step generator answers pure noise alone, got {self.num_steps} steps; set sampling.num_steps=1"
             )
         return super().sample(_AsScoreModel(model), x_T, cond=cond, noise=noise, hooks=hooks)
 

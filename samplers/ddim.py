@@ -37,6 +37,16 @@ class DDIMSampler(GridSampler):
             raise ValueError(f"eta must lie in [0, 1], got {eta}; 0 is deterministic, 1 is ancestral")
         self.eta = eta
 
+    @property
+    def follows_flow(self) -> bool:
+        """True without noise."""
+        return self.eta == 0
+
+    @property
+    def ddim_steps(self) -> int | None:
+        """The number of steps, on the uniform grid and without noise."""
+        return self.num_steps if self.eta == 0 and isinstance(self.grid, str) and self.grid == "uniform" else None
+
     def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
         """Eq. 12."""
         prediction = denoise(x, t)

@@ -126,6 +126,11 @@ class DPMSolverPPSampler(GridSampler):
         self.lower_order_final = lower_order_final
         self.warm_start = warm_start
 
+    @property
+    def follows_flow(self) -> bool:
+        """True without noise."""
+        return not self.stochastic
+
     def walk(self, denoise: Denoiser, x: Tensor, points: Sequence[Point], noise: NoiseStreams) -> States:
         """Algorithms 1 and 2; the newest of the past x0's comes first."""
         past: list[tuple[Point, Tensor]] = []

@@ -118,6 +118,11 @@ class ProbabilityFlowSampler(GridSampler):
         super().__init__(num_steps=num_steps, grid=grid, **kwargs)
         self.solver = solver
 
+    @property
+    def follows_flow(self) -> bool:
+        """True."""
+        return True
+
     def times(self, sde: SDE) -> Float[Tensor, " points"]:
         """The times this sampler stops at on an SDE, falling, float64: for adaptive solvers, only the ends."""
         return self.solver.times(sde)

@@ -92,6 +92,11 @@ class UniPCSampler(GridSampler):
         self.b_function: BFunction = b_function
         self.lower_order_final = lower_order_final
 
+    @property
+    def follows_flow(self) -> bool:
+        """True."""
+        return True
+
     def walk(self, denoise: Denoiser, x: Tensor, points: Sequence[Point], noise: NoiseStreams) -> States:
         """Yield the predicted states; the newest of the past x0's comes first."""
         past: list[tuple[Point, Tensor]] = []

@@ -9,6 +9,7 @@ from .ode.adams import solve_adams
 from .ode.options import Adams, AdaptiveSolver, GridSolver, ODESolver, make_ode_solver
 from .ode.solvers import ADAMS, TABLEAUS, NoProgressError, available_ode_solvers
 from .points import Point, points_at_log_snr, points_of
+from .rectified_flow import RectifiedFlow
 from .requirements import check_sde
 from .shapes import check_per_sample, combine, expand_like
 from .subvp import SubVP

@@ -88,6 +88,15 @@ class SDE(ShowsOptions, ABC):
         """g(t)^2 = -sigma^2 d lambda / dt (Kingma et al. 2021, Appendix D, Eq. 36, solved for g^2)."""
         return -(2 * self.log_sigma(t)).exp() * _value_and_rate(self.log_snr, t)[1]
 
+    def rates(self, t: PerSample) -> tuple[PerSample, PerSample]:
+        """alpha' = f alpha and sigma' = f sigma + g^2 / (2 sigma), by t: of them a velocity is made.
+
+        u = alpha' x0 + sigma' eps is dx_t / dt at fixed x0 and eps; sigma' is infinite where VP has no noise, at t = 0.
+        """
+        drift = self.drift_coeff(t)
+        alpha, sigma = self.alpha_sigma(t)
+        return drift * alpha, drift * sigma + 0.5 * self.diffusion_sq(t) / sigma
+
     def perturb(
         self, x0: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"], eps: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch *shape"]:

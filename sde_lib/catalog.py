@@ -9,6 +9,7 @@ from runtime.registry import Registry
 
 from .base import SDE
 from .learned import LearnedVP
+from .rectified_flow import RectifiedFlow
 from .subvp import SubVP
 from .tabulated import Tabulated
 from .ve import VE
@@ -22,6 +23,7 @@ register_sde("vp_cosine")(CosineVP)
 register_sde("vp_learned")(LearnedVP)
 register_sde("subvp")(SubVP)
 register_sde("ve")(VE)
+register_sde("rectified_flow")(RectifiedFlow)
 register_sde("ddpm")(Tabulated.ddpm)
 register_sde("improved_ddpm")(Tabulated.improved_ddpm)
 register_sde("betas")(Tabulated.from_betas)

@@ -52,6 +52,12 @@ class Point:
         """g(t)^2."""
         return float(self.sde.diffusion_sq(torch.tensor([self.t], dtype=torch.float64)))
 
+    @property
+    def rates(self) -> tuple[float, float]:
+        """alpha' and sigma', see ``SDE.rates``."""
+        alpha_rate, sigma_rate = self.sde.rates(torch.tensor([self.t], dtype=torch.float64))
+        return float(alpha_rate), float(sigma_rate)
+
     def times_for(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         """The time of every sample of a batch, float64 [B], as models take it."""
         return torch.full((x.shape[0],), self.t, dtype=torch.float64, device=x.device)

@@ -23,16 +23,15 @@ def preview_count(kind: AnyKind | None) -> int:
 
 
 def preview_samples(
-    model: ScoreModel, kind: AnyKind, *, seed: int, cond: Cond | None, num_steps: int, stops: Callable[[], bool]
+    model: ScoreModel, kind: AnyKind, *, seed: int, cond: Cond | None, stops: Callable[[], bool]
 ) -> Tensor | None:
-    """Samples by DDIM, from the same noise every time.
+    """Samples by 50 steps of DDIM, or by as many as the model answers, from the same noise every time.
 
     Args:
         model: The model.
         kind: The data that it is for.
         seed: Seed of the noise.
         cond: The condition of the samples, or None.
-        num_steps: Steps of DDIM.
         stops: Asked after each step; True gives them up.
 
     Returns:
@@ -48,7 +47,7 @@ def preview_samples(
     device = next(model.parameters()).device
     of_levels, count = kind.seen_levels is not None, preview_count(kind)
     noise = NoiseStreams(seed, range(count))
-    sampler = DDIMSampler(num_steps=num_steps)
+    sampler = DDIMSampler(num_steps=model.own_steps or 50)
     x_T = sampler.prior_sample(model.sde, kind.sample_shape, noise, device=device)
     bounded = ClippedScoreModel(model) if of_levels else model
     try:

@@ -67,6 +67,8 @@ class TrainingState:
     def begin_step(self) -> None:
         """Let the loss know of the step that comes; where it restarts, the average is the model and its teacher."""
         self.loss.begin_step(self.step)
+        for one in (self.model, self.ema.model) if self.loss.own_steps else ():
+            one.own_steps = self.loss.own_steps  # pyright: ignore[reportAttributeAccessIssue]
         if self.loss.restarts(self.step):
             average = self.ema.model
             assert isinstance(average, NetworkScoreModel)

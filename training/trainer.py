@@ -423,7 +423,6 @@ class Trainer:
             self.state.kind,
             seed=self.options.seed,
             cond=self._shown,
-            num_steps=self.state.loss.preview_steps,
             stops=lambda: self._ranks.any(bool(request)) if sharded else bool(request),
         )
         if self._log is not None and samples is not None:

@@ -18,7 +18,7 @@ from sde_lib import check_grid, check_per_sample, expand_like
 from ..condition import Cond, Condition
 from ..operators import LinearOperator
 from ..prediction import Prediction
-from ..score_model import ScoreModel
+from ..score_model import ScoreModel, require_posterior_mean
 from .guidance import step_of
 from .twist import Twist
 
@@ -53,6 +53,7 @@ class ObservedScoreModel(ScoreModel):
 
     def __init__(self, model: ScoreModel, operator: LinearOperator, *, noise_std: float) -> None:
         super().__init__(model.sde)
+        require_posterior_mean(model, type(self).__name__)
         if not 0 <= noise_std < math.inf or (noise_std == 0 and not self.noiseless):
             least = "at least 0" if self.noiseless else "above 0"
             raise ValueError(f"noise_std of {type(self).__name__} must be {least}, got {noise_std:g}; 0.05 is little")

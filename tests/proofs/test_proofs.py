@@ -52,14 +52,14 @@ def test_every_registered_sampler_is_in_the_table():
     assert len(ENTRIES) == len(entries())
 
 
-# Every tenth sampler on one of the six SDEs, with one parameterization. The slow test has all cells; all samplers are
+# Every tenth sampler on one of the SDEs, with one parameterization. The slow test has all cells; all samplers are
 # held against the mixture in test_sampler_every.py too.
 
 
 @pytest.mark.parametrize("index", only(range(0, len(SHORT), 20), range(len(SHORT))), ids=SHORT)
 def test_gaussian(index: int):
-    entry, name = ENTRIES[SHORT[index]], NAMES[index % 6]
-    parameterization = PARAMETERIZATIONS[(index + len(name)) % 5]
+    entry, name = ENTRIES[SHORT[index]], NAMES[index % len(NAMES)]
+    parameterization = PARAMETERIZATIONS[(index + len(name)) % len(PARAMETERIZATIONS)]
     cells = prove_gaussian(SDES[name], entry, parameterizations=[parameterization], num_points=8000)
     assert cells[parameterization].passed, (name, cells)
 
@@ -73,8 +73,8 @@ def test_gaussian_by_langevin_steps_alone(label: str):
 
 @pytest.mark.parametrize("index", only(range(6, len(SHORT), 20), range(len(SHORT))), ids=SHORT)
 def test_mixture(index: int):
-    entry, name = ENTRIES[SHORT[index]], NAMES[(2 * index + 1) % 6]
-    parameterization = PARAMETERIZATIONS[index % 5]
+    entry, name = ENTRIES[SHORT[index]], NAMES[(2 * index + 1) % len(NAMES)]
+    parameterization = PARAMETERIZATIONS[index % len(PARAMETERIZATIONS)]
     cell = prove_mixture(SDES[name], entry, parameterizations=[parameterization], num_points=8000)
     assert cell.passed, (name, cell)
 

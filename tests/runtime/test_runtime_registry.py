@@ -6,14 +6,33 @@ import pytest
 import torch
 
 from runtime.registry import Registry, choices_message
-from sde_lib import SDE, VE, VP, CosineVP, LearnedVP, SubVP, Tabulated, available_sdes, make_sde, sde_defaults
+from sde_lib import (
+    SDE,
+    VE,
+    VP,
+    CosineVP,
+    LearnedVP,
+    RectifiedFlow,
+    SubVP,
+    Tabulated,
+    available_sdes,
+    make_sde,
+    sde_defaults,
+)
 
-NAMES = ["betas", "ddpm", "improved_ddpm", "ncsn", "subvp", "ve", "vp", "vp_cosine", "vp_learned"]
+NAMES = ["betas", "ddpm", "improved_ddpm", "ncsn", "rectified_flow", "subvp", "ve", "vp", "vp_cosine", "vp_learned"]
 
 
 def test_each_name_builds_its_sde():
     assert available_sdes() == NAMES
-    kinds = {"subvp": SubVP, "ve": VE, "vp": VP, "vp_cosine": CosineVP, "vp_learned": LearnedVP}
+    kinds = {
+        "rectified_flow": RectifiedFlow,
+        "subvp": SubVP,
+        "ve": VE,
+        "vp": VP,
+        "vp_cosine": CosineVP,
+        "vp_learned": LearnedVP,
+    }
     for name in NAMES:
         options = {"betas": [0.1, 0.2]} if name == "betas" else {}
         assert type(make_sde(name, **options)) is kinds.get(name, Tabulated)

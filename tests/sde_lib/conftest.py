@@ -24,6 +24,8 @@ BUILDERS = {
     "vp_cosine": lambda: make_sde("vp_cosine"),
     "subvp": lambda: make_sde("subvp"),
     "ve": lambda: make_sde("ve"),
+    "rectified_flow": lambda: make_sde("rectified_flow"),
+    "rectified_flow_shifted": lambda: make_sde("rectified_flow", shift=3.0),
     "ddpm": lambda: make_sde("ddpm"),
     "ddpm_50": lambda: make_sde("ddpm", num_steps=50, beta_start=2e-3, beta_end=0.4),
     "improved_ddpm": lambda: make_sde("improved_ddpm"),

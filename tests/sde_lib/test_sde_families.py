@@ -6,7 +6,7 @@ import pytest
 import torch
 from mpmath import mpf
 
-from sde_lib import VE, VP, CosineVP, SubVP, Tabulated
+from sde_lib import VE, VP, CosineVP, RectifiedFlow, SubVP, Tabulated
 
 TIMES = [1e-9, 1e-7, 1e-5, 1e-3, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1 - 1e-5, 1 - 1e-7]
 BETA_MIN, BETA_MAX = mpf(0.1), mpf(20.0)  # the floats themselves: 0.1 in 50 digits would be another SDE
@@ -51,11 +51,19 @@ def cosine_closed_form(t):
     return mpmath.log(alpha_bar(t)) / 2, mpmath.sqrt(1 - alpha_bar(t)), -beta / 2, beta
 
 
+def rectified_closed_form(t, shift):
+    """Liu et al. 2023: x_t = (1 - u) x0 + u eps; f = -u' / (1 - u) and g^2 = 2 u u' / (1 - u)."""
+    u, rate = shift * t / (1 + (shift - 1) * t), shift / (1 + (shift - 1) * t) ** 2
+    return mpmath.log(1 - u), u, -rate / (1 - u), 2 * u * rate / (1 - u)
+
+
 FAMILIES = {
     "vp": (VP, vp_closed_form),
     "subvp": (SubVP, subvp_closed_form),
     "ve": (VE, ve_closed_form),
     "vp_cosine": (CosineVP, cosine_closed_form),
+    "rectified_flow": (RectifiedFlow, lambda t: rectified_closed_form(t, mpf(1))),
+    "rectified_flow_shifted": (lambda: RectifiedFlow(shift=3.0), lambda t: rectified_closed_form(t, mpf(3))),
 }
 
 
@@ -90,7 +98,7 @@ def test_every_digit_of_the_closed_forms(family, dtype, time):
     assert abs(sde.log_snr(t).item() - float(log_snr)) < 1e-13 + resolution
 
 
-@pytest.mark.parametrize("family", ["vp", "subvp", "vp_cosine"])
+@pytest.mark.parametrize("family", ["vp", "subvp", "vp_cosine", "rectified_flow", "rectified_flow_shifted"])
 def test_there_is_no_noise_at_zero(family):
     sde = FAMILIES[family][0]()
     zero = scalar(0.0)

@@ -76,7 +76,10 @@ def test_students_of_a_gaussian_end_where_their_first_teacher_does(sde: SDE):
 def test_the_target_is_that_of_the_paper(sde: SDE):
     teacher = gaussian(sde)
     x_t = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    t, middle, s = (torch.tensor(times, dtype=torch.float64) for times in ([1.0, 0.8, 0.5, 0.5], [0.9, 0.6, 0.3, 0.25], [0.8, 0.5, 0.2, 0.0]))
+    t, middle, s = (
+        torch.tensor(times, dtype=torch.float64)
+        for times in ([1.0, 0.8, 0.5, 0.5], [0.9, 0.6, 0.3, 0.25], [0.8, 0.5, 0.2, 0.0])
+    )
     first = teacher(x_t, t)
     x_middle = expand_like(sde.alpha(middle), x_t) * first.x0 + expand_like(sde.sigma(middle), x_t) * first.eps
     second = teacher(x_middle, middle)

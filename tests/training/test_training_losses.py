@@ -68,7 +68,7 @@ def test_loss_of_the_exact_model_is_the_least_possible_one(name: str):
         alpha=sde.alpha(t),
         sigma=sde.sigma(t),
     )
-    worse = weighted_error("eps", shifted, x0, eps, alpha=sde.alpha(t), data_std=0.5)
+    worse = weighted_error("eps", shifted, x0, eps, sde=sde, t=t, data_std=0.5)
     extra = worse - values
     assert abs(float(extra.mean()) - 0.01) < 4 * float(extra.std()) / math.sqrt(count)
 
@@ -86,10 +86,11 @@ def test_weightings_are_those_of_the_papers(sde: SDE):
         "x0": square * s**2,
         # v error: alpha (eps error) - sigma (x0 error), and the x0 error is -s times the eps error
         "v": square * (alpha + sigma * s) ** 2,
+        "velocity": square * (0.5 * sde.diffusion_sq(t) / sigma) ** 2,  # W / alpha = g^2 / (2 sigma)
         "edm": square * s**2 * (s**2 + d**2) / (s * d) ** 2,
     }
     for weighting, expected in truth.items():
-        got = weighted_error(weighting, prediction, x0, eps, alpha=alpha, data_std=d)
+        got = weighted_error(weighting, prediction, x0, eps, sde=sde, t=t, data_std=d)
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -144,7 +145,7 @@ def test_no_sample_of_the_loss_depends_on_its_batch_mates():
         (
             "dsm",
             {"weighting": "epz"},
-            "unknown weighting 'epz'; did you mean 'eps'? choices: auto, eps, x0, v, edm, likelihood",
+            "unknown weighting 'epz'; did you mean 'eps'? choices: auto, eps, x0, v, velocity, edm, likelihood",
         ),
     ],
 )

@@ -19,35 +19,42 @@ from .step_sampling import MiddleTimes, TimeSampler, UniformTimes, check_step_sa
 if TYPE_CHECKING:
     from .critic import Critic
 
-Weighting = Literal["eps", "x0", "v", "edm", "likelihood", "truncated_snr"]
+Weighting = Literal["eps", "x0", "v", "velocity", "edm", "likelihood", "truncated_snr"]
 
 
 def weighted_error(
-    weighting: str, prediction: Prediction, x0: Tensor, eps: Tensor, *, alpha: Tensor, data_std: float
+    weighting: str, prediction: Prediction, x0: Tensor, eps: Tensor, *, sde: SDE, t: Tensor, data_std: float
 ) -> Tensor:
     """Mean squared error per sample, [B], of the quantity whose error has weight 1.
 
     Args:
         weighting: "eps": |eps error|^2, which is L_simple (Ho et al. 2020, Eq. 14) and sigma^2-weighted denoising score
             matching (Song et al. 2021, Eq. 7); "x0": |x0 error|^2; "v": |v error|^2 with v = alpha eps - sigma x0;
-            "edm": (s^2 + d^2) / (s d)^2 |x0 error|^2 with s = sigma / alpha (Karras et al. 2022, Section 5);
-            "truncated_snr": max(alpha^2 / sigma^2, 1) |x0 error|^2 (Salimans & Ho 2022, Eq. 9).
+            "velocity": |u error|^2 with u = alpha' x0 + sigma' eps, which is eps - x0 of a rectified flow: flow
+            matching (Lipman et al. 2023, Eq. 23); "edm": (s^2 + d^2) / (s d)^2 |x0 error|^2 with s = sigma / alpha
+            (Karras et al. 2022, Section 5); "truncated_snr": max(alpha^2 / sigma^2, 1) |x0 error|^2 (Salimans & Ho
+            2022, Eq. 9).
         prediction: The model's answer.
         x0: Data, [B, ...].
         eps: The noise that was added, [B, ...].
-        alpha: Signal scales, [B].
+        sde: The SDE.
+        t: Times, [B].
         data_std: d, for "edm".
 
     Raises:
         ValueError: If the weighting is unknown.
     """
-    sigma = prediction.sigma
+    alpha, sigma = sde.alpha(t), prediction.sigma
     if weighting == "eps":
         error = prediction.eps - eps
     elif weighting == "x0":
         error = prediction.x0 - x0
     elif weighting == "v":
         error = expand_like(alpha, eps) * (prediction.eps - eps) - expand_like(sigma, x0) * (prediction.x0 - x0)
+    elif weighting == "velocity":
+        alpha_rate, sigma_rate = sde.rates(t)
+        error = expand_like(alpha_rate, x0) * (prediction.x0 - x0)
+        error = error + expand_like(sigma_rate, eps) * (prediction.eps - eps)
     elif weighting == "edm":
         s = sigma / alpha
         error = expand_like((s.square() + data_std**2).sqrt() / (s * data_std), x0) * (prediction.x0 - x0)
@@ -73,7 +80,7 @@ class Loss(ShowsOptions, ABC):
         name: Its name in errors.
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
         usual_weighting: The weighting where none is asked for; None for that of the model's parameterization.
-        preview_steps: Steps of DDIM by which its model is drawn from while it is trained.
+        own_steps: Steps of DDIM that the model learns to answer, and nothing else; None of most losses.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
             would depend on how a batch is cut into micro-batches.
         of_distillation: Whether ``distillation.teacher`` may be set with it, and its options of the same names as keys
@@ -85,7 +92,7 @@ class Loss(ShowsOptions, ABC):
     own_weighting: Weighting | None = None
     usual_weighting: Weighting | None = None
     wants_more_noise = False
-    preview_steps = 50
+    own_steps: int | None = None
 
     def __init__(
         self,
@@ -210,7 +217,7 @@ class Loss(ShowsOptions, ABC):
         alpha, sigma = model.sde.alpha_sigma(t)
         x_t = expand_like(alpha, x0) * x0 + expand_like(sigma, x0) * eps
         prediction = model(x_t, t, cond=cond)
-        return weighted_error(self.weighting, prediction, x0, eps, alpha=alpha, data_std=self.data_std)
+        return weighted_error(self.weighting, prediction, x0, eps, sde=model.sde, t=t, data_std=self.data_std)
 
 
 LOSSES: Registry[Loss] = Registry("loss")

@@ -31,6 +31,7 @@ from .consistency import ConsistencyLoss
 from .denoising import DenoisingScoreMatching, TableLoss
 from .joint import JointLoss
 from .matching import DistributionMatching
+from .progressive import ProgressiveLoss
 from .step_sampling import TimeSampler
 
 _OF_KINDS = (
@@ -266,6 +267,11 @@ def check_trains(loss: Loss, model: NetworkModel) -> None:
         raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, or leave it at auto")
     if not isinstance(model, NetworkScoreModel):
         return
+    if (model.answers == "steps") != isinstance(loss, ProgressiveLoss):
+        raise ValueError(
+            f"model.answers=steps goes with loss 'progressive_distillation' alone, got {model.answers} and "
+            f"{loss.name!r}; set both"
+        )
     if (model.first_stage is not None) != isinstance(loss, JointLoss):
         raise ValueError(f"model.first_stage is trained by loss 'joint', which trains nothing else, got {loss.name!r}")
     if model.learned_variance and not loss.trains_variance:

@@ -16,7 +16,7 @@ from sde_lib import SDE
 
 
 class Discriminator(nn.Module):
-    """A head on the middle of a network: a logit that is larger for data than for samples (Yin et al. 2024, Section 4.3).
+    """A head on the middle of a network: a logit, larger for data than for samples (Yin et al. 2024, Section 4.3).
 
     Args:
         channels: Channels of the middle.

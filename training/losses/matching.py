@@ -25,8 +25,8 @@ _FIRST, _LAST = 0.02, 0.98
 def kl_gradient(real: Prediction, fake: Prediction, alpha: Float[Tensor, " batch"]) -> Float[Tensor, "batch *shape"]:
     """alpha_t (s_fake - s_real)(x_t, t): for x_t = alpha_t x + sigma_t eps the gradient in x of KL(fake_t | real_t).
 
-    Its mean over x = G(z), eps and z, times dG / dtheta, is the gradient of KL( p_fake,t | p_real,t ) in the generator's
-    weights, where both scores are exact (Yin et al. 2023, Eq. 7, with w_t = 1).
+    Its mean over x = G(z), eps and z, times dG / dtheta, is the gradient of KL( p_fake,t | p_real,t ) in the weights of
+    the generator, where both scores are exact (Yin et al. 2023, Eq. 7, with w_t = 1).
 
     Args:
         real: The teacher's prediction at x_t.
@@ -180,7 +180,7 @@ class DistributionMatching(Loss):
         with torch.no_grad():
             x = model.generate(x_T, cond=cond)
         prediction, logits = self.critic(sde.perturb(x, t, eps), t, cond=cond)
-        loss = weighted_error(self.weighting, prediction, x, eps, alpha=sde.alpha(t), data_std=self.data_std)
+        loss = weighted_error(self.weighting, prediction, x, eps, sde=sde, t=t, data_std=self.data_std)
         if self.gan > 0:
             assert logits is not None
             _, of_data = self.critic(sde.perturb(x0, t, eps), t, cond=cond)

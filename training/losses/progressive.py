@@ -3,61 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from experiment.distillation.stages import Stages
 from models import Cond, NetworkScoreModel, ScoreModel
 from sde_lib import SDE, expand_like
 
 from .base import Loss, register_loss, weighted_error
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The students of a progressive distillation, one after the other; each is the teacher of the next.
-
-    Attributes:
-        num_steps: Steps of DDIM of each student, halving; the first learns from a teacher of twice as many.
-        length: Training steps of a stage.
-
-    Raises:
-        ValueError: If the steps do not halve, or the length is below 1.
-    """
-
-    num_steps: tuple[int, ...]
-    length: int
-
-    def __post_init__(self) -> None:
-        steps = self.num_steps
-        halve = all(a == 2 * b for a, b in zip(steps, steps[1:], strict=False))
-        if not steps or steps[-1] < 1 or not halve:
-            raise ValueError(
-                f"the steps of stages must halve from one to the next and end at 1 or more, got "
-                f"{', '.join(map(str, steps)) or 'none'}; give distillation.stages such as 8,4,2,1"
-            )
-        if self.length < 1:
-            raise ValueError(f"a stage must last at least 1 training step, got {self.length}; raise it")
-
-    @property
-    def total(self) -> int:
-        """Training steps of all stages."""
-        return self.length * len(self.num_steps)
-
-    def at(self, step: int) -> int:
-        """Number of the stage that a training step belongs to, from 0; past the last one it stays there."""
-        return min(step // self.length, len(self.num_steps) - 1)
-
-    def begins(self, step: int) -> bool:
-        """True if a training step is the first one of a stage that follows another."""
-        return 0 < step < self.total and step % self.length == 0
-
-    def student_steps(self, step: int) -> int:
-        """Steps of DDIM of the student after so many training steps, that is, in the checkpoint of that number."""
-        return self.num_steps[self.at(max(step - 1, 0))]
 
 
 def given_teacher(teacher: ScoreModel | None, loss: str) -> ScoreModel:
@@ -67,7 +23,9 @@ def given_teacher(teacher: ScoreModel | None, loss: str) -> ScoreModel:
         ValueError: If there is none.
     """
     if teacher is None:
-        raise ValueError(f"loss {loss!r} needs a trained model, got none; set distillation.teacher to its work directory")
+        raise ValueError(
+            f"loss {loss!r} needs a trained model, got none; set distillation.teacher to its work directory"
+        )
     return teacher
 
 
@@ -147,7 +105,7 @@ class ProgressiveLoss(Loss):
         super().__init__(**{"weighting": self.usual_weighting} | kwargs)
         self.teacher = given_teacher(teacher, self.name)
         self.stages = Stages(tuple(stages), stage_steps)
-        self.num_steps = self.stages.num_steps[0]
+        self.own_steps = self.stages.num_steps[0]
         self.check(self.teacher.sde)
 
     def check(self, sde: SDE) -> None:
@@ -161,7 +119,7 @@ class ProgressiveLoss(Loss):
 
     def begin_step(self, step: int) -> None:
         """Train the student of the stage that a training step belongs to."""
-        self.num_steps = self.stages.num_steps[self.stages.at(step)]
+        self.own_steps = self.stages.num_steps[self.stages.at(step)]
 
     def restarts(self, step: int) -> bool:
         """True where a stage follows another, whose student is its teacher."""
@@ -175,14 +133,9 @@ class ProgressiveLoss(Loss):
     def _teacher_of(self, student: ScoreModel) -> ScoreModel:
         """The teacher of this stage: past the first one its output means what the student's does."""
         of_networks = isinstance(self.teacher, NetworkScoreModel) and isinstance(student, NetworkScoreModel)
-        if not of_networks or self.num_steps == self.stages.num_steps[0]:
+        if not of_networks or self.own_steps == self.stages.num_steps[0]:
             return self.teacher
         return student.with_backbone(self.teacher.backbone)
-
-    @property
-    def preview_steps(self) -> int:
-        """The steps of the student."""
-        return self.num_steps
 
     def memory(self) -> dict[str, Tensor]:
         """The teacher's weights."""
@@ -196,19 +149,17 @@ class ProgressiveLoss(Loss):
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:
         """t = i / N t_max, with i = 1 .. N of uniform draws."""
-        index = (u.double() * self.num_steps).floor().clamp(max=self.num_steps - 1) + 1
-        return index / self.num_steps * sde.t_max
+        index = (u.double() * self.own_steps).floor().clamp(max=self.own_steps - 1) + 1
+        return index / self.own_steps * sde.t_max
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
         sde = model.sde
-        index = (t / sde.t_max * self.num_steps).round()
-        middle, s = ((index - part) / self.num_steps * sde.t_max for part in (0.5, 1.0))
+        index = (t / sde.t_max * self.own_steps).round()
+        middle, s = ((index - part) / self.own_steps * sde.t_max for part in (0.5, 1.0))
         alpha, sigma = sde.alpha_sigma(t)
         x_t = expand_like(alpha, x0) * x0 + expand_like(sigma, x0) * eps
         target = two_step_target(self._teacher_of(model), x_t, t, middle, s, cond=cond)
         target_eps = (x_t - expand_like(alpha, x0) * target) / expand_like(sigma, x0)
         prediction = model(x_t, t, cond=cond)
-        return weighted_error(
-            self.weighting, prediction, target, target_eps, alpha=alpha, data_std=self.data_std
-        )
+        return weighted_error(self.weighting, prediction, target, target_eps, sde=sde, t=t, data_std=self.data_std)
