@@ -13,7 +13,7 @@ from .consistency import ConsistencyModel
 class Generator(ConsistencyModel):
     """G(x_T): the answer at t_max, where all is noise, as a sample of the data. It has no answer at other times.
 
-    Any parameterization reads the network's output; those with x0 in it, v and x0, keep its digits where alpha is small.
+    Any parameterization reads the network's output; v and x0 keep the digits of the answer where alpha is small.
 
     Args:
         network: The network.

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +87,7 @@ def test_samples_take_as_many_calls_as_the_student_has_steps(student: Path, tmp_
     run = load_run(student, device="cpu")
     again = run.sample(3, sampler=make_sampler("consistency" if config == MATCHING else "ddim", num_steps=1))
     assert drawn.shape[0] == 5 and again.shape == (3, 1, 8, 8)
-    assert np.array_equal(drawn[:3, ..., 0], np.floor(again[:, 0].numpy() * 255 / 16 + 0.5))
+    assert np.array_equal(drawn[:3, ..., 0], np.floor(again[:, 0].double().numpy() * 255 / 16 + 0.5))
 
 
 @pytest.mark.parametrize(
