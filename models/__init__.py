@@ -1,7 +1,7 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
 from .condition import Cond, Condition, null_of
-from .consistency import ConsistencyModel
+from .consistency import ConsistencyModel, QuantileFlow
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel, ObservedGaussianScoreModel
