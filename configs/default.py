@@ -330,7 +330,8 @@ def _distillation() -> ConfigDict:
             "solver": "heun",  # of consistency_distillation, along the teacher's ODE: euler or heun
             # of consistency models: noise levels to begin with, and the most; they double every so many steps
             "noise_levels": (10, 1280),
-            "double_every": 50_000,  # steps after which the number of levels doubles, or ECT's gap halves
+            # steps after which that number doubles, consistency_tuning's gap halves, and scm's tangent is whole
+            "double_every": 50_000,
             # of progressive_distillation: steps of DDIM of each student, halving, as in 8,4,2,1; the first learns from
             # the teacher with twice as many
             "stages": (),

@@ -1,7 +1,7 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
 from .condition import Cond, Condition, null_of
-from .consistency import ConsistencyModel
+from .consistency import ConsistencyModel, Generator, QuantileFlow
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel, ObservedGaussianScoreModel
@@ -16,7 +16,6 @@ from .first_stage import (
     PixelDistribution,
     VectorLatent,
 )
-from .generator import Generator
 from .grey_levels import LevelsParameterization, level_posterior_mean
 from .latent import LatentDiffusion, is_own_state
 from .noisy_classifier import NetworkModel, NoisyClassifier

@@ -10,6 +10,7 @@ from .consistency import (
     ConsistencyTraining,
     ConsistencyTuning,
 )
+from .continuous_consistency import ContinuousConsistency
 from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
 from .joint import JointLoss
 from .matching import DistributionMatching

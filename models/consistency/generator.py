@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .condition import Cond
-from .consistency import ConsistencyModel
+from ..condition import Cond
+from .model import ConsistencyModel
 
 
 class Generator(ConsistencyModel):

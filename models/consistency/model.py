@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sde_lib import SDE, check_per_sample, expand_like
 
-from .condition import Cond
-from .score_model import NetworkScoreModel, ScoreModel
+from ..condition import Cond
+from ..score_model import NetworkScoreModel, ScoreModel
 
 
 class ConsistencyModel(nn.Module):
