@@ -67,13 +67,13 @@ class TrainingState:
     def begin_step(self) -> None:
         """Let the loss know of the step that comes; where it restarts, the average is the model and its teacher."""
         self.loss.begin_step(self.step)
-        for one in (self.model, self.ema.model) if self.loss.own_steps else ():
-            one.own_steps = self.loss.own_steps  # pyright: ignore[reportAttributeAccessIssue]
+        model, average = self.model, self.ema.model
+        if not isinstance(model, NetworkScoreModel) or not isinstance(average, NetworkScoreModel):
+            return
+        model.own_steps = average.own_steps = self.loss.own_steps
         if self.loss.restarts(self.step):
-            average = self.ema.model
-            assert isinstance(average, NetworkScoreModel)
             self.loss.take_teacher(average)
-            self.model.backbone.load_state_dict(average.backbone.state_dict())
+            model.backbone.load_state_dict(average.backbone.state_dict())
             self.ema.num_updates = 0
 
     def _memory(self) -> dict[str, Tensor]:

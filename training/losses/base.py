@@ -80,7 +80,6 @@ class Loss(ShowsOptions, ABC):
         name: Its name in errors.
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
         usual_weighting: The weighting where none is asked for; None for that of the model's parameterization.
-        own_steps: Steps of DDIM that the model learns to answer, and nothing else; None of most losses.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
             would depend on how a batch is cut into micro-batches.
         of_distillation: Whether ``distillation.teacher`` may be set with it, and its options of the same names as keys
@@ -92,7 +91,6 @@ class Loss(ShowsOptions, ABC):
     own_weighting: Weighting | None = None
     usual_weighting: Weighting | None = None
     wants_more_noise = False
-    own_steps: int | None = None
 
     def __init__(
         self,
@@ -144,6 +142,11 @@ class Loss(ShowsOptions, ABC):
         Returns:
             Times, float64 [B].
         """
+
+    @property
+    def own_steps(self) -> int | None:
+        """Steps of DDIM that the model learns to answer, and nothing else; None of most losses."""
+        return None
 
     @property
     def trained_critic(self) -> Critic | None:

@@ -126,7 +126,7 @@ class DistributionMatching(Loss):
         """Weights and moments of the critic."""
         return self.critic.memory()
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         model: Generator,
         x0: Tensor,

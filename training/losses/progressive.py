@@ -102,10 +102,11 @@ class ProgressiveLoss(Loss):
         stage_steps: int = 1000,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"weighting": self.usual_weighting} | kwargs)
+        options: dict[str, Any] = {"weighting": "truncated_snr", **kwargs}
+        super().__init__(**options)
         self.teacher = given_teacher(teacher, self.name)
         self.stages = Stages(tuple(stages), stage_steps)
-        self.own_steps = self.stages.num_steps[0]
+        self.num_steps = self.stages.num_steps[0]
         self.check(self.teacher.sde)
 
     def check(self, sde: SDE) -> None:
@@ -117,9 +118,14 @@ class ProgressiveLoss(Loss):
                 "a teacher of another SDE"
             )
 
+    @property
+    def own_steps(self) -> int:
+        """The steps of the student of this stage."""
+        return self.num_steps
+
     def begin_step(self, step: int) -> None:
         """Train the student of the stage that a training step belongs to."""
-        self.own_steps = self.stages.num_steps[self.stages.at(step)]
+        self.num_steps = self.stages.num_steps[self.stages.at(step)]
 
     def restarts(self, step: int) -> bool:
         """True where a stage follows another, whose student is its teacher."""
@@ -132,10 +138,10 @@ class ProgressiveLoss(Loss):
 
     def _teacher_of(self, student: ScoreModel) -> ScoreModel:
         """The teacher of this stage: past the first one its output means what the student's does."""
-        of_networks = isinstance(self.teacher, NetworkScoreModel) and isinstance(student, NetworkScoreModel)
-        if not of_networks or self.own_steps == self.stages.num_steps[0]:
-            return self.teacher
-        return student.with_backbone(self.teacher.backbone)
+        teacher, is_first = self.teacher, self.num_steps == self.stages.num_steps[0]
+        if is_first or not isinstance(teacher, NetworkScoreModel) or not isinstance(student, NetworkScoreModel):
+            return teacher
+        return student.with_backbone(teacher.backbone)
 
     def memory(self) -> dict[str, Tensor]:
         """The teacher's weights."""
@@ -149,14 +155,14 @@ class ProgressiveLoss(Loss):
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:
         """t = i / N t_max, with i = 1 .. N of uniform draws."""
-        index = (u.double() * self.own_steps).floor().clamp(max=self.own_steps - 1) + 1
-        return index / self.own_steps * sde.t_max
+        index = (u.double() * self.num_steps).floor().clamp(max=self.num_steps - 1) + 1
+        return index / self.num_steps * sde.t_max
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``."""
         sde = model.sde
-        index = (t / sde.t_max * self.own_steps).round()
-        middle, s = ((index - part) / self.own_steps * sde.t_max for part in (0.5, 1.0))
+        index = (t / sde.t_max * self.num_steps).round()
+        middle, s = ((index - part) / self.num_steps * sde.t_max for part in (0.5, 1.0))
         alpha, sigma = sde.alpha_sigma(t)
         x_t = expand_like(alpha, x0) * x0 + expand_like(sigma, x0) * eps
         target = two_step_target(self._teacher_of(model), x_t, t, middle, s, cond=cond)
