@@ -37,15 +37,15 @@ def write_report(report: dict[str, Any], root: Path) -> None:
     write_atomically(page, replace_between_markers(text, tables(report)).encode())
 
 
-def replace_between_markers(text: str, new: str) -> str:
+def replace_between_markers(text: str, new: str, *, begin: str = BEGIN, end: str = END) -> str:
     """Put ``new`` between the two markers of a page.
 
     Raises:
         ValueError: If there are none.
     """
-    page, found = re.subn(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{new.strip()}\n{END}", text, flags=re.DOTALL)
+    page, found = re.subn(f"{begin}.*{end}", lambda _: f"{begin}\n{new.strip()}\n{end}", text, flags=re.DOTALL)
     if not found:
-        raise ValueError(f"the page must have {BEGIN} and {END}, in this order; put them there by hand")
+        raise ValueError(f"the page must have {begin} and {end}, in this order; put them there by hand")
     return page
 
 

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.operators import shares
 from benchmarks.options import device as named_device
 from benchmarks.options import output, whole
-from benchmarks.timing import Work, in_turn, seconds, table
+from benchmarks.timing import Work, in_turn, seconds, spread, table
 from benchmarks.unet_pair import SETTINGS, Side, Workbench
 from experiment.precision import bf16_units
 from experiment.workdir import write_json
@@ -130,11 +130,6 @@ def measure(
             row["profile"] = shares(work[label], bench.device)
         rows.append(row | {"seconds": taken})
     return rows
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and ends."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def peak_memory(task: str, label: str, given: list[str]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -32,6 +33,11 @@ def seconds(work: Work, *, processor: bool = False) -> float:
     work()
     wait()
     return clock() - began
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and ends."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -62,6 +62,7 @@ def _data() -> ConfigDict:
             "random_flip": False,  # flip images left to right at random, in training only
             # the work directory of an autoencoder, of whose latents the model is, standardized; "": of the pixels
             "first_stage": "",
+            "couples": "",  # folder of the couples of noise and sample by --mode couple, for training.loss=reflow
             # folder of a frozen text encoder for condition=text (docs/text.md); "": the network learns words itself
             "text_encoder": "",
             "text_options": "",  # its options, such as max_length=64
@@ -87,15 +88,16 @@ def _model() -> ConfigDict:
             # those of distillation.teacher
             "backbone": "unet",
             # posterior_mean: x0 and eps as score models do; consistency: the end of the probability flow, of the losses
-            # consistency_training, consistency_tuning, consistency_distillation and scm; steps: steps of DDIM that
-            # stand for many, of progressive_distillation; generator: data from pure noise, of distribution_matching
+            # consistency_training, consistency_tuning, consistency_distillation and scm; flow: the velocity of a flow,
+            # of the loss reflow; steps: steps of DDIM that stand for many, of progressive_distillation; generator: data
+            # from pure noise, of distribution_matching
             "answers": "posterior_mean",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
             # options of models.Autoencoder, to train one together with the diffusion of its latents
             "first_stage": ConfigDict(),
-            "parameterization": "eps",  # what the output is: eps, x0, v, score, edm or levels
-            # what the network is told of t: auto, index, index1000, reversed_index, t999, log_snr, log_sigma,
-            # log_half_sigma or edm
+            "parameterization": "eps",  # what the output is: eps, x0, v, velocity, score, edm or levels
+            # what the network is told of t: auto, index, index1000, reversed_index, t, t999, t1000, reversed_t,
+            # reversed_t999, log_snr, log_sigma, log_half_sigma or edm
             "time_input": "auto",
             "data_std": 0.5,  # standard deviation of the data, used by edm only; 1 for vectors, which are standardized
             "channels": 128,  # width of the first level
@@ -136,11 +138,11 @@ def _training() -> ConfigDict:
             # ddpm: L_simple on a table; dsm: denoising score matching in continuous time; auto: one of these, by the
             # SDE; hybrid: L_simple, and the bound for the learned variance; vlb on a table, vlb_continuous and
             # dequantized: the bound itself; cross_entropy: that of a classifier; consistency_training,
-            # consistency_tuning, consistency_distillation and scm: those of consistency models;
-            # progressive_distillation and distribution_matching: those of few steps, and of one
+            # consistency_tuning, consistency_distillation and scm: those of consistency models; reflow: on
+            # data.couples; progressive_distillation and distribution_matching: those of few steps, and of one
             "loss": "auto",
             # the error that has weight 1: eps, x0, v, velocity, truncated_snr, edm or, with dsm, likelihood; auto: edm
-            # for the parameterization edm, truncated_snr with progressive_distillation, else eps
+            # or velocity for these parameterizations, truncated_snr with progressive_distillation, else eps
             "weighting": "auto",
             # low_discrepancy: spread over the batch; importance: where the loss is large; logit_normal: more of the
             # middle of [0, 1], which is another loss
@@ -153,6 +155,10 @@ def _training() -> ConfigDict:
             "explosion_factor": 1000.0,  # skip a step whose loss is this many times its running mean; 0: never
             "max_bad_steps": 10,  # skipped steps in a row; one more ends the run
             "ema_decay": 0.9999,  # decay of the moving average of the weights, reached after a warm-up
+            # widths of more averages, as shares of the steps so far, as in 0.05,0.1, of which --mode ema makes others
+            # after the training: docs/ema.md
+            "ema_profiles": (),
+            "ema_snapshot_every": 5_000,  # steps between two snapshots of these, which are all kept
             "grad_clip": 1.0,  # largest gradient norm; 0: no limit
             "checkpoint_every": 5_000,  # steps
             "keep_checkpoints": 3,  # the newest ones

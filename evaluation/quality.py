@@ -45,7 +45,7 @@ class Moments(NamedTuple):
 
 def moments_of(features: Float[Tensor, "n dim"]) -> Moments:
     """Mean and covariance of a set, one row a sample, N at least 2, for many distances from it."""
-    points = _checked("first", features)
+    points = checked_points("first", features)
     mean = points.mean(0)
     return Moments(mean, torch.linalg.qr(points - mean, mode="r").R / math.sqrt(len(points) - 1))
 
@@ -67,7 +67,7 @@ def frechet_distance(features_a: Float[Tensor, "n_a dim"], features_b: Float[Ten
     Raises:
         ValueError: If the sets are no such matrices, or a value is not finite.
     """
-    return frechet_of_moments(*map(moments_of, _checked_pair(features_a, features_b)))
+    return frechet_of_moments(*map(moments_of, checked_pair(features_a, features_b)))
 
 
 def frechet_of_moments(a: Moments, b: Moments) -> float:
@@ -105,7 +105,7 @@ def sliced_wasserstein(
     """
     if num_projections < 1:
         raise ValueError(f"num_projections must be at least 1, got {num_projections}; try 500")
-    a, b = _checked_pair(a.flatten(1) if a.ndim > 2 else a, b.flatten(1) if b.ndim > 2 else b)
+    a, b = checked_pair(a.flatten(1) if a.ndim > 2 else a, b.flatten(1) if b.ndim > 2 else b)
     directions = np.random.Generator(np.random.PCG64(seed)).standard_normal((a.shape[1], num_projections))
     unit = F.normalize(torch.from_numpy(directions), dim=0)
     return Estimate(*mean_and_stderr(_squared_wasserstein_1d(a @ unit, b @ unit)))
@@ -265,15 +265,28 @@ def _initial_classifier(dataset: ImageDataset, generator: torch.Generator) -> Di
     return classifier
 
 
-def _checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as float64 on the CPU, if they are finite matrices of one width with two samples or more."""
-    found = _checked("first", a), _checked("second", b)
+def checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets as float64 on the CPU.
+
+    Raises:
+        ValueError: If they are not finite matrices [N, D] of one width with two samples or more.
+    """
+    found = checked_points("first", a), checked_points("second", b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"both sets must have one width, got {a.shape[1]} and {b.shape[1]}; use the same features")
     return found
 
 
-def _checked(name: str, points: Tensor) -> Tensor:
+def checked_points(name: str, points: Tensor) -> Tensor:
+    """A set as float64 on the CPU.
+
+    Args:
+        name: What the message calls it, such as "first".
+        points: One row a sample.
+
+    Raises:
+        ValueError: If it is no finite matrix [N, D] with N at least 2.
+    """
     must = f"the {name} set must"
     if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1:
         raise ValueError(f"{must} have shape [N, D] with N at least 2, got {list(points.shape)}; pass one row a sample")

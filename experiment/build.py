@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import get_args
 
 import torch
 
 from data import AnyDataset, AnyKind, ImageDataset, VectorKind, downscale, load_dataset
 from models import (
+    Answer,
     ClippedScoreModel,
     ConsistencyModel,
     Dequantizer,
@@ -117,7 +119,7 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: Fro
     answers = model.get("answers", "posterior_mean")
     network = NetworkScoreModel(
         backbone, sde, parameterization, learned_variance=model.learned_variance, dequantizer=dequantizer,
-        first_stage=first_stage, answers="steps" if answers == "steps" else "posterior_mean",
+        first_stage=first_stage, answers=answers if answers in get_args(Answer) else "posterior_mean",
     )  # fmt: skip
     of_one_call = {"consistency": ConsistencyModel, "generator": Generator}.get(answers)
     return network if of_one_call is None else of_one_call(network, data_std=model.data_std)

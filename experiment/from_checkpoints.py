@@ -259,7 +259,9 @@ def load_trained(
     """
     base = load_base(config, device)
     model = build_model(config, kind, base=base).to(device).eval().requires_grad_(False)
-    checkpoint = load_newest(workdir / "checkpoints", named_weights(model, model), ignored=("loss.",), step=step)
+    checkpoint = load_newest(
+        workdir / "checkpoints", named_weights(model, model), ignored=("loss.", "profiles."), step=step
+    )
     if checkpoint is None and step is not None:
         raise ValueError(
             f"{workdir} has no checkpoint of step {step}, which rank 0 has loaded; give all processes the same "

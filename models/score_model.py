@@ -185,19 +185,6 @@ class NetworkScoreModel(ScoreModel):
         return make(x_t, value, alpha=alpha, sigma=sigma, variance_fraction=fraction)
 
 
-def check_score_model(model: object) -> None:
-    """Refuse a model that answers no score.
-
-    Raises:
-        ValueError: In one line.
-    """
-    if not isinstance(model, ScoreModel):
-        raise ValueError(
-            f"a score model is needed, got a {type(model).__name__}, which is not a density: it has no score and no "
-            "likelihood; sample a consistency model by sampler 'consistency'"
-        )
-
-
 def _innermost(model: ScoreModel) -> list[ScoreModel]:
     """The ScoreModels inside any wrapper."""
     models = [module for module in model.modules() if isinstance(module, ScoreModel)]
@@ -239,6 +226,19 @@ def require_posterior_mean(model: ScoreModel, who: str) -> None:
         raise ValueError(
             f"{who} needs a model that predicts posterior means, got one whose answer is a flow, as of a reflow; "
             "sample it with ddim, heun, dpm_solver_pp, unipc or probability_flow, measure it with likelihood ode"
+        )
+
+
+def check_score_model(model: object) -> None:
+    """Refuse a model that answers no score.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if not isinstance(model, ScoreModel):
+        raise ValueError(
+            f"a score model is needed, got a {type(model).__name__}, which is not a density: it has no score and no "
+            "likelihood; sample a consistency model by sampler 'consistency'"
         )
 
 

@@ -25,6 +25,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("training", "keep_checkpoints", 1, _MOST),
     ("training", "log_every", 1, 10**12),
     ("training", "sample_every", 0, 10**12),
+    ("training", "ema_snapshot_every", 1, 10**12),
     ("training", "grad_clip", 0, _LARGE),
     ("training", "accumulation_steps", 1, _MOST),
     ("training", "explosion_factor", 0, _LARGE),
@@ -83,7 +84,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("progressive", "shared_images", 1, 10**9),
     ("progressive", "shared_samples", 2, _MOST),
 )
-_ANSWERS = ("consistency", "generator", "posterior_mean", "steps")
+_ANSWERS = ("consistency", "flow", "generator", "posterior_mean", "steps")
 _SECTIONS = (
     *("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate"),
     *("progressive", "edit", "control", "distillation"),
@@ -180,6 +181,16 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
     if config.model.get("first_stage") and config.data.get("first_stage"):
         raise ValueError("model.first_stage trains an autoencoder, data.first_stage names one; leave one of them out")
+    if bool(config.data.get("couples")) != (config.training.loss == "reflow"):
+        raise ValueError(
+            f"training.loss=reflow learns on data.couples, got {config.training.loss} and "
+            f"{config.data.get('couples') or 'none'}; write couples by --mode couple, and set both"
+        )
+    profiles = tuple(config.training.ema_profiles)
+    if not all(0 < width <= 12**-0.5 for width in profiles) or len(set(profiles)) < len(profiles):
+        raise ValueError(
+            f"config.training.ema_profiles must lie in (0, 0.2886] and differ, got {profiles}; (0.05, 0.1) are usual"
+        )
     if not 0 <= config.training.ema_decay < 1:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
 

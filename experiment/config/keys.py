@@ -36,6 +36,7 @@ EXAMPLES: dict[str, Any] = {
     "cascade.guidance_weight": (2.0, 1.0),
     "distillation.stages": (8, 4, 2, 1),
     "control.also": ("runs/control/mnist_lowres:0.5",),
+    "training.ema_profiles": (0.05, 0.1),
     "interpolate.times": (0.25, 0.5),
     "progressive.times": (0.9, 0.5),
 }

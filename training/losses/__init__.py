@@ -11,7 +11,7 @@ from .consistency import (
     ConsistencyTuning,
 )
 from .continuous_consistency import ContinuousConsistency
-from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
+from .denoising import DDPMLoss, DenoisingScoreMatching, ReflowLoss, TableLoss
 from .joint import JointLoss
 from .matching import DistributionMatching
 from .progressive import ProgressiveLoss

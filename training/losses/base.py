@@ -234,7 +234,8 @@ def make_loss(name: str, *, sde: SDE, parameterization: str | None, **kwargs: An
         name: "ddpm", "dsm", "hybrid", "vlb", "vlb_continuous", "dequantized", "cross_entropy", a registered name, or
             "auto": "cross_entropy" for a classifier, "ddpm" where the SDE has a table, else "dsm".
         sde: The SDE, for "auto".
-        parameterization: The model's, for the "auto" weighting: "edm" for "edm", else "eps". None of a classifier.
+        parameterization: The model's, for the "auto" weighting: "edm" for "edm", "velocity" for
+            "velocity", else "eps". None of a classifier.
         **kwargs: Options of the loss: ``weighting``, ``data_std``, ``num_levels``.
 
     Raises:
@@ -245,7 +246,7 @@ def make_loss(name: str, *, sde: SDE, parameterization: str | None, **kwargs: An
     asked = kwargs.get("weighting", "auto")
     if asked == "auto" and "weighting" in kwargs:
         usual: str | None = getattr(LOSSES.get(name), "usual_weighting", None)
-        kwargs["weighting"] = usual or ("edm" if parameterization == "edm" else "eps")
+        kwargs["weighting"] = usual or (parameterization if parameterization in ("edm", "velocity") else "eps")
     loss = LOSSES.make(name, **kwargs)
     if loss.own_weighting is not None and asked not in ("auto", loss.own_weighting):
         raise ValueError(f"loss {name!r} has its own weighting, got {asked!r}; leave it at 'auto'")

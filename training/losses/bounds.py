@@ -28,7 +28,7 @@ from .autoencoder import AutoencoderLoss
 from .base import Loss, register_loss
 from .classification import CrossEntropyLoss
 from .consistency import ConsistencyLoss
-from .denoising import DenoisingScoreMatching, TableLoss
+from .denoising import DenoisingScoreMatching, ReflowLoss, TableLoss
 from .joint import JointLoss
 from .matching import DistributionMatching
 from .progressive import ProgressiveLoss
@@ -267,11 +267,12 @@ def check_trains(loss: Loss, model: NetworkModel) -> None:
         raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, or leave it at auto")
     if not isinstance(model, NetworkScoreModel):
         return
-    if (model.answers == "steps") != isinstance(loss, ProgressiveLoss):
-        raise ValueError(
-            f"model.answers=steps goes with loss 'progressive_distillation' alone, got {model.answers} and "
-            f"{loss.name!r}; set both"
-        )
+    for answer, of_answer in (("flow", ReflowLoss), ("steps", ProgressiveLoss)):
+        if (model.answers == answer) != isinstance(loss, of_answer):
+            raise ValueError(
+                f"loss {of_answer.name!r} and model.answers={answer} go together, got {loss.name!r} and "
+                f"{model.answers}; set both"
+            )
     if (model.first_stage is not None) != isinstance(loss, JointLoss):
         raise ValueError(f"model.first_stage is trained by loss 'joint', which trains nothing else, got {loss.name!r}")
     if model.learned_variance and not loss.trains_variance:
