@@ -42,6 +42,7 @@ _FLAGS = {
     ),
     "prompt": (str, "a text to draw samples of, in place of the captions of a split"),
     "prompts": (_given_path, "a file of such texts, one a line, in turn"),
+    "sigma_rel": (float, "the width of the average, as a share of the training: docs/ema.md"),
     "mask": (_given_path, "an image that is white where restore.operator=inpaint sees, black where it fills in"),
 }
 

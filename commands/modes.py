@@ -88,11 +88,24 @@ MODES = {
         "--config configs/vp/digits.py --mode progressive --config.progressive.share_at=0.3,0.6",
         flags=("output",),
     ),
+    "couple": Mode(
+        "couple:couple",
+        "draw couples of noise and sample, for a reflow",
+        "--config configs/flow/digits.py --mode couple --config.sampling.num_samples=5000",
+        flags=("output",),
+    ),
     "import": Mode(
         "import_checkpoint:import_checkpoint",
         "turn a published checkpoint into a run",
         "--config configs/pretrained/ddpm_cifar10.py --mode import --source ddpm --checkpoint model-790000.ckpt",
         flags=("source", "checkpoint"),
+        one_process=True,
+    ),
+    "ema": Mode(
+        "average:average_weights",
+        "average the weights over another width, after the training",
+        "--config configs/vp/digits.py --mode ema --sigma-rel 0.13",
+        flags=("sigma_rel", "output"),
         one_process=True,
     ),
     "export": Mode(

@@ -9,6 +9,7 @@ from typing import Any
 from experiment.config import Config
 from experiment.config.imported import complete_config
 from experiment.control.base_config import config_of_base
+from experiment.distillation.teacher import config_of_teacher
 from experiment.plugins import say_missing_plugins
 from runtime.processes.ranks import Ranks
 from training.init_from import where_the_model_is
@@ -27,8 +28,8 @@ def run_mode(
 ) -> None:
     """Do what a mode stands for.
 
-    A config that leaves the model to an imported checkpoint, or to the base of a ControlNet, is completed here, once
-    for all modes.
+    A config that leaves the model to an imported checkpoint, to the base of a ControlNet, or to a teacher, is completed
+    here, once for all modes.
 
     Args:
         name: One of ``MODES``.
@@ -54,6 +55,6 @@ def run_mode(
         if ranks.first:
             say_missing_plugins(workdir, config.plugins)
         config = complete_config(config, where_the_model_is(workdir, flags.get("init_from") or ""))
-        config = config_of_base(config)
+        config = config_of_teacher(config_of_base(config), workdir)
     given = {flag: flags[flag] for flag in mode.flags if flags.get(flag)}
     mode.function(config, workdir, **given, **({} if mode.one_process else {"ranks": ranks}))

@@ -26,13 +26,14 @@ from experiment.conditions import Conditions, Observed, build_conditions
 from experiment.config import Config
 from experiment.config.checks import check_config
 from experiment.control.settings import is_controlled
-from experiment.from_checkpoints import as_score_model, trained_channels, trained_kind
+from experiment.from_checkpoints import as_sampled_model, as_score_model, trained_channels, trained_kind
 from experiment.guidance import (
     Reference,
     described,
     guidance_in_words,
     is_guided,
     load_reference,
+    sampled_consistency_model,
     sampled_model,
     with_classes_of_classifier,
 )
@@ -43,7 +44,7 @@ from experiment.rank0_first import as_trained, load_on_rank0_first, load_same_tr
 from experiment.text.prompts import observed_prompts, read_prompts
 from experiment.warnings.prior import say_lost_signal
 from experiment.workdir import check_for_use
-from models import NetworkScoreModel, ReverseVariance, ScoreModel
+from models import ConsistencyModel, ReverseVariance
 from runtime.files import one_line
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
@@ -97,7 +98,7 @@ def sample(
         check_for_use(workdir, config)
         check_folder(folder)
         device = ranks.device(pick_device(config))
-        run = load_sampled(config, workdir, device, ranks)
+        run = load_sampled(config, workdir, device, ranks, any_model=True)
         texts, split = texts_of(prompt, prompts), settings.condition_split
         given = given_of(config, input, hint)
         conditions = conditions_of(config, workdir, run.kind, run.classes, given, ranks, split=split, texts=texts)
@@ -152,11 +153,11 @@ class SampledRun:
         kind: What the samples are.
         classes: The classes that are drawn in turn; None of an unconditional model.
         sampler: The sampler.
-        trained: The network.
+        trained: The network with its SDE: a NetworkScoreModel, or a ConsistencyModel for --mode sample alone.
         step: The training step of its weights.
         reference: The model that guidance moves away from, if any.
         mode: How the networks compute.
-        model: What is sampled: the network, guided, with bounds of its x0.
+        model: What is sampled: that model, guided, with bounds of its x0.
         device: Where it is.
     """
 
@@ -165,17 +166,17 @@ class SampledRun:
     kind: AnyKind
     classes: tuple[int, ...] | None
     sampler: Sampler
-    trained: NetworkScoreModel
+    trained: Any
     step: int
     reference: Reference | None
     mode: NetworkMode
-    model: ScoreModel
+    model: Any
     device: torch.device
 
     @property
     def variance(self) -> ReverseVariance | None:
         """The reverse variance of the sampler, if it has one."""
-        return variance_of(self.sampler, learned=self.trained.learned_variance)
+        return variance_of(self.sampler, learned=getattr(self.trained, "learned_variance", False))
 
     @property
     def units(self) -> str:
@@ -206,8 +207,17 @@ class SampledRun:
         say_lost_signal(self.config, self.trained.sde)
 
 
-def load_sampled(config: Config, workdir: Path, device: torch.device, ranks: Ranks) -> SampledRun:
+def load_sampled(
+    config: Config, workdir: Path, device: torch.device, ranks: Ranks, *, any_model: bool = False
+) -> SampledRun:
     """Load a run to draw from.
+
+    Args:
+        config: The config.
+        workdir: The work directory.
+        device: Where the model goes.
+        ranks: The processes of the job.
+        any_model: Take a consistency model too, and not score models alone.
 
     Raises:
         ValueError: If there is no good checkpoint or no such class, or the settings cannot be.
@@ -220,16 +230,19 @@ def load_sampled(config: Config, workdir: Path, device: torch.device, ranks: Ran
     kind = with_classes_of_classifier(config, kind)
     classes = classes_of(config, kind)
     loaded, step = load_same_trained(ranks, config, workdir, kind, device)
-    trained = as_score_model(loaded, workdir)
+    trained = (as_sampled_model if any_model else as_score_model)(loaded, workdir)
     reference = load_reference(config, kind, device, ranks)
     num_calls = -(-settings.num_samples // settings.batch_size) * settings.num_steps * (1 + is_guided(config))
     precision, compiled = settings.precision, settings.compile
     mode = pick_together(
         ranks, partial(pick_mode, precision, compiled, device, backbone=trained.backbone, num_calls=num_calls)
     )
-    model = sampled_model(
-        config, fast_inference(trained, mode), kind, sampler, reference and fast_inference(reference.model, mode)
-    )
+    if isinstance(trained, ConsistencyModel):
+        model = sampled_consistency_model(config, fast_inference(trained, mode), kind)
+    else:
+        model = sampled_model(
+            config, fast_inference(trained, mode), kind, sampler, reference and fast_inference(reference.model, mode)
+        )
     return SampledRun(config, workdir, kind, classes, sampler, trained, step, reference, mode, model, device)
 
 
@@ -239,7 +252,7 @@ def _draw(
     samples: SampleSet,
     todo: list[list[str]],
     sampler: Sampler,
-    model: ScoreModel,
+    model: Any,
     conditions: SampleConditions,
 ) -> None:
     """Draw the batches, each on its process, and keep them."""

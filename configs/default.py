@@ -22,6 +22,7 @@ def get_default_config() -> ConfigDict:
     config.segment = _segment()
     config.cascade = _cascade()
     config.control = _control()
+    config.distillation = _distillation()
     config.interpolate = _interpolate()
     config.edit = _edit()
     config.progressive = _progressive()
@@ -61,6 +62,7 @@ def _data() -> ConfigDict:
             "random_flip": False,  # flip images left to right at random, in training only
             # the work directory of an autoencoder, of whose latents the model is, standardized; "": of the pixels
             "first_stage": "",
+            "couples": "",  # folder of the couples of noise and sample by --mode couple, for training.loss=reflow
             # folder of a frozen text encoder for condition=text (docs/text.md); "": the network learns words itself
             "text_encoder": "",
             "text_options": "",  # its options, such as max_length=64
@@ -82,14 +84,19 @@ def _model() -> ConfigDict:
             # classifier: no score model, but one of the classes of noisy images, whose gradient guides; autoencoder:
             # one whose latents data.first_stage of other configs stands for; or checkpoint: network, SDE,
             # parameterization and time input of the model that was imported into the work directory; a config that
-            # names them must agree; or control: those of control.base, beside which a ControlNet is trained
+            # names them must agree; control: those of control.base, beside which a ControlNet is trained; or teacher:
+            # those of distillation.teacher
             "backbone": "unet",
+            # posterior_mean: x0 and eps as score models do; consistency: the end of the probability flow, of the losses
+            # consistency_training, consistency_tuning, consistency_distillation and scm; flow: the velocity of a flow,
+            # of the loss reflow
+            "answers": "posterior_mean",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
             # options of models.Autoencoder, to train one together with the diffusion of its latents
             "first_stage": ConfigDict(),
-            "parameterization": "eps",  # what the output is: eps, x0, v, score, edm or levels
-            # what the network is told of t: auto, index, index1000, reversed_index, t999, log_snr, log_sigma,
-            # log_half_sigma or edm
+            "parameterization": "eps",  # what the output is: eps, x0, v, velocity, score, edm or levels
+            # what the network is told of t: auto, index, index1000, reversed_index, t, t999, t1000, reversed_t,
+            # reversed_t999, log_snr, log_sigma, log_half_sigma or edm
             "time_input": "auto",
             "data_std": 0.5,  # standard deviation of the data, used by edm only; 1 for vectors, which are standardized
             "channels": 128,  # width of the first level
@@ -129,10 +136,11 @@ def _training() -> ConfigDict:
             "batch_size": 128,  # samples a step, of all processes together
             # ddpm: L_simple on a table; dsm: denoising score matching in continuous time; auto: one of these, by the
             # SDE; hybrid: L_simple, and the bound for the learned variance; vlb on a table, vlb_continuous and
-            # dequantized: the bound itself; cross_entropy: that of a classifier
+            # dequantized: the bound itself; cross_entropy: that of a classifier; consistency_training,
+            # consistency_tuning, consistency_distillation and scm: those of consistency models; reflow: on data.couples
             "loss": "auto",
-            # the error that has weight 1: eps, x0, v, edm or, with dsm, likelihood; auto: edm for the parameterization
-            # edm, else eps
+            # the error that has weight 1: eps, x0, v, velocity, edm or, with dsm, likelihood; auto: edm or velocity for
+            # these parameterizations, else eps
             "weighting": "auto",
             # low_discrepancy: spread over the batch; importance: where the loss is large; logit_normal: more of the
             # middle of [0, 1], which is another loss
@@ -145,6 +153,10 @@ def _training() -> ConfigDict:
             "explosion_factor": 1000.0,  # skip a step whose loss is this many times its running mean; 0: never
             "max_bad_steps": 10,  # skipped steps in a row; one more ends the run
             "ema_decay": 0.9999,  # decay of the moving average of the weights, reached after a warm-up
+            # widths of more averages, as shares of the steps so far, as in 0.05,0.1, of which --mode ema makes others
+            # after the training: docs/ema.md
+            "ema_profiles": (),
+            "ema_snapshot_every": 5_000,  # steps between two snapshots of these, which are all kept
             "grad_clip": 1.0,  # largest gradient norm; 0: no limit
             "checkpoint_every": 5_000,  # steps
             "keep_checkpoints": 3,  # the newest ones
@@ -308,6 +320,21 @@ def _control() -> ConfigDict:
             # measuring, each with its own scale as in runs/control/mnist_lowres:0.5
             "also": (),
             "guided": "both",  # which side of guidance the hint controls: both, or conditional
+        }
+    )
+
+
+def _distillation() -> ConfigDict:
+    """Settings of the losses that make a model of few steps, most of them out of a teacher: docs/consistency.md."""
+    return ConfigDict(
+        {
+            # the work directory of the teacher, or one of its checkpoints as in runs/x@1000, which stays as it is and
+            # with whose averaged weights training begins; "": none
+            "teacher": "",
+            "solver": "heun",  # of consistency_distillation, along the teacher's ODE: euler or heun
+            # of consistency models: noise levels to begin with, and the most; they double every so many steps
+            "noise_levels": (10, 1280),
+            "double_every": 50_000,  # steps after which the number of levels doubles, or ECT's gap halves
         }
     )
 

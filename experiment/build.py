@@ -10,6 +10,7 @@ import torch
 from data import AnyDataset, AnyKind, ImageDataset, VectorKind, downscale, load_dataset
 from models import (
     ClippedScoreModel,
+    ConsistencyModel,
     Dequantizer,
     FirstStage,
     NetworkModel,
@@ -25,7 +26,8 @@ from samplers import Sampler, make_sampler
 from sde_lib import SDE, check_sde, make_sde
 
 from .config import Config, data_root, parse_options
-from .control.network import LoadedBase, build_controlled
+from .control.network import build_controlled
+from .frozen.run import FrozenRun
 from .latents.joint import build_own_first_stage
 from .network import build_backbone, is_classifier, is_first_stage
 from .warnings.prior import cure_of_no_signal
@@ -78,7 +80,7 @@ def _downscaled(dataset: AnyDataset, factors: Sequence[int]) -> ImageDataset:
     return downscale(dataset, factors)
 
 
-def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: LoadedBase | None = None) -> NetworkModel:
+def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: FrozenRun | None = None) -> NetworkModel:
     """The network of ``config.model`` for a kind of data, initialised from ``config.seed``.
 
     Args:
@@ -111,10 +113,13 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: Loa
         return NoisyClassifier(backbone, sde, time_input=model.time_input)
     if is_first_stage(config):
         return FirstStage(backbone, sde)
-    return NetworkScoreModel(
+    network = NetworkScoreModel(
         backbone, sde, parameterization, learned_variance=model.learned_variance, dequantizer=dequantizer,
-        first_stage=first_stage,
+        first_stage=first_stage, answers="flow" if model.get("answers") == "flow" else "posterior_mean",
     )  # fmt: skip
+    if model.get("answers", "posterior_mean") == "consistency":
+        return ConsistencyModel(network, data_std=model.data_std)
+    return network
 
 
 def build_sampler(config: Config) -> Sampler:

@@ -21,7 +21,7 @@ from data import (
     VectorKind,
     image_kind,
 )
-from models import FirstStage, NetworkModel, NetworkScoreModel, NoisyClassifier
+from models import ConsistencyModel, FirstStage, NetworkModel, NetworkScoreModel, NoisyClassifier
 from models.backbones import ControlledBackbone
 from runtime.files import one_line
 from runtime.messages import say
@@ -32,8 +32,9 @@ from .checkpoints.store import load_newest
 from .checkpoints.weights import load_weights, named_weights
 from .config import Config
 from .control.base_config import base_config
-from .control.network import LoadedBase
-from .control.settings import added_controls, is_controlled, place_of
+from .control.settings import added_controls, is_controlled
+from .frozen.named import place_of
+from .frozen.run import FrozenRun
 from .latents.first_stage import FirstStageCodec, LoadedFirstStage, first_stage_digest, sees_latents
 from .latents.joint import decode_by_own
 from .network import is_first_stage
@@ -257,7 +258,9 @@ def load_trained(
     """
     base = load_base(config, device)
     model = build_model(config, kind, base=base).to(device).eval().requires_grad_(False)
-    checkpoint = load_newest(workdir / "checkpoints", named_weights(model, model), ignored=("loss.",), step=step)
+    checkpoint = load_newest(
+        workdir / "checkpoints", named_weights(model, model), ignored=("loss.", "profiles."), step=step
+    )
     if checkpoint is None and step is not None:
         raise ValueError(
             f"{workdir} has no checkpoint of step {step}, which rank 0 has loaded; give all processes the same "
@@ -275,7 +278,7 @@ def load_trained(
     return model, checkpoint.step
 
 
-def load_base(config: Config, device: torch.device) -> LoadedBase | None:
+def load_base(config: Config, device: torch.device) -> FrozenRun | None:
     """The frozen model of a ControlNet, ``control.base``; None of a model of its own.
 
     Raises:
@@ -283,15 +286,28 @@ def load_base(config: Config, device: torch.device) -> LoadedBase | None:
     """
     if not is_controlled(config):
         return None
-    theirs = base_config(config)
-    workdir, step = place_of(config.control.base)
+    return load_frozen(config.control.base, base_config(config), device)
+
+
+def load_frozen(named: str, theirs: Config, device: torch.device) -> FrozenRun:
+    """Load the model of a run that a key names, to stay as it is.
+
+    Args:
+        named: Its work directory, or a checkpoint in it as in "runs/x@1000".
+        theirs: Its config.
+        device: Where it goes.
+
+    Raises:
+        ValueError: In one line: there is no good checkpoint, or it has no score.
+    """
+    workdir, step = place_of(named)
     check_step(workdir, step)
     kind = trained_kind(theirs, workdir, device)
     model, _ = load_trained(theirs, workdir, kind, device, step=step)
-    return LoadedBase(as_score_model(model, workdir), kind, theirs, workdir)
+    return FrozenRun(as_score_model(model, workdir), kind, theirs, workdir)
 
 
-def check_base(workdir: Path, base: LoadedBase) -> None:
+def check_base(workdir: Path, base: FrozenRun) -> None:
     """Refuse another frozen model than the one that a run was trained beside, if it was.
 
     Raises:
@@ -307,7 +323,7 @@ def check_base(workdir: Path, base: LoadedBase) -> None:
 
 
 def _as_controlled(
-    config: Config, model: NetworkScoreModel, base: LoadedBase, device: torch.device
+    config: Config, model: NetworkScoreModel, base: FrozenRun, device: torch.device
 ) -> NetworkScoreModel:
     """The model as ``config.control`` says: with its scale, and with other ControlNets added."""
     control, own = config.control, model.backbone
@@ -334,8 +350,13 @@ def as_score_model(model: NetworkModel, workdir: Path) -> NetworkScoreModel:
     """The model, if it is one of scores.
 
     Raises:
-        ValueError: If it is a classifier or an autoencoder.
+        ValueError: If it is a consistency model, a classifier or an autoencoder.
     """
+    if isinstance(model, ConsistencyModel):
+        raise ValueError(
+            f"{workdir} holds a consistency model, which is not a density: it has no score and no likelihood; take "
+            "--mode sample with sampling.sampler=consistency, or the --workdir of a score model"
+        )
     if isinstance(model, FirstStage):
         raise ValueError(
             f"{workdir} holds an autoencoder, which has no score; pass the --workdir of a score model, or take --mode "
@@ -347,6 +368,15 @@ def as_score_model(model: NetworkModel, workdir: Path) -> NetworkScoreModel:
             f"sampling.classifier={workdir} guides"
         )
     return model
+
+
+def as_sampled_model(model: NetworkModel, workdir: Path) -> NetworkScoreModel | ConsistencyModel:
+    """The model, if samples can be drawn of it.
+
+    Raises:
+        ValueError: If it is a classifier or an autoencoder.
+    """
+    return model if isinstance(model, ConsistencyModel) else as_score_model(model, workdir)
 
 
 def load_first_stage(config: Config, device: torch.device) -> LoadedFirstStage:

@@ -48,6 +48,10 @@ def network_defaults(backbone: str) -> dict[str, Any]:
         )
     if backbone == "control":
         raise ValueError("config.model.backbone=control stands for the network of control.base, got none; set it")
+    if backbone == "teacher":
+        raise ValueError(
+            "config.model.backbone=teacher stands for the network of distillation.teacher, got none; set it"
+        )
     if backbone not in BACKBONES:
         raise ValueError(choices_message("backbone", backbone, [*sorted(BACKBONES), *STAND_INS]))
     return default_options(backbone)
@@ -160,5 +164,5 @@ def model_in_full(model: Mapping[str, Any]) -> dict[str, Any]:
     options = network_defaults(model.get("backbone", "unet"))
     shared = {key: options[key] for key in SHARED if key in options and key not in model}
     own = {"network": {}, "time_input": "auto", "data_std": 0.5, "learned_variance": False, "dequantizer": False}
-    own |= {"condition_dropout": 0.0, "part_dropout": "", "condition_noise_t": 0.0}
+    own |= {"answers": "posterior_mean", "condition_dropout": 0.0, "part_dropout": "", "condition_noise_t": 0.0}
     return own | {"class_conditional": False} | shared | {key: plain(value) for key, value in model.items()}

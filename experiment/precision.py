@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models import FirstStage, NetworkScoreModel, NoisyClassifier
+from models import ConsistencyModel, FirstStage, NetworkScoreModel, NoisyClassifier
 from models.backbones import ConditioningEmbedding, ConditionInput, NoiseLabelEmbedding, Upsample
 from runtime.compilation import CompiledCall, missing_compiler
 from runtime.processes.collectives import is_sharded
@@ -222,7 +222,7 @@ class InferenceBackbone(PrecisionBackbone):
         return super()._network(x)
 
 
-Model = TypeVar("Model", NetworkScoreModel, NoisyClassifier, FirstStage)
+Model = TypeVar("Model", NetworkScoreModel, ConsistencyModel, NoisyClassifier, FirstStage)
 
 
 def fast_inference(model: Model, mode: NetworkMode) -> Model:

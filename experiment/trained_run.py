@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from data import AnyKind, Beside, LevelSpace, RealSpace, Space
 from likelihood import nats_to_bits_per_dim
-from models import Cond, NetworkScoreModel, ScoreModel
+from models import Cond, ConsistencyModel, check_score_model
 from runtime.files import parse_json, read_regular
 from runtime.registry import choices_message
 from samplers import Sampler
@@ -24,8 +24,8 @@ from .classes import class_number
 from .conditions import Conditions, build_conditions
 from .config import Config
 from .estimators import build_estimators, model_for
-from .from_checkpoints import as_score_model, check_step, load_trained, trained_kind
-from .guidance import load_reference, sampled_model, with_classes_of_classifier
+from .from_checkpoints import as_sampled_model, check_step, load_trained, trained_kind
+from .guidance import load_reference, sampled_consistency_model, sampled_model, with_classes_of_classifier
 from .latents.encoding import latent_model
 from .saved_config import saved_config
 from .text.prompts import observed_prompts
@@ -36,8 +36,9 @@ class TrainedRun:
     """A model that was trained or imported, as ``load_run`` gives it.
 
     Attributes:
-        model: The score model, in evaluation mode and without gradients of its weights. Samplers and likelihoods take
-            it as it is; ``--mode sample`` guides it and bounds its x0 as ``config.sampling`` says.
+        model: The NetworkScoreModel, or the ConsistencyModel, in evaluation mode and without gradients of its weights.
+            Samplers and likelihoods take it as it is; ``--mode sample`` guides it and bounds its x0 as
+            ``config.sampling`` says.
         kind: The images or vectors that it was trained on: ``image_shape``, ``num_levels``, ``num_classes``,
             ``class_names``, ``num_values`` and ``space``.
         config: Its config, as ``config.json`` has it.
@@ -45,7 +46,7 @@ class TrainedRun:
         report: ``eval/report.json``, of the last ``--mode eval``; {} where nothing was measured.
     """
 
-    model: NetworkScoreModel
+    model: Any
     kind: AnyKind
     config: Config
     step: int
@@ -112,7 +113,7 @@ class TrainedRun:
         result = sampler.sample(self.sampled_model(sampler), x_T, cond=cond, noise=noise)
         return self.decode(result.x0.cpu())
 
-    def sampled_model(self, sampler: Sampler, config: Config | None = None) -> ScoreModel:
+    def sampled_model(self, sampler: Sampler, config: Config | None = None) -> Any:
         """The network with the guidance and the bounds of x0 that a config asks for.
 
         Args:
@@ -123,6 +124,8 @@ class TrainedRun:
             ValueError: In one line: a reference that cannot be, or guidance of a model without a null condition.
         """
         config = config or self.config
+        if isinstance(self.model, ConsistencyModel):
+            return sampled_consistency_model(config, self.model, self.kind)
         reference = load_reference(config, self.kind, next(self.model.parameters()).device)
         return sampled_model(config, self.model, self.kind, sampler, reference and reference.model)
 
@@ -160,6 +163,7 @@ class TrainedRun:
         Raises:
             ValueError: If one of these is missing or not wanted, or the likelihood is not for such data.
         """
+        check_score_model(self.model)
         if (labels is None) == bool(self.config.model.class_conditional):
             wanted = "labels, one a datum" if labels is None else "no labels; the model is told no class"
             raise ValueError(f"the model needs {wanted}")
@@ -239,7 +243,7 @@ def load_run(workdir: str | Path, *, device: str = "auto", weights: str = "ema",
     place = named_device(device)
     kind = trained_kind(config, workdir, place)
     model, step = load_trained(config, workdir, kind, place, weights=weights, step=step)
-    return TrainedRun(as_score_model(model, workdir), kind, config, step, _report(workdir))
+    return TrainedRun(as_sampled_model(model, workdir), kind, config, step, _report(workdir))
 
 
 def _report(workdir: Path) -> dict[str, Any]:

@@ -45,6 +45,8 @@ FREE_IN_TRAINING = (
     "control.decay",
     "control.also",
     "control.guided",
+    # the teacher, too
+    "distillation.teacher",
     "device",
     "plugins",
     # where the first weights came from: they are in the first checkpoint

@@ -1,6 +1,7 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
 from .condition import Cond, Condition, null_of
+from .consistency import ConsistencyModel
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel, ObservedGaussianScoreModel
@@ -50,6 +51,7 @@ from .score_model import (
     CallCounter,
     NetworkScoreModel,
     ScoreModel,
+    check_score_model,
     count_network_calls,
     require_posterior_mean,
 )

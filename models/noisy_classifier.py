@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sde_lib import SDE, check_per_sample
 
+from .consistency import ConsistencyModel
 from .first_stage import FirstStage
 from .parameterization import TimeInput, time_input
 from .score_model import NetworkScoreModel
@@ -84,4 +85,4 @@ def grad_of_class(
         return torch.autograd.grad(log_probs(x_t).gather(1, label[:, None]).sum(), x_t)[0]
 
 
-NetworkModel = NetworkScoreModel | NoisyClassifier | FirstStage
+NetworkModel = NetworkScoreModel | ConsistencyModel | NoisyClassifier | FirstStage

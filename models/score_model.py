@@ -201,6 +201,19 @@ def require_posterior_mean(model: ScoreModel, who: str) -> None:
         )
 
 
+def check_score_model(model: object) -> None:
+    """Refuse a model that answers no score.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if not isinstance(model, ScoreModel):
+        raise ValueError(
+            f"a score model is needed, got a {type(model).__name__}, which is not a density: it has no score and no "
+            "likelihood; sample a consistency model by sampler 'consistency'"
+        )
+
+
 class CallCounter:
     """A count of network calls."""
 
@@ -217,7 +230,11 @@ def count_network_calls(model: ScoreModel) -> Iterator[CallCounter]:
 
     Yields:
         A counter whose ``calls`` is the number of function evaluations (NFE) so far; a batch is one call.
+
+    Raises:
+        ValueError: If it is no ScoreModel: every sampler and likelihood comes by here.
     """
+    check_score_model(model)
     counter = CallCounter()
 
     def count(*_: Any) -> None:

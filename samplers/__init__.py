@@ -4,6 +4,7 @@ from sde_lib import Point, available_ode_solvers, combine, points_at_log_snr, po
 
 from .annealed_langevin import AnnealedLangevinSampler
 from .base import Hook, Sampler, SampleResult, StepState
+from .consistency import ConsistencySampler
 from .correctors import (
     AnnealedLangevinCorrector,
     Corrector,

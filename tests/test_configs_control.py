@@ -13,7 +13,7 @@ from experiment.conditions import Observed, build_conditions
 from experiment.config import Config, load_config
 from experiment.config.checks import check_config
 from experiment.control.base_config import config_of_base
-from experiment.control.network import LoadedBase
+from experiment.frozen.run import FrozenRun
 from models import NetworkScoreModel
 from models.backbones import ControlledBackbone
 
@@ -30,7 +30,7 @@ NAMES = sorted(
 )
 
 
-def controlled(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, LoadedBase, NetworkScoreModel]:
+def controlled(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, FrozenRun, NetworkScoreModel]:
     """A config in full, its frozen model with new weights, and its model."""
     config = load_config(str(ROOT / "configs/control" / f"{name}.py"), defaults=get_default_config())
     workdir = config.control.base
@@ -39,7 +39,7 @@ def controlled(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Load
     config, kind = config_of_base(config), KINDS[workdir]
     check_config(config)
     frozen: Any = build_model(theirs, kind)
-    base = LoadedBase(frozen, kind, theirs, Path(workdir))
+    base = FrozenRun(frozen, kind, theirs, Path(workdir))
     model = build_model(config, kind, base=base)
     assert isinstance(model, NetworkScoreModel)
     return config, base, model

@@ -255,6 +255,10 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "training.ema_decay": Arrival(
         "0.05", [0.05, 0.05], [option(lambda trainer: trainer.state.ema.decay), option(ema_weight)]
     ),
+    "training.ema_profiles": _one(
+        "0.05,0.2", [0.05, 0.2], option(lambda trainer: [one.sigma_rel for one in trainer.state.profiles])
+    ),
+    "training.ema_snapshot_every": _one("4", 4, option(lambda trainer: trainer.options.ema_snapshot_every)),
     "training.grad_clip": _one("1e-3", 1e-3, lambda *of: gradient_norm(of[0].stepped(of[1]))),
     "training.checkpoint_every": _one("4", [4, 6], when("save")),
     "training.keep_checkpoints": _one("2", 2, option(lambda trainer: trainer.options.keep_checkpoints)),

@@ -13,38 +13,63 @@ from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
 from experiment.config.left_out import part_rates
+from experiment.distillation.teacher import begin_as, load_teacher
 from experiment.from_checkpoints import load_base
 from experiment.network import is_classifier, is_first_stage
-from models import NetworkModel
+from models import NetworkModel, NetworkScoreModel
+from runtime.options import option_names
 from runtime.processes.collectives import is_sharded, shard
 from runtime.registry import choices_message
 from sde_lib import SDE
 
 from .bad_steps import BadSteps
 from .changes import SettingsHistory, training_settings
-from .ema import ExponentialMovingAverage
-from .losses import Loss, check_trains, make_loss
+from .ema import ExponentialMovingAverage, PowerFunctionEMA
+from .losses import LOSSES, Loss, check_trains, make_loss
 from .state import TrainingState
 from .trainer import TrainingOptions
 
 
-def build_loss(config: Config, sde: SDE, kind: AnyKind) -> Loss:
-    """The loss of ``config.training``.
+def build_loss(config: Config, sde: SDE, kind: AnyKind, teacher: NetworkScoreModel | None = None) -> Loss:
+    """The loss of ``config.training``; one of a distillation takes its options from ``config.distillation``.
+
+    Args:
+        config: The config.
+        sde: The SDE.
+        kind: The data.
+        teacher: The frozen teacher, of a distillation.
 
     Raises:
-        ValueError: If it does not fit the SDE.
+        ValueError: If it does not fit the SDE, or needs a teacher, or cannot have one.
     """
     name, joint = config.training.loss, bool(config.model.get("first_stage"))
     if name == "auto":
         name = "autoencoder" if is_first_stage(config) else "joint" if joint else name
     return make_loss(
         name,
+        **_distillation_options(config, name, teacher),
         sde=sde,
         parameterization=None if is_classifier(config) else config.model.parameterization,
         weighting=config.training.weighting,
         data_std=config.model.data_std,
         num_levels=kind.num_levels if joint else kind.seen_levels,
     )
+
+
+def _distillation_options(config: Config, name: str, teacher: NetworkScoreModel | None) -> dict[str, Any]:
+    """The keys of ``config.distillation`` that the loss has as options, and the teacher if it asks one."""
+    factory = None if name == "auto" else LOSSES.get(name)
+    if not getattr(factory, "of_distillation", False):
+        if teacher is not None:
+            raise ValueError(
+                f"distillation.teacher is of a distillation, got training.loss={name}; leave it out, or set the loss, "
+                "such as consistency_distillation"
+            )
+        return {}
+    assert factory is not None
+    known, _ = option_names(factory)
+    options = {key: value for key, value in config.distillation.items() if key in known and key != "teacher"}
+    return options | ({"teacher": teacher} if "teacher" in known else {})
 
 
 def build_optimizer(config: Config, model: NetworkModel) -> torch.optim.Optimizer:
@@ -101,8 +126,10 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
         device: The device of the model.
         sharded: Split the network, its average and the optimizer's state over the ranks.
     """
-    base = load_base(config, device)
+    base, teacher = load_base(config, device), load_teacher(config, kind, device)
     model = build_model(config, kind, base=base).to(device)
+    if teacher is not None:
+        begin_as(model, teacher)
     if not sharded:
         # here, since the optimizer's moments are laid out as the weights are; FSDP takes contiguous ones only
         model.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -110,8 +137,10 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
     if sharded:
         for one in (model, ema.model):
             shard(one.backbone, getattr(one.backbone, "stages", []))
-    state = _state_of(config, kind, model, ema)
+    state = _state_of(config, kind, model, ema, teacher and teacher.model)
     state.base = "" if base is None else base.digest
+    state.teacher = "" if teacher is None else teacher.digest
+    state.profiles = tuple(PowerFunctionEMA(model, sigma_rel) for sigma_rel in config.training.ema_profiles)
     return state
 
 
@@ -130,9 +159,15 @@ def state_of_weights(config: Config, kind: AnyKind, weights: Mapping[str, Tensor
     return _state_of(config, kind, model, ema)
 
 
-def _state_of(config: Config, kind: AnyKind, model: NetworkModel, ema: ExponentialMovingAverage) -> TrainingState:
+def _state_of(
+    config: Config,
+    kind: AnyKind,
+    model: NetworkModel,
+    ema: ExponentialMovingAverage,
+    teacher: NetworkScoreModel | None = None,
+) -> TrainingState:
     training = config.training
-    optimizer, loss = build_optimizer(config, model), build_loss(config, model.sde, kind)
+    optimizer, loss = build_optimizer(config, model), build_loss(config, model.sde, kind, teacher)
     check_trains(loss, model)
     times = loss.time_sampler(model.sde, training.step_sampling)
     bad_steps = BadSteps(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)

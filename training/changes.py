@@ -105,11 +105,14 @@ def history_mismatch(state: Mapping[str, Any]) -> str | None:
     settings, changes, plain = state.get("settings", {}), state.get("changes", []), (str, bool, int, float)
     kinds = {"step": int, "key": str, "from": plain, "to": plain}
 
+    def is_plain(value: Any) -> bool:
+        return all(map(is_plain, value)) if isinstance(value, list) else isinstance(value, plain)
+
     def is_change(change: Any) -> bool:
         known = isinstance(change, dict) and change.keys() == kinds.keys()
         return known and all(isinstance(change[key], kind) for key, kind in kinds.items())
 
-    if not isinstance(settings, dict) or not all(isinstance(value, plain) for value in settings.values()):
+    if not isinstance(settings, dict) or not all(map(is_plain, settings.values())):
         return "its settings are not keys and values"
     if not isinstance(changes, list) or not all(map(is_change, changes)):
         return "its changes are not steps, keys and values"

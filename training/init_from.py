@@ -15,6 +15,7 @@ from experiment.checkpoints.store import checkpoint_folders
 from experiment.checkpoints.weights import load_weights, named_weights
 from experiment.config import Config
 from experiment.control.settings import is_controlled
+from experiment.distillation.teacher import teacher_of
 from experiment.from_checkpoints import said_of_images, trained_space, trained_text
 from experiment.network import is_first_stage
 from experiment.trained_run import load_run
@@ -115,6 +116,11 @@ def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
     """
     if not init_from or has_begun(workdir, init_from):
         return False
+    if teacher_of(config):
+        raise ValueError(
+            f"a student begins with the weights of distillation.teacher={teacher_of(config)}, got --init-from "
+            f"{init_from}; leave one of them out"
+        )
     source, _ = split_init_from(init_from)
     saved = read_config(source)
     if saved is None or not checkpoint_folders(source / "checkpoints"):
@@ -134,6 +140,8 @@ def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
     }
     if not saved.get("data", {}).get("condition"):
         different.pop("data.condition_options", None)
+    # a reflow begins with the weights of a model of posterior means
+    different.pop("model.answers", None)
     # what it is told is of the model too
     model, sde = _shown(different, "model.", "data.condition"), _shown(different, "sde.")
     if model:

@@ -12,14 +12,14 @@ from torch import Tensor
 from data import AnyKind
 from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismatch, restore_optimizer
 from experiment.checkpoints.sharding import from_first, split_like, whole
-from experiment.checkpoints.store import Checkpoint, load_newest, save_checkpoint
+from experiment.checkpoints.store import Checkpoint, load_newest, mismatch, save_checkpoint
 from experiment.checkpoints.weights import load_weights, named_weights
 from models import NetworkModel
 from runtime.messages import say
 
 from .bad_steps import BadSteps, bad_steps_mismatch
 from .changes import SettingsHistory, history_mismatch
-from .ema import ExponentialMovingAverage
+from .ema import ExponentialMovingAverage, PowerFunctionEMA
 from .losses import Loss, TimeSampler
 
 
@@ -44,6 +44,8 @@ class TrainingState:
         train_files: ``Dataset.train_files`` as training began.
         captions: ``Dataset.captions_digest`` as training began, of a model that is told them.
         base: Digest of the frozen model of a ControlNet.
+        teacher: Digest of the teacher of a distillation.
+        profiles: More averages of its weights, of which others are made after the training.
     """
 
     model: NetworkModel
@@ -61,11 +63,24 @@ class TrainingState:
     train_files: str = ""
     captions: str = ""
     base: str = ""
+    teacher: str = ""
+    profiles: tuple[PowerFunctionEMA, ...] = ()
 
     def _expected(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint besides the optimizer's state."""
         memory = {f"loss.{name}": tensor for name, tensor in self.times.memory().items()}
         return named_weights(self.model, self.ema.model) | memory
+
+    def _profiles(self, updates: int) -> dict[str, Tensor]:
+        """The averages of ``profiles``, of which there is nothing before the first update."""
+        profiles = self.profiles if updates else ()
+        return {name: tensor for profile in profiles for name, tensor in profile.state().items()}
+
+    def _profiles_mismatch(self, checkpoint: Checkpoint, updates: int) -> str | None:
+        found = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("profiles.")}
+        problem = mismatch(self._profiles(updates), found)
+        bad = next((name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())), None)
+        return f"{bad} is not finite" if bad is not None and problem is None else problem
 
     def _mismatch(self, checkpoint: Checkpoint) -> str | None:
         updates = checkpoint.state.get("ema_updates")
@@ -84,7 +99,9 @@ class TrainingState:
         done = checkpoint.step - (counts["skipped"] if counts else 0)
         if updates > done:
             return f"its average was updated {updates} times in {done} steps"
-        return optimizer_mismatch(self.optimizer, checkpoint, updates=done)
+        return self._profiles_mismatch(checkpoint, updates) or optimizer_mismatch(
+            self.optimizer, checkpoint, updates=done
+        )
 
     def check_finite(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, whole.
@@ -92,7 +109,9 @@ class TrainingState:
         Raises:
             FloatingPointError: If one is not finite.
         """
-        expected = {name: whole(tensor) for name, tensor in self._expected().items()}
+        expected = {
+            name: whole(tensor) for name, tensor in (self._expected() | self._profiles(self.ema.num_updates)).items()
+        }
         if not all(bool(torch.isfinite(tensor).all()) for tensor in expected.values()):
             raise FloatingPointError(
                 f"a weight is not finite at step {self.step}, which is not saved; lower optim.learning_rate or "
@@ -122,7 +141,8 @@ class TrainingState:
         data = {} if self.kind is None else asdict(self.kind)
         # of pixels without captions, as always
         data = {key: value for key, value in data.items() if value is not None or key not in ("latents", "text")}
-        digests = {"train_files": self.train_files, "captions": self.captions, "base": self.base}
+        digests = {"train_files": self.train_files, "captions": self.captions}
+        digests |= {"base": self.base, "teacher": self.teacher}
         state["data"] = data | {name: digest for name, digest in digests.items() if digest}
         state["guard"] = self.bad_steps.state()
         state["how"] = self.how
@@ -143,7 +163,9 @@ class TrainingState:
         Raises:
             ValueError: If there are checkpoints but none can be used.
         """
-        checkpoint = load_newest(root, self._expected(), self._mismatch) if rank == 0 else None
+        checkpoint = None
+        if rank == 0:
+            checkpoint = load_newest(root, self._expected(), self._mismatch, ignored=("profiles.",))
         if world > 1:
             checkpoint = from_first(checkpoint)
         if checkpoint is None:
@@ -160,6 +182,8 @@ class TrainingState:
         for name, tensor in self.times.memory().items():
             tensor.copy_(checkpoint.tensors[f"loss.{name}"])
         self.ema.num_updates = int(checkpoint.state["ema_updates"])
+        for profile in self.profiles if self.ema.num_updates else ():
+            profile.restore(checkpoint.tensors, self.ema.num_updates)
         self.step = self.saved_step = checkpoint.step
         self.losses = list(checkpoint.state.get("losses", []))
         if checkpoint.state.get("guard") is not None:
@@ -167,11 +191,12 @@ class TrainingState:
         self.how = checkpoint.state.get("how") or {}
         said = checkpoint.state.get("data") or {}
         self.train_files, self.captions = said.get("train_files", ""), said.get("captions", "")
-        if said.get("base", self.base) != self.base:
-            raise ValueError(
-                f"{root.parent} was trained beside another model than that of control.base, whose weights have another "
-                "fingerprint; name the one that it was trained beside, such as an earlier checkpoint by "
-                "control.base=RUN@STEP, or choose another --workdir"
-            )
+        for key, what, ours in (("base", "control.base", self.base), ("teacher", "distillation.teacher", self.teacher)):
+            if said.get(key, ours) != ours:
+                raise ValueError(
+                    f"{root.parent} was trained beside another model than that of {what}, whose weights have another "
+                    "fingerprint; name the one that it was trained beside, such as an earlier checkpoint by "
+                    f"{what}=RUN@STEP, or choose another --workdir"
+                )
         self.history.restore(checkpoint.state)
         return True

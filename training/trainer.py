@@ -31,6 +31,7 @@ from sde_lib import LearnedVP, derive_seed
 
 from .batches import NETWORK_STREAM, Batch, Batches
 from .codes import Codebooks
+from .ema.snapshots import drop_later, save_snapshot
 from .log import TrainingLog
 from .losses.step_sampling import TimeDraw
 from .optimization import clip_gradients, learning_rate_factor
@@ -65,6 +66,7 @@ class TrainingOptions:
         log_every: Steps between two lines of numbers.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: Number of checkpoints to keep.
+        ema_snapshot_every: Steps between two snapshots of the averages ``TrainingState.profiles``, which are all kept.
         sample_every: Steps between two pictures of samples; 0 for none. A classifier has none.
     """
 
@@ -84,10 +86,18 @@ class TrainingOptions:
     log_every: int = 50
     checkpoint_every: int = 5_000
     keep_checkpoints: int = 3
+    ema_snapshot_every: int = 5_000
     sample_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "accumulation_steps", "log_every", "checkpoint_every"):
+        for name in (
+            "num_steps",
+            "batch_size",
+            "accumulation_steps",
+            "log_every",
+            "checkpoint_every",
+            "ema_snapshot_every",
+        ):
             whole_number(name, getattr(self, name), fix="pass 1 or more")
         for name in ("learning_rate", "grad_clip"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -215,6 +225,8 @@ class Trainer:
 
     def _steps(self, request: StopRequest) -> None:
         options, state = self.options, self.state
+        if self.first and self.workdir is not None:
+            drop_later(self.workdir, state.step)
         stop, save_due = self._ranks.any(bool(request)), False
         began, steps_timed = time.perf_counter(), 0
         while state.step < options.num_steps and not stop:
@@ -227,6 +239,9 @@ class Trainer:
                 self._log_numbers(result, (time.perf_counter() - began) / steps_timed)
                 began, steps_timed = time.perf_counter(), 0
             paused = time.perf_counter()
+            if self.workdir is not None and state.step % options.ema_snapshot_every == 0:
+                # before the checkpoint of this step, from which a run goes on that is killed in between
+                save_snapshot(self.workdir, state.step, state.profiles, write=self.first)
             save_due = save_due or last or state.step % options.checkpoint_every == 0
             # weights at which nothing can be computed would take a good checkpoint's place
             if save_due and (last or not state.bad_steps.doubtful):
@@ -274,7 +289,8 @@ class Trainer:
             for group in state.optimizer.param_groups:
                 group["lr"] = options.learning_rate * factor
             state.optimizer.step()
-            state.ema.update(state.model)
+            for average in (state.ema, *state.profiles):
+                average.update(state.model)
             if self._codebooks is not None:
                 self._codebooks.end_step()
             state.times.observe(times.t, self._ranks.gather(losses))
@@ -295,6 +311,7 @@ class Trainer:
         Returns:
             The times of the global batch, the losses of this rank's slice [b], and their part of the mean, float64.
         """
+        self.state.loss.begin_step(self.state.step)
         # of all ranks, since some samplers spread their times over the batch
         times, world = self.state.times.draw(batch.uniform), self._slice.world
         losses, mean = [], torch.zeros((), dtype=torch.float64, device=self._device)
@@ -319,7 +336,8 @@ class Trainer:
         def here(values: Tensor) -> Tensor:
             return values[local].to(self._device, non_blocking=True)
 
-        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps)
+        coupled = batch.beside.noise
+        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps if coupled is None else coupled)
         cond = self._condition(batch, here) if self._tells else None
         more = {}
         if batch.spread is not None and batch.more_noise is not None:

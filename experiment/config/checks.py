@@ -24,6 +24,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("training", "keep_checkpoints", 1, _MOST),
     ("training", "log_every", 1, 10**12),
     ("training", "sample_every", 0, 10**12),
+    ("training", "ema_snapshot_every", 1, 10**12),
     ("training", "grad_clip", 0, _LARGE),
     ("training", "accumulation_steps", 1, _MOST),
     ("training", "explosion_factor", 0, _LARGE),
@@ -68,6 +69,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("segment", "num_images", 1, 10**9),
     ("segment", "samples_per_image", 2, _MOST),
     ("control", "scale", 0, _LARGE),
+    ("distillation", "double_every", 1, 10**12),
     ("edit", "t", 0, 1),
     ("edit", "noise_ratio", 0, _LARGE),
     ("edit", "num_images", 1, 10**9),
@@ -78,9 +80,10 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
 )
 _SECTIONS = (
     *("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate"),
-    *("progressive", "edit", "control"),
+    *("progressive", "edit", "control", "distillation"),
 )
 _CHOICES: tuple[tuple[str, str, list[str]], ...] = (
+    ("distillation", "solver", ["euler", "heun"]),
     *((section, "precision", ["auto", "bf16", "fp32"]) for section in ("training", "sampling", "eval")),
     *((section, "compile", ["auto", "off", "on"]) for section in ("training", "sampling", "eval")),
     ("training", "sharding", ["none", "fsdp"]),
@@ -130,8 +133,16 @@ def check_config(config: Config) -> None:
         value = config[section].get(key)
         if value not in choices:
             raise ValueError(choices_message(key, value, choices))
+    if (answers := config.model.get("answers", "posterior_mean")) not in ("consistency", "flow", "posterior_mean"):
+        raise ValueError(choices_message("answers", answers, ["consistency", "flow", "posterior_mean"]))
     part_rates(config)
     check_control(config)
+    least, most = (*config.distillation.noise_levels, 0, 0)[:2]
+    if len(config.distillation.noise_levels) != 2 or not 1 <= least <= most:
+        raise ValueError(
+            f"config.distillation.noise_levels must be the least and the most, got {config.distillation.noise_levels}; "
+            "10,1280 is usual"
+        )
     if 0 < config.training.explosion_factor <= 1:
         raise ValueError(
             f"config.training.explosion_factor must be 0 or above 1, got {config.training.explosion_factor}: a usual "
@@ -161,6 +172,16 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
     if config.model.get("first_stage") and config.data.get("first_stage"):
         raise ValueError("model.first_stage trains an autoencoder, data.first_stage names one; leave one of them out")
+    if bool(config.data.get("couples")) != (config.training.loss == "reflow"):
+        raise ValueError(
+            f"training.loss=reflow learns on data.couples, got {config.training.loss} and "
+            f"{config.data.get('couples') or 'none'}; write couples by --mode couple, and set both"
+        )
+    profiles = tuple(config.training.ema_profiles)
+    if not all(0 < width <= 12**-0.5 for width in profiles) or len(set(profiles)) < len(profiles):
+        raise ValueError(
+            f"config.training.ema_profiles must lie in (0, 0.2886] and differ, got {profiles}; (0.05, 0.1) are usual"
+        )
     if not 0 <= config.training.ema_decay < 1:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
 

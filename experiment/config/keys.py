@@ -25,7 +25,7 @@ RENAMED = {
     "eval.vlb_samples_per_image": "eval.vlb_steps_per_image",
 }
 # Values of ``model.backbone`` that stand for a model which is described elsewhere.
-STAND_INS = ("checkpoint", "control")
+STAND_INS = ("checkpoint", "control", "teacher")
 # The one key of two types: a number, or a tuple of two.
 IMAGE_SIZE = "data.image_size"
 # Keys whose default, an empty tuple, does not say what they hold.
@@ -35,6 +35,7 @@ EXAMPLES: dict[str, Any] = {
     "cascade.noise_t": (0.1, 0.1),
     "cascade.guidance_weight": (2.0, 1.0),
     "control.also": ("runs/control/mnist_lowres:0.5",),
+    "training.ema_profiles": (0.05, 0.1),
     "interpolate.times": (0.25, 0.5),
     "progressive.times": (0.9, 0.5),
 }
@@ -114,7 +115,7 @@ def check_keys(config: Config, defaults: Config) -> None:
     """Refuse keys that the defaults do not have, keys that are missing, and values of another type.
 
     Whole numbers become floats, and lists tuples, where the default is one. A config whose ``model.backbone`` is
-    "checkpoint" or "control" need not say more of ``model`` and ``sde``.
+    "checkpoint", "control" or "teacher" need not say more of ``model`` and ``sde``.
 
     Args:
         config: What a config file gives; it is changed as said.

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from ..config import Config, flatten
-from ..saved_config import saved_config
-from ..workdir import read_config
-from .settings import check_is_controlled, is_controlled, place_of
+from ..config import Config
+from ..frozen.named import check_same, config_of_run, place_of
+from .settings import check_is_controlled, is_controlled
 
 # what a ControlNet may be trained with otherwise than its frozen model was
 _OWN = ("condition_dropout", "part_dropout", "condition_noise_t")
@@ -48,13 +44,8 @@ def base_config(config: Config) -> Config:
     Raises:
         ValueError: In one line, if there is no such run.
     """
+    saved = config_of_run(config.control.base, "control.base", "a ControlNet")
     workdir, _ = place_of(config.control.base)
-    if read_config(workdir) is None or not any((workdir / "checkpoints").glob("step_*")):
-        raise ValueError(
-            f"control.base={workdir} holds no trained run, which a ControlNet needs; train or import it first, or name "
-            "its work directory"
-        )
-    saved = saved_config(workdir)
     if is_controlled(saved):
         raise ValueError(
             f"control.base={workdir} is a ControlNet itself; name its own base, and add it by control.also={workdir}"
@@ -68,18 +59,5 @@ def check_same_as_base(config: Config) -> None:
     Raises:
         ValueError: In one line, naming the first key.
     """
-    theirs = base_config(config)
-    ours = {key: value for key, value in config.model.to_dict().items() if key not in _OWN}
-    _check_same(ours, theirs.model.to_dict(), "model.")
-    _check_same(config.sde.to_dict(), theirs.sde.to_dict(), "sde.")
-
-
-def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str) -> None:
-    """Refuse keys that both have, with another value."""
-    known = dict(flatten(dict(theirs)))
-    for key, value in flatten(dict(ours)):
-        if key in known and value != known[key]:
-            raise ValueError(
-                f"config.{prefix}{key} is {value!r}, but control.base has {known[key]!r}; leave it out, with "
-                "model.backbone=control"
-            )
+    fix = "leave it out, with model.backbone=control"
+    check_same(config, base_config(config), "control.base", free=_OWN, fix=fix)

@@ -16,14 +16,6 @@ def is_controlled(config: Config) -> bool:
     return bool(config.get("control", {}).get("base", ""))
 
 
-def place_of(named: str) -> tuple[Path, int | None]:
-    """The work directory that a key names, and the step if it names one, as in "runs/x@1000"."""
-    folder, _, step = named.rpartition("@")
-    if folder and step.isdecimal() and not Path(named).expanduser().exists():
-        return Path(folder).expanduser(), int(step)
-    return Path(named).expanduser(), None
-
-
 def added_controls(config: Config) -> list[tuple[Path, float]]:
     """Work directory and scale of each of ``control.also``.
 

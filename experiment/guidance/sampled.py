@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from data import AnyKind, ImageKind
-from models import CFGPlusPlusWeight, GuidedScoreModel, NetworkScoreModel, ScoreModel
+from models import CFGPlusPlusWeight, ConsistencyModel, GuidedScoreModel, NetworkScoreModel, ScoreModel
 from models.wrappers.guidance import EVERYWHERE
 from runtime.processes.ranks import ALONE, Ranks
 from samplers import Sampler
@@ -19,8 +19,9 @@ from sde_lib import AdaptiveSolver
 from ..build import bound_x0
 from ..conditions import build_conditions
 from ..config import Config
-from ..control.settings import is_controlled, place_of
+from ..control.settings import is_controlled
 from ..from_checkpoints import as_score_model, check_step, trained_kind
+from ..frozen.named import place_of
 from ..rank0_first import load_on_rank0_first, load_same_trained
 from ..saved_config import saved_config
 from ..text.prompts import negative_prompt
@@ -135,6 +136,20 @@ def _told_of_samples(config: Config, kind: AnyKind) -> str:
     conditions = build_conditions(config, kind)
     of_text = () if conditions.text is None else (conditions.text,)
     return ", ".join(map(repr, (*conditions.images, *conditions.values, *of_text))) or "no condition"
+
+
+def sampled_consistency_model(config: Config, model: ConsistencyModel, kind: AnyKind) -> ConsistencyModel:
+    """The consistency model with the bounds of its x0, where it ends in data.
+
+    Raises:
+        ValueError: In one line: guidance, which is of score models.
+    """
+    if is_guided(config) or config.sampling.classifier:
+        raise ValueError(
+            "guidance is of score models, got a consistency model; leave sampling.guidance_weight at 1, and out "
+            "sampling.classifier"
+        )
+    return ConsistencyModel(bound_x0(config, model.network, kind), t_end=model.t_end, data_std=model.data_std)
 
 
 def sampled_model(

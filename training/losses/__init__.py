@@ -4,6 +4,12 @@ from .autoencoder import AutoencoderLoss
 from .base import LOSSES, Loss, make_loss, register_loss, weighted_error
 from .bounds import ContinuousBoundLoss, DequantizedLoss, HybridLoss, VariationalLoss, check_trains, timestep_bits
 from .classification import CrossEntropyLoss
-from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
+from .consistency import (
+    ConsistencyDistillation,
+    ConsistencyLoss,
+    ConsistencyTraining,
+    ConsistencyTuning,
+)
+from .denoising import DDPMLoss, DenoisingScoreMatching, ReflowLoss, TableLoss
 from .joint import JointLoss
 from .step_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes

@@ -75,9 +75,12 @@ class Loss(ShowsOptions, ABC):
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
             would depend on how a batch is cut into micro-batches.
+        of_distillation: Whether ``distillation.teacher`` may be set with it, and its options of the same names as keys
+            of ``config.distillation`` are those; an option ``teacher`` is the frozen teacher, or None.
     """
 
     name = "a loss of your own"
+    of_distillation = False
     own_weighting: Weighting | None = None
     wants_more_noise = False
 
@@ -131,6 +134,10 @@ class Loss(ShowsOptions, ABC):
         Returns:
             Times, float64 [B].
         """
+
+    def begin_step(self, step: int) -> None:
+        """Take note of the number of steps done, before each, where the loss changes as training goes on."""
+        return
 
     def time_sampler(self, sde: SDE, name: str = "uniform") -> TimeSampler:
         """The sampler of its training times.
@@ -193,7 +200,8 @@ def make_loss(name: str, *, sde: SDE, parameterization: str | None, **kwargs: An
         name: "ddpm", "dsm", "hybrid", "vlb", "vlb_continuous", "dequantized", "cross_entropy", a registered name, or
             "auto": "cross_entropy" for a classifier, "ddpm" where the SDE has a table, else "dsm".
         sde: The SDE, for "auto".
-        parameterization: The model's, for the "auto" weighting: "edm" for "edm", else "eps". None of a classifier.
+        parameterization: The model's, for the "auto" weighting: "edm" for "edm", "velocity" for
+            "velocity", else "eps". None of a classifier.
         **kwargs: Options of the loss: ``weighting``, ``data_std``, ``num_levels``.
 
     Raises:
@@ -203,7 +211,7 @@ def make_loss(name: str, *, sde: SDE, parameterization: str | None, **kwargs: An
         name = "cross_entropy" if parameterization is None else "dsm" if sde.table_size is None else "ddpm"
     asked = kwargs.get("weighting", "auto")
     if asked == "auto" and "weighting" in kwargs:
-        kwargs["weighting"] = "edm" if parameterization == "edm" else "eps"
+        kwargs["weighting"] = parameterization if parameterization in ("edm", "velocity") else "eps"
     loss = LOSSES.make(name, **kwargs)
     if loss.own_weighting is not None and asked not in ("auto", loss.own_weighting):
         raise ValueError(f"loss {name!r} has its own weighting, got {asked!r}; leave it at 'auto'")

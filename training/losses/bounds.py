@@ -10,6 +10,7 @@ from torch import Tensor
 from likelihood import decoder_nats, discretized_gaussian_log_prob, levels_of, prior_kl, step_kl
 from models import (
     Cond,
+    ConsistencyModel,
     FirstStage,
     LevelsParameterization,
     NetworkModel,
@@ -25,11 +26,15 @@ from sde_lib import SDE, LearnedVP, expand_like
 from .autoencoder import AutoencoderLoss
 from .base import Loss, register_loss
 from .classification import CrossEntropyLoss
-from .denoising import DenoisingScoreMatching, TableLoss
+from .consistency import ConsistencyLoss
+from .denoising import DenoisingScoreMatching, ReflowLoss, TableLoss
 from .joint import JointLoss
 from .step_sampling import TimeSampler
 
-_OF_KINDS = "a classifier's is 'cross_entropy', an autoencoder's 'autoencoder'"
+_OF_KINDS = (
+    "a classifier's is 'cross_entropy', an autoencoder's 'autoencoder', those of model.answers=consistency begin with "
+    "'consistency_'"
+)
 
 
 def timestep_bits(
@@ -251,12 +256,17 @@ def check_trains(loss: Loss, model: NetworkModel) -> None:
     of_kinds: tuple[tuple[type, type[Loss], str], ...] = (
         (NoisyClassifier, CrossEntropyLoss, "a classifier"),
         (FirstStage, AutoencoderLoss, "an autoencoder"),
+        (ConsistencyModel, ConsistencyLoss, "a consistency model"),
     )
     kind = next((name for one, _, name in of_kinds if isinstance(model, one)), "a score model")
     if any(isinstance(model, one) != isinstance(loss, its_loss) for one, its_loss, _ in of_kinds):
-        raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, leave it at auto")
+        raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, or leave it at auto")
     if not isinstance(model, NetworkScoreModel):
         return
+    if (model.answers == "flow") != isinstance(loss, ReflowLoss):
+        raise ValueError(
+            f"loss 'reflow' and model.answers=flow go together, got {loss.name!r} and {model.answers}; set both"
+        )
     if (model.first_stage is not None) != isinstance(loss, JointLoss):
         raise ValueError(f"model.first_stage is trained by loss 'joint', which trains nothing else, got {loss.name!r}")
     if model.learned_variance and not loss.trains_variance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,18 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from models import NetworkModel
 from runtime.processes.collectives import is_sharded
 
-from .optimization import ema_decay_at
+from ..optimization import ema_decay_at
+
+
+@torch.no_grad()
+def average_into(averages: Sequence[Tensor], values: Sequence[Tensor], decay: float) -> None:
+    """averages <- decay averages + (1 - decay) values, in place and in as few calls as can be."""
+    # what is learned beside a sharded network is not sharded, and the two kinds cannot be in one call
+    for kind in (True, False):
+        ours = [mine for mine in averages if is_sharded(mine) == kind]
+        theirs = [value for value in values if is_sharded(value) == kind]
+        if ours:
+            get_ema_multi_avg_fn(decay)(ours, theirs, torch.tensor(0))
 
 
 class ExponentialMovingAverage:
@@ -34,13 +46,7 @@ class ExponentialMovingAverage:
     def update(self, model: NetworkModel) -> None:
         """Take in the weights of ``model``; buffers are copied."""
         decay = ema_decay_at(self.num_updates, self.decay)
-        pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
-        # what is learned beside a sharded network is not sharded, and the two kinds cannot be in one call
-        for kind in (True, False):
-            ours: list[Tensor] = [mine for mine, _ in pairs if is_sharded(mine) == kind]
-            theirs: list[Tensor] = [other for mine, other in pairs if is_sharded(mine) == kind]
-            if ours:
-                get_ema_multi_avg_fn(decay)(ours, theirs, torch.tensor(self.num_updates))
+        average_into(list(self.model.parameters()), list(model.parameters()), decay)
         for buffer, current in zip(self.model.buffers(), model.buffers(), strict=True):
             buffer.copy_(current)
         self.num_updates += 1
