@@ -34,10 +34,11 @@ from evaluation.quality import Estimate
 from evaluation.samples.sample_batch import draw_batch
 from experiment import TrainedRun, load_run
 from experiment.build import build_sampler, named_device
-from experiment.from_checkpoints import load_trained, trained_kind
+from experiment.from_checkpoints import as_sampled_model, load_trained, trained_kind
+from experiment.guidance import sampled_consistency_model
 from experiment.saved_config import saved_config
 from likelihood import mean_and_stderr
-from models import ScoreModel
+from models import ConsistencyModel
 
 Draw = Callable[[range], Tensor]
 BASE = "base"  # the diffusion model
@@ -81,7 +82,7 @@ ROWS = (
     Row("consistency, 2 steps", "consistency", "consistency", {"num_steps": 2}, None),
     # where its steps of DDIM end is no posterior mean
     Row("progressive, 4 steps", "progressive", "ddim", {"num_steps": 4}, None),
-    Row("distribution matching, 1 step", "dmd", "generator", {"num_steps": 1}, None),
+    Row("distribution matching, 1 step", "dmd", "consistency", {"num_steps": 1}, None),
 )  # fmt: skip
 DENSITIES = {row.of for row in ROWS if row.likelihood}  # of the others there is no score model
 COMPARED_WITH = "DDIM, 50 steps"  # for the ratio of times
@@ -91,8 +92,10 @@ def drawer(row: Row, run: TrainedRun) -> Draw:
     """A function that draws images, x0 [N, C, H, W], by their numbers: image k has noise stream (0, k)."""
     config = unguided(run, sampler=row.sampler, **{"grid": "uniform", **row.settings})
     sampler, device = build_sampler(config), next(run.model.parameters()).device
-    model: Any = run.model  # a generator, or another map
-    if isinstance(model, ScoreModel):
+    model: Any = run.model
+    if isinstance(model, ConsistencyModel):
+        model = sampled_consistency_model(config, model, run.kind)
+    else:
         model = run.sampled_model(sampler, config)
 
     def draw(index: range) -> Tensor:
@@ -162,8 +165,8 @@ def load_map(workdir: Path) -> TrainedRun:
     """A run of a model that is no density, whatever it is; ``load_run`` is for score models alone."""
     config, device = saved_config(workdir), named_device("auto")
     kind = trained_kind(config, workdir, device)
-    model: Any
-    model, step = load_trained(config, workdir, kind, device)
+    loaded, step = load_trained(config, workdir, kind, device)
+    model: Any = as_sampled_model(loaded, workdir)
     return TrainedRun(model, kind, config, step)
 
 
