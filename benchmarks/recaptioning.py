@@ -24,7 +24,7 @@ from data import ImageDataset, load_dataset
 from data.sources.scene_words import Scene, captions_of, parse_caption, scenes_of
 from evaluation.scenes import GRADES, chance_levels, grade_estimates, grade_scenes
 from experiment.workdir import write_json
-from training.captioning import train_captioner
+from training.text.captioning import train_captioner
 
 RESULT = Path(__file__).parent / "results" / "recaptioning.json"
 

@@ -88,6 +88,12 @@ MODES = {
         "--config configs/vp/digits.py --mode progressive --config.progressive.share_at=0.3,0.6",
         flags=("output",),
     ),
+    "couple": Mode(
+        "couple:couple",
+        "draw couples of noise and sample, for a reflow",
+        "--config configs/flow/digits.py --mode couple --config.sampling.num_samples=5000",
+        flags=("output",),
+    ),
     "import": Mode(
         "import_checkpoint:import_checkpoint",
         "turn a published checkpoint into a run",

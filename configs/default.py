@@ -62,6 +62,7 @@ def _data() -> ConfigDict:
             "random_flip": False,  # flip images left to right at random, in training only
             # the work directory of an autoencoder, of whose latents the model is, standardized; "": of the pixels
             "first_stage": "",
+            "couples": "",  # folder of the couples of noise and sample by --mode couple, for training.loss=reflow
             # folder of a frozen text encoder for condition=text (docs/text.md); "": the network learns words itself
             "text_encoder": "",
             "text_options": "",  # its options, such as max_length=64
@@ -87,7 +88,9 @@ def _model() -> ConfigDict:
             # those of distillation.teacher
             "backbone": "unet",
             # posterior_mean: x0 and eps as score models do; consistency: the end of the probability flow, of the losses
-            # consistency_training, consistency_tuning, consistency_distillation and scm
+            # consistency_training, consistency_tuning, consistency_distillation and scm; flow: the velocity of a flow,
+            # of the loss reflow; steps: steps of DDIM that stand for many, of progressive_distillation; generator: data
+            # from pure noise, of distribution_matching
             "answers": "posterior_mean",
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
             # options of models.Autoencoder, to train one together with the diffusion of its latents
@@ -136,10 +139,11 @@ def _training() -> ConfigDict:
             # ddpm: L_simple on a table; dsm: denoising score matching in continuous time; auto: one of these, by the
             # SDE; hybrid: L_simple, and the bound for the learned variance; vlb on a table, vlb_continuous and
             # dequantized: the bound itself; cross_entropy: that of a classifier; consistency_training,
-            # consistency_tuning, consistency_distillation and scm: those of consistency models
+            # consistency_tuning, consistency_distillation and scm: those of consistency models; reflow: on
+            # data.couples; progressive_distillation and distribution_matching: those of few steps, and of one
             "loss": "auto",
-            # the error that has weight 1: eps, x0, v, edm or, with dsm, likelihood; auto: edm for the parameterization
-            # edm, else eps
+            # the error that has weight 1: eps, x0, v, velocity, truncated_snr, edm or, with dsm, likelihood; auto: edm
+            # or velocity for these parameterizations, truncated_snr with progressive_distillation, else eps
             "weighting": "auto",
             # low_discrepancy: spread over the batch; importance: where the loss is large; logit_normal: more of the
             # middle of [0, 1], which is another loss
@@ -333,7 +337,17 @@ def _distillation() -> ConfigDict:
             "solver": "heun",  # of consistency_distillation, along the teacher's ODE: euler or heun
             # of consistency models: noise levels to begin with, and the most; they double every so many steps
             "noise_levels": (10, 1280),
-            "double_every": 50_000,  # steps after which the number of levels doubles, or ECT's gap halves
+            # steps after which that number doubles, consistency_tuning's gap halves, and scm's tangent is whole
+            "double_every": 50_000,
+            # of progressive_distillation: steps of DDIM of each student, halving, as in 8,4,2,1; the first learns from
+            # the teacher with twice as many
+            "stages": (),
+            "stage_steps": 1_000,  # training steps of each
+            # of distribution_matching: steps that train the score of the samples, for each that trains the generator
+            "ratio": 5,
+            "regression": 0.0,  # weight of the squared distance from the end of the teacher's ODE; 0: none
+            "regression_steps": 20,  # steps of DDIM to that end
+            "gan": 0.0,  # weight of a discriminator on the middle of that score's network; 0: none
         }
     )
 

@@ -14,6 +14,7 @@ from .conditions import (
     make_conditions,
     register_condition,
 )
+from .couples import COUPLES, CoupleDataset, read_couples
 from .errors import DataError
 from .given import read_given_images, read_given_mask, read_given_values
 from .kinds import image_kind

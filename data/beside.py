@@ -47,11 +47,13 @@ class Beside:
         paired: Images, uint8 [N, c, H, W]; see ``Dataset.paired``.
         texts: Captions in numbers, by the names of a condition's fields: "words", int64 [N, L], or what a frozen
             encoder made of them, "tokens", "mask" and "pooled"; see ``Dataset.texts``.
+        noise: The noise that each sample is coupled with, float [N, ...], in place of a draw; no network is told it.
     """
 
     values: Tensor | None = None
     paired: Tensor | None = None
     texts: Mapping[str, Column] = field(default_factory=dict)
+    noise: Tensor | None = None
 
     def __getitem__(self, samples: slice | Tensor | Sequence[int]) -> Beside:
         """That of some samples, by slice or index, all in tensors."""
@@ -59,15 +61,14 @@ class Beside:
 
     def map(self, function: Callable[[Any], Tensor]) -> Beside:
         """A function of each part."""
-        values, paired = (None if one is None else function(one) for one in (self.values, self.paired))
-        return replace(
-            self, values=values, paired=paired, texts={name: function(one) for name, one in self.texts.items()}
-        )
+        single = {name: getattr(self, name) for name in ("values", "paired", "noise")}
+        mapped = {name: None if one is None else function(one) for name, one in single.items()}
+        return replace(self, **mapped, texts={name: function(one) for name, one in self.texts.items()})
 
     @property
     def empty(self) -> bool:
         """True if nothing lies beside the samples."""
-        return self.values is None and self.paired is None and not self.texts
+        return self.values is None and self.paired is None and self.noise is None and not self.texts
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -75,7 +76,7 @@ class Beside:
         texts = (self.texts[name] for name in sorted(self.texts))
         return tuple(
             one[:] if isinstance(one, TableRows) else one
-            for one in (self.values, self.paired, *texts)
+            for one in (self.values, self.paired, self.noise, *texts)
             if one is not None
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data import DataError, ImageDataset, load_dataset
 from tasks.embeddings import load_pair, save_pair, write_embeddings, write_prompts
-from training.contrastive import train_pair
+from training.text.contrastive import train_pair
 
 
 def main(

@@ -19,7 +19,7 @@ from data.sources.scene_words import captions_of
 from experiment.build import build_dataset
 from experiment.config import load_config
 from tasks.captions import write_captions
-from training.captioning import train_captioner
+from training.text.captioning import train_captioner
 
 
 def main(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import get_args
 
 import torch
 
 from data import AnyDataset, AnyKind, ImageDataset, VectorKind, downscale, load_dataset
 from models import (
+    Answer,
     ClippedScoreModel,
     ConsistencyModel,
     Dequantizer,
     FirstStage,
+    Generator,
     NetworkModel,
     NetworkScoreModel,
     NoisyClassifier,
@@ -113,13 +116,13 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: Fro
         return NoisyClassifier(backbone, sde, time_input=model.time_input)
     if is_first_stage(config):
         return FirstStage(backbone, sde)
+    answers = model.get("answers", "posterior_mean")
     network = NetworkScoreModel(
         backbone, sde, parameterization, learned_variance=model.learned_variance, dequantizer=dequantizer,
-        first_stage=first_stage,
+        first_stage=first_stage, answers=answers if answers in get_args(Answer) else "posterior_mean",
     )  # fmt: skip
-    if model.get("answers", "posterior_mean") == "consistency":
-        return ConsistencyModel(network, data_std=model.data_std)
-    return network
+    of_one_call = {"consistency": ConsistencyModel, "generator": Generator}.get(answers)
+    return network if of_one_call is None else of_one_call(network, data_std=model.data_std)
 
 
 def build_sampler(config: Config) -> Sampler:

@@ -33,6 +33,7 @@ from .checkpoints.weights import load_weights, named_weights
 from .config import Config
 from .control.base_config import base_config
 from .control.settings import added_controls, is_controlled
+from .distillation.stages import stages_of
 from .frozen.named import place_of
 from .frozen.run import FrozenRun
 from .latents.first_stage import FirstStageCodec, LoadedFirstStage, first_stage_digest, sees_latents
@@ -272,6 +273,8 @@ def load_trained(
         say(note)
     load_weights(model, checkpoint.tensors, "ema." if weights == "ema" else "model.")
     decode_by_own(kind, model)
+    if isinstance(model, NetworkScoreModel) and model.answers == "steps":
+        model.own_steps = stages_of(config).student_steps(checkpoint.step)
     if base is not None:
         check_base(workdir, base)
         model = _as_controlled(config, as_score_model(model, workdir), base, device)

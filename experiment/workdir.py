@@ -58,6 +58,7 @@ SAID_IN_TRAINING = ("optim.learning_rate", "optim.decay_steps", "training.grad_c
 _FIXED_FOR_MODEL = (
     *("sde.", "model.", "data.dataset", "data.image_size", "data.channels"),
     *("data.options", "data.downscale", "data.condition", "control.hint_widths"),
+    *("distillation.stages", "distillation.stage_steps"),
 )
 # What else a checkpoint of step 0 holds: the loss's memory, and the optimizer's settings. All else of an imported run
 # is free until its first step is done.

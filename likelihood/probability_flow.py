@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import CallCounter, Cond, FlowEquation, ScoreModel, count_network_calls, follow_flow
+from models import CallCounter, Cond, FlowEquation, ScoreModel, count_network_calls, follow_flow, require_flow
 from runtime.options import whole_number
 from runtime.registry import choices_message
 from sde_lib import ADAMS, SDE, Adams, NoiseStreams, ODESolver, make_ode_solver, points_of
@@ -110,6 +110,7 @@ class FlowLikelihood(LikelihoodEstimator):
             RuntimeError: If ``max_nfe`` is spent, the tolerance is out of reach, or no gradients can be had since it is
                 called in inference mode.
         """
+        require_flow(model, type(self).__name__)
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "the divergence needs gradients, got inference mode; call it under torch.no_grad() instead"

@@ -1,7 +1,7 @@
 """Score networks, their parameterizations, exact oracles and wrappers."""
 
 from .condition import Cond, Condition, null_of
-from .consistency import ConsistencyModel
+from .consistency import ConsistencyModel, Generator, QuantileFlow
 from .dequantizer import Dequantizer, place_on_bin
 from .exact import DiscreteScoreModel, GaussianMixtureScoreModel
 from .exact_conditional import LabelledMixtureScoreModel, LinearGaussianScoreModel, ObservedGaussianScoreModel
@@ -53,6 +53,7 @@ from .score_model import (
     ScoreModel,
     check_score_model,
     count_network_calls,
+    require_flow,
     require_posterior_mean,
 )
 from .wrappers.classifier_guidance import ClassifierGuidedScoreModel

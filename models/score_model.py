@@ -20,7 +20,7 @@ from .first_stage import FirstStage
 from .parameterization import Parameterization
 from .prediction import Prediction
 
-Answer = Literal["posterior_mean", "flow"]
+Answer = Literal["posterior_mean", "flow", "steps"]
 
 
 class ScoreModel(nn.Module, ABC):
@@ -33,11 +33,15 @@ class ScoreModel(nn.Module, ABC):
         sde: The SDE whose t the model is called with.
         answers: "posterior_mean": its x0 and eps are E[x0 | x_t] and E[eps | x_t], or stand for them. "flow": they
             belong to the velocity of an ODE, alpha' x0 + sigma' eps, and to nothing else, as of a reflow (Liu et al.
-            2023): samplers that follow the ODE and its likelihood take it, all others refuse it.
+            2023): samplers that follow the ODE and its likelihood take it, all others refuse it. "steps": x0 is where
+            a step of DDIM leads that stands for many, at the times of a grid alone, as of progressive distillation:
+            DDIM with that grid takes it, all else refuses it.
+        own_steps: Of a model that answers "steps" the number of them, equal steps in t from ``sde.t_max`` to 0.
     """
 
     sde: SDE
     answers: Answer = "posterior_mean"
+    own_steps: int | None = None
 
     def __init__(self, sde: SDE) -> None:
         super().__init__()
@@ -109,6 +113,7 @@ class NetworkScoreModel(ScoreModel):
         dequantizer: How discrete data are lifted onto their bins where a density is asked for; None is uniformly.
         first_stage: The autoencoder whose latents it is of, where both are trained together.
         answers: See ``ScoreModel``.
+        own_steps: See ``ScoreModel``.
 
     Example:
         >>> model = NetworkScoreModel(UNet(image_size=32), Tabulated.ddpm(), EpsParameterization())
@@ -125,9 +130,10 @@ class NetworkScoreModel(ScoreModel):
         dequantizer: Dequantizer | None = None,
         first_stage: FirstStage | None = None,
         answers: Answer = "posterior_mean",
+        own_steps: int | None = None,
     ) -> None:
         super().__init__(sde)
-        self.answers = answers
+        self.answers, self.own_steps = answers, own_steps
         self.backbone = backbone
         self.parameterization = parameterization
         self.learned_variance = learned_variance
@@ -146,6 +152,7 @@ class NetworkScoreModel(ScoreModel):
             dequantizer=self.dequantizer,
             first_stage=self.first_stage,
             answers=self.answers,
+            own_steps=self.own_steps,
         )
 
     def forward(self, x_t: Tensor, t: Tensor, *, cond: Cond | None = None) -> Prediction:
@@ -184,8 +191,28 @@ def _innermost(model: ScoreModel) -> list[ScoreModel]:
     return [m for m in models if not any(isinstance(c, ScoreModel) for c in m.modules() if c is not m)]
 
 
+def require_flow(model: ScoreModel, who: str, *, ddim_steps: int | None = None) -> None:
+    """Refuse a model that answers steps of DDIM, unless they are these, also inside a wrapper.
+
+    Args:
+        model: The model.
+        who: What needs its velocity, as the message names it.
+        ddim_steps: The number of equal steps in t of a sampler that is DDIM without noise; None of all else.
+
+    Raises:
+        ValueError: If it answers others.
+    """
+    for inner in _innermost(model):
+        if inner.answers == "steps" and inner.own_steps != ddim_steps:
+            raise ValueError(
+                f"{who} cannot take a student of progressive distillation, which answers {inner.own_steps} steps of "
+                f"DDIM and nothing else, no likelihood either; set sampling.sampler=ddim, sampling.num_steps="
+                f"{inner.own_steps} and sampling.grid=uniform"
+            )
+
+
 def require_posterior_mean(model: ScoreModel, who: str) -> None:
-    """Refuse a model that answers a flow, also inside a wrapper.
+    """Refuse a model that answers a flow or steps of DDIM, also inside a wrapper.
 
     Args:
         model: The model.
@@ -194,6 +221,7 @@ def require_posterior_mean(model: ScoreModel, who: str) -> None:
     Raises:
         ValueError: If it does.
     """
+    require_flow(model, who)
     if any(inner.answers == "flow" for inner in _innermost(model)):
         raise ValueError(
             f"{who} needs a model that predicts posterior means, got one whose answer is a flow, as of a reflow; "

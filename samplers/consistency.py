@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models import Cond, ConsistencyModel, Prediction, ScoreModel
+from models import Cond, ConsistencyModel, Generator, Prediction, ScoreModel
 from sde_lib import NoiseStreams, Point
 
 from .base import Hook, SampleResult
@@ -59,6 +59,10 @@ class ConsistencySampler(GridSampler):
             raise ValueError(
                 f"sampler 'consistency' needs a consistency model, got a {type(model).__name__}; take ddim or another "
                 "sampler of score models"
+            )
+        if isinstance(model, Generator) and self.num_steps != 1:
+            raise ValueError(
+                f"a one-step generator answers pure noise alone, got {self.num_steps} steps; set sampling.num_steps=1"
             )
         return super().sample(_AsScoreModel(model), x_T, cond=cond, noise=noise, hooks=hooks)
 

@@ -42,6 +42,11 @@ class DDIMSampler(GridSampler):
         """True without noise."""
         return self.eta == 0
 
+    @property
+    def ddim_steps(self) -> int | None:
+        """The number of steps, on the uniform grid and without noise."""
+        return self.num_steps if self.eta == 0 and isinstance(self.grid, str) and self.grid == "uniform" else None
+
     def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
         """Eq. 12."""
         prediction = denoise(x, t)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import Cond, RecomputedScoreModel, ScoreModel, count_network_calls, require_posterior_mean
+from models import Cond, RecomputedScoreModel, ScoreModel, count_network_calls, require_flow, require_posterior_mean
 from sde_lib import SDE, NoiseStreams, Point, check_grid_choice, make_grid, points_of
 
 from .base import Hook, Sampler, SampleResult, States, StepState, apply_hooks, check_finite
@@ -49,6 +49,11 @@ class GridSampler(Sampler):
     def follows_flow(self) -> bool:
         """True of methods that solve the probability-flow ODE, and so need a model's velocity alone."""
         return False
+
+    @property
+    def ddim_steps(self) -> int | None:
+        """The number of equal steps in t of DDIM without noise; None of all other methods and grids."""
+        return None
 
     def __init__(
         self,
@@ -189,7 +194,9 @@ class GridSampler(Sampler):
                 f"x_T must be a batch of floating-point samples, got {x_T.dtype} {list(x_T.shape)}; "
                 "draw it with sampler.prior_sample(model.sde, shape, noise)"
             )
-        if not self.follows_flow:
+        if self.follows_flow:
+            require_flow(model, type(self).__name__, ddim_steps=self.ddim_steps)
+        else:
             require_posterior_mean(model, type(self).__name__)
         denoise = Denoiser(model, cond)
         noise = NoiseStreams.fresh(x_T.shape[0]) if noise is None else noise

@@ -25,7 +25,8 @@ from sde_lib import SDE
 from .bad_steps import BadSteps
 from .changes import SettingsHistory, training_settings
 from .ema import ExponentialMovingAverage, PowerFunctionEMA
-from .losses import LOSSES, Loss, check_trains, make_loss
+from .losses import LOSSES, DistributionMatching, Loss, ProgressiveLoss, check_trains, make_loss
+from .losses.critic import Critic
 from .state import TrainingState
 from .trainer import TrainingOptions
 
@@ -72,7 +73,7 @@ def _distillation_options(config: Config, name: str, teacher: NetworkScoreModel 
     return options | ({"teacher": teacher} if "teacher" in known else {})
 
 
-def build_optimizer(config: Config, model: NetworkModel) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, model: NetworkModel | Critic) -> torch.optim.Optimizer:
     """Adam or AdamW of ``config.optim``; a noise schedule that is learned does not decay.
 
     Raises:
@@ -138,6 +139,10 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
         for one in (model, ema.model):
             shard(one.backbone, getattr(one.backbone, "stages", []))
     state = _state_of(config, kind, model, ema, teacher and teacher.model)
+    if sharded and isinstance(state.loss, (DistributionMatching, ProgressiveLoss)):
+        raise ValueError(f"loss {state.loss.name!r} keeps other networks whole; set training.sharding=none")
+    if config.training.ema_profiles and isinstance(state.loss, ProgressiveLoss):
+        raise ValueError("training.ema_profiles are averages over a whole training, got one of stages; leave them out")
     state.base = "" if base is None else base.digest
     state.teacher = "" if teacher is None else teacher.digest
     state.profiles = tuple(PowerFunctionEMA(model, sigma_rel) for sigma_rel in config.training.ema_profiles)
@@ -167,8 +172,14 @@ def _state_of(
     teacher: NetworkScoreModel | None = None,
 ) -> TrainingState:
     training = config.training
-    optimizer, loss = build_optimizer(config, model), build_loss(config, model.sde, kind, teacher)
+    optimizer = build_optimizer(config, model)
+    with torch.random.fork_rng(devices=[]):
+        # of the head of a critic
+        torch.manual_seed(config.seed)
+        loss = build_loss(config, model.sde, kind, teacher)
     check_trains(loss, model)
+    if isinstance(loss, DistributionMatching):
+        loss.critic.optimize_by(build_optimizer(config, loss.critic))
     times = loss.time_sampler(model.sde, training.step_sampling)
     bad_steps = BadSteps(explosion_factor=training.explosion_factor, max_bad_steps=training.max_bad_steps)
     history = SettingsHistory(training_settings(config))

@@ -140,6 +140,8 @@ def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
     }
     if not saved.get("data", {}).get("condition"):
         different.pop("data.condition_options", None)
+    # a reflow begins with the weights of a model of posterior means
+    different.pop("model.answers", None)
     # what it is told is of the model too
     model, sde = _shown(different, "model.", "data.condition"), _shown(different, "sde.")
     if model:

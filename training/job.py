@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.distributed import is_torchelastic_launched
 
-from data import AnyDataset
+from data import AnyDataset, CoupleDataset, read_couples
 from experiment.build import build_dataset
 from experiment.checkpoints.store import checkpoint_folders
 from experiment.conditions import build_conditions
@@ -82,6 +82,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
         if begins and not has_begun(workdir, init_from):
             begin_from_run(config, workdir, kind, init_from)
         dataset = as_trained(ranks, config, workdir, dataset)
+        samples = _samples(config, dataset)
         state.kind = as_its_latents(config, dataset.kind)
         decode_by_own(state.kind, state.ema.model)
         restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
@@ -96,7 +97,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
             _begin(config, workdir, state, dataset, mode, rank_slice, restored=restored)
         trainer = Trainer(
             state,
-            dataset,
+            samples,
             build_options(config),
             workdir=workdir,
             mode=mode,
@@ -108,6 +109,12 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
         )
         with stop_on_signals(launched=is_torchelastic_launched()) as request:
             trainer.run(request)
+
+
+def _samples(config: Config, dataset: AnyDataset) -> AnyDataset | CoupleDataset:
+    """The samples to train on: those of the data, or of the couples that are to be learned."""
+    couples = config.data.get("couples")
+    return read_couples(Path(couples), dataset) if couples else dataset
 
 
 def _remember_data(config: Config, state: TrainingState, dataset: AnyDataset, workdir: Path) -> None:

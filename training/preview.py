@@ -25,7 +25,7 @@ def preview_count(kind: AnyKind | None) -> int:
 def preview_samples(
     model: ScoreModel, kind: AnyKind, *, seed: int, cond: Cond | None, stops: Callable[[], bool]
 ) -> Tensor | None:
-    """Samples by 50 steps of DDIM, from the same noise every time.
+    """Samples by 50 steps of DDIM, or by as many as the model answers, from the same noise every time.
 
     Args:
         model: The model.
@@ -47,7 +47,7 @@ def preview_samples(
     device = next(model.parameters()).device
     of_levels, count = kind.seen_levels is not None, preview_count(kind)
     noise = NoiseStreams(seed, range(count))
-    sampler = DDIMSampler(num_steps=50)
+    sampler = DDIMSampler(num_steps=model.own_steps or 50)
     x_T = sampler.prior_sample(model.sde, kind.sample_shape, noise, device=device)
     bounded = ClippedScoreModel(model) if of_levels else model
     try:

@@ -14,7 +14,7 @@ from experiment.checkpoints.optimizer import flatten_optimizer, optimizer_mismat
 from experiment.checkpoints.sharding import from_first, split_like, whole
 from experiment.checkpoints.store import Checkpoint, load_newest, mismatch, save_checkpoint
 from experiment.checkpoints.weights import load_weights, named_weights
-from models import NetworkModel
+from models import NetworkModel, NetworkScoreModel
 from runtime.messages import say
 
 from .bad_steps import BadSteps, bad_steps_mismatch
@@ -66,9 +66,25 @@ class TrainingState:
     teacher: str = ""
     profiles: tuple[PowerFunctionEMA, ...] = ()
 
+    def begin_step(self) -> None:
+        """Let the loss know of the step that comes; where it restarts, the average is the model and its teacher."""
+        self.loss.begin_step(self.step)
+        model, average = self.model, self.ema.model
+        if not isinstance(model, NetworkScoreModel) or not isinstance(average, NetworkScoreModel):
+            return
+        model.own_steps = average.own_steps = self.loss.own_steps
+        if self.loss.restarts(self.step):
+            self.loss.take_teacher(average)
+            model.backbone.load_state_dict(average.backbone.state_dict())
+            self.ema.num_updates = 0
+
+    def _memory(self) -> dict[str, Tensor]:
+        """What the loss and its times remember, which changes in place."""
+        return self.times.memory() | self.loss.memory()
+
     def _expected(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint besides the optimizer's state."""
-        memory = {f"loss.{name}": tensor for name, tensor in self.times.memory().items()}
+        memory = {f"loss.{name}": tensor for name, tensor in self._memory().items()}
         return named_weights(self.model, self.ema.model) | memory
 
     def _profiles(self, updates: int) -> dict[str, Tensor]:
@@ -179,7 +195,7 @@ class TrainingState:
         for name in [name for name in tensors if name.startswith("optim.") and not name.endswith(".step")]:
             tensors[name] = split_like(tensors[name], parameters[int(name.split(".")[1])])
         restore_optimizer(self.optimizer, tensors, checkpoint.state)
-        for name, tensor in self.times.memory().items():
+        for name, tensor in self._memory().items():
             tensor.copy_(checkpoint.tensors[f"loss.{name}"])
         self.ema.num_updates = int(checkpoint.state["ema_updates"])
         for profile in self.profiles if self.ema.num_updates else ():

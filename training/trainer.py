@@ -274,22 +274,26 @@ class Trainer:
             FloatingPointError: If too many steps in a row were skipped.
         """
         state, options = self.state, self.options
-        state.optimizer.zero_grad(set_to_none=True)
+        state.begin_step()
+        critic = state.loss.trained_critic
+        optimizer = state.optimizer if critic is None else critic.optimizer
+        trained = (self._parameters, self._inner) if critic is None else (list(critic.parameters()), [])
+        optimizer.zero_grad(set_to_none=True)
         if self._codebooks is not None:
             self._codebooks.begin_step()
         times, losses, mean = self._gradient(self._batches.at(state.step))
         total = self._ranks.add(torch.stack([mean, mean.new_tensor(float(stop))]))
         largest = options.grad_clip if options.grad_clip > 0 else math.inf
-        norms = [clip_gradients(some, largest).double().to(self._device) for some in (self._parameters, self._inner)]
+        norms = [clip_gradients(some, largest).double().to(self._device) for some in trained]
         # one wait for the device a step: a bad step is told before the weights change
         loss, stops, norm, inner_norm = torch.cat([total, torch.stack(norms)]).tolist()
         accepted = state.bad_steps.accepts(loss, norm if math.isfinite(inner_norm) else inner_norm, state.step + 1)
         if accepted:
             factor = learning_rate_factor(state.step, options.warmup_steps, decay_steps=options.decay_steps)
-            for group in state.optimizer.param_groups:
-                group["lr"] = options.learning_rate * factor
-            state.optimizer.step()
-            for average in (state.ema, *state.profiles):
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * factor * state.loss.rate(state.step)
+            optimizer.step()
+            for average in (state.ema, *state.profiles) if critic is None else ():
                 average.update(state.model)
             if self._codebooks is not None:
                 self._codebooks.end_step()
@@ -311,7 +315,6 @@ class Trainer:
         Returns:
             The times of the global batch, the losses of this rank's slice [b], and their part of the mean, float64.
         """
-        self.state.loss.begin_step(self.state.step)
         # of all ranks, since some samplers spread their times over the batch
         times, world = self.state.times.draw(batch.uniform), self._slice.world
         losses, mean = [], torch.zeros((), dtype=torch.float64, device=self._device)
@@ -325,7 +328,8 @@ class Trainer:
                 (loss * world if world > 1 else loss).backward()
             losses.append(values.detach())
             mean += loss.detach()
-        self._ranks.average_gradients(self._outside_network)
+        critic = self.state.loss.trained_critic
+        self._ranks.average_gradients(self._outside_network if critic is None else critic.parameters())
         return times, torch.cat(losses), mean
 
     def _losses(self, batch: Batch, times: TimeDraw, micro_batch: slice) -> Tensor:
@@ -336,7 +340,8 @@ class Trainer:
         def here(values: Tensor) -> Tensor:
             return values[local].to(self._device, non_blocking=True)
 
-        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps)
+        coupled = batch.beside.noise
+        x0, eps = self._space.encode(here(batch.samples)), here(batch.eps if coupled is None else coupled)
         cond = self._condition(batch, here) if self._tells else None
         more = {}
         if batch.spread is not None and batch.more_noise is not None:
@@ -377,6 +382,8 @@ class Trainer:
         depend on their order: without this, the first step after a resumption would round otherwise.
         """
         if self._slice.world > 1:
+            # a step that trains the model, whatever the next one trains
+            self.state.loss.begin_step(0)
             self._gradient(self._batches.at(self.state.step))
             self.state.optimizer.zero_grad(set_to_none=True)
 

@@ -11,6 +11,7 @@ from sde_lib import available_grids, available_sdes, sde_defaults
 
 from ..build import build_sde
 from ..control.settings import check_control
+from ..distillation.stages import stages_of
 from .files import Config
 from .left_out import part_rates
 
@@ -70,6 +71,11 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("segment", "samples_per_image", 2, _MOST),
     ("control", "scale", 0, _LARGE),
     ("distillation", "double_every", 1, 10**12),
+    ("distillation", "stage_steps", 1, 10**12),
+    ("distillation", "ratio", 1, _MOST),
+    ("distillation", "regression", 0, _LARGE),
+    ("distillation", "regression_steps", 1, _MOST),
+    ("distillation", "gan", 0, _LARGE),
     ("edit", "t", 0, 1),
     ("edit", "noise_ratio", 0, _LARGE),
     ("edit", "num_images", 1, 10**9),
@@ -78,6 +84,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("progressive", "shared_images", 1, 10**9),
     ("progressive", "shared_samples", 2, _MOST),
 )
+_ANSWERS = ("consistency", "flow", "generator", "posterior_mean", "steps")
 _SECTIONS = (
     *("data", "sde", "model", "training", "optim", "sampling", "eval", "restore", "segment", "interpolate"),
     *("progressive", "edit", "control", "distillation"),
@@ -133,8 +140,10 @@ def check_config(config: Config) -> None:
         value = config[section].get(key)
         if value not in choices:
             raise ValueError(choices_message(key, value, choices))
-    if (answers := config.model.get("answers", "posterior_mean")) not in ("consistency", "posterior_mean"):
-        raise ValueError(choices_message("answers", answers, ["consistency", "posterior_mean"]))
+    if (answers := config.model.get("answers", "posterior_mean")) not in _ANSWERS:
+        raise ValueError(choices_message("answers", answers, list(_ANSWERS)))
+    if answers == "steps":
+        stages_of(config)
     part_rates(config)
     check_control(config)
     least, most = (*config.distillation.noise_levels, 0, 0)[:2]
@@ -172,6 +181,11 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
     if config.model.get("first_stage") and config.data.get("first_stage"):
         raise ValueError("model.first_stage trains an autoencoder, data.first_stage names one; leave one of them out")
+    if bool(config.data.get("couples")) != (config.training.loss == "reflow"):
+        raise ValueError(
+            f"training.loss=reflow learns on data.couples, got {config.training.loss} and "
+            f"{config.data.get('couples') or 'none'}; write couples by --mode couple, and set both"
+        )
     profiles = tuple(config.training.ema_profiles)
     if not all(0 < width <= 12**-0.5 for width in profiles) or len(set(profiles)) < len(profiles):
         raise ValueError(
@@ -188,6 +202,11 @@ def check_schedule(config: Config) -> None:
         ValueError: Naming both keys.
     """
     num_steps, decay_steps = config.training.num_steps, config.optim.decay_steps
+    if config.model.get("answers", "posterior_mean") == "steps" and num_steps > (total := stages_of(config).total):
+        raise ValueError(
+            f"config.training.num_steps must be at most {total}, the steps of all of distillation.stages, got "
+            f"{num_steps}; lower it, or raise distillation.stage_steps in another --workdir"
+        )
     if num_steps > decay_steps > 0:
         raise ValueError(
             f"config.training.num_steps must be at most config.optim.decay_steps={decay_steps}, where the learning "

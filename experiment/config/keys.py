@@ -34,6 +34,7 @@ EXAMPLES: dict[str, Any] = {
     "cascade.stages": ("vp/digits_2", "vp/digits_4_sr"),
     "cascade.noise_t": (0.1, 0.1),
     "cascade.guidance_weight": (2.0, 1.0),
+    "distillation.stages": (8, 4, 2, 1),
     "control.also": ("runs/control/mnist_lowres:0.5",),
     "training.ema_profiles": (0.05, 0.1),
     "interpolate.times": (0.25, 0.5),

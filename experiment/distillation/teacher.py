@@ -19,7 +19,7 @@ from ..workdir import read_config
 
 _KEY = "distillation.teacher"
 # what a student may be trained with otherwise than its teacher was
-_OWN = ("answers", "condition_dropout", "dropout", "gradient_checkpointing", "part_dropout")
+_OWN = ("answers", "condition_dropout", "dropout", "gradient_checkpointing", "parameterization", "part_dropout")
 
 
 def teacher_of(config: Config) -> str:

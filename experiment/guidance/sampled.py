@@ -149,7 +149,7 @@ def sampled_consistency_model(config: Config, model: ConsistencyModel, kind: Any
             "guidance is of score models, got a consistency model; leave sampling.guidance_weight at 1, and out "
             "sampling.classifier"
         )
-    return ConsistencyModel(bound_x0(config, model.network, kind), t_end=model.t_end, data_std=model.data_std)
+    return type(model)(bound_x0(config, model.network, kind), t_end=model.t_end, data_std=model.data_std)
 
 
 def sampled_model(

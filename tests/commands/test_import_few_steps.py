@@ -11,7 +11,7 @@ from tiny import ROOT
 import main
 from experiment import load_run
 from models import ConsistencyModel, NetworkScoreModel
-from models.backbones import NCSNpp
+from models.backbones import ADM, NCSNpp
 from models.pretrained import from_consistency
 from models.pretrained.consistency.importer import plan_consistency
 from models.pretrained.guided.importer import guided_sources
@@ -36,6 +36,7 @@ def test_a_consistency_model_is_drawn_of_in_one_call_and_has_no_likelihood(tmp_p
     flags = f"--training_mode consistency_distillation {FLAGS}"
     torch.manual_seed(0)
     network = plan_consistency(flags, num_classes=5).build_backbone()
+    assert isinstance(network, ADM)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     torch.save(renamed(network, guided_sources(network, new_attention_order=True)), tmp_path / "cd.pt")
@@ -47,7 +48,9 @@ def test_a_consistency_model_is_drawn_of_in_one_call_and_has_no_likelihood(tmp_p
     run = load_run(tmp_path / "run", device="cpu")
     assert isinstance(run.model, ConsistencyModel) and run.step == 0
     z, y = 80 * NoiseStreams(0, range(3)).normal((3, 8, 8)), torch.arange(3)
-    expected = run.decode(from_consistency(tmp_path / "cd.pt", flags)(z, torch.ones(3), cond=y).detach().clamp(-1, 1))
+    model = from_consistency(tmp_path / "cd.pt", flags)
+    assert isinstance(model, ConsistencyModel)
+    expected = run.decode(model(z, torch.ones(3), cond=y).detach().clamp(-1, 1))
     drawn = np.load(tmp_path / "run/samples/samples.npz")["arr_0"]
     assert np.array_equal(drawn, expected.permute(0, 2, 3, 1).numpy())
     with pytest.raises(ValueError, match="which is not a density: it has no score and no likelihood"):

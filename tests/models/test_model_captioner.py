@@ -12,7 +12,7 @@ from benchmarks.recaptioning import caption_noise, recovered, told_by
 from data import DataError, ImageDataset, Vocabulary, load_dataset
 from data.sources.scene_words import scenes_of
 from models.text.captioner import Captioner
-from training.captioning import train_captioner
+from training.text.captioning import train_captioner
 
 
 @pytest.fixture(scope="module")

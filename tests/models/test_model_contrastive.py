@@ -10,7 +10,7 @@ from benchmarks.prior import measure, ranks_of_own
 from data import DataError, ImageDataset, Vocabulary, load_dataset
 from models.backbones import WordEncoder
 from models.contrastive import MAX_LOG_SCALE, ContrastivePair, ImageEncoder, contrastive_loss
-from training.contrastive import train_pair
+from training.text.contrastive import train_pair
 
 CAPTION = "a red three above a small blue seven"
 

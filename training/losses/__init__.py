@@ -10,6 +10,9 @@ from .consistency import (
     ConsistencyTraining,
     ConsistencyTuning,
 )
-from .denoising import DDPMLoss, DenoisingScoreMatching, TableLoss
+from .continuous_consistency import ContinuousConsistency
+from .denoising import DDPMLoss, DenoisingScoreMatching, ReflowLoss, TableLoss
 from .joint import JointLoss
+from .matching import DistributionMatching
+from .progressive import ProgressiveLoss
 from .step_sampling import LogSNRTimes, LossHistory, TimeDraw, TimeSampler, UniformTimes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,10 @@ from sde_lib import SDE, expand_like
 
 from .step_sampling import MiddleTimes, TimeSampler, UniformTimes, check_step_sampling
 
-Weighting = Literal["eps", "x0", "v", "velocity", "edm", "likelihood"]
+if TYPE_CHECKING:
+    from .critic import Critic
+
+Weighting = Literal["eps", "x0", "v", "velocity", "edm", "likelihood", "truncated_snr"]
 
 
 def weighted_error(
@@ -29,7 +32,8 @@ def weighted_error(
             matching (Song et al. 2021, Eq. 7); "x0": |x0 error|^2; "v": |v error|^2 with v = alpha eps - sigma x0;
             "velocity": |u error|^2 with u = alpha' x0 + sigma' eps, which is eps - x0 of a rectified flow: flow
             matching (Lipman et al. 2023, Eq. 23); "edm": (s^2 + d^2) / (s d)^2 |x0 error|^2 with s = sigma / alpha
-            (Karras et al. 2022, Section 5).
+            (Karras et al. 2022, Section 5); "truncated_snr": max(alpha^2 / sigma^2, 1) |x0 error|^2 (Salimans & Ho
+            2022, Eq. 9).
         prediction: The model's answer.
         x0: Data, [B, ...].
         eps: The noise that was added, [B, ...].
@@ -54,6 +58,8 @@ def weighted_error(
     elif weighting == "edm":
         s = sigma / alpha
         error = expand_like((s.square() + data_std**2).sqrt() / (s * data_std), x0) * (prediction.x0 - x0)
+    elif weighting == "truncated_snr":
+        error = expand_like((alpha / sigma).clamp_min(1), x0) * (prediction.x0 - x0)
     else:
         raise ValueError(choices_message("weighting", weighting, ["auto", *get_args(Weighting)]))
     return error.square().flatten(1).mean(1)
@@ -73,6 +79,7 @@ class Loss(ShowsOptions, ABC):
     Attributes:
         name: Its name in errors.
         own_weighting: The weighting that a loss has by what it is, whatever is asked for; None where it can be chosen.
+        usual_weighting: The weighting where none is asked for; None for that of the model's parameterization.
         wants_more_noise: Whether it is called with ``more_noise``, a second draw like ``eps``: what it draws by itself
             would depend on how a batch is cut into micro-batches.
         of_distillation: Whether ``distillation.teacher`` may be set with it, and its options of the same names as keys
@@ -82,6 +89,7 @@ class Loss(ShowsOptions, ABC):
     name = "a loss of your own"
     of_distillation = False
     own_weighting: Weighting | None = None
+    usual_weighting: Weighting | None = None
     wants_more_noise = False
 
     def __init__(
@@ -134,6 +142,32 @@ class Loss(ShowsOptions, ABC):
         Returns:
             Times, float64 [B].
         """
+
+    @property
+    def own_steps(self) -> int | None:
+        """Steps of DDIM that the model learns to answer, and nothing else; None of most losses."""
+        return None
+
+    @property
+    def trained_critic(self) -> Critic | None:
+        """The networks that the step trains in place of the model; most losses have none."""
+        return None
+
+    def restarts(self, step: int) -> bool:
+        """True if from a step on the average of the weights so far takes the place of model and teacher."""
+        return False
+
+    def take_teacher(self, model: ScoreModel) -> None:
+        """Take a model's weights for the teacher's."""
+        raise NotImplementedError
+
+    def rate(self, step: int) -> float:
+        """Factor of the learning rate at a step, besides the schedule of ``config.optim``."""
+        return 1.0
+
+    def memory(self) -> dict[str, Tensor]:
+        """Tensors, by name, that training changes in place beside the model; checkpoints hold them."""
+        return {}
 
     def begin_step(self, step: int) -> None:
         """Take note of the number of steps done, before each, where the loss changes as training goes on."""
@@ -200,7 +234,8 @@ def make_loss(name: str, *, sde: SDE, parameterization: str | None, **kwargs: An
         name: "ddpm", "dsm", "hybrid", "vlb", "vlb_continuous", "dequantized", "cross_entropy", a registered name, or
             "auto": "cross_entropy" for a classifier, "ddpm" where the SDE has a table, else "dsm".
         sde: The SDE, for "auto".
-        parameterization: The model's, for the "auto" weighting: "edm" for "edm", else "eps". None of a classifier.
+        parameterization: The model's, for the "auto" weighting: "edm" for "edm", "velocity" for
+            "velocity", else "eps". None of a classifier.
         **kwargs: Options of the loss: ``weighting``, ``data_std``, ``num_levels``.
 
     Raises:
@@ -210,7 +245,8 @@ def make_loss(name: str, *, sde: SDE, parameterization: str | None, **kwargs: An
         name = "cross_entropy" if parameterization is None else "dsm" if sde.table_size is None else "ddpm"
     asked = kwargs.get("weighting", "auto")
     if asked == "auto" and "weighting" in kwargs:
-        kwargs["weighting"] = "edm" if parameterization == "edm" else "eps"
+        usual: str | None = getattr(LOSSES.get(name), "usual_weighting", None)
+        kwargs["weighting"] = usual or (parameterization if parameterization in ("edm", "velocity") else "eps")
     loss = LOSSES.make(name, **kwargs)
     if loss.own_weighting is not None and asked not in ("auto", loss.own_weighting):
         raise ValueError(f"loss {name!r} has its own weighting, got {asked!r}; leave it at 'auto'")

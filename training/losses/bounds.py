@@ -12,6 +12,7 @@ from models import (
     Cond,
     ConsistencyModel,
     FirstStage,
+    Generator,
     LevelsParameterization,
     NetworkModel,
     NetworkScoreModel,
@@ -27,13 +28,15 @@ from .autoencoder import AutoencoderLoss
 from .base import Loss, register_loss
 from .classification import CrossEntropyLoss
 from .consistency import ConsistencyLoss
-from .denoising import DenoisingScoreMatching, TableLoss
+from .denoising import DenoisingScoreMatching, ReflowLoss, TableLoss
 from .joint import JointLoss
+from .matching import DistributionMatching
+from .progressive import ProgressiveLoss
 from .step_sampling import TimeSampler
 
 _OF_KINDS = (
     "a classifier's is 'cross_entropy', an autoencoder's 'autoencoder', those of model.answers=consistency begin with "
-    "'consistency_'"
+    "'consistency_', that of model.answers=generator is 'distribution_matching'"
 )
 
 
@@ -253,16 +256,23 @@ def check_trains(loss: Loss, model: NetworkModel) -> None:
     Raises:
         ValueError: In one line, with the cure.
     """
-    of_kinds: tuple[tuple[type, type[Loss], str], ...] = (
+    of_kinds: tuple[tuple[type, type[Loss] | tuple[type[Loss], ...], str], ...] = (
         (NoisyClassifier, CrossEntropyLoss, "a classifier"),
         (FirstStage, AutoencoderLoss, "an autoencoder"),
-        (ConsistencyModel, ConsistencyLoss, "a consistency model"),
+        (Generator, DistributionMatching, "a one-step generator"),
+        (ConsistencyModel, (ConsistencyLoss, DistributionMatching), "a consistency model"),
     )
     kind = next((name for one, _, name in of_kinds if isinstance(model, one)), "a score model")
     if any(isinstance(model, one) != isinstance(loss, its_loss) for one, its_loss, _ in of_kinds):
         raise ValueError(f"loss {loss.name!r} does not train {kind}; {_OF_KINDS}, or leave it at auto")
     if not isinstance(model, NetworkScoreModel):
         return
+    for answer, of_answer in (("flow", ReflowLoss), ("steps", ProgressiveLoss)):
+        if (model.answers == answer) != isinstance(loss, of_answer):
+            raise ValueError(
+                f"loss {of_answer.name!r} and model.answers={answer} go together, got {loss.name!r} and "
+                f"{model.answers}; set both"
+            )
     if (model.first_stage is not None) != isinstance(loss, JointLoss):
         raise ValueError(f"model.first_stage is trained by loss 'joint', which trains nothing else, got {loss.name!r}")
     if model.learned_variance and not loss.trains_variance:

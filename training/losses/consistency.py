@@ -18,18 +18,12 @@ from .base import Loss, register_loss
 
 
 class ConsistencyLoss(Loss):
-    """The distance of a consistency model's answers at two points of one trajectory, t > s, over their distance in r:
-
-        d(f(x_t, t), f^-(x_s, s)) / (r_t - r_s),   d(a, b) = sqrt(|a - b|^2 + c^2) - c,   c = huber sqrt(D),
-
-    with r = sigma / alpha and no gradient through f^-, whose dropout is that of f (Song & Dhariwal 2023, Sections 3.3
-    and 3.4). Levels of noise are log-normal in r, cut off at the SDE's ends.
+    """A loss of consistency models, at times whose r = sigma / alpha is log-normal, cut off at the SDE's ends.
 
     Args:
-        huber: c over the root of the data's dimensions; 0 is the norm.
         log_ratio_mean: Mean of log r.
         log_ratio_std: Standard deviation of log r.
-        double_every: Steps after which the two points come nearer.
+        double_every: Steps of a stage, after which the two points that are compared come nearer to each other.
         **kwargs: Options of all losses, which have no effect here.
 
     Raises:
@@ -41,30 +35,24 @@ class ConsistencyLoss(Loss):
     of_distillation = True
 
     def __init__(
-        self,
-        *,
-        huber: float = 5.4e-4,
-        log_ratio_mean: float = -1.1,
-        log_ratio_std: float = 2.0,
-        double_every: int = 50_000,
-        **kwargs: Any,
+        self, *, log_ratio_mean: float = -1.1, log_ratio_std: float = 2.0, double_every: int = 50_000, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if not (0 <= huber < math.inf and log_ratio_std > 0 and double_every >= 1):
+        if not (log_ratio_std > 0 and double_every >= 1):
             raise ValueError(
-                f"huber must be at least 0, log_ratio_std above 0 and double_every at least 1, got {huber}, "
-                f"{log_ratio_std} and {double_every}; leave them out"
+                f"log_ratio_std must be above 0 and double_every at least 1, got {log_ratio_std} and {double_every}; "
+                "leave them out"
             )
-        self.huber, self.log_ratio_mean, self.log_ratio_std = huber, log_ratio_mean, log_ratio_std
+        self.log_ratio_mean, self.log_ratio_std = log_ratio_mean, log_ratio_std
         self.double_every, self._step = double_every, 0
 
     def begin_step(self, step: int) -> None:
-        """Take note of the step, on which the levels depend."""
+        """Take note of the step, on whose stage the loss depends."""
         self._step = step
 
     @property
-    def doublings(self) -> int:
-        """How often the levels have doubled."""
+    def stage(self) -> int:
+        """The number of stages done."""
         return self._step // self.double_every
 
     def check(self, sde: SDE) -> None:
@@ -76,10 +64,38 @@ class ConsistencyLoss(Loss):
         if isinstance(sde, LearnedVP):
             raise ValueError(f"loss {self.name!r} trains no noise schedule, got a learned one; set sde.name=vp")
 
+    def times(self, sde: SDE, u: Tensor) -> Tensor:
+        """Times of log-normal r."""
+        return log_normal_times(sde, u, self.log_ratio_mean, self.log_ratio_std)
+
+
+class PairLoss(ConsistencyLoss):
+    """The distance of a model's answers at two points of one trajectory, t > s, over their distance in r:
+
+        d(f(x_t, t), f^-(x_s, s)) / (r_t - r_s),   d(a, b) = sqrt(|a - b|^2 + c^2) - c,   c = huber sqrt(D),
+
+    with no gradient through f^-, whose dropout is that of f (Song & Dhariwal 2023, Sections 3.3 and 3.4).
+
+    Args:
+        huber: c over the root of the data's dimensions.
+        **kwargs: See ``ConsistencyLoss``.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(self, *, huber: float = 5.4e-4, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 < huber < math.inf:
+            raise ValueError(f"huber must be above 0, got {huber}; 0.00054 is usual")
+        self.huber = huber
+
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """d of each sample, [B]."""
         c = self.huber * math.sqrt(a[0].numel())
-        return ((a - b).square().flatten(1).sum(1) + c**2).sqrt() - c
+        squared = (a - b).square().flatten(1).sum(1)
+        # the root less c, without the digits that the difference would lose
+        return squared / ((squared + c**2).sqrt() + c)
 
     @abstractmethod
     def pair(
@@ -95,7 +111,7 @@ class ConsistencyLoss(Loss):
         Raises:
             ValueError: If the boundary of the model is not at t = 0.
         """
-        _check_model(model, self.name)
+        check_consistency_model(model, self.name)
         devices = [x0.device] if x0.is_cuda else []
         with torch.no_grad():
             x_t, x_s, s = self.pair(model, x0, t, eps, cond)
@@ -106,7 +122,12 @@ class ConsistencyLoss(Loss):
         return distance / (noise_ratio(model.sde, t) - noise_ratio(model.sde, s))
 
 
-def _check_model(model: ConsistencyModel, name: str) -> None:
+def check_consistency_model(model: ConsistencyModel, name: str) -> None:
+    """Refuse a model that a loss does not train.
+
+    Raises:
+        ValueError: In one line.
+    """
     if not isinstance(model, ConsistencyModel) or model.t_end != 0:
         raise ValueError(
             f"loss {name!r} needs a ConsistencyModel whose t_end is 0, got a {type(model).__name__}; pass one"
@@ -135,7 +156,7 @@ def log_normal_times(sde: SDE, u: Tensor, mean: float, std: float) -> Tensor:
     return sde.time_from_log_snr(-2 * (mean + std * z)).clamp(low, sde.t_max)
 
 
-class _OnLevels(ConsistencyLoss):
+class _OnLevels(PairLoss):
     """A loss at neighbours of a grid of N + 1 times, t = 0 first: Karras' levels (Karras et al. 2022, Eq. 5).
 
     N begins at ``noise_levels[0]`` and doubles up to ``noise_levels[1]`` (Song & Dhariwal 2023, Eq. 10 and 11, with a
@@ -154,7 +175,7 @@ class _OnLevels(ConsistencyLoss):
     def num_intervals(self) -> int:
         """N at this step."""
         first, last = self.noise_levels
-        return min(first * 2 ** min(self.doublings, 60), last)
+        return min(first * 2 ** min(self.stage, 60), last)
 
     def grid(self, sde: SDE) -> Tensor:
         """The times at this step, rising from 0, float64 [N + 1]."""
@@ -194,18 +215,18 @@ class ConsistencyTraining(_OnLevels):
 
 
 @register_loss("consistency_tuning")
-class ConsistencyTuning(ConsistencyLoss):
+class ConsistencyTuning(PairLoss):
     """Consistency training of a trained score model, from the denoiser that it is (Geng et al. 2024, "ECT").
 
     r_t is log-normal, and
 
         r_s = max(0, r_t (1 - (1 + 8 sigmoid(-r_t)) / 2^(k + 1)))
 
-    after k doublings: near the data r_s is 0, which is denoising, and the two come together as k grows.
+    after k stages: near the data r_s is 0, which is denoising, and the two come together as k grows.
 
     Args:
         teacher: The trained model with whose weights training begins; asked for nothing else.
-        **kwargs: See ``ConsistencyLoss``.
+        **kwargs: See ``PairLoss``.
     """
 
     name = "consistency_tuning"
@@ -214,17 +235,13 @@ class ConsistencyTuning(ConsistencyLoss):
         super().__init__(**kwargs)
         _check_teacher(teacher, self.name)
 
-    def times(self, sde: SDE, u: Tensor) -> Tensor:
-        """Times of log-normal r."""
-        return log_normal_times(sde, u, self.log_ratio_mean, self.log_ratio_std)
-
     def pair(
         self, model: ConsistencyModel, x0: Tensor, t: Tensor, eps: Tensor, cond: Cond | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Both states by the same noise."""
         sde, ratio = model.sde, noise_ratio(model.sde, t)
         low = noise_ratio(sde, torch.zeros(1, dtype=torch.float64, device=t.device))
-        lower = (ratio * (1 - (1 + 8 * (-ratio).sigmoid()) / 2.0 ** (self.doublings + 1))).maximum(low)
+        lower = (ratio * (1 - (1 + 8 * (-ratio).sigmoid()) / 2.0 ** (self.stage + 1))).maximum(low)
         first = last_noisy_time(sde)
         s = sde.time_from_log_snr(-2 * lower.log())
         # below the first noisy time there are data alone
@@ -242,7 +259,7 @@ class ConsistencyDistillation(_OnLevels):
     Args:
         teacher: The teacher, in evaluation mode.
         solver: "euler" or "heun".
-        **kwargs: See ``ConsistencyLoss``, and ``noise_levels``.
+        **kwargs: See ``PairLoss``; and ``noise_levels``.
     """
 
     name = "consistency_distillation"

@@ -80,3 +80,13 @@ class DenoisingScoreMatching(Loss):
         error = model(sde.perturb(x0, t, eps), t, cond=cond).eps - eps
         scale = 0.5 * (sde.t_max - sde.t_min) * log_snr_rate(sde, t) / math.log(2)
         return scale * error.square().flatten(1).mean(1).double()
+
+
+@register_loss("reflow")
+class ReflowLoss(DenoisingScoreMatching):
+    """Denoising score matching on couples: eps is the noise that a flow turned into x0 (Liu et al. 2023, Eq. 1).
+
+    Its minimum is the velocity of a straighter flow with the same distributions, and no posterior mean of the data.
+    """
+
+    name = "reflow"

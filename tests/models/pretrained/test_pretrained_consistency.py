@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import ConsistencyModel, NetworkScoreModel
+from models.backbones import ADM
 from models.pretrained import from_consistency
 from models.pretrained.consistency.importer import plan_consistency
 from models.pretrained.guided.importer import guided_sources
@@ -25,6 +26,7 @@ def random_tensors() -> dict[str, Tensor]:
     """Names and shapes of the project for FLAGS, with numbers that no network of ours has seen."""
     plan = plan_consistency(f"--training_mode edm {FLAGS}", num_classes=CLASSES)
     network, draw = plan.build_backbone(), torch.Generator().manual_seed(0)
+    assert isinstance(network, ADM)
     shapes = {name: tensor.shape for name, tensor in renamed(network, guided_sources(network)).items()}
     tensors = {name: 0.15 * torch.randn(shape, generator=draw) for name, shape in sorted(shapes.items())}
     norms = [name for name in tensors if name.endswith(("_layers.0.weight", ".norm.weight", "out.0.weight"))]

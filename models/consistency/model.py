@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sde_lib import SDE, check_per_sample, expand_like
 
-from .condition import Cond
-from .score_model import NetworkScoreModel, ScoreModel
+from ..condition import Cond
+from ..score_model import NetworkScoreModel, ScoreModel
 
 
 class ConsistencyModel(nn.Module):
@@ -62,7 +62,7 @@ class ConsistencyModel(nn.Module):
     def with_backbone(self, backbone: nn.Module) -> ConsistencyModel:
         """The same model around another backbone; all else is shared."""
         assert isinstance(self.network, NetworkScoreModel)
-        return ConsistencyModel(self.network.with_backbone(backbone), t_end=self.t_end, data_std=self.data_std)
+        return type(self)(self.network.with_backbone(backbone), t_end=self.t_end, data_std=self.data_std)
 
     @property
     def ratio_end(self) -> float:

@@ -1,0 +1,1 @@
+"""Students of a trained model, of few steps or one."""

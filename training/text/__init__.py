@@ -1,0 +1,1 @@
+"""Models of images and words: captions written, and pairs embedded."""
