@@ -153,6 +153,12 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
             option(lambda trainer: float(trainer._batches.at(0).samples[..., 0].sum())),
         ],
     ),
+    "data.couples": _one(
+        "runs/other",
+        Path("runs/other"),
+        lambda bench, config: bench.train(config, "training.job.read_couples").args[0],
+        needs=("training.loss=reflow", "model.answers=flow", "data.couples=runs/one"),
+    ),
     "data.first_stage": _one("runs/other", "runs/other", encoded_by),
     "data.text_encoder": _one("texts/bert", ("texts/bert", {}), text_encoder),
     "data.text_options": _one("max_length=9", (".", {"max_length": 9}), text_encoder),
