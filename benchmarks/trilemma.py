@@ -33,13 +33,22 @@ from data import ImageDataset
 from evaluation.quality import Estimate
 from evaluation.samples.sample_batch import draw_batch
 from experiment import TrainedRun, load_run
-from experiment.build import build_sampler
+from experiment.build import build_sampler, named_device
+from experiment.from_checkpoints import as_sampled_model, load_trained, trained_kind
+from experiment.guidance import sampled_consistency_model
+from experiment.saved_config import saved_config
 from likelihood import mean_and_stderr
+from models import ConsistencyModel
 
 Draw = Callable[[range], Tensor]
 BASE = "base"  # the diffusion model
 # options that name other runs, and what these are
-RUNS = {"flow": "a rectified flow"}
+RUNS = {
+    "flow": "a rectified flow",
+    "consistency": "a consistency model",
+    "progressive": "a student of 4 steps by progressive distillation",
+    "dmd": "a one-step generator by distribution matching",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,13 @@ ROWS = (
         {"num_steps": 20, "grid": "log_snr", "options": "variant=2M"}, "ode"),
     Row("UniPC, 10 steps", BASE, "unipc", {"num_steps": 10, "grid": "log_snr", "options": "order=3"}, "ode"),
     Row("rectified flow, 10 Euler steps", "flow", "ddim", {"num_steps": 10}, "ode"),
+    Row("consistency, 1 step", "consistency", "consistency", {"num_steps": 1}, None),
+    Row("consistency, 2 steps", "consistency", "consistency", {"num_steps": 2}, None),
+    # where its steps of DDIM end is no posterior mean
+    Row("progressive, 4 steps", "progressive", "ddim", {"num_steps": 4}, None),
+    Row("distribution matching, 1 step", "dmd", "consistency", {"num_steps": 1}, None),
 )  # fmt: skip
+DENSITIES = {row.of for row in ROWS if row.likelihood}  # of the others there is no score model
 COMPARED_WITH = "DDIM, 50 steps"  # for the ratio of times
 
 
@@ -77,7 +92,11 @@ def drawer(row: Row, run: TrainedRun) -> Draw:
     """A function that draws images, x0 [N, C, H, W], by their numbers: image k has noise stream (0, k)."""
     config = unguided(run, sampler=row.sampler, **{"grid": "uniform", **row.settings})
     sampler, device = build_sampler(config), next(run.model.parameters()).device
-    model = run.sampled_model(sampler, config)
+    model: Any = run.model
+    if isinstance(model, ConsistencyModel):
+        model = sampled_consistency_model(config, model, run.kind)
+    else:
+        model = run.sampled_model(sampler, config)
 
     def draw(index: range) -> Tensor:
         return draw_batch(sampler, model, index, sample_shape=run.sample_shape, device=device)[0].x0.cpu()
@@ -133,11 +152,22 @@ def times_of(draws: dict[str, Draw], *, batch_size: int, rounds: int, processor:
 def bits_of(run: TrainedRun, likelihood: str, held_out: ImageDataset, num_images: int) -> dict[str, Any]:
     """Bits/dim of the run's evaluation if it has them, else measured on the first held-out images."""
     if likelihood in run.report and run.report["split"] == held_out.split:
-        found = run.report[likelihood]
-        return {"value": found["bits_per_dim"], "stderr": found["stderr"], "num_images": run.report["num_images"]}
-    some = held_out.subset(min(num_images, len(held_out)))
-    bits = run.bits_per_dim(some.images, likelihood=likelihood)
-    return asdict(Estimate(*mean_and_stderr(bits))) | {"num_images": len(some)}
+        kept = run.report[likelihood]
+        found, num_images = Estimate(kept["bits_per_dim"], kept["stderr"]), run.report["num_images"]
+    else:
+        num_images = min(num_images, len(held_out))
+        bits = run.bits_per_dim(held_out.images[:num_images], likelihood=likelihood, progress=False)
+        found = Estimate(*mean_and_stderr(bits))
+    return asdict(found) | {"num_images": num_images, "by": likelihood}
+
+
+def load_map(workdir: Path) -> TrainedRun:
+    """A run of a model that is no density, whatever it is; ``load_run`` is for score models alone."""
+    config, device = saved_config(workdir), named_device("auto")
+    kind = trained_kind(config, workdir, device)
+    loaded, step = load_trained(config, workdir, kind, device)
+    model: Any = as_sampled_model(loaded, workdir)
+    return TrainedRun(model, kind, config, step)
 
 
 def load_runs(args: argparse.Namespace) -> dict[str, TrainedRun]:
@@ -147,7 +177,9 @@ def load_runs(args: argparse.Namespace) -> dict[str, TrainedRun]:
         ValueError: If they are of different images, or are told something.
     """
     runs = {BASE: load_named_run(args)}
-    runs |= {name: load_run(getattr(args, name)) for name in RUNS if getattr(args, name)}
+    for name in RUNS:
+        if workdir := getattr(args, name):
+            runs[name] = load_run(workdir) if name in DENSITIES else load_map(Path(workdir))
     for name, run in runs.items():
         if run.config.data.dataset != runs[BASE].config.data.dataset or run.sample_shape != runs[BASE].sample_shape:
             raise ValueError(
@@ -182,16 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train, held_out = (load_images(runs[BASE].config, split) for split in ("train", "test"))
     measures = SampleMeasures(train, held_out, group_size=min(args.num_samples, len(held_out)))
     num_samples = math.ceil(args.num_samples / measures.group_size) * measures.group_size
-    rows, draws, points = [row for row in ROWS if row.of in runs], {}, []
+    rows, draws, bits, points = [row for row in ROWS if row.of in runs], {}, {}, []
     for row in tqdm(rows, unit="row", dynamic_ncols=True):
         run = runs[row.of]
         draws[row.label] = draw = drawer(row, run)
         point: dict[str, Any] = {"label": row.label, "of": row.of, "nfe": network_calls(run, draw)}
         point["measures"] = measures(in_batches(draw, num_samples, args.batch_size, name=row.label))
-        point["bits"] = None
-        if row.likelihood is not None:
-            point["bits"] = bits_of(run, row.likelihood, held_out, args.num_images) | {"by": row.likelihood}
-        points.append(point)
+        if row.likelihood and (row.of, row.likelihood) not in bits:
+            bits[row.of, row.likelihood] = bits_of(run, row.likelihood, held_out, args.num_images)
+        points.append(point | {"bits": bits.get((row.of, row.likelihood))})
     device = next(runs[BASE].model.parameters()).device
     processor = args.threads == 1 and device.type == "cpu"
     times = times_of(draws, batch_size=args.batch_size, rounds=args.rounds, processor=processor)

@@ -50,6 +50,17 @@ def test_the_examples_of_the_samplers_page_hold():
         exec(compile(code, "docs/samplers.md", "exec"), {})
 
 
+def test_the_measures_of_the_few_steps_page_tell_one_law(capsys: pytest.CaptureFixture[str]):
+    (code,) = _blocks("docs/few_steps.md", "python")
+    exec(compile(code, "docs/few_steps.md", "exec"), {})
+    found = re.findall(r"value=(\S+), stderr=(\S+)\)", capsys.readouterr().out)
+    distance, precision, density, coverage, recall = ((float(value), float(error)) for value, error in found)
+    # of 200 samples beside 1000 points coverage is 1 - (999 ... 995) / (1199 ... 1195)
+    for (value, error), truth in ((distance, 0), (density, 1), (coverage, 0.599)):
+        assert abs(value - truth) < 3 * error
+    assert 0.5 < recall[0] < precision[0] <= 1
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_of_the_project_that_a_page_names_exist(page: Path):
     tops = {path.name for path in ROOT.iterdir() if path.is_dir()}

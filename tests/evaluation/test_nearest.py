@@ -113,6 +113,16 @@ def test_noise_about_the_data_shows_in_precision_alone():
     assert after == (before[0] / 2, before[1], before[2] / 2, before[3])
 
 
+def test_one_stray_sample_fools_recall_but_not_coverage():
+    # data at 0 and at 10, samples at 0 and one at 14: its ball reaches to 0, over all that is at 10
+    data = torch.cat([_normal(100, 2), _normal(100, 2, seed=1) + torch.tensor([10.0, 0.0])])
+    stray = torch.tensor([[14.0, 0.0]], dtype=torch.float64)
+    samples, reference = _normal(199, 2, seed=2), Neighbourhoods(data)
+    for drawn, found in ((samples, 0.5), (torch.cat([samples, stray]), 1.0)):
+        assert recall(drawn, reference) == pytest.approx(found, abs=0.02)
+        assert coverage(drawn, reference) == pytest.approx(0.5, abs=0.02)
+
+
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_standard_errors_are_the_spread_over_new_samples(shift: float):
     reference = Neighbourhoods(_normal(150, 3, seed=999))
