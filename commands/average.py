@@ -73,7 +73,8 @@ def average_weights(config: Config, workdir: Path, *, sigma_rel: float = 0.0, ou
         )
     _set_weights(state, checkpoint, reconstruct(_averages(places, checkpoint), x))
     said = said_of_images(workdir)
-    state.train_files, state.captions, state.base = (said.get(key, "") for key in ("train_files", "captions", "base"))
+    for key in ("train_files", "captions", "base", "teacher"):
+        setattr(state, key, said.get(key, ""))
     with locked(folder, "train", flag="--output"):
         _check_free(folder)
         source = (workdir / "checkpoints" / f"step_{checkpoint.step:08d}").resolve()

@@ -21,10 +21,12 @@ from experiment.text.frozen import load_text_encoder, reads_by_frozen, text_kind
 from experiment.workdir import check_for_training
 from models.pretrained import (
     PlannedClassifier,
+    PlannedConsistencyModel,
     PlannedFirstStage,
     PlannedModel,
     from_autoencoder_kl,
     from_autoencoder_vq,
+    from_consistency,
     from_ddpm,
     from_diffusers,
     from_diffusers_prior,
@@ -42,10 +44,11 @@ from runtime.registry import choices_message
 from training.build import state_of_weights
 from training.init_from import save_beginning
 
-Planned = PlannedModel | PlannedClassifier | PlannedFirstStage
+Planned = PlannedModel | PlannedConsistencyModel | PlannedClassifier | PlannedFirstStage
 _SOURCES: dict[str, Callable[..., Planned]] = {
     "autoencoder_kl": from_autoencoder_kl,
     "autoencoder_vq": from_autoencoder_vq,
+    "consistency_models": from_consistency,
     "ddpm": from_ddpm,
     "diffusers": from_diffusers,
     "diffusers_prior": from_diffusers_prior,
@@ -211,8 +214,8 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     Args:
         config: The config; ``source`` in it says what the checkpoint's file does not.
         workdir: The work directory, which must hold no run.
-        source: One of autoencoder_kl, autoencoder_vq, ddpm, diffusers, diffusers_prior, edm, guided_diffusion,
-            improved_diffusion, latent_diffusion and score_sde; "" is the config's.
+        source: One of autoencoder_kl, autoencoder_vq, consistency_models, ddpm, diffusers, diffusers_prior, edm,
+            guided_diffusion, improved_diffusion, latent_diffusion and score_sde; "" is the config's.
         checkpoint: The file; "" is the config's.
 
     Raises:

@@ -33,8 +33,8 @@ def _source() -> ConfigDict:
     """Settings of --mode import: the project of the checkpoint, and what its file does not say itself."""
     return ConfigDict(
         {
-            # autoencoder_kl, autoencoder_vq, ddpm, diffusers, diffusers_prior, edm, guided_diffusion,
-            # improved_diffusion, latent_diffusion or score_sde; or --source
+            # autoencoder_kl, autoencoder_vq, consistency_models, ddpm, diffusers, diffusers_prior, edm,
+            # guided_diffusion, improved_diffusion, latent_diffusion or score_sde; or --source
             "name": "",
             # its file, of diffusers, and of its autoencoders, a folder or a name on the hub; or --checkpoint
             "checkpoint": "",
@@ -95,9 +95,10 @@ def _model() -> ConfigDict:
             "network": ConfigDict(),  # options of the backbone that have no key here, by their names in its class
             # options of models.Autoencoder, to train one together with the diffusion of its latents
             "first_stage": ConfigDict(),
-            "parameterization": "eps",  # what the output is: eps, x0, v, velocity, score, edm or levels
+            # what the output is: eps, x0, v, velocity, velocity_to_data, score, edm or levels
+            "parameterization": "eps",
             # what the network is told of t: auto, index, index1000, reversed_index, t, t999, t1000, reversed_t,
-            # reversed_t999, log_snr, log_sigma, log_half_sigma or edm
+            # reversed_t999, log_snr, log_sigma, log_half_sigma, edm or edm1000
             "time_input": "auto",
             "data_std": 0.5,  # standard deviation of the data, used by edm only; 1 for vectors, which are standardized
             "channels": 128,  # width of the first level

@@ -30,6 +30,7 @@ TimeInput = Literal[
     "log_sigma",
     "log_half_sigma",
     "edm",
+    "edm1000",
 ]
 _TIMES_T = {"t": 1, "t999": 999, "t1000": 1000}
 
@@ -51,6 +52,7 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
             from 0 at its largest (t_min) to 999 at its smallest (t_max), as VDM (Kingma et al. 2021), whose learned
             schedule moves t; "log_sigma": ln sigma; "log_half_sigma": ln(sigma / 2), the ln sigma of data in [0, 1]
             rather than [-1, 1], as Song et al. 2021's NCSN++; "edm": ln(sigma / alpha) / 4 (Karras et al. 2022);
+            "edm1000": 1000 times that, as Song et al. 2023's consistency models;
             "auto": "index" where the SDE has a table, else "t999".
         sde: The SDE.
         t: Times, [B].
@@ -84,7 +86,7 @@ def time_input(name: str, sde: SDE, t: PerSample) -> PerSample:
         return sde.log_sigma(t)
     if name == "log_half_sigma":
         return sde.log_sigma(t) - math.log(2.0)
-    return -0.125 * sde.log_snr(t)
+    return (-125 if name == "edm1000" else -0.125) * sde.log_snr(t)
 
 
 class Parameterization(ShowsOptions, ABC):
@@ -141,7 +143,7 @@ def make_parameterization(
     """Build a parameterization by name.
 
     Args:
-        name: One of "eps", "x0", "v", "velocity", "score", "edm", "levels".
+        name: One of "eps", "x0", "v", "velocity", "velocity_to_data", "score", "edm", "levels".
         time_input: See ``time_input``; "auto" is "edm" for EDM.
         data_std: Standard deviation of the data, used by EDM alone.
         num_levels: Number of grey levels of the data, used by "levels" alone.
@@ -210,6 +212,18 @@ class VelocityParameterization(Parameterization):
         if self.towards_data:
             of_output = -of_output
         return "v", expand_like(of_output, raw) * raw - expand_like(of_state, x_t) * x_t
+
+
+@register_parameterization("velocity_to_data")
+class DataVelocityParameterization(VelocityParameterization):
+    """The output is -u, of networks whose time runs from noise to data; see ``VelocityParameterization``.
+
+    Args:
+        time_input: See ``time_input``.
+    """
+
+    def __init__(self, *, time_input: TimeInput = "auto") -> None:
+        super().__init__(time_input=time_input, towards_data=True)
 
 
 @register_parameterization("score")

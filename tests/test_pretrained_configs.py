@@ -20,6 +20,7 @@ from models.backbones import NCSNpp
 from models.pretrained import ModelPlan
 from models.pretrained.autoencoder_kl.settings import plan_autoencoder_kl
 from models.pretrained.autoencoder_vq.settings import plan_vq_model
+from models.pretrained.consistency.importer import plan_consistency
 from models.pretrained.ddpm import plan_ddpm
 from models.pretrained.diffusers.prior import plan_prior
 from models.pretrained.diffusers.settings import plan_diffusers
@@ -184,6 +185,12 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
         lambda c: plan_guided(c.source.config, project="improved"),
         113_673_219 + 3 * (128 * 9 + 1),
     ),
+    # guided-diffusion's network, whose last convolution has three outputs more
+    ("consistency_imagenet64", ""): (lambda c: plan_consistency(c.source.config), 295_904_454 - 3 * (9 * 192 + 1)),
+    ("consistency_teacher_imagenet64", ""): (lambda c: plan_consistency(c.source.config), 296),
+    ("consistency_lsun", ""): (lambda c: plan_consistency(c.source.config), None),
+    # Song et al.'s network
+    ("rectified_flow_cifar10", ""): (lambda c: _score_sde(c, DDPMPP), 61_804_419),
     # as diffusers itself counts, and the scale of each channel
     ("sd_vae", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=256).plan, 83_653_863 + 3),
     ("sd_vae_cifar10", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=32).plan, 83_653_863 + 3),
@@ -251,7 +258,13 @@ def test_every_command_of_the_page_has_its_config():
 # one of each importer and backbone
 FAST = ("ddpm_cifar10", "diffusers_cifar10", "diffusers_ve_256", "edm_cifar10", "guided_imagenet64", "improved_cifar10")
 FAST += ("guided_imagenet64_classifier", "sd_vae_cifar10", "ldm_celebahq", "ldm_celebahq_vq", "kandinsky_prior")
-FAST += ("score_sde_vp_cifar10", "score_sde_ve_256", "score_sde_ve_1024")
+FAST += (
+    "consistency_imagenet64",
+    "rectified_flow_cifar10",
+    "score_sde_vp_cifar10",
+    "score_sde_ve_256",
+    "score_sde_ve_1024",
+)
 
 
 @pytest.mark.parametrize("key", only([(name, "") for name in FAST], CHECKPOINTS), ids=NAMES)
@@ -315,6 +328,7 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
         ("edm_cifar10", ("heun", 17, "karras", False)),
         ("edm_ffhq", ("heun", 39, "karras", False)),
         ("edm_imagenet64", ("heun", 255, "karras", False)),
+        ("consistency_imagenet64", ("consistency", 1, "karras", True)),
         ("score_sde_vp_cifar10", ("euler_maruyama", 1000, "uniform", False)),
         ("score_sde_ve_cifar10", ("predictor_corrector", 1000, "uniform", False)),
     ],
@@ -327,6 +341,9 @@ def test_samplers_are_the_published_ones(name: str, sampling: tuple[str, int, st
 PREDICTOR_CORRECTOR = "predictor=reverse_diffusion, corrector=langevin, snr="
 # what neither tensors nor numbers of parameters show: dropout, the SDE, and the sampler's options
 PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
+    "consistency_imagenet64": (0.0, "ve", ""),
+    "consistency_lsun": (0.0, "ve", ""),
+    "consistency_teacher_imagenet64": (0.1, "ve", ""),
     "ddpm_cifar10": (0.1, "ddpm", "variance=large"),
     "ddpm_lsun": (0.0, "ddpm", "variance=small"),
     "diffusers_cifar10": (0.0, "ddpm", "variance=large"),
@@ -360,6 +377,7 @@ PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
     "stable_diffusion_vae": (0.0, "ddpm", ""),
     "sd_vae": (0.0, "ddpm", ""),
     "sd_vae_cifar10": (0.0, "ddpm", ""),
+    "rectified_flow_cifar10": (0.15, "rectified_flow", "solver=dopri5"),
     "score_sde_vp_cifar10": (0.1, "vp", ""),
     "score_sde_vp_cifar10_discrete": (0.1, "ddpm", "variance=large"),
     "score_sde_subvp_cifar10": (0.1, "subvp", ""),

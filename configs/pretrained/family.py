@@ -164,3 +164,16 @@ def unclip_prior(checkpoint: str) -> ConfigDict:
     config.training.weighting = "x0"
     config.eval.likelihoods = ("ode",)
     return config
+
+
+def consistency(flags: str, *, image_size: int) -> ConfigDict:
+    """Consistency models of Song et al. 2023, sampled in one step.
+
+    Args:
+        flags: As in the project's ``launch.sh``.
+        image_size: See ``pretrained``.
+    """
+    config = pretrained("consistency_models", flags, image_size=image_size)
+    config.sampling.update({"sampler": "consistency", "num_steps": 1, "grid": "karras"})
+    config.training.loss = "consistency_training"
+    return config

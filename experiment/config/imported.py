@@ -25,6 +25,7 @@ def sections_of(plan: ModelPlan) -> tuple[dict[str, Any], dict[str, Any]]:
         "backbone": plan.backbone,
         "parameterization": plan.parameterization,
         "time_input": plan.time_input,
+        "answers": plan.answers,
         "data_std": 0.5,
         "dequantizer": False,
         "learned_variance": False,

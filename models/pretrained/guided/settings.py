@@ -42,14 +42,36 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
         ValueError: In one line: a setting is unknown, impossible, or of a network that is not supported.
     """
     settings = Settings(config)
+    backbone, network = plan_unet(settings, num_classes)
+    settings.ignore((*_NOT_THE_MODEL, *(name for name in settings.values if name.startswith("classifier_"))))
+    parameterization = "x0" if settings.flag("predict_xstart", False) else "eps"
+    sde, time_input = _plan_sde(settings, project)
+    settings.finish()
+    return ModelPlan(backbone, network, sde, parameterization=parameterization, time_input=time_input)
+
+
+def plan_unet(
+    settings: Settings, num_classes: int | None = None, *, attention: tuple[int, ...] = (16, 8)
+) -> tuple[str, dict[str, Any]]:
+    """Name and options of the backbone for a ``UNetModel``, by its own arguments or by flags.
+
+    Args:
+        settings: The settings, of which those that are no part of the network are left.
+        num_classes: See ``plan_guided``.
+        attention: Resolutions that attend where flags say none.
+
+    Raises:
+        ValueError: In one line: a setting is impossible, or of a network that is not supported.
+    """
     by_flags = "model_channels" not in settings.values
     image_size = settings.integer("image_size", 64 if by_flags else None)
     head_channels = settings.integer("num_head_channels", -1)
     num_heads = settings.integer("num_heads", 4 if by_flags else 1)
+    own = _by_flags(settings, image_size, num_classes, attention) if by_flags else _by_constructor(settings, image_size)
     network = {
         "image_size": image_size,
         "in_channels": settings.integer("in_channels", 3),
-        **(_by_flags(settings, image_size, num_classes) if by_flags else _by_constructor(settings, image_size)),
+        **own,
         "num_res_blocks": settings.integer("num_res_blocks", 2 if by_flags else None),
         "num_heads": num_heads,
         "head_channels": None if head_channels == -1 else head_channels,
@@ -61,12 +83,7 @@ def plan_guided(config: Config, *, project: Project = "guided", num_classes: int
         "embedding": "cos_first",
     }
     settings.refuse_unless(num_heads_upsample=(-1, num_heads), conv_resample=True, dims=2)
-    settings.ignore((*_NOT_THE_MODEL, *(name for name in settings.values if name.startswith("classifier_"))))
-    parameterization = "x0" if settings.flag("predict_xstart", False) else "eps"
-    sde, time_input = _plan_sde(settings, project)
-    settings.finish()
-    backbone, network = plan_network(network)
-    return ModelPlan(backbone, network, sde, parameterization=parameterization, time_input=time_input)
+    return plan_network(network)
 
 
 def plan_classifier(config: Config) -> ModelPlan:
@@ -146,13 +163,15 @@ def _by_constructor(settings: Settings, image_size: int) -> dict[str, Any]:
     }
 
 
-def _by_flags(settings: Settings, image_size: int, num_classes: int | None) -> dict[str, Any]:
+def _by_flags(
+    settings: Settings, image_size: int, num_classes: int | None, attention: tuple[int, ...]
+) -> dict[str, Any]:
     mult = settings.numbers("channel_mult", ()) or _published_mult(image_size)
     return {
         "channels": settings.integer("num_channels", 128),
         "learned_variance": settings.flag("learn_sigma", False),
         "num_classes": (num_classes or 1000) if settings.flag("class_cond", False) else None,
-        **_by_resolutions(settings, "attention_resolutions", (16, 8), image_size, mult),
+        **_by_resolutions(settings, "attention_resolutions", attention, image_size, mult),
     }
 
 

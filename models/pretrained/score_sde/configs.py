@@ -43,4 +43,17 @@ def _config(name: str, size: int) -> dict[str, Any]:
 
 
 PUBLISHED = {name: _config(name, size) for size, names in _PUBLISHED.items() for name in names}
-CONFIGS = PUBLISHED | {name: _config(name, size) for size, names in _UNPUBLISHED.items() for name in names}
+# RectifiedFlow (Liu et al. 2023) is this project with another loss
+RECTIFIED = {
+    "rectified_flow/cifar10_rf_gaussian_ddpmpp": {
+        "data.image_size": 32,
+        "data.centered": True,
+        "training.sde": "rectified_flow",
+        "training.continuous": False,
+        "model.name": "ncsnpp",
+        "model.dropout": 0.15,
+        "model.fir": False,
+        "model.skip_rescale": True,
+    }
+}
+CONFIGS = PUBLISHED | RECTIFIED | {name: _config(name, size) for size, names in _UNPUBLISHED.items() for name in names}

@@ -110,11 +110,13 @@ def _noise_levels(settings: Settings, sigmas: Tensor | None) -> tuple[int, float
 
 def _plan_time(settings: Settings, embedding: str, sigmas: Tensor | None) -> tuple[dict[str, Any], str, TimeInput]:
     """The SDE, the parameterization and the time input."""
-    sde = settings.choice("training.sde", None, ("vpsde", "subvpsde", "vesde"))
+    sde = settings.choice("training.sde", None, ("vpsde", "subvpsde", "vesde", "rectified_flow"))
     # sub-VP has no discrete form: the project's own score function takes it as continuous whatever is said
     continuous = settings.flag("training.continuous") or sde == "subvpsde"
     exploding = sde == "vesde"
     num_scales, *ends = _noise_levels(settings, sigmas)
+    if sde == "rectified_flow":
+        return _plan_flow(settings, embedding)
     centered = settings.flag("data.centered", not exploding)
     if settings.flag("model.scale_by_sigma", exploding) != exploding:
         raise ValueError(f"config's model.scale_by_sigma must be {exploding} with {sde}; correct one of them")
@@ -139,6 +141,18 @@ def _plan_time(settings: Settings, embedding: str, sigmas: Tensor | None) -> tup
     if continuous:
         return {"name": "ve", **levels}, "score", "log_sigma" if centered else "log_half_sigma"
     return {"name": "ncsn", "num_steps": num_scales, **levels}, "score", "reversed_index"
+
+
+def _plan_flow(settings: Settings, embedding: str) -> tuple[dict[str, Any], str, TimeInput]:
+    """The same of RectifiedFlow: x = t x0 + (1 - t) z, a network of 999 t, and x0 - z as its output."""
+    settings.refuse_unless(**{"data.centered": True, "model.scale_by_sigma": False, "training.continuous": False})
+    settings.ignore(("model.beta_min", "model.beta_max"))
+    if embedding == "fourier":
+        raise ValueError(
+            "rectified_flow needs a positional embedding of time, but the checkpoint has a Fourier one; correct "
+            "training.sde"
+        )
+    return {"name": "rectified_flow"}, "velocity_to_data", "reversed_t999"
 
 
 def plan_score_sde(tensors: Mapping[str, Tensor], config: Config, *, path: Path) -> ModelPlan:
@@ -196,6 +210,10 @@ def from_score_sde(path: Path | str, config: Config, *, weights: Weights = "ema"
 
     The published VE models are of data in [0, 1] and noise sigma; here the data are 2 x - 1 and the noise 2 sigma, so
     that a score here is half of theirs.
+
+    The checkpoints of RectifiedFlow (Liu et al. 2023) have this layout too, and the SDE "rectified_flow". Time runs
+    from noise to data there, from data to noise here. Only its first flow is taken: networks that were trained on pairs
+    (reflow) have no posterior means, and nothing in the file tells them apart.
 
     Args:
         path: A checkpoint of the training loop (``optimizer``, ``model``, ``ema``, ``step``), or a state dict.

@@ -16,6 +16,7 @@ from runtime.registry import choices_message
 from sde_lib import SDE, make_sde
 
 from ...backbones import ADM, MLP, Backbone, DiT, EncoderClassifier, NCSNpp, PriorTransformer, UNet
+from ...consistency import ConsistencyModel
 from ...first_stage import Autoencoder, FirstStage
 from ...noisy_classifier import NoisyClassifier
 from ...parameterization import TimeInput, make_parameterization
@@ -50,6 +51,7 @@ class ModelPlan:
         parameterization: What the network predicts; see ``make_parameterization``. Classifiers and autoencoders have
             none.
         time_input: What the network is told of t; see ``time_input``.
+        answers: "posterior_mean", or "consistency" of a consistency model.
 
     Raises:
         ValueError: In one line, if there is no such backbone.
@@ -60,6 +62,7 @@ class ModelPlan:
     sde: dict[str, Any] = field(default_factory=lambda: {"name": "ddpm"})
     parameterization: str = "eps"
     time_input: TimeInput = "index"
+    answers: str = "posterior_mean"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", default_options(self.backbone) | self.network)
@@ -135,6 +138,27 @@ class PlannedModel(NetworkScoreModel):
             make_parameterization(plan.parameterization, time_input=plan.time_input),
             learned_variance=plan.network["learned_variance"],
         )
+        self.plan = plan
+
+
+class PlannedConsistencyModel(ConsistencyModel):
+    """A consistency model that knows by what plan it was built, with the boundary at t = 0 and a data_std of 0.5.
+
+    Args:
+        plan: The plan, which answers "consistency".
+
+    Attributes:
+        plan: The plan.
+        notes: As of ``PlannedModel``.
+
+    Raises:
+        ValueError: In one line, if there can be no such model.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, plan: ModelPlan) -> None:
+        super().__init__(PlannedModel(plan))
         self.plan = plan
 
 

@@ -1,0 +1,1 @@
+"""The consistency models of Song et al. 2023 and their teachers."""
