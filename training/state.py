@@ -79,11 +79,7 @@ class TrainingState:
             self.ema.num_updates = 0
 
     def _memory(self) -> dict[str, Tensor]:
-<<<<<<< HEAD
-        """Tensors that the loss and its times remember, which changes in place."""
-=======
         """Tensors that the loss and its times remember, and change in place."""
->>>>>>> fe12296438d194c7a5735626c56250860f24f91e
         return self.times.memory() | self.loss.memory()
 
     def _expected(self) -> dict[str, Tensor]:
