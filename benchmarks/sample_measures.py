@@ -21,6 +21,8 @@ from evaluation.quality import (
 )
 
 _MOST_REFERENCE = 5000
+# passes over the images of the classifier's training: 20 over digits, 3 over MNIST
+_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 100_000, 3, 20
 
 
 class SampleMeasures:
@@ -49,7 +51,8 @@ class SampleMeasures:
         self, train: ImageDataset, held_out: ImageDataset, *, group_size: int, num_projections: int = 200
     ) -> None:
         self._space, self.group_size, self._num_projections = train.space, group_size, num_projections
-        self._classifier, self.accuracy = train_feature_classifier(train, held_out)
+        num_epochs = min(max(_SEEN // len(train), _LEAST_EPOCHS), _MOST_EPOCHS)
+        self._classifier, self.accuracy = train_feature_classifier(train, held_out, num_epochs=num_epochs)
         every = max(len(train) // _MOST_REFERENCE, 1)
         self._pixels = self._space.encode(train.images[::every])
         self._features = self._of(self._pixels)

@@ -206,6 +206,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _shown(workdir: Path) -> str:
+    return workdir.name if workdir.is_absolute() else str(workdir)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, measure, time, print, write."""
     args = parse(arguments)
@@ -230,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "dataset": train.name,
         "config": args.config,
         "steps": {name: run.step for name, run in runs.items()},
+        # as the page's command names them, which shows no folders of this machine
+        "runs": {name: _shown(Path(getattr(args, name))) for name in runs if name != BASE},
         "num_samples": num_samples,
         "classifier_accuracy": measures.accuracy,
         "torch": torch.__version__,

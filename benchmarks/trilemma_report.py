@@ -133,8 +133,8 @@ def section(report: dict[str, Any]) -> str:
 
 
 def _command(report: dict[str, Any]) -> str:
-    """The command that made the report; other runs are named as their configs' folders would be."""
-    runs = " ".join(f"--{name} runs/{name}" for name in report["steps"] if name != "base")
+    """The command that made the report."""
+    runs = " ".join(f"--{name} {workdir}" for name, workdir in report["runs"].items())
     keys = ("config", "num_samples", "batch_size", "rounds", "threads")
     settings = " ".join(f"--{key.replace('_', '-')} {report[key]}" for key in keys)
     return f"python -m benchmarks.trilemma {settings} {runs}".strip()

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,9 @@ from benchmarks import sample_measures, trilemma, trilemma_report
 from benchmarks.sample_measures import SampleMeasures
 from data import ImageDataset, LevelSpace, load_dataset
 from evaluation.nearest import coverage_of_one_law
-from evaluation.quality import train_feature_classifier
 from experiment import load_run
 from models import ConsistencyModel
 from sde_lib import NoiseStreams
-
-QUICK = partial(train_feature_classifier, num_epochs=3)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +29,7 @@ def digits() -> tuple[ImageDataset, ImageDataset]:
 @pytest.fixture(scope="module")
 def measures(digits: tuple[ImageDataset, ImageDataset]) -> SampleMeasures:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_measures, "train_feature_classifier", QUICK)
+        patch.setattr(sample_measures, "_MOST_EPOCHS", 3)
         return SampleMeasures(*digits, group_size=180, num_projections=20)
 
 
@@ -135,7 +131,7 @@ def test_the_tables_of_the_page_are_those_of_the_figures_beside_it(name: str):
 
 @pytest.mark.slow
 def test_a_whole_run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    monkeypatch.setattr(sample_measures, "train_feature_classifier", QUICK)
+    monkeypatch.setattr(sample_measures, "_MOST_EPOCHS", 3)
     rows = (
         trilemma.Row("chain", trilemma.BASE, "ancestral", {"num_steps": 2}, "vlb"),
         trilemma.Row(trilemma.COMPARED_WITH, trilemma.BASE, "ddim", {"num_steps": 3}, None),
@@ -175,7 +171,7 @@ def test_a_whole_run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     page = (tmp_path / "docs" / "few_steps.md").read_text()
     bits = report["rows"][0]["bits"]
     assert f"| ≤ {bits['value']:.3f} ± {bits['stderr']:.3f} |" in page and "| none: not a density |" in page
-    assert "Not measured: student." in page
+    assert "Not measured: student." in page and f"--flow {tiny_run.name} --consistency maps" in page
     assert (tmp_path / "docs" / "images" / "trilemma.png").is_file()
 
 

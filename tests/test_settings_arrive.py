@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_calls import Bench
 from control_readers import BASE, CONTROL, NEEDS, based, controlled, keeps_hint, stem_widths
+from distillation_readers import MATCHED, STAGED, of_loss
 from settings_readers import (
     Read,
     answered,
@@ -152,6 +153,12 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
             option(lambda trainer: trainer.options.random_flip),
             option(lambda trainer: float(trainer._batches.at(0).samples[..., 0].sum())),
         ],
+    ),
+    "data.couples": _one(
+        "runs/other",
+        Path("runs/other"),
+        lambda bench, config: bench.train(config, "training.job.read_couples").args[0],
+        needs=("training.loss=reflow", "model.answers=flow", "data.couples=runs/one"),
     ),
     "data.first_stage": _one("runs/other", "runs/other", encoded_by),
     "data.text_encoder": _one("texts/bert", ("texts/bert", {}), text_encoder),
@@ -408,6 +415,14 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "control.also": _one(f"{CONTROL}:0.5", [1.0, 0.5], controlled(lambda network: network.scales), needs=NEEDS),
     "control.guided": _one(
         "conditional", False, keeps_hint, needs=(*NEEDS, "sampling.guidance_weight=2", "sampling.guidance_reference=a")
+    ),
+    "distillation.stages": _one("8,4", (8, 4), of_loss(lambda loss: loss.stages.num_steps), needs=STAGED),
+    "distillation.stage_steps": _one("7", 7, of_loss(lambda loss: loss.stages.length), needs=STAGED),
+    "distillation.ratio": _one("3", 3, of_loss(lambda loss: loss.ratio), needs=MATCHED),
+    "distillation.regression": _one("0.5", 0.5, of_loss(lambda loss: loss.regression), needs=MATCHED),
+    "distillation.regression_steps": _one("7", 7, of_loss(lambda loss: loss.sampler.num_steps), needs=MATCHED),
+    "distillation.gan": _one(
+        "0.5", [0.5, True], of_loss(lambda loss: [loss.gan, loss.critic.head is not None]), needs=MATCHED
     ),
     "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
     "eval.classify_by": _one("vlb_continuous", ["vlb_continuous"], by_class(list), needs=CONDITIONAL),

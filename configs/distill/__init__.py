@@ -1,1 +1,1 @@
-"""Students of a trained model, of few steps or one."""
+"""Configs of models of few steps, distilled or tuned from a trained teacher."""

@@ -7,20 +7,17 @@ from configs.vp import digits
 
 
 def get_config() -> ConfigDict:
-    """Students of 32, 16, 8 and 4 steps, the first of a teacher of 64."""
-    config = distilled(digits.get_config(), "runs/vp/digits", answers="steps", parameterization="v")
-    config.distillation.update({"stages": (32, 16, 8, 4), "stage_steps": 400})
+    """Students of 16, 8 and 4 steps, the first of a teacher of 32."""
+    config = distilled(digits.get_config(), "progressive_distillation", "runs/vp/digits")
+    config.distillation.update({"stages": (16, 8, 4), "stage_steps": 300})
     config.training.update(
         {
-            "loss": "progressive_distillation",
-            "num_steps": 1_600,
+            "num_steps": 900,
             # each stage's last student is kept
-            "checkpoint_every": 400,
-            "keep_checkpoints": 4,
+            "checkpoint_every": 300,
+            "keep_checkpoints": 3,
             "ema_decay": 0.99,
-            "sample_every": 400,
         }
     )
     config.optim.update({"learning_rate": 5e-4, "warmup_steps": 50})
-    config.sampling.update({"sampler": "ddim", "num_steps": 4})
     return config

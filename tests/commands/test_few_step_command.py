@@ -9,13 +9,14 @@ import pytest
 import torch
 from killing import Killer, run_together
 from thinning import only
-from tiny import TINY, error, last_tensors, tiny_command
+from tiny import error, last_tensors, tiny_command
 
 import main
 from experiment import load_run
 from samplers import make_sampler
 
 PROGRESSIVE, MATCHING = "distill/digits_progressive", "distill/digits_dmd"
+
 OF = {
     PROGRESSIVE: ["--config.distillation.stages=4,2,1", "--config.distillation.stage_steps=2"],
     MATCHING: [
@@ -24,13 +25,10 @@ OF = {
         "--config.distillation.gan=0.1",
     ],
 }
-# what a student takes from its teacher, it need not be told
-OWN = [flag for flag in TINY if not flag.startswith("--config.model.")]
 
 
 def command(mode: str, workdir: Path, teacher: Path, config: str, *extra: str) -> list[str]:
-    arguments = tiny_command(mode, workdir, config=config)[:3]
-    return [*arguments, *OWN, f"--config.distillation.teacher={teacher}", *OF[config], *extra]
+    return tiny_command(mode, workdir, f"--config.distillation.teacher={teacher}", *OF[config], *extra, config=config)
 
 
 @pytest.fixture(scope="module", params=[PROGRESSIVE, MATCHING])

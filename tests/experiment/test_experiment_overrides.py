@@ -81,7 +81,7 @@ def test_a_backbones_own_option_is_read_as_what_it_looks_like():
 def test_the_home_folder_is_meant_by_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     options, _ = parse_flags(["--mode=train", "--config=~/a.py"])
-    names = vars(options).keys() - {"mode", "source", "format", "list", "prompt"}
+    names = vars(options).keys() - {"mode", "source", "format", "list", "prompt", "sigma_rel"}
     assert {"config", "workdir", "checkpoint", "output"} <= names
     options, _ = parse_flags(["--mode=train", *(f"--{name.replace('_', '-')}=~/some/where" for name in names)])
     # which may be given several times

@@ -34,6 +34,7 @@ MAY_BE_0 = {
     "eval.classify_z", "eval.classify_told_above_t", "sampling.classifier_scale",
     "eval.num_images", "eval.vlb_num_steps", "eval.vlb_steps_per_image", "eval.ode_num_steps", "eval.ode_max_nfe",
     "eval.ode_t_end", "restore.noise_std", "edit.t", "edit.noise_ratio", "control.scale",
+    "distillation.regression", "distillation.gan",
 }  # fmt: skip
 
 
