@@ -79,7 +79,7 @@ class TrainingState:
             self.ema.num_updates = 0
 
     def _memory(self) -> dict[str, Tensor]:
-        """Tensors that the loss and its times remember, which changes in place."""
+        """Tensors that the loss and its times remember, and change in place."""
         return self.times.memory() | self.loss.memory()
 
     def _expected(self) -> dict[str, Tensor]:
