@@ -20,7 +20,7 @@ def network() -> NetworkScoreModel:
 
 @pytest.mark.slow
 def test_eight_gaussians_have_the_weights_of_their_teacher():
-    """Each weight is 1 / 8 within three standard errors of 2,000 samples, and the modes are as wide as they should be."""
+    """Each weight is 1 / 8 within three standard errors of 2,000 samples."""
     angles = torch.arange(MODES) * 2 * math.pi / MODES
     means = RADIUS * torch.stack([angles.cos(), angles.sin()], dim=1)
     teacher = GaussianMixtureScoreModel(VP(), means=means, covs=STD**2 * torch.eye(2).expand(MODES, 2, 2))

@@ -74,7 +74,8 @@ class DistributionMatching(Loss):
         **kwargs: See ``Loss``; the weighting is that of the denoising score matching.
 
     Raises:
-        ValueError: If there is no teacher, or it answers no posterior means; an option is out of range, or ``gan`` is of a network that can have no head.
+        ValueError: If there is no teacher, or it answers no posterior means; an option is out of range; or ``gan`` is
+            of a network that can have no head.
 
     Attributes:
         critic: s_fake and the head, with their optimizer.
