@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,16 +11,18 @@ from torch import Tensor
 from data import ConditionMaker, Dataset, GivenValues, ImageDataset, TensorDataset, VectorDataset
 from experiment.build import named_device
 from experiment.conditions import Conditions
-from models import EDMParameterization, NetworkScoreModel
+from models import ConsistencyModel, EDMParameterization, NetworkScoreModel
 
 from .ema import ExponentialMovingAverage
 from .losses import Loss, check_trains, make_loss
 from .state import TrainingState
 from .trainer import Trainer, TrainingOptions
 
+Model = TypeVar("Model", NetworkScoreModel, ConsistencyModel)
+
 
 def fit(
-    model: NetworkScoreModel,
+    model: Model,
     data: Tensor | Dataset,
     *,
     steps: int,
@@ -32,11 +34,12 @@ def fit(
     ema_decay: float = 0.9999,
     device: str = "auto",
     **options: Any,
-) -> NetworkScoreModel:
+) -> Model:
     """Train a model with Adam on your own data.
 
     Args:
-        model: The model; its weights are trained in place.
+        model: The model; its weights are trained in place. A ``ConsistencyModel`` needs a ``Loss`` of its own, with the
+            teacher if it has one.
         data: Images, uint8 [N, C, H, W] with grey levels 0 .. 255, which the model sees in [-1, 1]; or floats [N, ...],
             which it sees as they are; or a data set, as ``load_dataset`` gives it.
         steps: Optimizer steps.
@@ -85,15 +88,16 @@ def fit(
         trainer.run()
     model.eval()
     average = state.ema.model
-    assert isinstance(average, NetworkScoreModel)
+    assert isinstance(average, type(model))
     return average
 
 
-def _checked_loss(model: NetworkScoreModel, loss: str | Loss, dataset: Dataset) -> Loss:
+def _checked_loss(model: NetworkScoreModel | ConsistencyModel, loss: str | Loss, dataset: Dataset) -> Loss:
     """The loss, if it is of this SDE and data, and trains what the model learns."""
     levels = dataset.space.num_levels
     if isinstance(loss, str):
-        kind = "edm" if isinstance(model.parameterization, EDMParameterization) else "eps"
+        parameterization = getattr(model, "parameterization", None)
+        kind = "edm" if isinstance(parameterization, EDMParameterization) else "eps"
         loss = make_loss(loss, sde=model.sde, parameterization=kind, weighting="auto", num_levels=levels)
     if not isinstance(loss, Loss):
         raise ValueError(f"loss must be a name or a Loss, got {loss!r}; pass make_loss(...)")
@@ -104,7 +108,12 @@ def _checked_loss(model: NetworkScoreModel, loss: str | Loss, dataset: Dataset) 
     return loss
 
 
-def _dataset(data: Tensor | Dataset, labels: Tensor | None, values: Tensor | None, model: NetworkScoreModel) -> Dataset:
+def _dataset(
+    data: Tensor | Dataset,
+    labels: Tensor | None,
+    values: Tensor | None,
+    model: NetworkScoreModel | ConsistencyModel,
+) -> Dataset:
     conditional = bool(getattr(model.backbone, "num_classes", None))
     if isinstance(data, Dataset) and (labels is not None or values is not None):
         raise ValueError("labels and values are for tensors, got a data set, which has its own; leave them out")

@@ -1,0 +1,1 @@
+"""Configs of models of few steps, distilled or tuned from a trained teacher."""
