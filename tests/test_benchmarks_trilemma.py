@@ -15,7 +15,7 @@ from benchmarks.sample_measures import SampleMeasures
 from data import ImageDataset, LevelSpace, load_dataset
 from evaluation.nearest import coverage_of_one_law
 from experiment import load_run
-from models import ConsistencyModel
+from models import ConsistencyModel, Generator, NetworkScoreModel
 from sde_lib import NoiseStreams
 
 
@@ -72,8 +72,28 @@ def test_maps_are_drawn_by_their_own_sampler_and_score_models_are_not_taken_for_
     x_T = NoiseStreams(0, range(3)).normal(run.sample_shape)
     expected = run.model(x_T, torch.full((3,), run.sde.t_max, dtype=torch.float64)).x0.clamp(-1, 1)
     torch.testing.assert_close(x0, expected, rtol=1e-4, atol=1e-4)
+    (generator,) = [row for row in trilemma.ROWS if row.of == "dmd"]
+    of_one: Any = replace(run, model=Generator(run.model))  # pyright: ignore[reportArgumentType]
+    assert trilemma.network_calls(of_one, trilemma.drawer(generator, of_one)) == 1
+    torch.testing.assert_close(trilemma.drawer(generator, of_one)(range(3)), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="sampler 'consistency' needs a consistency model, got a"):
         trilemma.drawer(rows[0], run)(range(3))
+
+
+def test_a_progressive_student_is_drawn_by_the_steps_that_it_answers(tiny_run: Path):
+    run = load_run(tiny_run)
+    (row,) = [row for row in trilemma.ROWS if row.of == "progressive"]
+    for own_steps in (4, 2):
+        ours = run.model
+        student = NetworkScoreModel(
+            ours.backbone, ours.sde, ours.parameterization, answers="steps", own_steps=own_steps
+        ).eval()
+        of_steps = replace(run, model=student)
+        if own_steps == 4:
+            assert trilemma.network_calls(of_steps, trilemma.drawer(row, of_steps)) == 4
+        else:
+            with pytest.raises(ValueError, match="answers 2 steps of"):
+                trilemma.drawer(row, of_steps)(range(1))
 
 
 def test_images_are_functions_of_their_numbers(tiny_run: Path):
