@@ -124,7 +124,7 @@ def test_a_student_is_no_density_and_has_steps_of_its_own(
             "loss 'progressive_distillation' and model.answers=steps go together",
         ),
         (PROGRESSIVE, ("distillation.teacher=",), "distillation.teacher"),
-        (PROGRESSIVE, ("training.ema_profiles=0.1",), "leave them out"),
+        (PROGRESSIVE, ("training.ema_profiles=0.1",), "ema_profiles is of one average"),
         (PROGRESSIVE, ("training.loss=distribution_matching",), "does not train"),
         (MATCHING, ("model.answers=consistency",), "does not train"),
         (MATCHING, ("distillation.teacher=",), "distillation.teacher"),
