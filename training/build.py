@@ -125,8 +125,6 @@ def build_state(config: Config, kind: AnyKind, device: torch.device, *, sharded:
     state = _state_of(config, kind, model, ema, teacher and teacher.model)
     if sharded and isinstance(state.loss, (DistributionMatching, ProgressiveLoss)):
         raise ValueError(f"loss {state.loss.name!r} keeps other networks whole; set training.sharding=none")
-    if config.training.ema_profiles and isinstance(state.loss, ProgressiveLoss):
-        raise ValueError("training.ema_profiles are averages over a whole training, got one of stages; leave them out")
     state.base = "" if base is None else base.digest
     state.teacher = "" if teacher is None else teacher.digest
     state.profiles = tuple(PowerFunctionEMA(model, sigma_rel) for sigma_rel in config.training.ema_profiles)
