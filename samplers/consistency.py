@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from models import Cond, ConsistencyModel, Generator, Prediction, ScoreModel
-from sde_lib import NoiseStreams, Point
+from sde_lib import SDE, NoiseStreams, Point
 
 from .base import Hook, SampleResult
 from .denoiser import Denoiser
@@ -27,19 +27,31 @@ class ConsistencySampler(GridSampler):
     is num_steps.
 
     Args:
+        t_start: Where a grid by name begins, which is scaled to it; None is ``sde.t_max``. Noise far above the data
+            tells a network nothing and asks it for many digits.
         **kwargs: See ``GridSampler``; num_steps = 1 is one call. The last time of the grid is that of the data and is
             not asked for.
 
     Raises:
-        ValueError: If ``denoise_final`` is given.
+        ValueError: If ``denoise_final`` is given, or t_start is not in (0, 1].
     """
 
     own_last_step = True
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, t_start: float | None = None, **kwargs: Any) -> None:
         super().__init__(**{"denoise_final": False} | kwargs)
         if self.denoise_final is not False:
             raise ValueError("a consistency model's own answer is the last step; leave denoise_final out")
+        if t_start is not None and not 0 < t_start <= 1:
+            raise ValueError(f"t_start must lie in (0, 1], got {t_start}; leave it out for t_max")
+        self.t_start = t_start
+
+    def times(self, sde: SDE) -> Tensor:
+        """The grid, scaled to begin at ``t_start``."""
+        times = super().times(sde)
+        if self.t_start is None or isinstance(self.grid, Tensor):
+            return times
+        return times * (self.t_start / float(times[0]))
 
     def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

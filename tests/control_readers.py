@@ -1,4 +1,4 @@
-"""Reads the settings of ControlNets from the networks that are built of them."""
+"""Reads the settings of ControlNets and of distillations from what is built of them."""
 
 import atexit
 import shutil
@@ -16,11 +16,13 @@ import main
 from experiment import load_run
 from experiment.config import Config
 from experiment.control.network import build_controlled
+from experiment.distillation.teacher import load_teacher
 from experiment.from_checkpoints import load_base, load_trained, trained_kind
 from experiment.guidance import sampled_model
 from models import GuidedScoreModel
 from models.backbones import ControlledBackbone
 from samplers import make_sampler
+from training.build import build_loss
 
 FOLDER = Path(tempfile.mkdtemp(prefix="control-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
@@ -57,6 +59,24 @@ def based(_: Any, config: Config) -> Any:
     train()
     base = load_base(config, torch.device("cpu"))
     return base and base.workdir
+
+
+def taught(_: Any, config: Config) -> Any:
+    """The teacher; None without."""
+    train()
+    teacher = load_teacher(config, trained_kind(config, BASE), torch.device("cpu"))
+    return teacher and teacher.workdir
+
+
+def distilling(name: str) -> Callable[[Any, Config], Any]:
+    """Read an option of the loss of a distillation."""
+
+    def found(_: Any, config: Config) -> Any:
+        train()
+        teacher = load_run(BASE).model
+        return getattr(build_loss(config, teacher.sde, trained_kind(config, BASE), teacher), name)
+
+    return found
 
 
 def stem_widths(_: Any, config: Config) -> list[int]:

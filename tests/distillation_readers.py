@@ -21,6 +21,7 @@ def of_loss(read: Callable[[Any], Any]) -> Callable[[Any, Config], Any]:
         kind = digits_like(1).kind
         model = build_model(config, kind)
         teacher = model if isinstance(model, NetworkScoreModel) else model.network  # pyright: ignore
+        teacher.answers = "posterior_mean"
         return read(build_loss(config, model.sde, kind, teacher))
 
     return found

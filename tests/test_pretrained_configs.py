@@ -191,6 +191,7 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
     ("consistency_lsun", ""): (lambda c: plan_consistency(c.source.config), None),
     # Song et al.'s network
     ("rectified_flow_cifar10", ""): (lambda c: _score_sde(c, DDPMPP), 61_804_419),
+    ("rectified_flow_cifar10_reflow", ""): (lambda c: _score_sde(c, DDPMPP), 61_804_419),
     # as diffusers itself counts, and the scale of each channel
     ("sd_vae", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=256).plan, 83_653_863 + 3),
     ("sd_vae_cifar10", ""): (lambda c: plan_autoencoder_kl(SD_VAE, image_size=32).plan, 83_653_863 + 3),
@@ -378,6 +379,7 @@ PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
     "sd_vae": (0.0, "ddpm", ""),
     "sd_vae_cifar10": (0.0, "ddpm", ""),
     "rectified_flow_cifar10": (0.15, "rectified_flow", "solver=dopri5"),
+    "rectified_flow_cifar10_reflow": (0.1, "rectified_flow", ""),
     "score_sde_vp_cifar10": (0.1, "vp", ""),
     "score_sde_vp_cifar10_discrete": (0.1, "ddpm", "variance=large"),
     "score_sde_subvp_cifar10": (0.1, "subvp", ""),

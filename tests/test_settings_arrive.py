@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from command_calls import Bench
-from control_readers import BASE, CONTROL, NEEDS, based, controlled, keeps_hint, stem_widths
+from control_readers import BASE, CONTROL, NEEDS, based, controlled, distilling, keeps_hint, stem_widths, taught
 from distillation_readers import MATCHED, STAGED, of_loss
 from settings_readers import (
     Read,
@@ -105,6 +105,7 @@ FLOW = (
     "sampling.sampler=probability_flow", "sampling.options=solver=euler", "sampling.num_steps=9", "sampling.classes=3",
     "model.class_conditional=True", "model.condition_dropout=0.5",
 )  # fmt: skip
+DISTILLED = ("training.loss=consistency_distillation", "model.answers=consistency")
 GUIDED = ("model.class_conditional=True", "model.condition_dropout=0.5", "sampling.guidance_weight=2")
 
 
@@ -424,6 +425,12 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "distillation.gan": _one(
         "0.5", [0.5, True], of_loss(lambda loss: [loss.gan, loss.critic.head is not None]), needs=MATCHED
     ),
+    "model.answers": _one("consistency", "ConsistencyModel", lambda _, config: type(
+        build_model(config, digits_like(1).kind)).__name__),
+    "distillation.teacher": _one(str(BASE), BASE, taught),
+    "distillation.solver": _one("euler", "euler", distilling("solver"), needs=DISTILLED),
+    "distillation.noise_levels": _one("5,9", (5, 9), distilling("noise_levels"), needs=DISTILLED),
+    "distillation.double_every": _one("7", 7, distilling("double_every"), needs=DISTILLED),
     "eval.ode_t_end": _one("0.01", 0.01, seen("solver.t_end", "ode"), needs=ODE),
     "eval.classify_by": _one("vlb_continuous", ["vlb_continuous"], by_class(list), needs=CONDITIONAL),
     "eval.classify_rounds": _one("3", 3, by_class(lambda seen: seen["vlb"][0].rounds), needs=CONDITIONAL),

@@ -11,14 +11,14 @@ from torch import Tensor
 from data import ConditionMaker, Dataset, GivenValues, ImageDataset, TensorDataset, VectorDataset
 from experiment.build import named_device
 from experiment.conditions import Conditions
-from models import EDMParameterization, Generator, NetworkScoreModel
+from models import ConsistencyModel, EDMParameterization, Generator, NetworkScoreModel
 
 from .ema import ExponentialMovingAverage
 from .losses import Loss, check_trains, make_loss
 from .state import TrainingState
 from .trainer import Trainer, TrainingOptions
 
-Model = TypeVar("Model", NetworkScoreModel, Generator)
+Model = TypeVar("Model", bound=NetworkScoreModel | ConsistencyModel)
 
 
 def fit(
@@ -38,7 +38,8 @@ def fit(
     """Train a model with Adam on your own data.
 
     Args:
-        model: The model; its weights are trained in place. A ``Generator`` needs ``loss=DistributionMatching(...)``.
+        model: The model; its weights are trained in place. A ``ConsistencyModel``, such as a ``Generator``, needs a
+            ``Loss`` of its own, with the teacher if it has one.
         data: Images, uint8 [N, C, H, W] with grey levels 0 .. 255, which the model sees in [-1, 1]; or floats [N, ...],
             which it sees as they are; or a data set, as ``load_dataset`` gives it.
         steps: Optimizer steps.
@@ -91,13 +92,14 @@ def fit(
     return average
 
 
-def _checked_loss(model: NetworkScoreModel | Generator, loss: str | Loss, dataset: Dataset) -> Loss:
+def _checked_loss(model: NetworkScoreModel | ConsistencyModel, loss: str | Loss, dataset: Dataset) -> Loss:
     """The loss, if it is of this SDE and data, and trains what the model learns."""
     levels = dataset.space.num_levels
     if isinstance(loss, str):
         if isinstance(model, Generator):
             raise ValueError(f"a generator needs a loss with its teacher, got {loss!r}; pass DistributionMatching(...)")
-        kind = "edm" if isinstance(model.parameterization, EDMParameterization) else "eps"
+        parameterization = getattr(model, "parameterization", None)
+        kind = "edm" if isinstance(parameterization, EDMParameterization) else "eps"
         loss = make_loss(loss, sde=model.sde, parameterization=kind, weighting="auto", num_levels=levels)
     if not isinstance(loss, Loss):
         raise ValueError(f"loss must be a name or a Loss, got {loss!r}; pass make_loss(...)")
@@ -109,7 +111,10 @@ def _checked_loss(model: NetworkScoreModel | Generator, loss: str | Loss, datase
 
 
 def _dataset(
-    data: Tensor | Dataset, labels: Tensor | None, values: Tensor | None, model: NetworkScoreModel | Generator
+    data: Tensor | Dataset,
+    labels: Tensor | None,
+    values: Tensor | None,
+    model: NetworkScoreModel | ConsistencyModel,
 ) -> Dataset:
     conditional = bool(getattr(model.backbone, "num_classes", None))
     if isinstance(data, Dataset) and (labels is not None or values is not None):

@@ -191,6 +191,11 @@ def check_config(config: Config) -> None:
         raise ValueError(
             f"config.training.ema_profiles must lie in (0, 0.2886] and differ, got {profiles}; (0.05, 0.1) are usual"
         )
+    if profiles and answers == "steps":
+        raise ValueError(
+            "config.training.ema_profiles is of one average, got model.answers=steps, whose average begins anew at "
+            "each stage; leave it out"
+        )
     if not 0 <= config.training.ema_decay < 1:
         raise ValueError(f"config.training.ema_decay must lie in [0, 1), got {config.training.ema_decay}; try 0.9999")
 

@@ -149,7 +149,8 @@ def sampled_consistency_model(config: Config, model: ConsistencyModel, kind: Any
             "guidance is of score models, got a consistency model; leave sampling.guidance_weight at 1, and out "
             "sampling.classifier"
         )
-    return type(model)(bound_x0(config, model.network, kind), t_end=model.t_end, data_std=model.data_std)
+    bounded = bound_x0(config, model.network, kind)
+    return type(model)(bounded, t_end=model.t_end, data_std=model.data_std).eval()
 
 
 def sampled_model(

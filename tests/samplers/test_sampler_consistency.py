@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import ConsistencyModel, GaussianMixtureScoreModel, Prediction, QuantileFlow, ScoreModel
-from samplers import make_sampler
+from samplers import ConsistencySampler, make_sampler
 from sde_lib import SDE, VE, VP, NoiseStreams, Tabulated, expand_like
 
 M, S = 0.4, 0.7
@@ -70,8 +70,24 @@ def test_with_the_exact_map_every_number_of_steps_gives_the_distribution_at_the_
     assert spread == pytest.approx((0.04 + model.ratio_end**2) ** 0.5, rel=0.06)
 
 
+def test_a_named_grid_may_begin_further_down():
+    """Only where pure noise still stands for x_t."""
+    sde, options = Tabulated.ddpm(beta_start=2e-3), {"grid": "quadratic", "num_steps": 2}
+    sampler = make_sampler("consistency", t_start=0.7, **options)
+    assert isinstance(sampler, ConsistencySampler)
+    torch.testing.assert_close(sampler.times(sde), torch.tensor([0.7, 0.175, 0.0], dtype=torch.float64))
+    noise = NoiseStreams(0, range(2_000))
+    x_T = sampler.prior_sample(sde, (1,), noise).double()
+    x0 = sampler.sample(ConsistencyModel(GaussianMap(sde)), x_T, noise=noise).x0  # pyright: ignore[reportArgumentType]
+    assert abs(float(x0.mean()) - M) < 3.5 * S / 2_000**0.5 and float(x0.std()) == pytest.approx(S, rel=0.05)
+    with pytest.raises(ValueError, match="where x_t still holds data"):
+        make_sampler("consistency", t_start=0.3, **options).prior_sample(sde, (1,), noise)
+
+
 def test_what_it_cannot_sample_is_refused():
     sde = VP()
+    with pytest.raises(ValueError, match=r"t_start must lie in \(0, 1\], got 2"):
+        make_sampler("consistency", num_steps=1, t_start=2)
     with pytest.raises(
         ValueError, match="sampler 'consistency' needs a consistency model, got a GaussianMap; take ddim"
     ):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models import GaussianMixtureScoreModel, Prediction, ScoreModel
 from samplers import DDIMSampler
-from sde_lib import SDE, VP, Tabulated, expand_like
+from sde_lib import SDE, VE, VP, Tabulated, expand_like
 from training.losses.progressive import ProgressiveLoss, Stages, two_step_target
 
 
@@ -117,3 +117,15 @@ def test_stages_say_which_student_is_trained_and_which_one_a_checkpoint_holds():
 def test_stages_that_do_not_halve_are_refused(steps: tuple[int, ...]):
     with pytest.raises(ValueError, match="must halve"):
         Stages(steps, 10)
+
+
+def test_a_student_teaches_half_its_own_steps_alone():
+    teacher = LinearStudent(VP(), 8, 3)
+    teacher.answers, teacher.own_steps = "steps", 8
+    assert ProgressiveLoss(teacher, stages=(4, 2)).own_steps == 4
+    with pytest.raises(ValueError, match="answers 8 steps of DDIM and nothing else"):
+        ProgressiveLoss(teacher, stages=(2, 1))
+    with pytest.raises(ValueError, match="DDIMSampler cannot take a student"):
+        DDIMSampler(num_steps=4).sample(teacher, torch.zeros(1, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="without noise at t = 0"):
+        ProgressiveLoss(gaussian(VE()), stages=(4, 2))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models import (
     ConsistencyModel,
+    EDMParameterization,
     EpsParameterization,
     GaussianMixtureScoreModel,
     NetworkScoreModel,
@@ -17,7 +18,10 @@ from models import (
     ScoreModel,
     VParameterization,
 )
-from sde_lib import SDE, VE, VP, CosineVP, Tabulated, expand_like
+from models.backbones import MLP, UNet
+from samplers import make_sampler
+from sde_lib import SDE, VE, VP, CosineVP, NoiseStreams, Tabulated, expand_like
+from training.fit import fit
 from training.losses import (
     ConsistencyDistillation,
     ConsistencyTraining,
@@ -274,3 +278,61 @@ def test_the_distance_is_pseudo_huber():
 def test_what_cannot_be_is_refused(build, message: str):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_tangent_of_a_u_net_is_that_of_differences_however_its_memory_lies():
+    """Attention and channels-last norms have no derivative in forward mode by themselves."""
+    torch.manual_seed(0)
+    network = UNet(
+        image_size=8, in_channels=1, channels=16, channel_mult=(1, 1), num_res_blocks=1, attention_resolutions=(4,),
+        norm_groups=8,
+    )  # fmt: skip
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    network = network.double().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    sde = VP()
+    model, loss = (
+        ConsistencyModel(NetworkScoreModel(network, sde, VParameterization())),
+        ContinuousConsistency(double_every=1),
+    )
+    x0, eps = (torch.randn(3, 1, 8, 8, dtype=torch.float64) for _ in range(2))
+    t, h = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64), 1e-6
+    _, tangent = loss.tangent(model, x0, t, eps, None)
+    angle = loss.angle(model, t)
+
+    @torch.no_grad()
+    def at(a: Tensor) -> Tensor:
+        time = sde.time_from_log_snr(-2 * (model.data_std * a.tan()).log())
+        return model(sde.perturb(x0, time, eps), time)
+
+    slope = (at(angle + h) - at(angle - h)) / (2 * h)
+    torch.testing.assert_close(tangent, expand_like(angle.cos(), x0) * slope, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_calls_give_eight_modes_their_weights():
+    """8 Gaussians in the plane, distilled from their exact score: each weight within 3 standard errors."""
+    turn = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means, weights = torch.stack([turn.cos(), turn.sin()], 1), torch.tensor([1.0, 2.0] * 4, dtype=torch.float64) / 12
+    sde = VE(sigma_min=0.02, sigma_max=20.0)
+    covs = 0.01 * torch.eye(2, dtype=torch.float64).expand(8, 2, 2)
+    mixture = GaussianMixtureScoreModel(sde, means=means, covs=covs, weights=weights)
+    torch.manual_seed(0)
+    network = NetworkScoreModel(MLP(2, 128, 3, embedding="fourier"), sde, EDMParameterization(data_std=0.7))
+    trained = fit(
+        ConsistencyModel(network, data_std=0.7),
+        mixture.sample_data(20_000, torch.Generator().manual_seed(0)).float(),
+        steps=1_500,
+        loss=ConsistencyDistillation(teacher=mixture, noise_levels=(20, 160), double_every=300),
+        step_sampling="low_discrepancy", batch_size=256, learning_rate=2e-3, ema_decay=0.999, device="cpu",
+        decay_steps=1_500, grad_clip=0.0,
+    )  # fmt: skip
+    sampler = make_sampler("consistency", num_steps=2, grid=torch.tensor([1.0, 0.55, 0.0], dtype=torch.float64))
+    noise = NoiseStreams(5, range(3_000))
+    x_T = sampler.prior_sample(sde, (2,), noise)
+    x = sampler.sample(trained, x_T, noise=noise).x0.double()  # pyright: ignore[reportArgumentType]
+    nearest = torch.cdist(x, means).min(1)
+    shares = torch.bincount(nearest.indices, minlength=8) / 3_000
+    errors = (shares - weights) / (weights * (1 - weights) / 3_000).sqrt()
+    assert float(errors.abs().max()) < 3, errors
+    assert float((nearest.values < 0.3).double().mean()) > 0.85

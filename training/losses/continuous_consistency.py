@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import Cond, ConsistencyModel, ScoreModel
@@ -74,7 +76,7 @@ class ContinuousConsistency(ConsistencyLoss):
         def answer(x: Tensor, time: Tensor) -> Tensor:
             return model(x, time, cond=cond)
 
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _contiguous_norms(model):
             answered, whole = torch.func.jvp(answer, (x_t, t), (rate_x, rate_t))
         y = x_t / expand_like(sde.alpha(t), x_t)
         cos, sin = expand_like(cos, x_t), expand_like(sin, x_t)
@@ -104,3 +106,19 @@ class ContinuousConsistency(ConsistencyLoss):
         # F - F^- is -(f - f^-) / (d sin a)
         moved = (before - answered) / expand_like(model.data_std * self.angle(model, t).sin(), x0)
         return (moved - tangent).square().flatten(1).mean(1)
+
+
+@contextmanager
+def _contiguous_norms(model: nn.Module) -> Iterator[None]:
+    """Give group norms contiguous inputs: of channels-last ones PyTorch has no derivative in forward mode."""
+
+    def contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(one.contiguous() for one in inputs)
+
+    norms = (module for module in model.modules() if isinstance(module, nn.GroupNorm))
+    handles = [norm.register_forward_pre_hook(contiguous) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import Cond, Generator, Prediction, ScoreModel
+from models import Cond, Generator, Prediction, ScoreModel, require_posterior_mean
 from samplers import DDIMSampler
 from sde_lib import SDE, expand_like
 
@@ -74,7 +74,8 @@ class DistributionMatching(Loss):
         **kwargs: See ``Loss``; the weighting is that of the denoising score matching.
 
     Raises:
-        ValueError: If there is no teacher, an option is out of range, or ``gan`` is of a network that can have no head.
+        ValueError: If there is no teacher, or it answers no posterior means; an option is out of range; or ``gan`` is
+            of a network that can have no head.
 
     Attributes:
         critic: s_fake and the head, with their optimizer.
@@ -99,6 +100,7 @@ class DistributionMatching(Loss):
         if ratio < 1:
             raise ValueError(f"ratio must be at least 1, got {ratio}; 5 is usual")
         self.teacher = teacher = given_teacher(teacher, self.name)
+        require_posterior_mean(teacher, f"loss {self.name!r}")
         self.ratio, self.regression, self.gan = ratio, regression, gan
         fake = copy.deepcopy(teacher).requires_grad_(True) if fake is None else fake
         self.critic = Critic(fake, adversarial=gan > 0)

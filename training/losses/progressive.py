@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from experiment.distillation.stages import Stages
-from models import Cond, NetworkScoreModel, ScoreModel
+from models import Cond, NetworkScoreModel, ScoreModel, require_flow
 from sde_lib import SDE, expand_like
 
 from .base import Loss, register_loss, weighted_error
@@ -86,8 +86,8 @@ class ProgressiveLoss(Loss):
         **kwargs: See ``Loss``. Weighting "truncated_snr", the usual one, is max(SNR, 1), and "v" SNR + 1 for VP.
 
     Raises:
-        ValueError: If there is no teacher, the stages do not halve, or the SDE ends with noise left, for which DDIM
-            takes one call more.
+        ValueError: If there is no teacher, or it is a student of other steps than twice those of the first stage; if
+            the stages do not halve; or if the SDE ends with noise left, for which DDIM takes one call more.
     """
 
     name = "progressive_distillation"
@@ -107,6 +107,7 @@ class ProgressiveLoss(Loss):
         self.teacher = given_teacher(teacher, self.name)
         self.stages = Stages(tuple(stages), stage_steps)
         self.num_steps = self.stages.num_steps[0]
+        require_flow(self.teacher, f"a first stage of {self.num_steps} steps", ddim_steps=2 * self.num_steps)
         self.check(self.teacher.sde)
 
     def check(self, sde: SDE) -> None:

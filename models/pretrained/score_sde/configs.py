@@ -44,16 +44,18 @@ def _config(name: str, size: int) -> dict[str, Any]:
 
 PUBLISHED = {name: _config(name, size) for size, names in _PUBLISHED.items() for name in names}
 # RectifiedFlow (Liu et al. 2023) is this project with another loss
+_RECTIFIED = {
+    "data.image_size": 32,
+    "data.centered": True,
+    "training.sde": "rectified_flow",
+    "training.continuous": False,
+    "model.name": "ncsnpp",
+    "model.fir": False,
+    "model.skip_rescale": True,
+}
 RECTIFIED = {
-    "rectified_flow/cifar10_rf_gaussian_ddpmpp": {
-        "data.image_size": 32,
-        "data.centered": True,
-        "training.sde": "rectified_flow",
-        "training.continuous": False,
-        "model.name": "ncsnpp",
-        "model.dropout": 0.15,
-        "model.fir": False,
-        "model.skip_rescale": True,
-    }
+    "rectified_flow/cifar10_rf_gaussian_ddpmpp": _RECTIFIED | {"model.dropout": 0.15},
+    "rectified_flow/cifar10_rf_gaussian_reflow_train": _RECTIFIED
+    | {"model.dropout": 0.1, "reflow.reflow_type": "train_reflow", "reflow.reflow_t_schedule": "uniform"},
 }
 CONFIGS = PUBLISHED | RECTIFIED | {name: _config(name, size) for size, names in _UNPUBLISHED.items() for name in names}

@@ -23,7 +23,10 @@ Weights = Literal["ema", "raw"]
 
 _FREQUENCIES = re.compile(r"all_modules\.\d+\.W")
 # what is read of the sections besides model
-_READ = ("data.centered", "data.image_size", "data.num_channels", "training.continuous", "training.sde")
+_READ = (
+    "data.centered", "data.image_size", "data.num_channels", "reflow.reflow_t_schedule", "reflow.reflow_type",
+    "training.continuous", "training.sde",
+)  # fmt: skip
 # Settings of the project's configs that neither the tensors nor the network's output depend on: some are of training,
 # some of SDEs that the config does not choose, and model.interpolation is of its NCSN
 _IDLE = (
@@ -155,6 +158,16 @@ def _plan_flow(settings: Settings, embedding: str) -> tuple[dict[str, Any], str,
     return {"name": "rectified_flow"}, "velocity_to_data", "reversed_t999"
 
 
+def _flow_answers(settings: Settings) -> str:
+    """The answer of a network of RectifiedFlow: a flow, of those that were trained on pairs of another one."""
+    kind = settings.choice("reflow.reflow_type", "none", ("none", "train_reflow"))
+    if kind == "none":
+        return "posterior_mean"
+    # those of other schedules are distilled to the times of some steps
+    settings.refuse_unless(**{"reflow.reflow_t_schedule": "uniform"})
+    return "flow"
+
+
 def plan_score_sde(tensors: Mapping[str, Tensor], config: Config, *, path: Path) -> ModelPlan:
     """Plan a model from the tensors and settings of score_sde_pytorch.
 
@@ -175,9 +188,10 @@ def plan_score_sde(tensors: Mapping[str, Tensor], config: Config, *, path: Path)
             f"checkpoint {path} has tensors of shapes that no ncsnpp or ddpm has; fetch it again"
         ) from error
     sde, parameterization, time_input = _plan_time(settings, found["embedding"], tensors.get("sigmas"))
+    answers = _flow_answers(settings) if sde["name"] == "rectified_flow" else "posterior_mean"
     settings.ignore(_IDLE)
     settings.finish()
-    return ModelPlan("ncsnpp", network, sde, parameterization, time_input)
+    return ModelPlan("ncsnpp", network, sde, parameterization, time_input, answers)
 
 
 def _pick_weights(checkpoint: Any, weights: Weights, *, path: Path) -> dict[str, Tensor]:
@@ -212,8 +226,8 @@ def from_score_sde(path: Path | str, config: Config, *, weights: Weights = "ema"
     that a score here is half of theirs.
 
     The checkpoints of RectifiedFlow (Liu et al. 2023) have this layout too, and the SDE "rectified_flow". Time runs
-    from noise to data there, from data to noise here. Only its first flow is taken: networks that were trained on pairs
-    (reflow) have no posterior means, and nothing in the file tells them apart.
+    from noise to data there, from data to noise here. A network that was trained on pairs of another (reflow) answers
+    a flow, which its config says, and no tensor.
 
     Args:
         path: A checkpoint of the training loop (``optimizer``, ``model``, ``ema``, ``step``), or a state dict.

@@ -51,7 +51,7 @@ class ModelPlan:
         parameterization: What the network predicts; see ``make_parameterization``. Classifiers and autoencoders have
             none.
         time_input: What the network is told of t; see ``time_input``.
-        answers: "posterior_mean", or "consistency" of a consistency model.
+        answers: "posterior_mean", "flow" of a network that was trained on a flow's pairs, or "consistency".
 
     Raises:
         ValueError: In one line, if there is no such backbone.
@@ -137,6 +137,7 @@ class PlannedModel(NetworkScoreModel):
             plan.build_sde(),
             make_parameterization(plan.parameterization, time_input=plan.time_input),
             learned_variance=plan.network["learned_variance"],
+            answers="flow" if plan.answers == "flow" else "posterior_mean",
         )
         self.plan = plan
 

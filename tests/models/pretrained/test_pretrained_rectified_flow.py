@@ -69,9 +69,23 @@ def test_its_euler_sampler_is_ddim(tmp_path):
     torch.testing.assert_close(found, x, rtol=1e-8, atol=1e-8)
 
 
-def test_what_is_no_first_rectified_flow_is_refused(tmp_path):
+def test_a_flow_of_pairs_has_no_posterior_mean(tmp_path):
+    _, path = written(tmp_path)
+    reflow = {"reflow_type": "train_reflow", "reflow_t_schedule": "uniform"}
+    model, first = from_score_sde(path, CONFIG | {"reflow": reflow}), from_score_sde(path, CONFIG)
+    assert (model.answers, first.answers) == ("flow", "posterior_mean")
+    x, noise = torch.randn(2, 3, 8, 8), NoiseStreams(0, range(2))
+    with torch.no_grad():
+        both = [make_sampler("ddim", num_steps=2).sample(one, x, noise=noise).x0 for one in (model, first)]
+        assert torch.equal(*both)
+        with pytest.raises(ValueError, match="flow"):
+            make_sampler("ancestral", num_steps=2).sample(model, x, noise=noise)
+
+
+def test_what_is_no_rectified_flow_is_refused(tmp_path):
     _, path = written(tmp_path, embedding="fourier")
     with pytest.raises(ValueError, match="rectified_flow needs a positional embedding of time"):
         from_score_sde(path, {**CONFIG, "model": {**CONFIG["model"], "embedding_type": "fourier"}})
-    with pytest.raises(ValueError, match="unknown config of score_sde_pytorch 'rectified_flow/cifar10_rf_gaussian_re"):
-        from_score_sde(path, "rectified_flow/cifar10_rf_gaussian_reflow_train")
+    distilled = {"reflow_type": "train_reflow", "reflow_t_schedule": "t0"}
+    with pytest.raises(ValueError, match="reflow_t_schedule='t0' is not supported"):
+        from_score_sde(written(tmp_path)[1], CONFIG | {"reflow": distilled})
