@@ -38,7 +38,7 @@ class SampleMeasures:
     Args:
         train: What samples are compared with; of many images 5,000 to 10,000, evenly spread.
         held_out: Gives the floor, of whole groups: images as good as samples can be.
-        group_size: Samples in a group, at most as many as ``held_out`` has, or 5,000.
+        group_size: Samples in a group, at most as many as ``held_out`` has and as there are to compare with.
         num_projections: Directions of the sliced Wasserstein distance.
 
     Attributes:

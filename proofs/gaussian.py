@@ -15,7 +15,7 @@ from sde_lib import SDE, NoiseStreams, Point, derive_seed, points_of
 
 from .checked import SIGMAS, Cell, Checked, times_of
 from .entries import Entry
-from .oracles import GAUSSIAN, PARAMETERIZATIONS, PlaneOracle, central_moments, network_model, points_in_plane
+from .oracles import GAUSSIAN, PlaneOracle, central_moments, network_model, parameterizations_of, points_in_plane
 from .recursion import AXES, Law, noisy_points
 
 # what float64 loses on the way, far below any error shown
@@ -95,7 +95,7 @@ def prove_gaussian(
     sde: SDE,
     entry: Entry,
     *,
-    parameterizations: Sequence[str] = PARAMETERIZATIONS,
+    parameterizations: Sequence[str] | None = None,
     num_points: int = 100_000,
     seed: int = 0,
 ) -> dict[str, Cell]:
@@ -107,7 +107,7 @@ def prove_gaussian(
     Args:
         sde: The SDE.
         entry: The sampler.
-        parameterizations: Some of ``PARAMETERIZATIONS``.
+        parameterizations: Some of ``parameterizations_of(sde)``; None is all.
         num_points: Draws for each parameterization, for samplers that are not linear.
         seed: Seed of these.
 
@@ -123,7 +123,9 @@ def prove_gaussian(
     truth = target(sde, times)
     noise = _noise(law, num_points) if law is not None and entry.by_norms else (0.0, 0.0)
     cells = {}
-    for index, parameterization in enumerate(parameterizations):
+    for index, parameterization in enumerate(
+        parameterizations_of(sde) if parameterizations is None else parameterizations
+    ):
         model = network_model(oracle, parameterization)
         if entry.by_norms:
             output, nfe = _sampled_output(sampler, model, oracle, num_points, derive_seed(seed, index))

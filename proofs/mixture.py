@@ -18,10 +18,10 @@ from .checked import SIGMAS, Cell, Checked, times_of
 from .entries import Entry
 from .oracles import (
     MIXTURE,
-    PARAMETERIZATIONS,
     PlaneOracle,
     central_moments,
     network_model,
+    parameterizations_of,
     points_in_plane,
     to_unit_square,
 )
@@ -68,7 +68,7 @@ def prove_mixture(
     sde: SDE,
     entry: Entry,
     *,
-    parameterizations: Sequence[str] = PARAMETERIZATIONS,
+    parameterizations: Sequence[str] | None = None,
     num_points: int = 100_000,
     seed: int = 0,
 ) -> Cell:
@@ -77,7 +77,7 @@ def prove_mixture(
     Args:
         sde: The SDE.
         entry: The sampler.
-        parameterizations: Some of ``PARAMETERIZATIONS``.
+        parameterizations: Some of ``parameterizations_of(sde)``; None is all.
         num_points: Draws.
         seed: Seed of x_T and the noise; both refinements start at the same x_T.
     """
@@ -99,7 +99,7 @@ def prove_mixture(
     closed_form = run(model, 1, (3, 4), 1, SAME_POINTS).x0
     allowed = ROUNDING + (NORMS_ROUNDING / last.sigma**2 if entry.by_norms else 0.0)
     same = {}
-    for name in parameterizations:
+    for name in parameterizations_of(sde) if parameterizations is None else parameterizations:
         found = run(network_model(model, name), 1, (3, 4), 1, SAME_POINTS).x0
         same[name] = Checked(float((found - closed_form).abs().max()), allowed)
     return Cell(fine.nfe, checks, same)

@@ -22,9 +22,14 @@ SDES: dict[str, SDE] = {
     # 200 levels, the last one fine beside the data
     "NCSN table": Tabulated.ncsn(num_steps=200, sigma_min=0.01, sigma_max=20.0),
 }
-PARAMETERIZATIONS = ("eps", "x0", "v", "velocity", "score", "edm")
+PARAMETERIZATIONS = ("eps", "x0", "v", "score", "edm")
 # where a learned variance lies between the small one and the large one, in the logarithm
 FRACTION = 0.5
+
+
+def parameterizations_of(sde: SDE) -> tuple[str, ...]:
+    """Those that a cell is proven with: of a rectified flow its own too."""
+    return (*PARAMETERIZATIONS, "velocity") if isinstance(sde, RectifiedFlow) else PARAMETERIZATIONS
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class ExactBackbone(nn.Module):
 
     Args:
         oracle: What it knows.
-        name: One of ``PARAMETERIZATIONS``.
+        name: One of ``parameterizations_of(sde)``.
         data_std: EDM's.
     """
 
@@ -201,7 +206,7 @@ def network_model(oracle: PlaneOracle, name: str, *, data_std: float = 0.6) -> N
 
     Args:
         oracle: The oracle.
-        name: One of ``PARAMETERIZATIONS``.
+        name: One of ``parameterizations_of(sde)``.
         data_std: EDM's standard deviation of the data.
     """
     parameterization = make_parameterization(name, data_std=data_std)

@@ -112,7 +112,7 @@ def page(report: dict[str, Any]) -> str:
         num_cells=report["cells"],
         num_sdes=len(SDES),
         sdes=", ".join(SDES),
-        parameterizations=", ".join(PARAMETERIZATIONS),
+        parameterizations=", ".join(PARAMETERIZATIONS) + "; of the rectified flow velocity too",
         verdict=f"**{len(failures)} FAIL**, named below." if failures else "**All pass.**",
         density_cells=CELLS_A_SIDE**2,
         floor=math.sqrt((CELLS_A_SIDE**2 - 1) / report["num_points"]),

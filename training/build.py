@@ -13,11 +13,11 @@ from data import AnyKind
 from experiment.build import build_model
 from experiment.config import Config
 from experiment.config.left_out import part_rates
+from experiment.distillation.options import distillation_options
 from experiment.distillation.teacher import begin_as, load_teacher
 from experiment.from_checkpoints import load_base
 from experiment.network import is_classifier, is_first_stage
 from models import NetworkModel, NetworkScoreModel
-from runtime.options import option_names
 from runtime.processes.collectives import is_sharded, shard
 from runtime.registry import choices_message
 from sde_lib import SDE
@@ -48,29 +48,13 @@ def build_loss(config: Config, sde: SDE, kind: AnyKind, teacher: NetworkScoreMod
         name = "autoencoder" if is_first_stage(config) else "joint" if joint else name
     return make_loss(
         name,
-        **_distillation_options(config, name, teacher),
+        **distillation_options(config, name, None if name == "auto" else LOSSES.get(name), teacher),
         sde=sde,
         parameterization=None if is_classifier(config) else config.model.parameterization,
         weighting=config.training.weighting,
         data_std=config.model.data_std,
         num_levels=kind.num_levels if joint else kind.seen_levels,
     )
-
-
-def _distillation_options(config: Config, name: str, teacher: NetworkScoreModel | None) -> dict[str, Any]:
-    """The keys of ``config.distillation`` that the loss has as options, and the teacher if it asks one."""
-    factory = None if name == "auto" else LOSSES.get(name)
-    if not getattr(factory, "of_distillation", False):
-        if teacher is not None:
-            raise ValueError(
-                f"distillation.teacher is of a distillation, got training.loss={name}; leave it out, or set the loss, "
-                "such as consistency_distillation"
-            )
-        return {}
-    assert factory is not None
-    known, _ = option_names(factory)
-    options = {key: value for key, value in config.distillation.items() if key in known and key != "teacher"}
-    return options | ({"teacher": teacher} if "teacher" in known else {})
 
 
 def build_optimizer(config: Config, model: NetworkModel | Critic) -> torch.optim.Optimizer:

@@ -17,6 +17,7 @@ from training.ema.snapshots import profiles_of
 
 TWO = "--config.training.ema_profiles=0.05,0.1"
 THREE = "--config.training.ema_profiles=0.05,0.1,0.13"
+STAGES = ["--config.model.answers=steps", "--config.distillation.stages=8,4"]
 STEPS = [
     "--config.training.num_steps=24",
     "--config.training.checkpoint_every=9",
@@ -149,7 +150,7 @@ def test_snapshots_of_a_run_that_was_never_saved_are_forgotten(trained: Path, tm
         (["--sigma-rel=nan"], "sigma_rel must lie in (0, 0.2887]"),
         (["--sigma-rel=0.004"], "the profile of --sigma-rel=0.004 is missed by"),
         (["--sigma-rel=0.1", TWO.replace("0.1", "0.5")], "config.training.ema_profiles must lie in (0, 0.2886]"),
-        (["--sigma-rel=0.1", "--config.model.answers=steps"], "got model.answers=steps, whose average begins anew"),
+        (["--sigma-rel=0.1", *STAGES], "config.training.ema_profiles is of one average, got model.answers=steps"),
         (["--sigma-rel=0.1", TWO.replace("0.1", "0.05")], "and differ, got (0.05, 0.05)"),
     ],
 )

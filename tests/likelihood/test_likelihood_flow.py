@@ -11,13 +11,14 @@ from torch.distributions import MultivariateNormal
 from likelihood import FlowLikelihood, make_likelihood
 from models import DiscreteScoreModel, GaussianMixtureScoreModel, Prediction, ScoreModel
 from samplers import make_sampler
-from sde_lib import VE, VP, CosineVP, NoiseStreams, SubVP, Tabulated
+from sde_lib import VE, VP, CosineVP, NoiseStreams, RectifiedFlow, SubVP, Tabulated
 
 SDES = {
     "vp": VP(),
     "cosine": CosineVP(),
     "subvp": SubVP(),
     "ve": VE(sigma_max=20.0),
+    "rectified flow": RectifiedFlow(),
     "ddpm": Tabulated.ddpm(),
     "ncsn": Tabulated.ncsn(num_steps=200, sigma_min=0.01, sigma_max=20.0),
 }
