@@ -39,7 +39,8 @@ class ConsistencySampler(GridSampler):
     own_last_step = True
 
     def __init__(self, *, t_start: float | None = None, **kwargs: Any) -> None:
-        super().__init__(**{"denoise_final": False} | kwargs)
+        options: dict[str, Any] = {"denoise_final": False}
+        super().__init__(**options | kwargs)
         if self.denoise_final is not False:
             raise ValueError("a consistency model's own answer is the last step; leave denoise_final out")
         if t_start is not None and not 0 < t_start <= 1:

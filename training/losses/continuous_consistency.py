@@ -77,7 +77,7 @@ class ContinuousConsistency(ConsistencyLoss):
             return model(x, time, cond=cond)
 
         with sdpa_kernel(SDPBackend.MATH), _contiguous_norms(model):
-            answered, whole = torch.func.jvp(answer, (x_t, t), (rate_x, rate_t))
+            answered, whole = torch.func.jvp(answer, (x_t, t), (rate_x, rate_t))  # pyright: ignore[reportAssignmentType]
         y = x_t / expand_like(sde.alpha(t), x_t)
         cos, sin = expand_like(cos, x_t), expand_like(sin, x_t)
         first = -(cos**2) * ((cos**2 * y - answered) / sin + sin * y - model.data_std / cos * slope)
