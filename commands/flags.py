@@ -26,6 +26,13 @@ def _given_path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def _given_text(text: str) -> str:
+    """A text that an unset variable of a shell has not left empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("needs a text, got none")
+    return text
+
+
 _path = os.path.expanduser  # shells leave the ~ of --workdir=~/runs to us
 
 # flags that belong to a mode: how their value is read, and what they say
@@ -40,7 +47,7 @@ _FLAGS = {
         _given_path,
         "an image or a folder of them for a ControlNet, in place of those made of a split; once each",
     ),
-    "prompt": (str, "a text to draw samples of, in place of the captions of a split"),
+    "prompt": (_given_text, "a text to draw samples of, in place of the captions of a split"),
     "prompts": (_given_path, "a file of such texts, one a line, in turn"),
     "sigma_rel": (float, "the width of the average, as a share of the training: docs/ema.md"),
     "mask": (_given_path, "an image that is white where restore.operator=inpaint sees, black where it fills in"),

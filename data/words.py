@@ -57,6 +57,10 @@ class Vocabulary:
             row[: len(known)] = torch.tensor(known, dtype=torch.int64)
         return found
 
+    def count_longer(self, captions: Iterable[str], max_words: int) -> int:
+        """The number of captions that have more than ``max_words`` of these words."""
+        return sum(sum(word in self._numbers for word in split_words(caption)) > max_words for caption in captions)
+
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts with words that are not among these, or without any.
 

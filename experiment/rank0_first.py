@@ -24,7 +24,7 @@ from .from_checkpoints import (
     trained_text,
 )
 from .precision import NetworkMode
-from .text.frozen import told_by_frozen
+from .text.told import told_as_trained
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ def as_trained(ranks: Ranks, config: Config, workdir: Path, dataset: AnyDataset)
         dataset = dataset.with_words(words)
     if space and isinstance(dataset, VectorDataset):
         dataset = replace(dataset, space=RealSpace(tuple(space["mean"]), tuple(space["std"])))
-    return told_by_frozen(config, dataset, workdir, ranks)
+    return told_as_trained(config, dataset, workdir, ranks)
 
 
 def load_same_trained(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 from tiny import ROOT, error, last_tensors, tiny_command
 
 import main
-from data import load_dataset
+from data import Vocabulary, load_dataset
 from data.sources.scene_words import COLOURS, DIGIT_WORDS
+from experiment.text.told import untold
 from experiment.trained_run import load_run
 from models import Condition
 from models.text import TransformersEncoder
@@ -133,6 +135,30 @@ def test_bad_prompts_are_refused_in_one_line(told: Path, tmp_path: Path, capsys:
     assert "is a flag of --mode sample" in error(capsys, command("eval", told, f"--prompt={PROMPT}"))
     plain = tiny_command("train", tmp_path / "digits", "--config.data.condition=text")
     assert "needs a caption of each image" in error(capsys, plain)
+
+
+def test_captions_of_the_data_that_are_cut_or_hold_unknown_words_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    short = "--config.data.condition_options=max_words=5"
+    assert main.run(command("train", tmp_path / "run", short, "--config.training.num_steps=1")) == 0
+    said = "scenes train: 60 of 60 captions have more than max_words=5 words, and are cut off there; set it in"
+    assert said in capsys.readouterr().err
+    known = Vocabulary(("red", "three"))
+    dataset = load_dataset("scenes", root=".", split="test", options={"num_images": 60})
+    captions = ("a red three", "red", "red three")
+    kept = replace(dataset.subset(3), captions=captions, vocabulary=known)
+    config = load_run(tmp_path / "run", device="cpu").config
+    assert untold(config, kept) == [
+        "scenes test: 1 of 3 captions have words that the model does not know, such as 'a', which are left out"
+    ]
+
+
+def test_an_empty_prompt_is_refused(told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for text in ("", "  "):
+        with pytest.raises(SystemExit):
+            main.run(command("sample", told, f"--output={tmp_path}", f"--prompt={text}"))
+        assert "argument --prompt: needs a text, got none" in capsys.readouterr().err
 
 
 def test_a_prompt_that_is_too_long_is_cut_and_said(told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
