@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from in_one_process import draw, measure
+from score_samplers import OF_SCORES
 from tiny import TINY
 from torch import Tensor, nn
 from training_runs import CPU, ROOT
@@ -27,7 +28,7 @@ from models import Dequantizer, NetworkScoreModel, make_parameterization
 from runtime.processes.collectives import Communication
 from runtime.processes.rank_slice import RankSlice
 from runtime.processes.ranks import ALONE
-from samplers import available_samplers, make_sampler
+from samplers import make_sampler
 from sde_lib import SDE, NoiseStreams, make_sde
 from training.build import build_state
 from training.losses import DequantizedLoss, make_loss
@@ -136,10 +137,16 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 # the cross-entropy is of classifiers, whose answer the label is, and an autoencoder is told none; of the joint loss see
 # test_training_joint.py
-OF_SCORES = [name for name in ALL_LOSSES.names() if name not in ("cross_entropy", "autoencoder", "joint")]
+# those of a distillation have a teacher, and tests of their own
+_OTHERS = ("cross_entropy", "autoencoder", "joint")
+LOSSES_OF_SCORES = [
+    name
+    for name in ALL_LOSSES.names()
+    if name not in _OTHERS and not getattr(ALL_LOSSES.get(name), "of_distillation", 0)
+]
 
 
-@pytest.mark.parametrize("name", [*OF_SCORES, "vlb_continuous of a fixed SDE", "dsm of eps"])
+@pytest.mark.parametrize("name", [*LOSSES_OF_SCORES, "vlb_continuous of a fixed SDE", "dsm of eps"])
 def test_every_loss_tells_each_sample_its_class(name: str):
     options = dict(LOSSES[name]) if name in LOSSES else {}
     name, (learned, sde) = name.split(" ")[0], (options.pop("learned", False), options.pop("sde", None))
@@ -218,7 +225,7 @@ def test_the_preview_shows_the_classes_in_turn():
     np.testing.assert_array_equal(as_array(x0, kind), as_array(shown(torch.arange(16) % 3), kind))
 
 
-@pytest.mark.parametrize("name", available_samplers())
+@pytest.mark.parametrize("name", OF_SCORES)
 def test_every_sampler_tells_each_sample_its_class(name: str):
     few = {"annealed_langevin": {"steps_per_level": 2}, "probability_flow": {"rtol": 0.1, "atol": 0.1}}.get(name, {})
     sampler = make_sampler(name, num_steps=4, **few)

@@ -274,7 +274,8 @@ class Trainer:
             FloatingPointError: If too many steps in a row were skipped.
         """
         state, options = self.state, self.options
-        state.begin_step()
+        if state.loss.of_distillation:
+            state.begin_step()
         critic = state.loss.trained_critic
         optimizer = state.optimizer if critic is None else critic.optimizer
         trained = (self._parameters, self._inner) if critic is None else (list(critic.parameters()), [])
@@ -291,7 +292,7 @@ class Trainer:
         if accepted:
             factor = learning_rate_factor(state.step, options.warmup_steps, decay_steps=options.decay_steps)
             for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * factor * state.loss.rate(state.step)
+                group["lr"] = options.learning_rate * factor * state.loss.rate
             optimizer.step()
             for average in (state.ema, *state.profiles) if critic is None else ():
                 average.update(state.model)

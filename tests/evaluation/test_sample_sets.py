@@ -141,8 +141,9 @@ def test_output_takes_the_place_of_the_work_directory(
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
     (tmp_path / "file").write_text("")
     assert "is not a folder" in error(capsys, sample_command(tiny_run, f"--output={tmp_path / 'file'}"))
-    assert "--output is a flag of --mode edit, export, interpolate, progressive, restore, sample and segment" in error(
-        capsys, tiny_command("eval", tiny_run, f"--output={tmp_path}")
+    assert (
+        "--output is a flag of --mode couple, edit, ema, export, interpolate, progressive, restore, sample and segment"
+        in error(capsys, tiny_command("eval", tiny_run, f"--output={tmp_path}"))
     )
 
 

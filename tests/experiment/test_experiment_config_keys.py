@@ -71,7 +71,7 @@ def test_a_key_that_is_missing_misspelt_or_none_is_named(key: str, tmp_path: Pat
         ("config.sde = {'name': 'vp', 'num_steps': 5}", "unknown option of SDE 'vp': 'num_steps'"),
         ("config.model.network.fir = 1", "unknown key of config.model.network for backbone 'unet': 'fir'"),
         ("config.optim = {'learning_rate': 1.0}", "the config has no config.optim.beta1, whose default is 0.9;"),
-        ("config.model = {'backbone': 'unet'}", "the config has no config.model.attention_resolutions, whose"),
+        ("config.model = {'backbone': 'unet'}", "the config has no config.model.answers, whose"),
         ("config.training = {**config.training, 'num_steps': 1e5}", "config.training.num_steps must be of type int"),
         ("config.training = {**config.training, 'num_steps': True}", "config.training.num_steps must be of type int"),
         ("config.data = {**config.data, 'random_flip': 1}", "config.data.random_flip must be of type bool, got 1"),

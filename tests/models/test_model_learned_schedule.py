@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from learned_schedules import perturbed
+from score_samplers import OF_SCORES
 from torch import nn
 
 from likelihood import ContinuousBound, FlowLikelihood, VariationalBound
@@ -17,7 +18,7 @@ from models import (
     ThresholdedScoreModel,
     count_network_calls,
 )
-from samplers import available_samplers, make_sampler
+from samplers import make_sampler
 from sde_lib import SDE, LearnedVP, NoiseStreams
 from training.ema import ExponentialMovingAverage
 
@@ -118,7 +119,7 @@ def test_the_gradient_that_reaches_the_schedule_through_a_model_is_that_of_diffe
 
 # one of them asks for sigma(0) as a number while gradients are recorded
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
-@pytest.mark.parametrize("name", available_samplers())
+@pytest.mark.parametrize("name", OF_SCORES)
 def test_every_sampler_takes_it_as_it_takes_alpha_and_sigma(name):
     sde = perturbed(LearnedVP())
     options: dict[str, object] = {

@@ -154,7 +154,10 @@ def test_each_parameterization_tells_the_network_the_time_it_is_told_to(name):
 def test_names_and_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="unknown parameterization 'epz'; did you mean 'eps'\\? choices: edm, eps"):
         make_parameterization("epz")
-    choices = "choices: auto, edm, index, index1000, log_half_sigma, log_sigma, log_snr, reversed_index, t999"
+    choices = (
+        "choices: auto, edm, edm1000, index, index1000, log_half_sigma, log_sigma, log_snr, reversed_index, "
+        "reversed_t, reversed_t999, t, t1000, t999"
+    )
     with pytest.raises(ValueError, match=f"unknown time input 'indx'; did you mean 'index'\\? {choices}"):
         time_input("indx", SubVP(), torch.ones(1))
     with pytest.raises(ValueError, match="unknown time input 'sigma'"):

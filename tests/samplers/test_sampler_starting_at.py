@@ -3,8 +3,9 @@
 import pytest
 import torch
 from sampler_oracles import SDES, GaussianModel, mixture
+from score_samplers import OF_SCORES
 
-from samplers import GridSampler, ProbabilityFlowSampler, available_samplers, make_sampler
+from samplers import GridSampler, ProbabilityFlowSampler, make_sampler
 from sde_lib import VP, NoiseStreams
 
 MEAN, VAR = 0.4, 0.3
@@ -20,7 +21,7 @@ def _sampler(name: str, **options) -> GridSampler:
 
 
 # UniPC always remembers earlier steps: it is in the test below
-@pytest.mark.parametrize("name", [name for name in available_samplers() if name != "unipc"])
+@pytest.mark.parametrize("name", [name for name in OF_SCORES if name != "unipc"])
 @pytest.mark.parametrize("sde", ["vp", "ve"])
 def test_the_rest_of_the_way_is_that_of_the_whole(name: str, sde: str):
     # a noise level of the grid, so that the copy's steps are those of the whole from there on

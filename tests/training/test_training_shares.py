@@ -105,7 +105,9 @@ def test_no_two_draws_of_a_step_share_a_seed(monkeypatch: pytest.MonkeyPatch):
     state = build_state(config, dataset.kind, CPU)
     trainer = Trainer(state, dataset, TrainingOptions(2, batch_size=300, seed=5, accumulation_steps=2))
     monkeypatch.setattr(
-        state, "loss", lambda model, x0, *_, **__: 0 * next(model.parameters()).sum() + x0.mean((1, 2, 3))
+        type(state.loss),
+        "__call__",
+        lambda _, model, x0, *__, **___: 0 * next(model.parameters()).sum() + x0.mean((1, 2, 3)),
     )
     for _ in range(2):
         trainer.step()

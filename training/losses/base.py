@@ -44,21 +44,23 @@ def weighted_error(
     Raises:
         ValueError: If the weighting is unknown.
     """
-    alpha, sigma = sde.alpha(t), prediction.sigma
+    sigma = prediction.sigma
     if weighting == "eps":
         error = prediction.eps - eps
     elif weighting == "x0":
         error = prediction.x0 - x0
     elif weighting == "v":
+        alpha, _ = sde.alpha_sigma(t)
         error = expand_like(alpha, eps) * (prediction.eps - eps) - expand_like(sigma, x0) * (prediction.x0 - x0)
     elif weighting == "velocity":
         alpha_rate, sigma_rate = sde.rates(t)
         error = expand_like(alpha_rate, x0) * (prediction.x0 - x0)
         error = error + expand_like(sigma_rate, eps) * (prediction.eps - eps)
     elif weighting == "edm":
-        s = sigma / alpha
+        s = sigma / sde.alpha_sigma(t)[0]
         error = expand_like((s.square() + data_std**2).sqrt() / (s * data_std), x0) * (prediction.x0 - x0)
     elif weighting == "truncated_snr":
+        alpha, _ = sde.alpha_sigma(t)
         error = expand_like((alpha / sigma).clamp_min(1), x0) * (prediction.x0 - x0)
     else:
         raise ValueError(choices_message("weighting", weighting, ["auto", *get_args(Weighting)]))
@@ -84,6 +86,9 @@ class Loss(ShowsOptions, ABC):
             would depend on how a batch is cut into micro-batches.
         of_distillation: Whether ``distillation.teacher`` may be set with it, and its options of the same names as keys
             of ``config.distillation`` are those; an option ``teacher`` is the frozen teacher, or None.
+        own_steps: Steps of DDIM that the model learns to answer, and nothing else; None of most losses.
+        trained_critic: The networks that the step trains in place of the model; None of most.
+        rate: Factor of the learning rate, besides the schedule of ``config.optim``.
     """
 
     name = "a loss of your own"
@@ -91,6 +96,9 @@ class Loss(ShowsOptions, ABC):
     own_weighting: Weighting | None = None
     usual_weighting: Weighting | None = None
     wants_more_noise = False
+    own_steps: int | None = None
+    trained_critic: Critic | None = None
+    rate: float = 1.0
 
     def __init__(
         self,
@@ -143,16 +151,6 @@ class Loss(ShowsOptions, ABC):
             Times, float64 [B].
         """
 
-    @property
-    def own_steps(self) -> int | None:
-        """Steps of DDIM that the model learns to answer, and nothing else; None of most losses."""
-        return None
-
-    @property
-    def trained_critic(self) -> Critic | None:
-        """The networks that the step trains in place of the model; most losses have none."""
-        return None
-
     def restarts(self, step: int) -> bool:
         """True if from a step on the average of the weights so far takes the place of model and teacher."""
         return False
@@ -160,10 +158,6 @@ class Loss(ShowsOptions, ABC):
     def take_teacher(self, model: ScoreModel) -> None:
         """Take a model's weights for the teacher's."""
         raise NotImplementedError
-
-    def rate(self, step: int) -> float:
-        """Factor of the learning rate at a step, besides the schedule of ``config.optim``."""
-        return 1.0
 
     def memory(self) -> dict[str, Tensor]:
         """Tensors, by name, that training changes in place beside the model; checkpoints hold them."""

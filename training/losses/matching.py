@@ -105,7 +105,6 @@ class DistributionMatching(Loss):
         fake = copy.deepcopy(teacher).requires_grad_(True) if fake is None else fake
         self.critic = Critic(fake, adversarial=gan > 0)
         self.sampler = DDIMSampler(num_steps=regression_steps)
-        self._of_critic = False
 
     def check(self, sde: SDE) -> None:
         """Accept any SDE."""
@@ -116,13 +115,8 @@ class DistributionMatching(Loss):
 
     def begin_step(self, step: int) -> None:
         """Choose which network a step trains."""
-        self._of_critic = step % (self.ratio + 1) > 0
-        self.critic.requires_grad_(self._of_critic)
-
-    @property
-    def trained_critic(self) -> Critic | None:
-        """The critic in its steps, None in those of the generator."""
-        return self.critic if self._of_critic else None
+        self.trained_critic = self.critic if step % (self.ratio + 1) > 0 else None
+        self.critic.requires_grad_(self.trained_critic is not None)
 
     def memory(self) -> dict[str, Tensor]:
         """Weights and moments of the critic."""
@@ -150,7 +144,7 @@ class DistributionMatching(Loss):
         """
         assert more_noise is not None
         x_T = model.sde.prior_std * eps
-        if self._of_critic:
+        if self.trained_critic is not None:
             return self._critic_loss(model, x_T, x0, t, more_noise, cond)
         return self._generator_loss(model, x_T, t, more_noise, cond)
 

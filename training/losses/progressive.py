@@ -106,7 +106,7 @@ class ProgressiveLoss(Loss):
         super().__init__(**options)
         self.teacher = given_teacher(teacher, self.name)
         self.stages = Stages(tuple(stages), stage_steps)
-        self.num_steps = self.stages.num_steps[0]
+        self.num_steps = self.own_steps = self.stages.num_steps[0]
         require_flow(self.teacher, f"a first stage of {self.num_steps} steps", ddim_steps=2 * self.num_steps)
         self.check(self.teacher.sde)
 
@@ -119,14 +119,13 @@ class ProgressiveLoss(Loss):
                 "a teacher of another SDE"
             )
 
-    @property
-    def own_steps(self) -> int:
-        """The steps of the student of this stage."""
-        return self.num_steps
-
     def begin_step(self, step: int) -> None:
-        """Train the student of the stage that a training step belongs to."""
-        self.num_steps = self.stages.num_steps[self.stages.at(step)]
+        """Train the student of the stage that a training step belongs to.
+
+        The learning rate falls from its value to 0 along a line in each stage (Salimans & Ho 2022, Appendix E).
+        """
+        self.num_steps = self.own_steps = self.stages.num_steps[self.stages.at(step)]
+        self.rate = 1 - (step % self.stages.length) / self.stages.length
 
     def restarts(self, step: int) -> bool:
         """True where a stage follows another, whose student is its teacher."""
@@ -149,10 +148,6 @@ class ProgressiveLoss(Loss):
         if not isinstance(self.teacher, NetworkScoreModel):
             return {}
         return {f"teacher.{name}": tensor for name, tensor in self.teacher.backbone.state_dict().items()}
-
-    def rate(self, step: int) -> float:
-        """Factor of the learning rate: from 1 to 0 along a line in each stage (Salimans & Ho 2022, Appendix E)."""
-        return 1 - (step % self.stages.length) / self.stages.length
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:
         """t = i / N t_max, with i = 1 .. N of uniform draws."""
