@@ -11,5 +11,5 @@ def get_config() -> ConfigDict:
     """The network of configs/vp/cifar10.py, trained by flow matching."""
     config = get_default_config()
     cifar10_network(config)
-    flow_family(config)
+    flow_family(config, t_end=0.003)
     return config

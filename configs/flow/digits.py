@@ -11,6 +11,6 @@ def get_config() -> ConfigDict:
     """The network of configs/vp/digits.py, trained by flow matching."""
     config = get_default_config()
     digits_network(config)
-    flow_family(config)
+    flow_family(config, t_end=0.03)
     config.eval.update({"ode_rtol": 1e-4, "ode_atol": 1e-4})
     return config

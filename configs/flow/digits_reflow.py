@@ -17,5 +17,4 @@ def get_config() -> ConfigDict:
     config.model.answers = "flow"
     config.training.loss = "reflow"
     config.sampling.num_steps = 2
-    config.eval.likelihoods = ("ode",)
     return config

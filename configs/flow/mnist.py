@@ -11,5 +11,5 @@ def get_config() -> ConfigDict:
     """The network of configs/vp/mnist.py, trained by flow matching."""
     config = get_default_config()
     mnist_network(config)
-    flow_family(config)
+    flow_family(config, t_end=0.003)
     return config
