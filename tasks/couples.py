@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,7 @@ class _SquaredVelocity:
 
     x: Tensor
     total: Tensor | float = 0.0
-    steps: int = field(default=0)
+    steps: int = 0
 
     def __call__(self, state: StepState) -> None:
         self.total = self.total + (state.x - self.x).double().square().flatten(1).mean(1) / (state.t - state.s)

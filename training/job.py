@@ -85,10 +85,7 @@ def train_as_rank(config: Config, workdir: Path, ranks: Ranks, device: torch.dev
         samples = _samples(config, dataset)
         state.kind = as_its_latents(config, dataset.kind)
         decode_by_own(state.kind, state.ema.model)
-        restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
-        _remember_data(config, state, dataset, workdir)
-        if restored and ranks.first and state.step:
-            say(f"continues from step {state.step}")
+        restored = _restore(config, state, dataset, workdir, ranks)
         if state.step >= training.num_steps:
             _say_trained(config, state, ranks)
             return
@@ -117,11 +114,19 @@ def _samples(config: Config, dataset: AnyDataset) -> AnyDataset | CoupleDataset:
     return read_couples(Path(couples), dataset) if couples else dataset
 
 
-def _remember_data(config: Config, state: TrainingState, dataset: AnyDataset, workdir: Path) -> None:
-    """Keep digests of files and captions for the checkpoints; other captions than before are refused."""
+def _restore(config: Config, state: TrainingState, dataset: AnyDataset, workdir: Path, ranks: Ranks) -> bool:
+    """Go to the newest checkpoint, if there is one, and keep digests of files and captions for those that follow.
+
+    Raises:
+        ValueError: If it was trained on other captions.
+    """
+    restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
     state.train_files = state.train_files or dataset.train_files
     if "text" in config.data.get("condition", ()):
         state.captions = check_captions(state.captions, dataset, workdir)
+    if restored and ranks.first and state.step:
+        say(f"continues from step {state.step}")
+    return restored
 
 
 def _say_trained(config: Config, state: TrainingState, ranks: Ranks) -> None:

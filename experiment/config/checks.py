@@ -124,6 +124,23 @@ def check_config(config: Config) -> None:
             raise ValueError(f"config.sde.{key} must be finite, got {value}; set a number")
     # an option that the SDE does not have, or cannot have so
     build_sde(config)
+    _check_ranges(config)
+    for section, key, choices in _CHOICES:
+        value = config[section].get(key)
+        if value not in choices:
+            raise ValueError(choices_message(key, value, choices))
+    if (answers := config.model.get("answers", "posterior_mean")) not in _ANSWERS:
+        raise ValueError(choices_message("answers", answers, list(_ANSWERS)))
+    if answers == "steps":
+        stages_of(config)
+    part_rates(config)
+    check_control(config)
+    _check_uses(config)
+    _check_training(config)
+
+
+def _check_ranges(config: Config) -> None:
+    """Refuse numbers outside ``_RANGES``."""
     for section, key, least, most in _RANGES:
         # an imported network's section has no key of which it has no use
         value = config[section].get(key, least if section == "model" else None)
@@ -136,16 +153,10 @@ def check_config(config: Config) -> None:
             fix = "set it to 0 for none" if most == _LARGE else "lower it"
             allowed = "below 1" if most == _BELOW_1 else f"at most {most}"
             raise ValueError(f"config.{section}.{key} must be {allowed}, got {value}; {fix}")
-    for section, key, choices in _CHOICES:
-        value = config[section].get(key)
-        if value not in choices:
-            raise ValueError(choices_message(key, value, choices))
-    if (answers := config.model.get("answers", "posterior_mean")) not in _ANSWERS:
-        raise ValueError(choices_message("answers", answers, list(_ANSWERS)))
-    if answers == "steps":
-        stages_of(config)
-    part_rates(config)
-    check_control(config)
+
+
+def _check_uses(config: Config) -> None:
+    """Refuse settings of distillations and of uses of a model that cannot be, each by itself."""
     least, most = (*config.distillation.noise_levels, 0, 0)[:2]
     if len(config.distillation.noise_levels) != 2 or not 1 <= least <= most:
         raise ValueError(
@@ -179,6 +190,10 @@ def check_config(config: Config) -> None:
         raise ValueError(f"config.data.image_size must be from 0 to {_MOST}, got {size}; set the pixels of a side")
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"config.seed must lie in [0, 2^63), got {config.seed}; choose another")
+
+
+def _check_training(config: Config) -> None:
+    """Refuse what cannot be trained on or averaged."""
     if config.model.get("first_stage") and config.data.get("first_stage"):
         raise ValueError("model.first_stage trains an autoencoder, data.first_stage names one; leave one of them out")
     if bool(config.data.get("couples")) != (config.training.loss == "reflow"):
@@ -191,7 +206,7 @@ def check_config(config: Config) -> None:
         raise ValueError(
             f"config.training.ema_profiles must lie in (0, 0.2886] and differ, got {profiles}; (0.05, 0.1) are usual"
         )
-    if profiles and answers == "steps":
+    if profiles and config.model.get("answers") == "steps":
         raise ValueError(
             "config.training.ema_profiles is of one average, got model.answers=steps, whose average begins anew at "
             "each stage; leave it out"
