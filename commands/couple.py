@@ -105,7 +105,7 @@ def _batch(run: SampledRun, index: range, progress: Any) -> Values:
         device=run.device,
         hooks=(progress,),
     )
-    of_path = {} if couples.crookedness is None else {"crookedness": couples.crookedness.cpu().numpy()}
+    of_path = {} if couples.straightness is None else {"straightness": couples.straightness.cpu().numpy()}
     arrays = {name: one.float().cpu().numpy() for name, one in (("x0", couples.x0), ("noise", couples.noise))}
     return arrays | {"labels": labels.numpy(), "nfe": np.asarray(couples.nfe)} | of_path
 
@@ -116,10 +116,10 @@ def _write(run: SampledRun, kept: PartialResults, num_batches: int, folder: Path
     joined = {name: np.concatenate([one[name] for one in read]) for name in read[0].keys() - {"nfe"}}
     report = {"num_couples": len(joined["x0"]), "nfe": max(int(one["nfe"]) for one in read)} | run.about(run.classes)
     told = f"{report['num_couples']} couples, {report['nfe']} network calls each"
-    if "crookedness" in joined:
-        value, stderr = mean_and_stderr(torch.from_numpy(joined.pop("crookedness")))
-        report |= {"crookedness": value, "crookedness_stderr": stderr}
-        told += f", crookedness {plus_minus(value, stderr)}"
+    if "straightness" in joined:
+        value, stderr = mean_and_stderr(torch.from_numpy(joined.pop("straightness")))
+        report |= {"straightness": value, "straightness_stderr": stderr}
+        told += f", straightness {plus_minus(value, stderr)} (0 is straight)"
     (folder / "couples.json").unlink(missing_ok=True)
     save_npz(folder / COUPLES, joined)
     write_json(folder / "couples.json", report)

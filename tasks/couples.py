@@ -20,13 +20,13 @@ class Couples:
     Attributes:
         noise: Of standard deviation 1, [B, ...].
         x0: The sample that the flow makes of it, [B, ...].
-        crookedness: S of each, [B]; see ``draw_couples``. None where the steps do not say.
+        straightness: S of each, [B]; see ``draw_couples``. None where the steps do not say.
         nfe: Network calls.
     """
 
     noise: Float[Tensor, "batch *shape"]
     x0: Float[Tensor, "batch *shape"]
-    crookedness: Float[Tensor, " batch"] | None
+    straightness: Float[Tensor, " batch"] | None
     nfe: int
 
 
@@ -55,7 +55,7 @@ def draw_couples(
 ) -> Couples:
     """Draw couples (eps, x0): x0 is where the flow ends that begins at x_T = prior_std eps.
 
-    On a ``RectifiedFlow``, whose paths would be straight in t, their crookedness is, per number of a sample,
+    On a ``RectifiedFlow``, whose paths would be straight in t, their straightness is, per number of a sample,
 
         S = integral over t of |dx/dt - (x_T - x0) / T|^2 = integral of |dx/dt|^2 - |x_T - x0|^2 / T,
 
@@ -83,8 +83,8 @@ def draw_couples(
     squared = _SquaredVelocity(x_T)
     result = sampler.sample(model, x_T, cond=cond, noise=noise, hooks=[*hooks, squared])
     first = float(sampler.times(model.sde)[0])
-    crookedness = None
+    straightness = None
     # an adaptive solver stops at the ends alone
     if isinstance(model.sde, RectifiedFlow) and squared.steps > 2:
-        crookedness = squared.total - (x_T - result.x0).double().square().flatten(1).mean(1) / first
-    return Couples(x_T / model.sde.prior_std_at(first), result.x0, crookedness, result.nfe)
+        straightness = squared.total - (x_T - result.x0).double().square().flatten(1).mean(1) / first
+    return Couples(x_T / model.sde.prior_std_at(first), result.x0, straightness, result.nfe)

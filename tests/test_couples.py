@@ -29,7 +29,7 @@ class Straight(nn.Module):
         return z - MEAN - STD * z
 
 
-def test_couples_of_a_gaussian_and_their_crookedness():
+def test_couples_of_a_gaussian_and_their_straightness():
     """x0 = m + s z, and S = z^2 (integral of (d rho / dt)^2 - (1 - s)^2) with rho^2 = (1 - t)^2 s^2 + t^2."""
     noise = NoiseStreams(0, range(64))
     couples = draw_couples(gaussian(), HeunSampler(num_steps=400, variable="t"), noise, sample_shape=(2,))
@@ -39,9 +39,9 @@ def test_couples_of_a_gaussian_and_their_crookedness():
         return (t - (1 - t) * STD**2) ** 2 / ((1 - t) ** 2 * STD**2 + t**2)
 
     per_square = quad(rate_squared, 0, 1)[0] - (1 - STD) ** 2
-    assert couples.crookedness is not None
+    assert couples.straightness is not None
     expected = per_square * couples.noise.double().square().mean(1)
-    torch.testing.assert_close(couples.crookedness, expected, rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(couples.straightness, expected, rtol=0.02, atol=1e-3)
 
 
 def test_the_reflow_of_a_gaussian_is_straight_and_one_step_of_euler_exact():
@@ -53,7 +53,7 @@ def test_the_reflow_of_a_gaussian_is_straight_and_one_step_of_euler_exact():
     one_step = DDIMSampler(grid=torch.tensor([1.0, 0.0])).sample(model, z)
     torch.testing.assert_close(one_step.x0, MEAN + STD * z, rtol=1e-12, atol=1e-12)
     couples = draw_couples(model, DDIMSampler(num_steps=50), NoiseStreams(0, range(32)), sample_shape=(2,))
-    assert couples.crookedness is not None and float(couples.crookedness.abs().max()) < 1e-5
+    assert couples.straightness is not None and float(couples.straightness.abs().max()) < 1e-5
 
 
 def test_couples_need_a_flow():

@@ -54,7 +54,7 @@ def test_couples_do_not_depend_on_their_batch(flow: Path, tmp_path: Path):
     np.testing.assert_array_equal(ours["noise"], others["noise"])
     np.testing.assert_allclose(ours["x0"], others["x0"], rtol=0, atol=1e-5)
     report = json.loads((tmp_path / "out" / "couples.json").read_text())
-    assert report["nfe"] == 6 and report["num_couples"] == 12 and report["crookedness"] >= 0
+    assert report["nfe"] == 6 and report["num_couples"] == 12 and report["straightness"] >= 0
 
 
 def test_couples_are_those_of_the_sampler(flow: Path):
