@@ -14,7 +14,7 @@ from experiment.build import build_dataset
 from experiment.checkpoints.store import checkpoint_folders
 from experiment.conditions import build_conditions
 from experiment.config import Config
-from experiment.from_checkpoints import trained_channels
+from experiment.from_checkpoints import said_of_images, trained_channels
 from experiment.latents.encoding import encoded
 from experiment.latents.joint import as_its_latents, decode_by_own, own_noise_warning
 from experiment.plugins import keep_plugins, say_changed_plugins
@@ -120,10 +120,13 @@ def _restore(config: Config, state: TrainingState, dataset: AnyDataset, workdir:
     Raises:
         ValueError: If it was trained on other captions.
     """
+    captions = ""
+    if "text" in config.data.get("condition", ()):
+        # before the weights, whose shapes other words change
+        captions = check_captions(said_of_images(workdir).get("captions", ""), dataset, workdir)
     restored = state.restore(workdir / "checkpoints", rank=ranks.rank, world=ranks.world)
     state.train_files = state.train_files or dataset.train_files
-    if "text" in config.data.get("condition", ()):
-        state.captions = check_captions(state.captions, dataset, workdir)
+    state.captions = captions
     if restored and ranks.first and state.step:
         say(f"continues from step {state.step}")
     return restored

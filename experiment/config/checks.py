@@ -183,6 +183,11 @@ def _check_uses(config: Config) -> None:
             "config.edit.t and config.edit.noise_ratio both say how far images are taken, got "
             f"{config.edit.t:g} and {config.edit.noise_ratio:g}; leave one at 0"
         )
+    if config.data.get("text_options") and not config.data.get("text_encoder"):
+        raise ValueError(
+            f"config.data.text_options is of data.text_encoder, got {config.data.text_options} without one; name a "
+            "folder, or leave it out"
+        )
     if config.sampling.guidance_interval:
         check_interval(config.sampling.guidance_interval)
     size = config.data.image_size

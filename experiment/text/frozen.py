@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,8 +62,8 @@ def reads_by_frozen(config: Config) -> bool:
 def told_by_frozen(config: Config, dataset: T, workdir: Path, ranks: Ranks) -> T:
     """A data set whose captions are told as ``data.text_encoder`` reads them, if the config names one.
 
-    Each caption is encoded once, and kept in ``texts/`` of the work directory by the captions and the encoder's
-    fingerprint. Rank 0 encodes, the others read.
+    Each caption is encoded once, and kept in ``texts/`` of the work directory by its digest and the encoder's
+    fingerprint: captions that are added to a data set are encoded alone. Rank 0 encodes, the others read.
 
     Raises:
         ValueError: In one line, if there is no such encoder, or the run was trained with another.
@@ -75,9 +76,9 @@ def told_by_frozen(config: Config, dataset: T, workdir: Path, ranks: Ranks) -> T
     fingerprint = encoder.fingerprint
     check_text_encoder(config, workdir, fingerprint)
     captions = sorted(set(dataset.captions))
-    numbers = {caption: k for k, caption in enumerate(captions)}
-    rows = torch.tensor([numbers[caption] for caption in dataset.captions])
     tables = _kept_or_encoded(encoder, fingerprint, captions, workdir / "texts" / f"{dataset.split}.npz", ranks)
+    numbers = {digest: k for k, digest in enumerate(tables.pop("captions").tolist())}
+    rows = torch.tensor([numbers[_digest(caption)] for caption in dataset.captions])
     encodings = {name: TableRows(torch.from_numpy(table), rows) for name, table in tables.items()}
     return dataset._replace(encodings=encodings, text_encoder=fingerprint)
 
@@ -113,22 +114,42 @@ def check_text_encoder(config: Config, workdir: Path, fingerprint: str) -> None:
 def _kept_or_encoded(
     encoder: TransformersEncoder, fingerprint: str, captions: list[str], path: Path, ranks: Ranks
 ) -> dict[str, np.ndarray]:
-    of_captions = hashlib.sha256("\n".join(captions).encode()).hexdigest()
-    told = json.dumps({"encoder": fingerprint, "captions": of_captions, "torch": torch.__version__}, sort_keys=True)
-    found = _kept(path, told) if ranks.first else None
-    if ranks.first and found is None:
-        longer = encoder.count_longer(captions)
-        cut = f"; {longer:,} have more than {encoder.max_length} tokens, and are cut off" if longer else ""
-        say(f"encodes {len(captions):,} captions{cut}")
-        found = _encoded(encoder, captions)
-        save_npz(path, found | {"fingerprint": np.array(told)})
+    """Tables with a row for each of the captions, and maybe for others, whose digests are ``captions`` in them."""
+    told = json.dumps({"encoder": fingerprint, "torch": torch.__version__}, sort_keys=True)
+    found: dict[str, np.ndarray] | None = None
+    if ranks.first:
+        found = _kept(path, told)
+        known = set() if found is None else set(found["captions"].tolist())
+        new = [caption for caption in captions if _digest(caption) not in known]
+        if new:
+            for line in (f"encodes {len(new):,} captions", *said_of_tokens(encoder, new, "captions")):
+                say(line)
+            encoded = _encoded(encoder, new)
+            found = encoded if found is None else {k: np.concatenate((found[k], encoded[k])) for k in encoded}
+            save_npz(path, found | {"fingerprint": np.array(told)})
     ranks.share(f"captions of {path.stem}", lambda: None)
     return found or _kept(path, told) or _encoded(encoder, captions)
 
 
+def said_of_tokens(encoder: TransformersEncoder, texts: Sequence[str], name: str) -> list[str]:
+    """Lines on texts of which an encoder reads a part."""
+    longer, unknown = encoder.count_longer(texts), encoder.count_unknown(texts)
+    of, lines = f"of {len(texts):,} {name}", []
+    if longer:
+        lines.append(f"{longer:,} {of} have more than {encoder.max_length} tokens, and are cut off there")
+    if unknown:
+        lines.append(f"{unknown:,} {of} have words that the text encoder does not know")
+    return lines
+
+
+def _digest(caption: str) -> str:
+    return hashlib.sha256(caption.encode()).hexdigest()
+
+
 def _encoded(encoder: TransformersEncoder, captions: list[str]) -> dict[str, np.ndarray]:
     text = encoder.encode(captions)
-    return {name: one.numpy() for name, one in fields_of(text, encoder).items()}
+    tables = {name: one.numpy() for name, one in fields_of(text, encoder).items()}
+    return {"captions": np.array([_digest(caption) for caption in captions]), **tables}
 
 
 def fields_of(text: Any, encoder: TransformersEncoder) -> dict[str, torch.Tensor]:
@@ -138,10 +159,10 @@ def fields_of(text: Any, encoder: TransformersEncoder) -> dict[str, torch.Tensor
 
 
 def _kept(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
-    """Encodings of an earlier command; None where there are none, of other captions, or damaged."""
+    """Encodings of an earlier command; None where there are none, of another encoder, or damaged."""
     try:
         with np.load(path) as found:
             kept = dict(found)
-            return kept if str(kept.pop("fingerprint")) == fingerprint else None
+            return kept if str(kept.pop("fingerprint")) == fingerprint and "captions" in kept else None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None

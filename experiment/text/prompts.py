@@ -12,7 +12,7 @@ from runtime.messages import say
 
 from ..conditions import Conditions, Observed, build_conditions
 from ..config import Config
-from .frozen import fields_of, load_text_encoder, reads_by_frozen
+from .frozen import fields_of, load_text_encoder, reads_by_frozen, said_of_tokens
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -71,9 +71,8 @@ def _read_by_frozen(config: Config, trained_with: str, prompts: Sequence[str]) -
             f"the model was trained with another text encoder than data.text_encoder={config.data.text_encoder}; name "
             "that one, with the same data.text_options"
         )
-    longer = encoder.count_longer(prompts)
-    notes = [f"{longer} of {len(prompts)} prompts have more than {encoder.max_length} tokens, and were cut off there"]
-    return Observed(texts=fields_of(encoder.encode(prompts), encoder)), notes if longer else []
+    notes = said_of_tokens(encoder, prompts, "prompts")
+    return Observed(texts=fields_of(encoder.encode(prompts), encoder)), notes
 
 
 def negative_prompt(config: Config, kind: AnyKind, model: ScoreModel) -> Condition | None:

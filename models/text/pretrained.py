@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class TransformersEncoder(nn.Module):
             CLIP, else mean.
         masked: Have networks not attend to what fills. False where one was trained to, as Stable Diffusion.
         local_files_only: Never ask the hub.
-        revision: Commit or tag on the hub; needed with ``local_files_only=False``, so that a name stays one encoder.
+        revision: Commit on the hub, 40 hex digits; needed with ``local_files_only=False``, so that a name stays one
+            encoder.
 
     Attributes:
         features: Features of a token.
@@ -68,8 +70,11 @@ class TransformersEncoder(nn.Module):
         super().__init__()
         if pooling not in POOLING:
             raise ValueError(f"pooling must be one of {', '.join(POOLING)}, got {pooling!r}")
-        if not local_files_only and revision is None:
-            raise ValueError("a text encoder of the hub needs revision=..., a commit, so that it stays the same one")
+        if not local_files_only and not re.fullmatch("[0-9a-f]{40}", revision or ""):
+            raise ValueError(
+                f"a text encoder of the hub needs revision=..., the 40 hex digits of a commit, got {revision!r}; a "
+                "branch or tag moves, and the encoder with it"
+            )
         where = {"local_files_only": local_files_only, "revision": revision}
         self.tokenizer, self.model = _load(path, tokenizer or _tokenizer_of(Path(path)), where)
         self.model.eval().requires_grad_(False)
@@ -104,6 +109,13 @@ class TransformersEncoder(nn.Module):
     def count_longer(self, captions: Sequence[str]) -> int:
         """The number of captions that have more than ``max_length`` tokens."""
         return sum(len(ids) > self.max_length for ids in self.tokenizer(list(captions))["input_ids"])
+
+    def count_unknown(self, captions: Sequence[str]) -> int:
+        """The number of captions that hold what the tokenizer has no token for, as it does of every byte in CLIP."""
+        unknown, ends = self.tokenizer.unk_token_id, (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        if unknown is None or unknown in ends:
+            return 0
+        return sum(unknown in ids for ids in self.tokenizer(list(captions))["input_ids"])
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedText:

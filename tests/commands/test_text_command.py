@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from safetensors.torch import load_file
 from tiny import ROOT, error, last_tensors, tiny_command
 
 import main
-from data import Vocabulary, load_dataset
+from configs.default import get_default_config
+from data import ImageDataset, Vocabulary, load_dataset
 from data.sources.scene_words import COLOURS, DIGIT_WORDS
+from experiment.text.frozen import said_of_tokens, told_by_frozen
 from experiment.text.told import untold
 from experiment.trained_run import load_run
 from models import Condition
 from models.text import TransformersEncoder
+from runtime.processes.ranks import ALONE
 
 SCENES = (
     "--config.data.options=num_images=60", "--config.model.attention_resolutions=8",
@@ -211,8 +215,45 @@ def test_a_frozen_encoder_is_read_once_and_kept(encoder: Path, tmp_path: Path, c
     assert "there is no text encoder in" in gone
     missing = error(capsys, command("sample", run, f"--prompt={PROMPT}"))
     assert "set data.text_encoder as it was trained" in missing
+    alone = error(capsys, command("train", tmp_path / "x", frozen[1]))
+    assert "config.data.text_options is of data.text_encoder" in alone
     unknown = error(capsys, command("train", tmp_path / "x", frozen[0], "--config.data.text_options=depth=3"))
     assert "known: tokenizer, layer" in unknown
+
+
+def test_captions_that_are_added_are_encoded_alone(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config: Any = get_default_config()
+    config.data.dataset, config.data.condition, config.data.text_encoder = "scenes", ("text",), str(encoder)
+
+    def told(num_images: int) -> ImageDataset:
+        dataset = load_dataset("scenes", root="-", split="train", options={"num_images": num_images})
+        assert isinstance(dataset, ImageDataset)
+        return told_by_frozen(config, dataset, tmp_path, ALONE)
+
+    few, many, again = told(40), told(70), told(40)
+    said = capsys.readouterr().err.splitlines()
+    assert few.captions is not None and many.captions is not None
+    counts = [len(set(few.captions)), len(set(many.captions) - set(few.captions))]
+    assert said == [f"encodes {count} captions" for count in counts] and min(counts) > 0
+    # those of before are the same to the bit, the others what the encoder says of them
+    wanted = TransformersEncoder(encoder).encode(many.captions)
+    for name, values in (("tokens", wanted.tokens), ("mask", wanted.mask), ("pooled", wanted.pooled)):
+        parts = [dataset.encodings[name][torch.arange(len(dataset))] for dataset in (few, many, again)]
+        assert torch.equal(parts[0], parts[2]) and torch.equal(parts[0], parts[1][:40])
+        torch.testing.assert_close(parts[1], values, rtol=0, atol=1e-6)
+
+
+def test_words_that_a_frozen_encoder_does_not_know_are_counted(encoder: Path):
+    known, ends = TransformersEncoder(encoder, max_length=8), TransformersEncoder(encoder)
+    assert said_of_tokens(known, [PROMPT, "a crimson three"], "prompts") == [
+        "1 of 2 prompts have words that the text encoder does not know"
+    ]
+    assert said_of_tokens(known, [PROMPT + " of"], "prompts") == [
+        "1 of 1 prompts have more than 8 tokens, and are cut off there"
+    ]
+    # CLIP's token of the unknown is that of the end, which every text has
+    ends.tokenizer.unk_token = ends.tokenizer.pad_token
+    assert said_of_tokens(ends, ["a crimson three"], "prompts") == []
 
 
 def test_tokens_do_not_depend_on_what_fills_nor_on_the_texts_beside(encoder: Path):
@@ -227,8 +268,9 @@ def test_tokens_do_not_depend_on_what_fills_nor_on_the_texts_beside(encoder: Pat
     assert short.fingerprint == TransformersEncoder(encoder, max_length=10).fingerprint
     with pytest.raises(ValueError, match=r"layer must be -2 \.\. -1"):
         TransformersEncoder(encoder, layer=-3)
-    with pytest.raises(ValueError, match="needs revision="):
-        TransformersEncoder(encoder, local_files_only=False)
+    for moves in (None, "main", "a" * 39):
+        with pytest.raises(ValueError, match=r"needs revision=.* 40 hex digits of a commit, got"):
+            TransformersEncoder(encoder, local_files_only=False, revision=moves)
     assert Condition(tokens=tokens, mask=mask, pooled=pooled).without().mask is not None
 
 

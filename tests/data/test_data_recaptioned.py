@@ -145,8 +145,9 @@ def test_a_run_refuses_to_go_on_with_other_captions(
 
     assert main.run(command(1)) == 0
     assert main.run(command(2)) == 0
-    write(rewritten, read_caption_list(rewritten) | {"train/5": "words of train/5"})
-    assert "was trained on other captions than those that scenes train has now" in error(capsys, command(3))
+    for other in ("a big red two above a green one", "words that no scene has"):
+        write(rewritten, read_caption_list(rewritten) | {"train/5": other})
+        assert "was trained on other captions than those that scenes train has now" in error(capsys, command(3))
 
 
 def test_the_example_writes_captions_that_training_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
