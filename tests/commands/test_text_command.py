@@ -150,6 +150,7 @@ def test_captions_of_the_data_that_are_cut_or_hold_unknown_words_are_counted(
     assert said in capsys.readouterr().err
     known = Vocabulary(("red", "three"))
     dataset = load_dataset("scenes", root=".", split="test", options={"num_images": 60})
+    assert isinstance(dataset, ImageDataset)
     captions = ("a red three", "red", "red three")
     kept = replace(dataset.subset(3), captions=captions, vocabulary=known)
     config = load_run(tmp_path / "run", device="cpu").config
