@@ -112,6 +112,14 @@ def test_a_student_is_no_density_and_has_steps_of_its_own(
         assert message in error(capsys, command(mode, student, tmp_path / "no_teacher", config, *extra))
 
 
+def test_no_pipeline_of_diffusers_draws_as_a_student_does(
+    student: Path, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    message = {PROGRESSIVE: "answers 1 steps of DDIM and nothing else", MATCHING: "is not a density"}[config]
+    assert message in error(capsys, command("export", student, tmp_path / "no_teacher", config, "--format=diffusers"))
+    assert not (student / "diffusers").exists()
+
+
 @pytest.mark.parametrize(
     ("of", "flags", "message"),
     [

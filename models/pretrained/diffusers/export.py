@@ -15,7 +15,7 @@ from sde_lib import Tabulated
 
 from ...backbones import ADM, AttentionBlock, UNet
 from ...backbones.blocks.levels import DownLevel, UpLevel
-from ...score_model import NetworkScoreModel
+from ...score_model import NetworkScoreModel, require_posterior_mean
 from ..shared.renaming import renamed
 from .names import diffusers_sources
 from .settings import PREDICTIONS
@@ -38,8 +38,10 @@ def export_diffusers(model: NetworkScoreModel, folder: Path | str) -> None:
         folder: Where to write; it is made if it is not there.
 
     Raises:
-        ValueError: In one line: ``UNet2DModel`` has no such network, or its schedulers no such table.
+        ValueError: In one line: ``UNet2DModel`` has no such network, or its schedulers no such table;
+            or the model is a student of few steps or a reflow.
     """
+    require_posterior_mean(model, "a pipeline of diffusers")
     scheduler = _scheduler_settings(model)
     backbone = model.backbone
     if not isinstance(backbone, ADM) or type(backbone) not in (ADM, UNet):
