@@ -419,6 +419,7 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     ),
     "distillation.stages": _one("8,4", (8, 4), of_loss(lambda loss: loss.stages.num_steps), needs=STAGED),
     "distillation.stage_steps": _one("7", 7, of_loss(lambda loss: loss.stages.length), needs=STAGED),
+    "distillation.clip_x0": _one("False", False, of_loss(lambda loss: loss.clip_x0), needs=STAGED),
     "distillation.ratio": _one("3", 3, of_loss(lambda loss: loss.ratio), needs=MATCHED),
     "distillation.regression": _one("0.5", 0.5, of_loss(lambda loss: loss.regression), needs=MATCHED),
     "distillation.regression_steps": _one("7", 7, of_loss(lambda loss: loss.sampler.num_steps), needs=MATCHED),

@@ -48,7 +48,9 @@ def build_loss(config: Config, sde: SDE, kind: AnyKind, teacher: NetworkScoreMod
         name = "autoencoder" if is_first_stage(config) else "joint" if joint else name
     return make_loss(
         name,
-        **distillation_options(config, name, None if name == "auto" else LOSSES.get(name), teacher),
+        **distillation_options(
+            config, name, None if name == "auto" else LOSSES.get(name), teacher, has_range=kind.seen_levels is not None
+        ),
         sde=sde,
         parameterization=None if is_classifier(config) else config.model.parameterization,
         weighting=config.training.weighting,

@@ -12,7 +12,7 @@ from ..config import Config
 
 
 def distillation_options(
-    config: Config, name: str, factory: Callable[..., Any] | None, teacher: ScoreModel | None
+    config: Config, name: str, factory: Callable[..., Any] | None, teacher: ScoreModel | None, *, has_range: bool
 ) -> dict[str, Any]:
     """The keys of ``config.distillation`` that a loss has as options, and the teacher if it asks one.
 
@@ -21,6 +21,7 @@ def distillation_options(
         name: The name of the loss.
         factory: Its class; None of "auto", which is no distillation.
         teacher: The teacher; None without.
+        has_range: Whether the data has one, [-1, 1], as images have, but vectors and latents have not.
 
     Raises:
         ValueError: If there is a teacher, and the loss is no distillation.
@@ -34,4 +35,6 @@ def distillation_options(
         return {}
     known, _ = option_names(factory)
     options = {key: value for key, value in config.distillation.items() if key in known and key != "teacher"}
+    if "clip_x0" in options:
+        options["clip_x0"] = options["clip_x0"] and has_range
     return options | ({"teacher": teacher} if "teacher" in known else {})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import GaussianMixtureScoreModel, Prediction, ScoreModel
+from models import ClippedScoreModel, GaussianMixtureScoreModel, Prediction, ScoreModel
 from samplers import DDIMSampler
 from sde_lib import SDE, VE, VP, Tabulated, expand_like
 from training.losses.progressive import ProgressiveLoss, Stages, two_step_target
@@ -87,6 +87,29 @@ def test_the_target_is_that_of_the_paper(sde: SDE):
     ratio = expand_like(sde.sigma(s) / sde.sigma(t), x_t)
     paper = (x_s - ratio * x_t) / (expand_like(sde.alpha(s), x_t) - ratio * expand_like(sde.alpha(t), x_t))
     torch.testing.assert_close(two_step_target(teacher, x_t, t, middle, s), paper, rtol=1e-11, atol=1e-11)
+
+
+def test_a_clipped_teacher_is_the_one_that_is_sampled():
+    """A student that answers two steps of the clipped teacher has no loss, and ends where they do."""
+
+    class Follower(ScoreModel):
+        def forward(self, x_t: Tensor, t: Tensor, *, cond: object = None) -> Prediction:
+            x0 = two_step_target(clipped, x_t, t, t - 1 / 8, t - 1 / 4)
+            alpha, sigma = self.sde.alpha_sigma(t)
+            return Prediction.from_x0(x_t, x0, alpha=alpha, sigma=sigma)
+
+    sde = VP()
+    # half of its mass is beyond the range
+    teacher = GaussianMixtureScoreModel(sde, means=torch.ones(1, 3), covs=torch.eye(3)[None])
+    clipped = ClippedScoreModel(teacher)
+    x0, eps = torch.randn(2, 200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    losses = [ProgressiveLoss(teacher, stages=(4,), clip_x0=clip_x0) for clip_x0 in (True, False)]
+    t = losses[0].times(sde, torch.linspace(0, 0.999, 200))
+    with_clip, without = (loss(Follower(sde), x0, t, eps) for loss in losses)
+    assert float(with_clip.max()) < 1e-20 and float(without.mean()) > 0.01
+    ends = [DDIMSampler(num_steps=n).sample(model, eps).x0 for n, model in ((4, Follower(sde)), (8, clipped))]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=1e-12)
+    assert float((DDIMSampler(num_steps=8).sample(teacher, eps).x0 - ends[1]).abs().max()) > 0.1
 
 
 def test_weightings_are_those_of_the_paper():

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from experiment.distillation.stages import Stages
-from models import Cond, NetworkScoreModel, ScoreModel, require_flow
+from models import ClippedScoreModel, Cond, NetworkScoreModel, ScoreModel, require_flow
 from sde_lib import SDE, expand_like
 
 from .base import Loss, register_loss, weighted_error
@@ -83,6 +83,8 @@ class ProgressiveLoss(Loss):
         teacher: The frozen model. As a stage begins, the student's averaged weights are copied into it.
         stages: Steps of DDIM of each student; see ``Stages``.
         stage_steps: Training steps of each stage.
+        clip_x0: Clip each answer of the teacher to [-1, 1], as samplers of images do. Where hardly any signal is left
+            a network that predicts eps tells x0 with an error many times that range, which its student would learn.
         **kwargs: See ``Loss``. Weighting "truncated_snr", the usual one, is max(SNR, 1), and "v" SNR + 1 for VP.
 
     Raises:
@@ -100,12 +102,13 @@ class ProgressiveLoss(Loss):
         *,
         stages: Sequence[int] = (),
         stage_steps: int = 1000,
+        clip_x0: bool = False,
         **kwargs: Any,
     ) -> None:
         options: dict[str, Any] = {"weighting": "truncated_snr", **kwargs}
         super().__init__(**options)
         self.teacher = given_teacher(teacher, self.name)
-        self.stages = Stages(tuple(stages), stage_steps)
+        self.stages, self.clip_x0 = Stages(tuple(stages), stage_steps), clip_x0
         self.num_steps = self.own_steps = self.stages.num_steps[0]
         require_flow(self.teacher, f"a first stage of {self.num_steps} steps", ddim_steps=2 * self.num_steps)
         self.check(self.teacher.sde)
@@ -139,9 +142,9 @@ class ProgressiveLoss(Loss):
     def _teacher_of(self, student: ScoreModel) -> ScoreModel:
         """The teacher of this stage: past the first one its output means what the student's does."""
         teacher, is_first = self.teacher, self.num_steps == self.stages.num_steps[0]
-        if is_first or not isinstance(teacher, NetworkScoreModel) or not isinstance(student, NetworkScoreModel):
-            return teacher
-        return student.with_backbone(teacher.backbone)
+        if not is_first and isinstance(teacher, NetworkScoreModel) and isinstance(student, NetworkScoreModel):
+            teacher = student.with_backbone(teacher.backbone)
+        return ClippedScoreModel(teacher) if self.clip_x0 else teacher
 
     def memory(self) -> dict[str, Tensor]:
         """The teacher's weights."""
