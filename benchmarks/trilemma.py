@@ -59,7 +59,7 @@ class Row:
         label: As the table has it.
         of: The run, by its option; ``BASE`` for the diffusion model.
         sampler: The sampler's name in the registry.
-        settings: Keys of ``config.sampling``.
+        settings: Keys of ``config.sampling``, in place of the run's.
         likelihood: What tells the model's bits/dim, by its name in the registry; None of a model that is no density.
     """
 
@@ -70,18 +70,18 @@ class Row:
     likelihood: str | None
 
 
-# grids and orders are those that docs/samplers.md finds best at so many calls
+# grids and orders are those that docs/samplers.md finds best at so many calls; a consistency model has its own
 ROWS = (
-    Row("ancestral, 1000 steps", BASE, "ancestral", {"num_steps": 1000}, "vlb"),
-    Row("DDIM, 50 steps", BASE, "ddim", {"num_steps": 50}, "ode"),
+    Row("ancestral, 1000 steps", BASE, "ancestral", {"num_steps": 1000, "grid": "uniform"}, "vlb"),
+    Row("DDIM, 50 steps", BASE, "ddim", {"num_steps": 50, "grid": "uniform"}, "ode"),
     Row("DPM-Solver++ 2M, 20 steps", BASE, "dpm_solver_pp",
         {"num_steps": 20, "grid": "log_snr", "options": "variant=2M"}, "ode"),
     Row("UniPC, 10 steps", BASE, "unipc", {"num_steps": 10, "grid": "log_snr", "options": "order=3"}, "ode"),
-    Row("rectified flow, 10 Euler steps", "flow", "ddim", {"num_steps": 10}, "ode"),
+    Row("rectified flow, 10 Euler steps", "flow", "ddim", {"num_steps": 10, "grid": "uniform"}, "ode"),
     Row("consistency, 1 step", "consistency", "consistency", {"num_steps": 1}, None),
     Row("consistency, 2 steps", "consistency", "consistency", {"num_steps": 2}, None),
     # where its steps of DDIM end is no posterior mean
-    Row("progressive, 4 steps", "progressive", "ddim", {"num_steps": 4}, None),
+    Row("progressive, 4 steps", "progressive", "ddim", {"num_steps": 4, "grid": "uniform"}, None),
     Row("distribution matching, 1 step", "dmd", "consistency", {"num_steps": 1}, None),
 )  # fmt: skip
 DENSITIES = {row.of for row in ROWS if row.likelihood}  # of the others there is no score model
@@ -91,7 +91,7 @@ COMPARED_WITH = "DDIM, 50 steps"  # for the ratio of times
 
 def drawer(row: Row, run: TrainedRun) -> Draw:
     """A function that draws images, x0 [N, C, H, W], by their numbers: image k has noise stream (0, k)."""
-    config = unguided(run, sampler=row.sampler, **{"grid": "uniform", **row.settings})
+    config = unguided(run, sampler=row.sampler, **row.settings)
     sampler, device = build_sampler(config), next(run.model.parameters()).device
     model: Any = run.model
     if isinstance(model, ConsistencyModel):
