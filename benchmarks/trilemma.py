@@ -91,7 +91,9 @@ COMPARED_WITH = "DDIM, 50 steps"  # for the ratio of times
 
 def drawer(row: Row, run: TrainedRun) -> Draw:
     """A function that draws images, x0 [N, C, H, W], by their numbers: image k has noise stream (0, k)."""
-    config = unguided(run, sampler=row.sampler, **row.settings)
+    # where a consistency model starts is chosen with it
+    own = {"options": run.config.sampling.options} if row.sampler == "consistency" else {}
+    config = unguided(run, sampler=row.sampler, **own, **row.settings)
     sampler, device = build_sampler(config), next(run.model.parameters()).device
     model: Any = run.model
     if isinstance(model, ConsistencyModel):
