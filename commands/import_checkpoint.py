@@ -19,23 +19,8 @@ from experiment.from_checkpoints import load_first_stage
 from experiment.latents.published import with_published_latents
 from experiment.text.frozen import load_text_encoder, reads_by_frozen, text_kind_of
 from experiment.workdir import check_for_training
-from models.pretrained import (
-    PlannedClassifier,
-    PlannedConsistencyModel,
-    PlannedFirstStage,
-    PlannedModel,
-    from_autoencoder_kl,
-    from_autoencoder_vq,
-    from_consistency,
-    from_ddpm,
-    from_diffusers,
-    from_diffusers_prior,
-    from_edm,
-    from_guided_file,
-    from_improved_diffusion,
-    from_latent_diffusion,
-    from_score_sde,
-)
+from models import pretrained
+from models.pretrained import PlannedClassifier, PlannedConsistencyModel, PlannedFirstStage, PlannedModel
 from runtime.files import one_line
 from runtime.locks import locked
 from runtime.memory import explain_out_of_memory
@@ -46,20 +31,25 @@ from training.init_from import save_beginning
 
 Planned = PlannedModel | PlannedConsistencyModel | PlannedClassifier | PlannedFirstStage
 _SOURCES: dict[str, Callable[..., Planned]] = {
-    "autoencoder_kl": from_autoencoder_kl,
-    "autoencoder_vq": from_autoencoder_vq,
-    "consistency_models": from_consistency,
-    "ddpm": from_ddpm,
-    "diffusers": from_diffusers,
-    "diffusers_prior": from_diffusers_prior,
-    "edm": from_edm,
-    "guided_diffusion": from_guided_file,
-    "improved_diffusion": from_improved_diffusion,
-    "latent_diffusion": from_latent_diffusion,
-    "score_sde": from_score_sde,
+    "autoencoder_kl": pretrained.from_autoencoder_kl,
+    "autoencoder_vq": pretrained.from_autoencoder_vq,
+    "consistency_models": pretrained.from_consistency,
+    "ddpm": pretrained.from_ddpm,
+    "diffusers": pretrained.from_diffusers,
+    "diffusers_dit": pretrained.from_diffusers_dit,
+    "diffusers_prior": pretrained.from_diffusers_prior,
+    "dit": pretrained.from_dit,
+    "edm": pretrained.from_edm,
+    "guided_diffusion": pretrained.from_guided_file,
+    "improved_diffusion": pretrained.from_improved_diffusion,
+    "latent_diffusion": pretrained.from_latent_diffusion,
+    "score_sde": pretrained.from_score_sde,
+    "sit": pretrained.from_sit,
 }
 # those that may be asked without settings, which they then know or read
-_NEED_NONE = ("autoencoder_kl", "autoencoder_vq", "ddpm", "diffusers", "diffusers_prior", "edm")
+_NEED_NONE = (
+    "autoencoder_kl", "autoencoder_vq", "ddpm", "diffusers", "diffusers_dit", "diffusers_prior", "dit", "edm", "sit",
+)  # fmt: skip
 # those whose files have averaged weights beside the others
 _WITH_AVERAGE = ("latent_diffusion", "score_sde")
 
@@ -214,8 +204,9 @@ def import_checkpoint(config: Config, workdir: Path, *, source: str = "", checkp
     Args:
         config: The config; ``source`` in it says what the checkpoint's file does not.
         workdir: The work directory, which must hold no run.
-        source: One of autoencoder_kl, autoencoder_vq, consistency_models, ddpm, diffusers, diffusers_prior, edm,
-            guided_diffusion, improved_diffusion, latent_diffusion and score_sde; "" is the config's.
+        source: One of autoencoder_kl, autoencoder_vq, consistency_models, ddpm, diffusers, diffusers_dit,
+            diffusers_prior, dit, edm, guided_diffusion, improved_diffusion, latent_diffusion, score_sde and sit; "" is
+            the config's.
         checkpoint: The file; "" is the config's.
 
     Raises:

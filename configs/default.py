@@ -33,8 +33,8 @@ def _source() -> ConfigDict:
     """Settings of --mode import: the project of the checkpoint, and what its file does not say itself."""
     return ConfigDict(
         {
-            # autoencoder_kl, autoencoder_vq, consistency_models, ddpm, diffusers, diffusers_prior, edm,
-            # guided_diffusion, improved_diffusion, latent_diffusion or score_sde; or --source
+            # autoencoder_kl, autoencoder_vq, consistency_models, ddpm, diffusers, diffusers_dit, diffusers_prior, dit,
+            # edm, guided_diffusion, improved_diffusion, latent_diffusion, score_sde or sit; or --source
             "name": "",
             # its file, of diffusers, and of its autoencoders, a folder or a name on the hub; or --checkpoint
             "checkpoint": "",

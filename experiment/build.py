@@ -148,7 +148,7 @@ def _check_has_levels(config: Config, kind: AnyKind) -> None:
     of_levels = {
         "model.parameterization": (model.parameterization, ["levels"]),
         "model.dequantizer": (bool(model.dequantizer), [True]),
-        "training.loss": (training.loss, ["vlb", "vlb_continuous", "hybrid", "dequantized"]),
+        "training.loss": (training.loss, ["vlb", "vlb_continuous", "dequantized"]),
         "sampling.threshold_x0": (config.sampling.threshold_x0 > 0, [True]),
     }
     for key, (value, refused) in of_levels.items():

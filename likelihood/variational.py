@@ -82,9 +82,11 @@ def decoder_nats(
     t: Tensor,
     following: Tensor | None,
     *,
-    num_levels: int,
+    num_levels: int | None,
 ) -> Float[Tensor, " batch"]:
     """L_0 = -log p(x0 | x_t) at the last time with noise, in nats per image (Ho et al. 2020, Eq. 13).
+
+    Of data without levels p is the Gaussian's density, not its mass on a bin, which such data do not have.
 
     The small variance would be zero there, so that of the step before is taken (beta_tilde_2 for DDPM), for "large"
     too, as Ho et al.'s code does; "learned" lies between it and sigma(t)^2.
@@ -96,7 +98,7 @@ def decoder_nats(
         sde: The SDE.
         t: The last times with noise, [B].
         following: The times one step further from the data, [B]; None where there are none: all take sigma(t)^2.
-        num_levels: Number of grey levels of the data.
+        num_levels: Number of grey levels of the data; None without.
 
     Returns:
         float64 [B].
@@ -105,6 +107,9 @@ def decoder_nats(
     if following is not None:
         log_small = sde.posterior_coefficients(t, following)[2].log()
     log_var = interpolate_log_var("small" if kind == "large" else kind, prediction, log_small, log_large)
+    if num_levels is None:
+        squared = (x0.double() - prediction.x0.double()).square() * (-log_var).exp()
+        return 0.5 * (squared + log_var + math.log(2 * math.pi)).flatten(1).sum(1)
     log_prob = discretized_gaussian_log_prob(x0, prediction.x0, 0.5 * log_var, num_levels=num_levels)
     return -log_prob.flatten(1).sum(1)
 

@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from tiny import ROOT
 
 from models import Autoencoder, EpsParameterization, NetworkScoreModel
-from models.backbones import NCSNpp, UNet
+from models.backbones import DiT, NCSNpp, UNet
+from models.backbones.blocks.patches import sincos_positions
 from models.pretrained import export_diffusers
 from models.pretrained.autoencoder_kl.names import DIFFUSERS, autoencoder_sources, named_layers
 from models.pretrained.autoencoder_kl.settings import CODEBOOK
 from models.pretrained.ddpm import ddpm_sources, plan_ddpm
+from models.pretrained.dit.importer import dit_sources
 from models.pretrained.edm.names import edm_sources
 from models.pretrained.guided.importer import guided_sources
 from models.pretrained.guided.settings import plan_guided
@@ -171,13 +173,13 @@ def write_ve(folder: Path) -> Foreign:
     return _write_score_sde(folder, "ve", NCSNpp(**NETWORK, embedding="fourier"), fir=True)
 
 
-def write_autoencoder(folder: Path) -> Foreign:
+def write_autoencoder(folder: Path, *, scale: float = 1.5) -> Foreign:
     """The autoencoder of a pipeline: no score model, and so none of WRITERS."""
     of_ours = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "latent_channels": 3, "norm_groups": 4}
     network = randomize(Autoencoder(image_size=8, in_channels=1, **of_ours, latent_convs=False, bottleneck="diagonal"))
     settings = {
         "_class_name": "AutoencoderKL", "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16],
-        "latent_channels": 3, "norm_num_groups": 4, "scaling_factor": 1.5, "shift_factor": 0.25, "sample_size": 64,
+        "latent_channels": 3, "norm_num_groups": 4, "scaling_factor": scale, "shift_factor": 0.25, "sample_size": 64,
         "use_quant_conv": False, "use_post_quant_conv": False, "layers_per_block": 1,
         "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
     }  # fmt: skip
@@ -222,6 +224,20 @@ def write_unet_of_latents(folder: Path) -> Foreign:
     sde = Tabulated.ddpm(num_steps=40, beta_start=1e-3, beta_end=0.3)
     export_diffusers(NetworkScoreModel(unet, sde, EpsParameterization(time_input="index")), folder)
     return Foreign("diffusers", "ldm_celebahq_hub", folder)
+
+
+def write_dit(folder: Path, source: str, *, scale: float = 0.18215) -> tuple[Foreign, Foreign]:
+    """An autoencoder of 3x4x4 latents, and a file of facebookresearch/DiT, or of willisma/SiT, of these."""
+    options = {"image_size": 4, "in_channels": 3, "channels": 16, "depth": 2, "num_heads": 2, "num_classes": 10}
+    network = randomize(DiT(**options, null_condition=True, learned_variance=True))
+    tensors = renamed(network, dit_sources(network)) | {"pos_embed": sincos_positions(2, 2, 16)[None]}
+    folder.mkdir(exist_ok=True)
+    torch.save(tensors, folder / "published.pt")
+    extra = ("--config.source.config=--num_heads 2",)
+    return (
+        write_autoencoder(folder / "kl", scale=scale),
+        Foreign(source, f"{source}_imagenet256", folder / "published.pt", extra),
+    )
 
 
 WRITERS = {

@@ -16,7 +16,8 @@ from experiment.config import Config, load_config, parse_options
 from experiment.config.checks import check_config, check_eval_names
 from experiment.config.imported import config_of_checkpoint
 from experiment.network import build_backbone
-from models.backbones import NCSNpp
+from models.backbones import DiT, NCSNpp
+from models.backbones.blocks.patches import sincos_positions
 from models.pretrained import ModelPlan
 from models.pretrained.autoencoder_kl.settings import plan_autoencoder_kl
 from models.pretrained.autoencoder_vq.settings import plan_vq_model
@@ -24,6 +25,8 @@ from models.pretrained.consistency.importer import plan_consistency
 from models.pretrained.ddpm import plan_ddpm
 from models.pretrained.diffusers.prior import plan_prior
 from models.pretrained.diffusers.settings import plan_diffusers
+from models.pretrained.dit.diffusers import plan_diffusers_dit
+from models.pretrained.dit.importer import dit_sources, plan_dit, plan_sit
 from models.pretrained.edm.importer import plan_edm
 from models.pretrained.edm.names import edm_sources
 from models.pretrained.guided.settings import plan_classifier, plan_guided
@@ -111,6 +114,17 @@ def _score_sde(config: Config, network: dict[str, Any]) -> ModelPlan:
     with torch.device("meta"):
         tensors = renamed(backbone := NCSNpp(**network), score_sde_sources(backbone))
     return plan_score_sde(tensors, config.source.config, path=Path("published.pth"))
+
+
+def _dit(config: Config, size: int) -> ModelPlan:
+    """DiT-XL/2 of latents of a size, whose tensors SiT's are too."""
+    options = {"image_size": size, "in_channels": 4, "channels": 1152, "depth": 28, "num_heads": 16}
+    with torch.device("meta"):
+        network = DiT(**options, num_classes=1000, null_condition=True, learned_variance=True)
+        tensors = renamed(network, dit_sources(network))
+    tensors["pos_embed"] = sincos_positions(size // 2, size // 2, 1152)[None]
+    plan = {"dit": plan_dit, "sit": plan_sit}[config.source.name]
+    return plan(tensors, config.source.config, path=Path("published.pt"))
 
 
 def _edm(config: Config, network: dict[str, Any], taps: tuple[int, ...]) -> ModelPlan:
@@ -202,6 +216,11 @@ CHECKPOINTS: dict[tuple[str, str], tuple[Any, float | None]] = {
     ("ldm_celebahq", ""): (lambda c: plan_latent_diffusion_unet(c.source.config), 274_056_163),
     ("ldm_celebahq_hub", ""): (lambda c: plan_diffusers(LDM_UNET, LDM_SCHEDULER), 274_056_163),
     ("ldm_celebahq_vq", ""): (lambda c: plan_vq_model(VQ_F4, image_size=256).plan, 55_322_782 + 3),
+    # the table of positions is counted there; of SiT's outputs one half is left out
+    ("dit_imagenet256", ""): (lambda c: _dit(c, 32), 675_129_632 - 256 * 1152),
+    ("dit_imagenet256", "source.name=diffusers_dit"): (lambda c: plan_diffusers_dit({"out_channels": 8}, {}), 675),
+    ("dit_imagenet512", ""): (lambda c: _dit(c, 64), 675_129_632 - 256 * 1152),
+    ("sit_imagenet256", ""): (lambda c: _dit(c, 32), 675_129_632 - 256 * 1152 - 16 * 1153),
     ("score_sde_ve_1024", ""): (lambda c: _score_sde(c, SIZE_1024), None),
     ("score_sde_ve_1024", "source.config=ve/celebahq_ncsnpp_continuous"): (lambda c: _score_sde(c, SIZE_1024), None),
 }
@@ -261,6 +280,8 @@ FAST = ("ddpm_cifar10", "diffusers_cifar10", "diffusers_ve_256", "edm_cifar10", 
 FAST += ("guided_imagenet64_classifier", "sd_vae_cifar10", "ldm_celebahq", "ldm_celebahq_vq", "kandinsky_prior")
 FAST += (
     "consistency_imagenet64",
+    "dit_imagenet256",
+    "sit_imagenet256",
     "rectified_flow_cifar10",
     "score_sde_vp_cifar10",
     "score_sde_ve_256",
@@ -294,7 +315,8 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
         shape = (plan.network["in_channels"], plan.network["image_size"], plan.network["image_size"])
         space = LatentSpace(shape, (0.0,) * shape[0], (1.0,) * shape[0], 256, "")
         text = TextKind((), "clip", 768, 0) if whole.data.get("condition") else None
-        images = ImageKind((3, whole.data.image_size, whole.data.image_size), 256, 1, latents=space, text=text)
+        shape, classes = (3, whole.data.image_size, whole.data.image_size), plan.network.get("num_classes") or 1
+        images = ImageKind(shape, 256, classes, latents=space, text=text)
     elif plan.backbone == "prior_transformer":
         images = VectorKind((768,), RealSpace((0.0,) * 768, (1.0,) * 768), text=TextKind((), "clip", 768, 768))
     else:
@@ -326,6 +348,9 @@ def test_the_published_network_fits_its_config_and_has_the_published_size(key: t
         # 18 steps of theirs, 35 calls: 17 here and the final denoising
         ("kandinsky_prior", ("ancestral", 25, "trailing", True)),
         ("ldm_celebahq", ("ddim", 200, "uniform", True)),
+        ("dit_imagenet256", ("ancestral", 250, "uniform", True)),
+        ("dit_imagenet512", ("ancestral", 250, "uniform", True)),
+        ("sit_imagenet256", ("probability_flow", 250, "uniform", True)),
         ("edm_cifar10", ("heun", 17, "karras", False)),
         ("edm_ffhq", ("heun", 39, "karras", False)),
         ("edm_imagenet64", ("heun", 255, "karras", False)),
@@ -348,6 +373,9 @@ PUBLISHED_VALUES: dict[str, tuple[float, str, str]] = {
     "ddpm_cifar10": (0.1, "ddpm", "variance=large"),
     "ddpm_lsun": (0.0, "ddpm", "variance=small"),
     "diffusers_cifar10": (0.0, "ddpm", "variance=large"),
+    "dit_imagenet256": (0.0, "ddpm", ""),
+    "dit_imagenet512": (0.0, "ddpm", ""),
+    "sit_imagenet256": (0.0, "rectified_flow", "solver=dopri5, rtol=1e-3, atol=1e-6"),
     "diffusers_256": (0.0, "ddpm", "variance=small"),
     "diffusers_ve_256": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.075"),
     "diffusers_ve_1024": (0.0, "ve", f"{PREDICTOR_CORRECTOR}0.15"),

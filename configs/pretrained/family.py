@@ -130,6 +130,20 @@ def latent_diffusion(source: str, settings: str = "", *, first_stage: str, image
     return config
 
 
+def dit(*, image_size: int, first_stage: str) -> ConfigDict:
+    """DiT-XL/2 of ImageNet, sampled in 250 steps with the guidance of its project's ``sample.py``.
+
+    Args:
+        image_size: See ``pretrained``.
+        first_stage: See ``latent_diffusion``.
+    """
+    config = latent_diffusion("dit", first_stage=first_stage, image_size=image_size)
+    config.sampling.update({"sampler": "ancestral", "num_steps": 250, "guidance_weight": 4.0})
+    config.training.update({"loss": "hybrid", "batch_size": 256})
+    config.optim.update({"name": "adamw", "learning_rate": 1e-4})
+    return config
+
+
 def stable_diffusion(*, image_size: int) -> ConfigDict:
     """The U-Net of a folder of Stable Diffusion 1 or 2, told texts by the text encoder in it, which are not masked.
 

@@ -62,6 +62,7 @@ class DiT(Backbone):
         word_features: Features of a word.
         word_layers: Layers over the words of a text.
         norm_eps: Epsilon of the norms.
+        mlp_norm_eps: That of the norms before the two layers of a block, which is another in diffusers' class.
         embedding: Embedding of the noise label: ``sin_first``, ``cos_first`` (Peebles and Xie) or ``fourier``.
         embedding_dim: Features of the noise embedding.
         outputs_per_channel: Outputs for each channel of the data, above 1 where a pixel's answer is a distribution.
@@ -100,6 +101,7 @@ class DiT(Backbone):
         word_features: int = 128,
         word_layers: int = 2,
         norm_eps: float = 1e-6,
+        mlp_norm_eps: float = 1e-6,
         embedding: EmbeddingKind = "cos_first",
         embedding_dim: int = 256,
         outputs_per_channel: int = 1,
@@ -113,7 +115,14 @@ class DiT(Backbone):
         self.patches = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
         self._set_positions(positions)
         self.blocks = nn.ModuleList(
-            DiTBlock(channels, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, norm_eps=norm_eps)
+            DiTBlock(
+                channels,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                qk_norm=qk_norm,
+                norm_eps=norm_eps,
+                mlp_norm_eps=mlp_norm_eps,
+            )
             for _ in range(depth)
         )
         self.last = LastLayer(channels, patch_size**2 * self.out_channels, norm_eps=norm_eps)

@@ -8,6 +8,8 @@ from .ddpm import from_ddpm
 from .diffusers.export import export_diffusers
 from .diffusers.importer import from_diffusers
 from .diffusers.prior import from_diffusers_prior
+from .dit.diffusers import from_diffusers_dit
+from .dit.importer import from_dit, from_sit
 from .edm.importer import from_edm
 from .guided.importer import from_guided_classifier, from_guided_diffusion, from_guided_file, from_improved_diffusion
 from .latent_diffusion.importer import from_latent_diffusion

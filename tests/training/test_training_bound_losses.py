@@ -119,6 +119,27 @@ def test_hybrid_trains_the_mean_by_l_simple_and_the_variance_by_l_vlb():
     assert HybridLoss.vlb_weight == 1e-3
 
 
+def test_of_data_without_levels_the_last_term_is_that_of_a_density():
+    model, eps, t = _network(learned_variance=True), _noise(6), torch.full((6,), 1 / 12, dtype=torch.float64)
+    # inside, since the outermost bins are open
+    x0, first = 0.5 * _data(6), torch.zeros(6, dtype=torch.long)
+    prediction = model(TABLE.perturb(x0, t, eps), t)
+    found = timestep_bits("learned", prediction, x0, TABLE, first, num_levels=None)
+    # the mass of a narrow bin is the density times its width
+    narrow = timestep_bits("learned", prediction, x0, TABLE, first, num_levels=2**14 + 1)
+    torch.testing.assert_close(found + 13, narrow, rtol=0, atol=1e-5)
+    # the others do not know of levels
+    rows, t = first + 4, torch.full((6,), 5 / 12, dtype=torch.float64)
+    both = [timestep_bits("learned", prediction, x0, TABLE, rows, num_levels=levels) for levels in (None, LEVELS)]
+    assert torch.equal(*both)
+    loss = make_loss("hybrid", sde=TABLE, parameterization="eps", num_levels=None)
+    prediction = model(TABLE.perturb(x0, t, eps), t)
+    expected = (prediction.eps - eps).square().flatten(1).mean(1) + 12e-3 * timestep_bits(
+        "learned", prediction, x0, TABLE, rows, num_levels=None
+    )
+    torch.testing.assert_close(loss(model, x0, t, eps), expected, rtol=1e-9, atol=0)
+
+
 def test_hybrid_refuses_a_network_without_variance():
     loss = make_loss("hybrid", sde=TABLE, parameterization="eps", num_levels=LEVELS)
     with pytest.raises(ValueError, match=r"'hybrid' needs model\.learned_variance"):

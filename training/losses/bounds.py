@@ -41,7 +41,7 @@ _OF_KINDS = (
 
 
 def timestep_bits(
-    kind: ReverseVariance, prediction: Prediction, x0: Tensor, sde: SDE, steps: Tensor, *, num_levels: int
+    kind: ReverseVariance, prediction: Prediction, x0: Tensor, sde: SDE, steps: Tensor, *, num_levels: int | None
 ) -> Tensor:
     """L_0 at timestep 0 of the SDE's table, L_t at the others, in bits/dim, float64 [B] (Ho et al. 2020, Eq. 5).
 
@@ -51,7 +51,7 @@ def timestep_bits(
         x0: Data on its levels, [B, ...].
         sde: An SDE with a table.
         steps: Timesteps, from 0, [B].
-        num_levels: Number of grey levels of the data.
+        num_levels: Number of grey levels of the data; of data without, None, L_0 is that of a density.
     """
     assert sde.table_size is not None
     nats = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
@@ -123,7 +123,8 @@ class HybridLoss(_TableBound):
     """L_hybrid = L_simple + w L_vlb, where L_vlb reaches the variance alone (Nichol & Dhariwal 2021, Eq. 16).
 
     The gradient of L_vlb stops at the predicted mean, which L_simple trains. w = 0.001 for L_vlb in bits/dim, as in
-    their code. The network must learn its variance.
+    their code. The network must learn its variance. Data may be without levels, as latents are: L_0 is then the
+    Gaussian's density, where DiT's code has the decoder of 8-bit images.
 
     Attributes:
         vlb_weight: w.
@@ -131,6 +132,13 @@ class HybridLoss(_TableBound):
 
     name = "hybrid"
     vlb_weight = 1e-3
+
+    def check(self, sde: SDE) -> None:
+        """Refuse an SDE without a table, and an impossible number of levels."""
+        if self.num_levels is None:
+            TableLoss.check(self, sde)
+        else:
+            super().check(sde)
 
     def __call__(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, *, cond: Cond | None = None) -> Tensor:
         """The loss of each sample, [B]; see ``Loss``.
@@ -145,7 +153,7 @@ class HybridLoss(_TableBound):
         fixed_mean = Prediction(
             prediction.x0.detach(), prediction.eps.detach(), prediction.sigma, prediction.variance_fraction
         )
-        bits = timestep_bits("learned", fixed_mean, x0, model.sde, steps, num_levels=self.levels)
+        bits = timestep_bits("learned", fixed_mean, x0, model.sde, steps, num_levels=self.num_levels)
         return simple + self.vlb_weight * (model.sde.table_size or 1) * bits
 
 

@@ -63,6 +63,7 @@ class DiTBlock(Level):
         mlp_ratio: Width between the two layers over ``C``.
         qk_norm: See ``SelfAttention``.
         norm_eps: Epsilon of the norms.
+        mlp_norm_eps: That of the norm before the two layers.
 
     Attributes:
         cross_attention: Attention to a text, or None; its network adds it.
@@ -78,9 +79,10 @@ class DiTBlock(Level):
         mlp_ratio: float = 4.0,
         qk_norm: bool = False,
         norm_eps: float = 1e-6,
+        mlp_norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.channels, self.norm_eps = channels, norm_eps
+        self.channels, self.norm_eps, self.mlp_norm_eps = channels, norm_eps, mlp_norm_eps
         hidden = round(channels * mlp_ratio)
         self.attention = SelfAttention(channels, num_heads=num_heads, qk_norm=qk_norm)
         self.linear1 = initialize(nn.Linear(channels, hidden))
@@ -110,18 +112,19 @@ class DiTBlock(Level):
         """
         return self._run(self._apply_parts, x, embedding, mask, rotation, text)
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (self.channels,), eps=self.norm_eps)
+    def _norm(self, x: Tensor, eps: float) -> Tensor:
+        return F.layer_norm(x, (self.channels,), eps=eps)
 
     def _apply_parts(
         self, x: Tensor, embedding: Tensor, mask: Tensor | None, rotation: Tensor | None, text: Text | None
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulate(embedding).chunk(6, dim=1)
-        attended = self.attention(scaled_and_shifted(self._norm(x), scale1, shift1), mask, rotation)
+        attended = self.attention(scaled_and_shifted(self._norm(x, self.norm_eps), scale1, shift1), mask, rotation)
         x = x + gate1.unsqueeze(1) * attended
         if self.cross_attention is not None and text is not None:
-            x = x + self.cross_attention(self._norm(x), text)
-        hidden = F.gelu(self.linear1(scaled_and_shifted(self._norm(x), scale2, shift2)), approximate="tanh")
+            x = x + self.cross_attention(self._norm(x, self.norm_eps), text)
+        normed = scaled_and_shifted(self._norm(x, self.mlp_norm_eps), scale2, shift2)
+        hidden = F.gelu(self.linear1(normed), approximate="tanh")
         return x + gate2.unsqueeze(1) * self.linear2(hidden)
 
 

@@ -106,6 +106,7 @@ def _check_index(folder: Path) -> tuple[str, ...]:
     if models - {"vqvae"} != {"unet", "scheduler"} and models - _LEFT_OUT != _OF_TEXTS:
         fix = "its vae alone can be read, by --source autoencoder_kl" if "vae" in models else "it is not supported"
         fix = "its prior can be read, by --source diffusers_prior" if "prior" in models else fix
+        fix = "take --source diffusers_dit" if index.get("_class_name") == "DiTPipeline" else fix
         raise ValueError(
             f"the pipeline of {folder} must consist of a unet and a scheduler, of texts of a vae, a text_encoder and a "
             f"tokenizer too, got {index.get('_class_name')} of {', '.join(sorted(models)) or 'nothing'}; {fix}"

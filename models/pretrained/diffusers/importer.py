@@ -50,6 +50,7 @@ def from_diffusers(name: Path | str, config: Config | None = None) -> PlannedMod
         sources = {
             "AutoencoderKL": "autoencoder_kl",
             "VQModel": "autoencoder_vq",
+            "DiTTransformer2DModel": "diffusers_dit",
             "PriorTransformer": "diffusers_prior",
         }
         fix = f"take --source {sources[kind]}" if kind in sources else "it is not supported"

@@ -45,7 +45,8 @@ _PLACES = {
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def _halves_swapped(ours: Tensor) -> Sequence[Tensor]:
+def swapped_halves(ours: Tensor) -> Sequence[Tensor]:
+    """The layout of a matrix whose inputs, sines and cosines of a noise embedding, are in the other order there."""
     return [torch.cat(ours.chunk(2, dim=1)[::-1], dim=1)]
 
 
@@ -73,7 +74,7 @@ def diffusers_sources(
     layouts: dict[str, Layout] = {"qkv.weight": thirds(), "qkv.bias": thirds()}
     layouts |= transformer_layouts(depth, convolutions=convolutions)
     if halves_swapped:
-        layouts["embed.linear1.weight"] = _halves_swapped
+        layouts["embed.linear1.weight"] = swapped_halves
     inner = {**_INNER, "norm": "norm", **transformer_names(depth)} if depth else _INNER
     return sources_of(network, places, inner, lambda _: layouts)
 

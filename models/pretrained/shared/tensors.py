@@ -22,10 +22,12 @@ class _NamedOnly:
 
 # The function that rebuilds a NumPy scalar, under both names that files give it. It makes a number and nothing else;
 # training loops that compute a learning rate with NumPy leave one in the optimizer's state. And the class under which
-# PyTorch Lightning kept the state of its checkpoints until version 1.5, as in the files of Stable Diffusion 1.
+# PyTorch Lightning kept the state of its checkpoints until version 1.5, as in the files of Stable Diffusion 1. And that
+# of the flags that DiT's and SiT's trainings keep beside the weights.
 _SCALAR = np.float64(0.0).__reduce__()[0]
 _ALLOWED = [
     (_NamedOnly, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_NamedOnly, "argparse.Namespace"),
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))),
 ]
@@ -39,7 +41,8 @@ def read_checkpoint(path: Path, *, convert: str = _CONVERT) -> Any:
 
     Files named ``.safetensors`` are read as that; all others by ``torch.load(weights_only=True)``, with the function
     that rebuilds NumPy scalars allowed by name: score_sde_pytorch's training loop leaves such a number in the
-    optimizer's learning rate. The name of PyTorch Lightning's class of checkpoints is allowed too, for an empty class.
+    optimizer's learning rate. The names of PyTorch Lightning's class of checkpoints and of argparse's flags are allowed
+    too, for an empty class.
 
     Args:
         path: The file: ``.pt``, ``.pth``, ``.ckpt``, ``.bin``, or ``.safetensors``.
