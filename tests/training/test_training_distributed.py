@@ -173,6 +173,17 @@ def test_sharded_training_is_the_same_training(killer: Killer, alone: Path, tmp_
     assert (tmp_path / "whole" / "samples" / "training_00000006.png").is_file()
 
 
+@pytest.mark.slow
+def test_a_sharded_transformer_trains_as_one_process_does(killer: Killer, tmp_path: Path):
+    extra = ("--config.model.network.depth=2", "--config.model.num_heads=2")
+    one, two = (tiny_command("train", tmp_path / name, *extra, config="dit/digits") for name in ("one", "two"))
+    assert killer.run(one) == 0
+    assert run_together(killer, [*two, "--config.training.sharding=fsdp"], 2) == [0, 0], killer.said()
+    _assert_same_curve(tmp_path / "one", tmp_path / "two")
+    ours, theirs = last_tensors(tmp_path / "one"), last_tensors(tmp_path / "two")
+    assert {name: value.shape for name, value in ours.items()} == {n: v.shape for n, v in theirs.items()}
+
+
 def test_shards_go_on_from_a_checkpoint_of_one_process(killer: Killer, alone: Path, tmp_path: Path):
     half = "--config.training.num_steps=4"
     other = tiny_command("train", tmp_path / "other", NO_DROPOUT)

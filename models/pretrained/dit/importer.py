@@ -145,7 +145,7 @@ def _plan_network(tensors: Mapping[str, Tensor], settings: Settings, path: Path)
 
 
 def _options_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What shapes of tensors say of the network."""
+    """The options that shapes of tensors show."""
     channels, in_channels, side, _ = tensors["x_embedder.proj.weight"].shape
     outputs = len(tensors["final_layer.linear.weight"]) // side**2
     return {

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_backbone_unet import saved_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -165,6 +166,34 @@ def test_gradient_checkpointing_changes_no_gradient(text_by: Any):
         network(image(3, 4, 8), C_NOISE, tokens=tokens).square().sum().backward()
         results.append([weights.grad.clone() for weights in network.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_gradient_checkpointing_keeps_less():
+    network, memory = drawn(DiT(**SMALL | {"depth": 6})).train(), []
+    for network.gradient_checkpointing in (False, True):
+        memory.append(saved_bytes(network, image(3, 4, 8), C_NOISE, None)[0])
+    assert memory[1] < 0.35 * memory[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+def test_compiles_into_one_graph(positions: Any):
+    network = drawn(DiT(**SMALL, num_classes=3, null_condition=True, qk_norm=True, positions=positions))
+    x, cond = image(3, 4, 8), torch.tensor([1, -1])
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, C_NOISE, cond), network(x, C_NOISE, cond))
+    torch._dynamo.reset()
+
+
+def test_the_norms_before_the_layers_have_an_epsilon_of_their_own():
+    x, e = 1e-3 * image(5, 8), image(8)[:, :8]
+    both = [drawn(DiTBlock(8, num_heads=2, mlp_norm_eps=eps)) for eps in (1e-6, 1e-5)]
+    assert float((both[0](x, e) - both[1](x, e)).detach().abs().max()) > 1e-3
+    # the layers silent, nothing of it is left
+    for block in both:
+        nn.init.zeros_(block.linear2.weight)
+        nn.init.zeros_(block.linear2.bias)
+    assert torch.equal(both[0](x, e), both[1](x, e))
 
 
 @pytest.mark.parametrize("options", [{}, {"learned_variance": True}, {"outputs_per_channel": 5}])
