@@ -3,7 +3,8 @@
 Run ``python -m benchmarks.transformer``. For each config of ``configs/dit/`` and the U-Net's that it stands beside:
 parameters, operations of one image forward, and seconds of a forward pass and of one forward and backward. Then DiT-S/2
 beside ``DiTTransformer2DModel``, which is first shown to be the same function. All sides of a comparison are timed in
-turn, round by round, so that what else the machine does falls on all of them: the figures to read are the ratios.
+turn, round by round, so that what else the machine does falls on all of them: the figures to read are the ratios. On
+the CPU, seconds are those of the processor, which other programs do not take.
 Needs ``pip install -e '.[test]'``.
 """
 
@@ -103,7 +104,7 @@ def compare_networks(names: Sequence[str], batch_size: int, rounds: int, device:
         networks = [drawn(build_backbone(config, kind, outputs_per_channel=1)).to(device) for config in configs]
         x = torch.randn(batch_size, *kind.sample_shape, device=device)
         t = torch.linspace(0, 999, batch_size, device=device)
-        found = _time(dict(zip(paths, networks, strict=True)), {path: (x, t) for path in paths}, rounds)
+        found = _time(dict(zip(paths, networks, strict=True)), (x, t), rounds)
         for path, network, config in zip(paths, networks, configs, strict=True):
             rows.append(
                 {
@@ -111,7 +112,7 @@ def compare_networks(names: Sequence[str], batch_size: int, rounds: int, device:
                     "parameters": sum(weights.numel() for weights in network.parameters()),
                     "mflop_per_image": forward_flops(network, kind.sample_shape) / 1e6,
                     "steps": config.training.num_steps,
-                    **_row(found, path, paths[1]),
+                    **_row(found, path, paths[1], "unet"),
                 }
             )
     return rows
@@ -142,37 +143,38 @@ def compare_with_diffusers(size: str, batch_size: int, rounds: int, device: torc
         answers = [network(x, t, labels) for network in networks.values()]
     distance = float((answers[0] - answers[1]).norm() / answers[1].norm())
     assert distance < 1e-4, f"ours is another function than diffusers': {distance:.1e} off"
-    found = _time(networks, dict.fromkeys(networks, (x, t, labels)), rounds)
+    found = _time(networks, (x, t, labels), rounds)
     return {
         "size": size,
         "distance": distance,
         "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
-        **_row(found, "ours", "diffusers"),
+        **_row(found, "ours", "diffusers", "diffusers"),
     }
 
 
 def _time(
-    networks: Mapping[str, nn.Module], inputs: Mapping[str, tuple[Tensor, ...]], rounds: int
+    networks: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], rounds: int
 ) -> dict[tuple[str, str], list[float]]:
     """Seconds of each network's work, in turn, by network and kind of work."""
     works: dict[tuple[str, str], Work] = {}
     for name, network in networks.items():
-        call = partial(network, *inputs[name])
+        call = partial(network, *inputs)
         works[name, "forward"] = torch.no_grad()(call)
         works[name, "forward_backward"] = partial(forward_and_backward, network, call)
     for work in works.values():
         work()
-    return in_turn({key: partial(seconds, work) for key, work in works.items()}, rounds)
+    on_cpu = inputs[0].device.type == "cpu"
+    return in_turn({key: partial(seconds, work, processor=on_cpu) for key, work in works.items()}, rounds)
 
 
-def _row(found: Mapping[tuple[str, str], Sequence[float]], name: str, base: str) -> dict[str, Any]:
+def _row(found: Mapping[tuple[str, str], Sequence[float]], name: str, base: str, label: str) -> dict[str, Any]:
     """Seconds of a side, and how many times faster than the base it is, by round."""
     row: dict[str, Any] = {}
     for kind in ("forward", "forward_backward"):
         taken = found[name, kind]
         row[f"{kind}_seconds"] = statistics.median(taken)
         if name != base:
-            row[f"{kind}_over_{base}"] = spread([b / a for a, b in zip(taken, found[base, kind], strict=True)])
+            row[f"{kind}_over_{label}"] = spread([b / a for a, b in zip(taken, found[base, kind], strict=True)])
     return row
 
 

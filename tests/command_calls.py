@@ -18,7 +18,7 @@ from data import ImageDataset
 from experiment import build
 from experiment.build import build_model
 from experiment.config import Config
-from models import ScoreModel
+from models import ScoreModel, pretrained
 from training.trainer import StepResult, Trainer
 
 
@@ -166,6 +166,6 @@ class Bench:
         name = f"from_{source}"
         with self._monkeypatch.context() as patched:
             # the table holds the functions themselves
-            looked_up = lambda *args, **kwargs: getattr(import_checkpoint, name)(*args, **kwargs)  # noqa: E731
+            looked_up = lambda *args, **kwargs: getattr(pretrained, name)(*args, **kwargs)  # noqa: E731
             patched.setitem(import_checkpoint._SOURCES, source, looked_up)
-            return self.call(lambda: import_checkpoint.read_source(config), f"commands.import_checkpoint.{name}")
+            return self.call(lambda: import_checkpoint.read_source(config), f"models.pretrained.{name}")
