@@ -225,7 +225,7 @@ def load_sampled(
     settings, sampler = config.sampling, build_sampler(config)
     kind = load_on_rank0_first(ranks, "data", lambda: trained_kind(config, workdir, device))
     if settings.png_folder and (len(kind.image_shape) != 3 or kind.image_shape[0] not in (1, 3)):
-        got = "vectors" if kind.num_levels is None else kind.image_shape[0]
+        got = "vectors" if kind.num_levels is None else kind.image_shape[0] if len(kind.image_shape) == 3 else "clips"
         raise ValueError(f"sampling.png_folder is for images of 1 or 3 channels, got {got}; leave it out")
     kind = with_classes_of_classifier(config, kind)
     classes = classes_of(config, kind)

@@ -51,7 +51,8 @@ def _data() -> ConfigDict:
     """The data set. docs/data.md has the layouts of folders and arrays, docs/vectors.md that of vectors."""
     return ConfigDict(
         {
-            # cifar10, digits, folder, lesions, lesion_masks, mnist, moons, npz, scenes, or one that a plugin registers
+            # cifar10, clips, digits, folder, lesions, lesion_masks, mnist, moons, moving_digits, npz, scenes, or one
+            # that a plugin registers
             "dataset": "digits",
             "root": "",  # the folder of the data; "": $SDE_DATA, else downloads/
             "options": "",  # the data set's own options, as in "base=mnist" of lesions
@@ -66,10 +67,12 @@ def _data() -> ConfigDict:
             # folder of a frozen text encoder for condition=text (docs/text.md); "": the network learns words itself
             "text_encoder": "",
             "text_options": "",  # its options, such as max_length=64
+            # of clips: first frames that are given, and the model is one of those after them; with condition=paired
+            "given_frames": 0,
             "downscale": (),  # means of boxes in place of the images, by these factors one after the other: (2,)
             # conditions that are told to the network: edges, gray, ink, lowres and masked are made of an image, values
-            # come with the images or vectors of an npz file, paired is an image that lies beside each; or one that a
-            # plugin registers; several: lowres,ink
+            # come with the images or vectors of an npz file, paired is an image that lies beside each, of clips the
+            # given frames; or one that a plugin registers; several: lowres,ink
             "condition": (),
             "condition_options": "",  # their options, as in "factor=2"
         }
@@ -80,12 +83,12 @@ def _model() -> ConfigDict:
     """The network and the meaning of its output. The docstrings in models/backbones say more of each option."""
     return ConfigDict(
         {
-            # unet, adm, dit or ncsnpp for images, mlp for vectors, prior_transformer for those that are told captions;
-            # classifier: no score model, but one of the classes of noisy images, whose gradient guides; autoencoder:
-            # one whose latents data.first_stage of other configs stands for; or checkpoint: network, SDE,
-            # parameterization and time input of the model that was imported into the work directory; a config that
-            # names them must agree; control: those of control.base, beside which a ControlNet is trained; or teacher:
-            # those of distillation.teacher
+            # unet, adm, dit or ncsnpp for images, space_time for clips, mlp for vectors, prior_transformer for those
+            # that are told captions; classifier: no score model, but one of the classes of noisy images, whose gradient
+            # guides; autoencoder: one whose latents data.first_stage of other configs stands for; or checkpoint:
+            # network, SDE, parameterization and time input of the model that was imported into the work directory; a
+            # config that names them must agree; control: those of control.base, beside which a ControlNet is trained;
+            # or teacher: those of distillation.teacher
             "backbone": "unet",
             # posterior_mean: x0 and eps as score models do; consistency: the end of the probability flow, of the losses
             # consistency_training, consistency_tuning, consistency_distillation and scm; flow: the velocity of a flow,

@@ -202,7 +202,7 @@ class ImageKind:
     """Images without their pixels: all that a network, its samples and its checkpoints need to know of a data set.
 
     Args:
-        image_shape: (C, H, W) of one image.
+        image_shape: (C, H, W) of one image, (C, F, H, W) of a clip of F frames.
         num_levels: Number of grey levels, 2 .. 256.
         num_classes: Number of classes, at least 1.
         class_names: Name of each class, in the order of the labels; empty where they are not known.
@@ -210,11 +210,12 @@ class ImageKind:
         paired_channels: Channels of the image that lies beside each, of the same height and width; 0 without. See
             ``Dataset.paired``.
         paired_levels: Its number of grey levels; 0 without.
+        paired_frames: Its number of frames, where it is a clip that lies beside a clip; 0 of others.
         latents: The space of their latents, where networks see those in place of pixels.
         text: Their captions; None without.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_levels: int
     num_classes: int = 1
     class_names: tuple[str, ...] = ()
@@ -223,6 +224,12 @@ class ImageKind:
     paired_levels: int = 0
     latents: LatentSpace | None = None
     text: TextKind | None = None
+    paired_frames: int = 0
+
+    @property
+    def of_clips(self) -> bool:
+        """True of clips, whose frames are images."""
+        return len(self.image_shape) == 4
 
     @property
     def space(self) -> LevelSpace | LatentSpace:
@@ -301,25 +308,27 @@ class ImageDataset(Dataset):
     text_encoder: str = ""
     sample_names: tuple[str, ...] = ()
     samples_are: ClassVar[str] = "images"
+    layout: ClassVar[str] = "[N, C, H, W]"
 
     def __post_init__(self) -> None:
         where = f"{self.name} {self.split}"
         check_split(self.split)
-        _check_levels(where, "images", self.images, self.num_levels)
+        _check_levels(where, "images", self.images, self.num_levels, self.layout)
         self._check_told("an image")
         if self.paired is not None:
-            _check_levels(where, "paired images", self.paired, self.paired_levels)
-            self._check_size(self.paired, "paired images", "[N, c, H, W]")
+            _check_levels(where, "paired images", self.paired, self.paired_levels, self.layout)
+            self._check_size(self.paired, "paired images", self.layout.replace("C", "c").replace("F", "f"))
         if self.masks is not None:
+            if self.layout != "[N, C, H, W]":
+                raise DataError(f"{where}: masks are of images, got clips; leave them out")
             if self.masks.dtype != torch.bool:
                 raise DataError(f"{where}: masks must be torch.bool, got {self.masks.dtype}; compare them with a level")
             self._check_size(self.masks, "masks", "[N, A, H, W]")
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
+        return tuple(self.images.shape[1:])
 
     @property
     def kind(self) -> ImageKind:
@@ -337,8 +346,8 @@ class ImageDataset(Dataset):
 
     def _check_size(self, beside: Tensor, what: str, shape: str) -> None:
         """Refuse what lies beside the images if it is of another number, height or width."""
-        size, expected = list(beside.shape), [len(self), *self.image_shape[1:]]
-        if beside.ndim != 4 or [size[0], *size[2:]] != expected:
+        size, expected = list(beside.shape), [len(self), *self.image_shape[-2:]]
+        if [size[0], *size[-2:]] != expected or len(size) != shape.count(",") + 1:
             n, height, width = expected
             raise DataError(
                 f"{self.name} {self.split}: {what} must be {shape}, N = {n}, H = {height}, W = {width}, got {size}; "
@@ -346,12 +355,12 @@ class ImageDataset(Dataset):
             )
 
 
-def _check_levels(where: str, what: str, images: Tensor, num_levels: int) -> None:
+def _check_levels(where: str, what: str, images: Tensor, num_levels: int, layout: str) -> None:
     """Refuse images that are no grey levels 0 .. num_levels - 1."""
     LevelSpace(num_levels)  # refuses a number of levels that cannot be
-    if images.dtype != torch.uint8 or images.ndim != 4:
+    if images.dtype != torch.uint8 or images.ndim != layout.count(",") + 1:
         got = f"{images.dtype} {list(images.shape)}"
-        raise DataError(f"{where}: {what} must be torch.uint8 [N, C, H, W], got {got}; convert them first")
+        raise DataError(f"{where}: {what} must be torch.uint8 {layout}, got {got}; convert them first")
     if images.numel() == 0:
         raise DataError(f"{where}: {what} are empty, got shape {list(images.shape)}; give at least one image")
     highest = int(images.max()) if num_levels < 256 else 0

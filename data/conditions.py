@@ -208,7 +208,8 @@ class Paired(ImageMaker):
                 "data.condition=paired needs an image beside each sample, which the data do not have; save them as the "
                 "array 'paired', uint8 [N, H, W, c], of an npz data set"
             )
-        return ImageKind((kind.paired_channels, *kind.image_shape[1:]), kind.paired_levels)
+        frames = (kind.paired_frames,) if kind.of_clips else ()
+        return ImageKind((kind.paired_channels, *frames, *kind.image_shape[-2:]), kind.paired_levels)
 
     def observe(self, images: Tensor, kind: ImageKind) -> Tensor:
         """The image."""

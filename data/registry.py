@@ -18,6 +18,7 @@ from .sources.folder import load_folder
 from .sources.lesions import load_lesion_masks, load_lesions
 from .sources.mnist import load_mnist
 from .sources.moons import load_moons
+from .sources.moving_digits import load_moving_digits
 from .sources.npz import load_npz
 from .sources.scenes import load_scenes
 from .vectors import AnyDataset, VectorDataset
@@ -33,6 +34,7 @@ for _name, _loader in {
     "lesions": load_lesions,
     "lesion_masks": load_lesion_masks,
     "scenes": load_scenes,
+    "moving_digits": load_moving_digits,
 }.items():
     DATASETS.register(_name)(_loader)
 
@@ -113,7 +115,7 @@ def _check_shape(dataset: AnyDataset, image_size: ImageSize | None, channels: in
         if image_size is not None or channels is not None:
             raise DataError(f"{dataset.name} holds vectors, which have no image_size or channels; leave them unset")
         return
-    found_channels, height, width = dataset.image_shape
+    found_channels, *_, height, width = dataset.image_shape
     if image_size is not None and (height, width) != height_and_width(image_size):
         raise DataError(
             f"{dataset.name} images are {height}x{width}, got image_size={image_size}; leave image_size unset, "

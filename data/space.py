@@ -60,10 +60,10 @@ class LevelSpace:
         """Pixels of 0 to 255 through the grey levels, uint8 [N, H, W, C], the convention of published FID evaluators.
 
         Args:
-            x0: Samples in [-1, 1], [N, C, H, W].
+            x0: Samples in [-1, 1], [N, C, H, W]; clips [N, C, F, H, W] give [N, F, H, W, C].
         """
         levels = self.decode(x0).to("cpu").float()
-        return (levels * (255 / (self.num_levels - 1))).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return (levels * (255 / (self.num_levels - 1))).round().byte().movedim(1, -1).contiguous().numpy()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from data import AnyDataset, AnyKind, ImageDataset, VectorKind, downscale, load_dataset
+from data import AnyDataset, AnyKind, ImageDataset, VectorKind, VideoDataset, downscale, load_dataset
 from models import (
     Answer,
     ClippedScoreModel,
@@ -71,6 +71,8 @@ def build_dataset(config: Config, split: str, channels: int | None = None) -> An
     )
     if data.get("downscale"):
         dataset = _downscaled(dataset, data.downscale)
+    if data.get("given_frames"):
+        dataset = _after(dataset, data.given_frames)
     if place()[0] == 0:
         for note in dataset.notes:
             say(note)
@@ -78,9 +80,16 @@ def build_dataset(config: Config, split: str, channels: int | None = None) -> An
 
 
 def _downscaled(dataset: AnyDataset, factors: Sequence[int]) -> ImageDataset:
-    if not isinstance(dataset, ImageDataset):
-        raise ValueError(f"data.downscale is of images, but {dataset.name} holds vectors; leave it out")
+    if not isinstance(dataset, ImageDataset) or isinstance(dataset, VideoDataset):
+        got = "clips" if isinstance(dataset, VideoDataset) else "vectors"
+        raise ValueError(f"data.downscale is of images, but {dataset.name} holds {got}; leave it out")
     return downscale(dataset, factors)
+
+
+def _after(dataset: AnyDataset, given_frames: int) -> VideoDataset:
+    if not isinstance(dataset, VideoDataset):
+        raise ValueError(f"data.given_frames is of clips, but {dataset.name} holds none; leave it out")
+    return dataset.after(given_frames)
 
 
 def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: FrozenRun | None = None) -> NetworkModel:

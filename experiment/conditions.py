@@ -100,19 +100,27 @@ class Conditions:
         self.values = [maker for maker in makers if isinstance(maker, (ValuesMaker, GivenValues))]
         self.text = next((maker for maker in makers if isinstance(maker, GivenText)), None)
         for maker in self.images:
+            if self._of_images.of_clips and not maker.of_paired:
+                raise DataError(
+                    "of clips a network is told given frames, class or values, got an image that is made of one; set "
+                    "data.given_frames and data.condition=paired, or leave it out"
+                )
             maker.kind(self._of_images)
 
     @property
     def network_options(self) -> dict[str, int]:
-        """``cond_channels``, ``cond_values`` and what is of text, as options of a backbone."""
+        """Options of a backbone: ``cond_channels``, of clips ``given_frames``, ``cond_values``, and those of text."""
         assert self.kind is not None
         channels = sum(maker.channels(self._of_images) for maker in self.images)
+        of_images = {"cond_channels": channels}
+        if self.images and self._of_images.of_clips:
+            of_images = {"cond_channels": 0, "given_frames": self._of_images.paired_frames}
         sizes = [
             maker.size(self.kind) if isinstance(maker, GivenValues) else maker.size(self._of_images)
             for maker in self.values
         ]
         of_text = {} if self.text is None else self.text.network_options(self.kind)
-        return {"cond_channels": channels, "cond_values": sum(sizes)} | of_text
+        return of_images | {"cond_values": sum(sizes)} | of_text
 
     @property
     def observed_kind(self) -> ImageKind:
@@ -191,7 +199,8 @@ class Conditions:
         return {name: one[:] for name, one in texts.items()}
 
     def _paired(self, paired: Tensor | None, count: int) -> Tensor:
-        expected = [count, self._of_images.paired_channels, *self._of_images.image_shape[1:]]
+        (of_paired,) = [maker.kind(self._of_images) for maker in self.images if maker.of_paired]
+        expected = [count, *of_paired.image_shape]
         if paired is None or paired.dtype != torch.uint8 or list(paired.shape) != expected:
             got = "none" if paired is None else f"{paired.dtype} {list(paired.shape)}"
             raise DataError(f"the model is told paired images, uint8 {expected}, got {got}; give each sample one")

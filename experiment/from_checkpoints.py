@@ -92,7 +92,8 @@ def trained_kind(config: Config, workdir: Path, device: torch.device | None = No
     latents = said.get("latents")
     _check_sees_the_same(config, workdir, of_latents=latents is not None)
     space = None if latents is None else _latent_space(latents)
-    kind = ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=space, text=text)
+    before = said.get("paired_frames") or 0
+    kind = ImageKind(tuple(shape), levels, classes, names, values, *paired, space, text, paired_frames=before)
     return kind if space is None else with_codec(config, kind, workdir, device or pick_device(config))
 
 
@@ -178,7 +179,7 @@ def check_data(config: Config, workdir: Path, dataset: AnyDataset) -> tuple[str,
     if "values" in config.data.get("condition", ()):
         ours["num_values"] = dataset.num_values
     if "paired" in config.data.get("condition", ()) and isinstance(dataset, ImageDataset):
-        ours |= {"paired_channels": dataset.kind.paired_channels, "paired_levels": dataset.kind.paired_levels}
+        ours |= {f"paired_{one}": getattr(dataset.kind, f"paired_{one}") for one in ("channels", "levels", "frames")}
     labelled = config.model.class_conditional
     names = tuple(map(str, said.get("class_names") or ())) if labelled else ()
     if names and dataset.class_names:

@@ -24,8 +24,8 @@ SHARED = (
 )  # fmt: skip
 # options that follow from the data; config.model.network says them where a model must be built without
 OF_DATA = (
-    "cond_channels", "cond_pooled", "cond_tokens", "cond_values", "cond_words", "image_size", "in_channels",
-    "max_words", "num_classes", "num_dims", "num_levels",
+    "cond_channels", "cond_pooled", "cond_tokens", "cond_values", "cond_words", "given_frames", "image_size",
+    "in_channels", "max_words", "num_classes", "num_dims", "num_frames", "num_levels",
 )  # fmt: skip
 DERIVED = "outputs_per_channel"
 
@@ -76,8 +76,14 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
         )
     if isinstance(kind, VectorKind):
         return {"num_dims": kind.sample_shape[0]}
-    channels, height, width = kind.sample_shape
-    return {"image_size": one_or_pair(height, width), "in_channels": channels, DERIVED: outputs_per_channel}
+    channels, *frames, height, width = kind.sample_shape
+    if bool(frames) != (backbone == "space_time"):
+        ours, fix = ("clips", "images") if frames else ("images", "clips")
+        other = "space_time" if frames else "adm, dit, ncsnpp or unet"
+        raise ValueError(f"backbone {backbone} is of {fix}, got {ours} of {shape}; set model.backbone={other}")
+    of_clips = {"num_frames": frames[0]} if frames else {}
+    size = one_or_pair(height, width)
+    return {"image_size": size, "in_channels": channels, DERIVED: outputs_per_channel, **of_clips}
 
 
 def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
     """
     conditions, model = build_conditions(config, kind), config.model
     options = conditions.network_options
-    if options["cond_channels"] and sees_latents(config):
+    if conditions.images and sees_latents(config):
         raise ValueError(
             f"a model of latents can be told classes and values, got data.condition={','.join(config.data.condition)}, "
             "an image; leave it out, or data.first_stage"

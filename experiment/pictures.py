@@ -18,6 +18,8 @@ from torch import Tensor
 from data import AnyKind, VectorKind
 from runtime.files import write_atomically
 
+_CLIPS = 5  # dimensions of several clips
+
 
 def as_array(x0: Tensor, kind: AnyKind) -> np.ndarray:
     """Samples in the units of the data.
@@ -27,7 +29,7 @@ def as_array(x0: Tensor, kind: AnyKind) -> np.ndarray:
         kind: What they are.
 
     Returns:
-        Images as uint8 [N, H, W, C], vectors as float32 [N, D].
+        Images as uint8 [N, H, W, C], clips as uint8 [N, F, H, W, C], vectors as float32 [N, D].
     """
     if isinstance(kind, VectorKind):
         return kind.space.decode(x0.cpu()).float().numpy()
@@ -35,18 +37,42 @@ def as_array(x0: Tensor, kind: AnyKind) -> np.ndarray:
 
 
 def array_shape(kind: AnyKind) -> tuple[int, ...]:
-    """The shape of one sample in ``as_array``: (H, W, C) or (D,)."""
+    """The shape of one sample in ``as_array``: (H, W, C), (F, H, W, C) or (D,)."""
     return (*kind.image_shape[1:], kind.image_shape[0])
 
 
 def has_picture(kind: AnyKind) -> bool:
-    """Tell samples that can be shown: images, and points in the plane."""
-    return len(kind.image_shape) == 3 or kind.image_shape == (2,)
+    """Tell samples that can be shown: images, clips, and points in the plane."""
+    return len(kind.image_shape) in (3, 4) or kind.image_shape == (2,)
 
 
 def picture_of(samples: np.ndarray) -> np.ndarray:
-    """A picture of samples: a grid of images uint8 [N, H, W, C], or points of vectors [N, 2], as uint8 [H, W, 3]."""
+    """A picture of samples, uint8 [H, W, 3].
+
+    Args:
+        samples: Images uint8 [N, H, W, C], shown as a grid; clips uint8 [N, F, H, W, C], each a row of its frames; or
+            vectors [N, 2], shown as points.
+    """
+    if samples.ndim == _CLIPS:
+        return image_grid(samples.reshape(-1, *samples.shape[2:]), columns=samples.shape[1])
     return image_grid(samples) if samples.ndim == 4 else scatter(samples)
+
+
+def film_of(clips: np.ndarray) -> list[np.ndarray]:
+    """Clips that run side by side: for each frame a grid of all clips, uint8 [H, W, 3].
+
+    Args:
+        clips: uint8 [N, F, H, W, C].
+    """
+    return [image_grid(frame) for frame in clips.swapaxes(0, 1)]
+
+
+def save_film(path: Path, frames: Sequence[np.ndarray], durations: Sequence[int]) -> None:
+    """Write pictures uint8 [H, W, 3] as a GIF that runs over and over, each shown for some milliseconds."""
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=list(durations), loop=0)
+    write_atomically(path, buffer.getvalue())
 
 
 def scatter(points: np.ndarray) -> np.ndarray:

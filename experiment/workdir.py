@@ -57,7 +57,7 @@ SAID_IN_TRAINING = ("optim.learning_rate", "optim.decay_steps", "training.grad_c
 # What sampling and evaluation must agree on: the network, and the data it was made for.
 _FIXED_FOR_MODEL = (
     *("sde.", "model.", "data.dataset", "data.image_size", "data.channels"),
-    *("data.options", "data.downscale", "data.condition", "control.hint_widths"),
+    *("data.options", "data.downscale", "data.given_frames", "data.condition", "control.hint_widths"),
     *("distillation.stages", "distillation.stage_steps"),
 )
 # What else a checkpoint of step 0 holds: the loss's memory, and the optimizer's settings. All else of an imported run

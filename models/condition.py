@@ -20,7 +20,8 @@ class Condition:
 
     Args:
         label: Class, int64 [B]; -1 is no class.
-        image: An image beside x_t, such as one of low resolution, [B, C, H, W]; NaN throughout is no image.
+        image: An image beside x_t, such as one of low resolution, [B, C, H, W], or beside a clip the frames before it,
+            [B, C, f, H, W]; NaN throughout is no image.
         image_log_snr: log-SNR of the noise that the image has, [B]; None where it is clean.
         values: Real numbers, [B, K]; NaN is no value.
         words: Numbers of words, for a network that learns what they mean, int64 [B, L]; 0 is no word, and a row of
@@ -39,7 +40,7 @@ class Condition:
     """
 
     label: Int64[Tensor, " batch"] | None = None
-    image: Float[Tensor, "batch channels height width"] | None = None
+    image: Float[Tensor, "batch channels *space"] | None = None
     image_log_snr: Float[Tensor, " batch"] | None = None
     values: Float[Tensor, "batch numbers"] | None = None
     words: Int64[Tensor, "batch words"] | None = None
@@ -54,7 +55,7 @@ class Condition:
             raise ValueError("a condition needs a field, got none; pass label=..., or cond=None for no condition")
         for name, value in given.items():
             ndim = _NDIM.get(name)
-            if ndim and value.ndim != ndim:
+            if ndim and value.ndim != ndim and not (name == "image" and value.ndim == _CLIP):
                 raise ValueError(f"condition {name} must have {ndim} dimensions, got {list(value.shape)}; reshape it")
             kind = {"label": "int64", "words": "int64", "mask": "bool"}.get(name, "float")
             if kind != ("float" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")):
@@ -114,6 +115,7 @@ class Condition:
 
 
 _NDIM = {"label": 1, "image": 4, "image_log_snr": 1, "values": 2, "words": 2, "tokens": 3, "mask": 2, "pooled": 2}
+_CLIP = 5  # of an image that is a clip
 # a measurement has the dimensions that its operator gives it
 _NAN = float("nan")
 _NULL = {"label": -1, "image": _NAN, "values": _NAN, "words": 0, "mask": False, "pooled": _NAN}

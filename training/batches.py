@@ -115,7 +115,7 @@ class TrainBatches:
 
     def _flipped(self, step: int, images: Tensor) -> Tensor:
         flip = torch.from_numpy(self._raw_bits(_FLIP_STREAM, step, self.batch_size) >> np.uint64(63) == 1)
-        return torch.where(flip[:, None, None, None], images.flip(-1), images)
+        return torch.where(flip.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
 
     def indices(self, step: int) -> np.ndarray:
         """Return which images of the dataset make up the batch of one step.

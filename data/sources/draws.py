@@ -20,4 +20,4 @@ def uniform_draws(stream: int, split: str, count: int, number: int = 0, *, numbe
     return np.random.RandomState(seed).random_sample((count, numbers))
 
 
-LESIONS, ANNOTATORS, SCENES, WRONG_CAPTIONS = range(4)
+LESIONS, ANNOTATORS, SCENES, WRONG_CAPTIONS, MOVING = range(5)

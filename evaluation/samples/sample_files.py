@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data import LatentSpace, LevelSpace
-from experiment.pictures import image_grid
+from experiment.pictures import picture_of, save_film
 
 _BYTES = np.dtype(np.uint8)
 _FRAME = 80  # milliseconds of a GIF's frame; the last one stays for a while
@@ -60,7 +60,7 @@ def read_npz(path: Path, batch_size: int) -> Iterator[np.ndarray]:
         if np.lib.format.read_magic(member) != (1, 0):
             raise ValueError(f"{path} is of another version of NumPy's format")
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-        if (dtype, len(shape)) not in ((_BYTES, 4), (np.float32, 2)):
+        if (dtype, len(shape)) not in ((_BYTES, 4), (_BYTES, 5), (np.float32, 2)):
             raise ValueError(f"{path} holds no samples")
         for first in range(0, shape[0], batch_size):
             size = (min(batch_size, shape[0] - first), *shape[1:])
@@ -88,13 +88,12 @@ def save_trajectory_gif(
 
     Args:
         path: Where to.
-        states: float32 [frames, B, C, H, W].
+        states: float32 [frames, B, C, H, W], of clips [frames, B, C, F, H, W].
         scales: What each frame is multiplied by, so that noise fills the grey levels whatever the SDE.
         space: The grey levels of the data.
     """
     frames = [
-        Image.fromarray(image_grid(space.pixels(torch.from_numpy(x * np.float32(scale)))))
+        picture_of(space.pixels(torch.from_numpy(x * np.float32(scale))))
         for x, scale in zip(states, scales, strict=True)
     ]
-    durations = [_FRAME] * (len(frames) - 1) + [_LAST_FRAME]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    save_film(path, frames, [_FRAME] * (len(frames) - 1) + [_LAST_FRAME])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data import AnyKind, ImageKind
-from experiment.pictures import array_shape, has_picture, picture_of, save_png
+from experiment.pictures import array_shape, film_of, has_picture, picture_of, save_film, save_png
 from experiment.text.pictures import captioned_grid
 from experiment.workdir import save_npz, write_json
 from runtime.files import make_folder, one_line, parse_json, read_regular, sync_folder, sync_tree
@@ -32,13 +32,16 @@ FILES = (
     "samples.npz",
     "captions.txt",
     "grid.png",
+    "grid.gif",
     "conditions.png",
     "png",
     "trajectory.npz",
     "trajectory.gif",
     _STAGES,
 )
-IN_GRID, _IN_SCATTER = 256, 10_000
+IN_GRID, _IN_SCATTER, _IN_FILM = 256, 10_000, 64
+_CLIPS = "NFHWC"
+_OF_FRAME, _LAST_FRAME = 200, 600  # milliseconds
 
 
 class SampleSet:
@@ -185,6 +188,9 @@ class SampleSet:
             captions = self._captions if isinstance(self.kind, ImageKind) else None
             grid = picture_of(images) if captions is None else captioned_grid(images, captions[: len(images)])
             save_png(folder / "grid.png", grid)
+            if images.ndim == len(_CLIPS):
+                film = film_of(images[:_IN_FILM])
+                save_film(folder / "grid.gif", film, [_OF_FRAME] * (len(film) - 1) + [_LAST_FRAME])
         if self._condition_images is not None:
             save_png(folder / "conditions.png", picture_of(self._condition_images))
         if recorded:

@@ -42,6 +42,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("model", "condition_dropout", 0, _BELOW_1),
     ("model", "condition_noise_t", 0, 1),
     ("data", "channels", 0, _MOST),
+    ("data", "given_frames", 0, _MOST),
     ("sampling", "num_steps", 1, _MOST),
     ("sampling", "num_samples", 1, 10**9),
     ("sampling", "batch_size", 1, _MOST),

@@ -16,4 +16,5 @@ from .dit import DiT
 from .mlp import MLP
 from .ncsnpp import NCSNpp
 from .prior_transformer import PriorTransformer
+from .space_time import SpaceTimeDiT
 from .unet import UNet

@@ -15,7 +15,7 @@ from data import RealSpace
 from runtime.registry import choices_message
 from sde_lib import SDE, make_sde
 
-from ...backbones import ADM, MLP, Backbone, DiT, EncoderClassifier, NCSNpp, PriorTransformer, UNet
+from ...backbones import ADM, MLP, Backbone, DiT, EncoderClassifier, NCSNpp, PriorTransformer, SpaceTimeDiT, UNet
 from ...consistency import ConsistencyModel
 from ...first_stage import Autoencoder, FirstStage
 from ...noisy_classifier import NoisyClassifier
@@ -25,7 +25,7 @@ from .renaming import Source, load_renamed
 
 BACKBONES: dict[str, type[Backbone]] = {
     "unet": UNet, "adm": ADM, "ncsnpp": NCSNpp, "dit": DiT, "mlp": MLP, "classifier": EncoderClassifier,
-    "autoencoder": Autoencoder, "prior_transformer": PriorTransformer,
+    "autoencoder": Autoencoder, "prior_transformer": PriorTransformer, "space_time": SpaceTimeDiT,
 }  # fmt: skip
 
 

@@ -1,0 +1,116 @@
+"""The space-time transformer: image weights, given frames, and which frames see which."""
+
+import pytest
+import torch
+
+from models.backbones import DiT, SpaceTimeDiT
+
+SIZES = {"image_size": (8, 4), "in_channels": 2, "patch_size": 2, "channels": 16, "depth": 2, "num_heads": 2}
+FRAMES = 3
+
+
+def randomize(network, seed=0):
+    """Give all weights values, those that start at zero too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    return network.eval()
+
+
+def clips(count=2, frames=FRAMES, seed=1):
+    return torch.randn(count, 2, frames, 8, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_classes": 5, "learned_variance": True, "positions": "rotary"}])
+def test_with_the_weights_of_an_image_network_each_frame_is_its_bits(options):
+    image_network = randomize(DiT(**SIZES, **options))
+    network = SpaceTimeDiT(**SIZES, **options, num_frames=FRAMES).eval()
+    missing, unexpected = network.load_state_dict(image_network.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith("temporal.") for name in missing)
+    x, c_noise = clips(), torch.tensor([3.0, 700.0])
+    labels = torch.tensor([4, 1]) if options else None
+    with torch.no_grad():
+        found = network(x, c_noise, labels)
+        of_frames = (one if one is None else one.repeat_interleave(FRAMES) for one in (c_noise, labels))
+        expected = image_network(x.movedim(2, 1).flatten(0, 1), *of_frames)
+    assert torch.equal(found.movedim(2, 1).flatten(0, 1), expected)
+
+
+def test_a_new_network_has_the_first_weights_of_a_new_image_network():
+    torch.manual_seed(3)
+    image_network = DiT(**SIZES)
+    torch.manual_seed(3)
+    network = SpaceTimeDiT(**SIZES, num_frames=FRAMES)
+    weights = network.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in image_network.state_dict().items())
+
+
+def test_temporal_attention_is_over_the_frames_of_one_clip_at_one_place():
+    # without spatial blocks, whose gates are zero, a patch of one frame moves that place in all frames of its clip alone
+    network = SpaceTimeDiT(**SIZES, num_frames=FRAMES).eval()
+    randomize(network.temporal), randomize(network.last)
+    x, c_noise = clips(), torch.tensor([3.0, 700.0])
+    changed = x.clone()
+    changed[0, :, 1, 2:4, 0:2] += 1.0
+    with torch.no_grad():
+        moved = (network(x, c_noise) != network(changed, c_noise)).any(1)
+    assert bool(moved[0, :, 2:4, 0:2].all())
+    moved[0, :, 2:4, 0:2] = False
+    assert not bool(moved.any())
+
+
+def test_the_order_of_the_frames_is_told():
+    network = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES))
+    x, c_noise = clips(), torch.tensor([3.0, 700.0])
+    with torch.no_grad():
+        assert not torch.allclose(network(x.flip(2), c_noise), network(x, c_noise).flip(2), atol=1e-3)
+
+
+def test_given_frames_are_frames_before_the_others_but_for_what_tells_them():
+    given = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES, given_frames=2, null_condition=True))
+    whole = SpaceTimeDiT(**SIZES, num_frames=FRAMES + 2).eval()
+    weights = {name: value for name, value in given.state_dict().items() if name not in ("given", "not_given")}
+    whole.load_state_dict(weights)
+    whole.when.copy_(given.when)
+    x, before, c_noise = clips(), clips(frames=2, seed=2), torch.tensor([3.0, 700.0])
+    none = torch.full_like(before, torch.nan)
+    with torch.no_grad():
+        assert not torch.allclose(given(x, c_noise, image=before), given(x, c_noise, image=none), atol=1e-3)
+        mixed = given(x, c_noise, image=torch.cat((before[:1], none[1:])))
+        torch.testing.assert_close(mixed[:1], given(x, c_noise, image=before)[:1])
+        torch.testing.assert_close(mixed[1:], given(x, c_noise, image=none)[1:])
+        given.given.zero_()
+        expected = whole(torch.cat((before, x), 2), c_noise)[:, :, 2:]
+        torch.testing.assert_close(given(x, c_noise, image=before), expected)
+
+
+def test_checkpointing_changes_no_gradient():
+    network = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES))
+    gradients = []
+    for on in (False, True):
+        network.gradient_checkpointing = on
+        assert network.gradient_checkpointing is on
+        network.zero_grad()
+        network(clips(), torch.tensor([3.0, 700.0])).square().sum().backward()
+        gradients.append([weight.grad.clone() for weight in network.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_wrong_shapes_are_refused_in_one_line():
+    network = SpaceTimeDiT(**SIZES, num_frames=FRAMES, given_frames=2)
+    x, c_noise = clips(), torch.tensor([3.0, 700.0])
+    with pytest.raises(ValueError, match=r"x must have shape \[B, 2, 3, 8, 4\], got \[2, 2, 4, 8, 4\]"):
+        network(clips(frames=4), c_noise, image=clips(frames=2))
+    with pytest.raises(ValueError, match=r"must have shape \[2, 2, 2, 8, 4\], got \[2, 2, 1, 8, 4\]"):
+        network(x, c_noise, image=clips(frames=1))
+    with pytest.raises(ValueError, match=r"must have shape \[2, 2, 2, 8, 4\], got None"):
+        network(x, c_noise)
+    with pytest.raises(ValueError, match="must have shape None"):
+        SpaceTimeDiT(**SIZES, num_frames=FRAMES)(x, c_noise, image=x)
+    with pytest.raises(ValueError, match="never trained without it"):
+        network(x, c_noise, image=torch.full((2, 2, 2, 8, 4), torch.nan))
+    with pytest.raises(ValueError, match="patch_size must divide images of 9x4"):
+        SpaceTimeDiT(**SIZES | {"image_size": (9, 4)}, num_frames=FRAMES)
+    with pytest.raises(ValueError, match="num_frames must be at least 1"):
+        SpaceTimeDiT(**SIZES, num_frames=0)
