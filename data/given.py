@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import ImageKind
 from .errors import DataError
+from .sources.clips import read_clips
 from .sources.decoding import SizesDifferError, decode_all
 from .sources.grey import GreyRule
 from .sources.npz import read_npz_images, read_npz_values
@@ -23,34 +24,37 @@ def read_given_images(path: Path, kind: ImageKind, *, what: str = "condition ima
 
     Args:
         path: An ``.npz`` file with ``images`` or ``arr_0``, uint8 [N, H, W, C], such as ``samples.npz``; an image file;
-            or a folder of image files, taken in the order of their names. Pixels are from 0 to 255, or below
-            ``num_levels`` of an npz file that says it; they are brought to the levels of the kind.
+            or a folder of image files, taken in the order of their names. Of clips ``images`` is [N, F, H, W, C]; else
+            it is a clip, or a folder of them, as the data set ``clips`` has them, of which the first F frames are
+            taken. Pixels are from 0 to 255, or below ``num_levels`` of an npz file that says it; they are brought to
+            the levels of the kind.
         kind: The shape and levels that the images must have.
         what: What messages call them.
 
     Returns:
-        Grey levels, uint8 [N, C, H, W], and the labels of an npz file that has them, int64 [N].
+        Grey levels, uint8 [N, C, H, W] or [N, C, F, H, W], and the labels of an npz file that has them, int64 [N].
 
     Raises:
         DataError: If there are no such images, or they are of another shape.
     """
     labels, levels = None, 256
+    axes = "C x F x H x W" if kind.of_clips else "C x H x W"
+    mode = "L" if kind.image_shape[0] == 1 else "RGB"
     if path.suffix == ".npz" and path.is_file():
         images, found, levels = read_npz_images(path)
         labels = None if found is None else torch.from_numpy(found)
+    elif kind.of_clips:
+        images = read_clips(path, mode, kind.image_shape[1])
     else:
         paths = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
         if not paths or not paths[0].is_file():
             raise DataError(f"{path} holds no images; pass an npz file, an image file or a folder of them")
-        mode = "L" if kind.image_shape[0] == 1 else "RGB"
         images = _decode_one_size(paths, mode, f"{path}: {what} must all be {_by(kind.image_shape)} (C x H x W)")
     if not len(images):
         raise DataError(f"{path} holds no images, got 0; pass one or more")
     if images.shape[1:] != kind.image_shape:
         fix = "convert them" if images.shape[1] != kind.image_shape[0] else "resize them"
-        raise DataError(
-            f"{path}: {what} must be {_by(kind.image_shape)} (C x H x W), got {_by(images.shape[1:])}; {fix}"
-        )
+        raise DataError(f"{path}: {what} must be {_by(kind.image_shape)} ({axes}), got {_by(images.shape[1:])}; {fix}")
     if levels == 256 and kind.num_levels == 2 and images.max() == 1:
         raise DataError(
             f"{path}: {what} must be black and white, 0 and 255, got 0 and 1, which is all black; multiply them by 255"

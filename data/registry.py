@@ -13,6 +13,7 @@ from .base import check_split
 from .errors import DataError
 from .sizes import ImageSize, height_and_width
 from .sources.cifar10 import load_cifar10
+from .sources.clips import load_clips
 from .sources.digits import load_digits
 from .sources.folder import load_folder
 from .sources.lesions import load_lesion_masks, load_lesions
@@ -34,6 +35,7 @@ for _name, _loader in {
     "lesions": load_lesions,
     "lesion_masks": load_lesion_masks,
     "scenes": load_scenes,
+    "clips": load_clips,
     "moving_digits": load_moving_digits,
 }.items():
     DATASETS.register(_name)(_loader)
@@ -66,10 +68,10 @@ def load_dataset(
         name: One of ``available_datasets()``.
         root: Where the data lies (``~`` is expanded); ``digits`` and ``moons`` ignore it.
         split: ``"train"`` or ``"test"``.
-        image_size: Height and width: one number for squares, or (H, W). ``folder`` resizes; the others keep their
-            pixels, and refuse a size that is not theirs. None takes images as they are.
-        channels: 1 or 3. ``folder`` converts to it; the others refuse a number that is not theirs. None takes images as
-            they are.
+        image_size: Height and width: one number for squares, or (H, W). ``folder`` and ``clips`` resize; the others
+            keep their pixels, and refuse a size that is not theirs. None takes images as they are.
+        channels: 1 or 3. ``folder`` and ``clips`` convert to it; the others refuse a number that is not theirs. None
+            takes images as they are.
         download: Whether ``cifar10`` may be fetched if it is not there; nothing else is ever downloaded.
         options: The data set's own, such as ``base`` of ``lesions``.
 

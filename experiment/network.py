@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data import AnyKind, VectorKind, one_or_pair
+from data import AnyKind, ImageKind, VectorKind, one_or_pair
 from models.backbones import Backbone
 from models.pretrained import BACKBONES, default_options
 from runtime.registry import choices_message
@@ -111,6 +111,11 @@ def _condition_arguments(config: Config, kind: AnyKind, known: Mapping[str, Any]
             "model.class_conditional or data.condition, or leave it at 0"
         )
     check_parts(config, conditions)
+    if model.get("condition_noise_t", 0.0) and isinstance(kind, ImageKind) and kind.of_clips:
+        raise ValueError(
+            f"model.condition_noise_t={model.condition_noise_t:g} is of images, got clips, whose given frames are "
+            "clean; leave it at 0"
+        )
     if model.get("condition_noise_t", 0.0) and not conditions.images:
         raise ValueError(
             f"model.condition_noise_t={model.condition_noise_t:g} needs a condition image, got none; set "

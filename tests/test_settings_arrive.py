@@ -59,7 +59,7 @@ from training_runs import ROOT, digits_like
 
 from configs.default import get_default_config
 from evaluation.step_weights import _PILOT
-from experiment.build import bound_x0, build_model
+from experiment.build import bound_x0, build_dataset, build_model
 from experiment.config import Config, flatten, load_config
 from sde_lib import derive_seed
 
@@ -97,6 +97,7 @@ CONDITIONAL = ("model.class_conditional=True",)
 TOLD_PAIRED = ("data.condition=paired",)
 TOLD_IMAGE = ("data.condition=lowres",)
 NOISY_IMAGE = (*TOLD_IMAGE, "model.condition_noise_t=0.5")
+CLIPS = ("data.dataset=moving_digits", "data.options=num_clips=20")
 HALVED = ("model.attention_resolutions=",)
 DRAWN = ("eval.vlb_num_steps=4", "eval.vlb_steps_per_image=2")
 
@@ -165,6 +166,9 @@ ARRIVALS: dict[str, Arrival | list[Arrival]] = {
     "data.text_encoder": _one("texts/bert", ("texts/bert", {}), text_encoder),
     "data.text_options": _one("max_length=9", (".", {"max_length": 9}), text_encoder),
     "data.downscale": _one("2", (1, 4, 4), option(lambda trainer: trainer.state.kind.image_shape), needs=HALVED),
+    "data.given_frames": _one(
+        "2", (1, 6, 16, 16), lambda _, config: build_dataset(config, "test").image_shape, needs=CLIPS
+    ),
     "data.condition": [
         _one("lowres,ink", {"cond_channels": 1, "cond_values": 1}, told("network_options")),
         _one("lowres", 1, lambda _, config: built_network(config).options["cond_channels"]),

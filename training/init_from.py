@@ -32,7 +32,8 @@ _ADDED = (
     *("model.network.num_classes", "model.network.cond_channels", "model.network.cond_values"),
     *("model.network.null_condition", "data.condition"),
 )
-_WORDS, _CROSS = "word_encoder.", ".cross_attention."  # parts of a network that read a text
+# parts of a network that read a text, and that see other frames: new ones, whose last layer or gate is zero
+_NEW = ("word_encoder.", ".cross_attention.", "temporal.")
 _OWN = "run"  # config.source.name of a run that began with the weights of another one
 
 
@@ -142,6 +143,9 @@ def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
         different.pop("data.condition_options", None)
     # a reflow begins with the weights of a model of posterior means
     different.pop("model.answers", None)
+    if different.get("model.backbone") == ("space_time", "dit"):
+        # an image network, which is one of clips whose frames do not see each other
+        different.pop("model.backbone")
     # what it is told is of the model too
     model, sde = _shown(different, "model.", "data.condition"), _shown(different, "sde.")
     if model:
@@ -160,8 +164,8 @@ def _shown(different: dict[str, tuple[Any, Any]], *sections: str) -> str:
 def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str) -> None:
     """Write step 0 of a run: the averaged weights of another one, a fresh average of them and a fresh optimizer.
 
-    Weights that the other one does not have, of conditions that it is not told, are zero, or, of text, new ones of
-    blocks whose last layer is: its outputs stay.
+    Weights that the other one does not have, of conditions that it is not told, are zero, or, of text and of attention
+    over frames, new ones of blocks whose last layer or gate is: its outputs stay.
 
     Args:
         config: The config, which ``is_to_begin`` passed.
@@ -179,7 +183,7 @@ def begin_from_run(config: Config, workdir: Path, kind: AnyKind, init_from: str)
     for one in (state.model, state.ema.model):
         new = {
             # all zero, these would never learn
-            f"ema.{name}": value if name.startswith(_WORDS) or _CROSS in name else torch.zeros_like(value)
+            f"ema.{name}": value if any(part in name for part in _NEW) else torch.zeros_like(value)
             for name, value in one.backbone.state_dict().items()
         }
         load_weights(one, new | weights, "ema.")
@@ -210,6 +214,8 @@ def fit_kind(config: Config, kind: AnyKind, init_from: str) -> AnyKind:
             f"--init-from {init_from} sees pixels, or other latents than this run does; name a run that sees the same"
         )
     ours: dict[str, Any] = {"image_shape": list(kind.image_shape)}
+    if isinstance(kind, ImageKind) and kind.of_clips and len(said.get("image_shape", ())) == len("CHW"):
+        ours["image_shape"] = [kind.image_shape[0], *kind.image_shape[2:]]
     if is_first_stage(config) or config.model.get("first_stage"):
         # of which a decoder says the probabilities
         ours["num_levels"] = kind.num_levels

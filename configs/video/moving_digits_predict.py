@@ -9,8 +9,7 @@ from configs.video.family import moving_digits
 def get_config() -> ConfigDict:
     """The network of configs/video/moving_digits.py; one clip in four is learned without the frames before it.
 
-    So the same weights say how many bits the given frames save: ``--config.data.condition=""`` is no other network, but
-    the density of the 6 frames by themselves needs the null condition, see docs/video.md.
+    So the same weights say how many bits the given frames save: docs/video.md.
     """
     config = get_default_config()
     moving_digits(config)

@@ -134,13 +134,19 @@ def _decode(path: Path, mode: str, grey: GreyRule, size: tuple[int, int] | None)
         if opened.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in opened.tile):
             oddities.append("deep")
         opened.load()
-        image = grey.to_8_bits(ImageOps.exif_transpose(opened))
-        on_white = _on_white(image)
-        if on_white:
+        pixels, transparent = pixels_of(ImageOps.exif_transpose(opened), mode, grey, size)
+        if transparent:
             oddities.append("transparent")
-        image = (on_white or image).convert(mode)
-        pixels = np.asarray(image if size is None else _resize_and_crop(image, size))
-    return (pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)), oddities
+    return pixels, oddities
+
+
+def pixels_of(image: Image.Image, mode: str, grey: GreyRule, size: tuple[int, int] | None) -> tuple[np.ndarray, bool]:
+    """The pixels of an image on white, uint8 [C, H, W], and whether it is transparent in places; see ``decode_all``."""
+    image = grey.to_8_bits(image)
+    on_white = _on_white(image)
+    shown = (on_white or image).convert(mode)
+    pixels = np.asarray(shown if size is None else _resize_and_crop(shown, size))
+    return (pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)), on_white is not None
 
 
 def _on_white(image: Image.Image) -> Image.Image | None:

@@ -1,4 +1,4 @@
-"""Arrays saved with ``numpy.savez``: images as FID evaluators have them, uint8 [N, H, W, C], or vectors [N, D]."""
+"""Arrays saved with ``numpy.savez``: images as FID evaluators have them, uint8 [N, H, W, C], clips, or vectors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,10 @@ from ..base import ONE_IN_TEN, SPLITS, ImageDataset, check_split, fixed_split
 from ..errors import DataError
 from ..space import RealSpace
 from ..vectors import VectorDataset
+from ..video import VideoDataset
 
 CHANNEL_COUNTS = (1, 2, 3, 4)
+_CLIPS = "NCFHW"
 _IMAGES, _VECTORS = ("images", "arr_0"), ("vectors", "data")
 _HOLDS = "a uint8 array 'images' [N, H, W, C], or 'vectors' [N, D]"
 
@@ -47,13 +49,14 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
     """Load images or vectors from one ``.npz`` file, or from a folder that holds ``train.npz`` and ``test.npz``.
 
     Arrays: ``images`` (or ``arr_0``), uint8 [N, H, W, C] or [N, H, W], or [N, C, H, W] where the last axis cannot be
-    channels (C is 1 .. 4); optional ``labels`` (or ``arr_1``), integers [N]; optional numbers ``num_levels`` (256 by
-    default) and ``num_classes`` (by default the highest label of both splits plus one, or 1 without labels, or the
-    number of names), optional ``class_names``, text [num_classes] in the order of the labels, and optional ``values``,
-    finite floats [N, K] or [N], see ``Dataset.values``. Beside ``images`` there may be ``paired``, images of their
-    number, height and width, of ``paired_levels`` levels (256 by default), see ``Dataset.paired``. A single file may
-    hold both splits as ``train_images``, ``test_images``, ``train_labels``, ``test_labels`` and so on; otherwise a
-    fixed permutation (seed 0) holds one image in ten out for test, and at least one. Pickled arrays are refused.
+    channels (C is 1 .. 4), or clips, uint8 [N, F, H, W, C]; optional ``labels`` (or ``arr_1``), integers [N]; optional
+    numbers ``num_levels`` (256 by default) and ``num_classes`` (by default the highest label of both splits plus one,
+    or 1 without labels, or the number of names), optional ``class_names``, text [num_classes] in the order of the
+    labels, and optional ``values``, finite floats [N, K] or [N], see ``Dataset.values``. Beside ``images`` there may be
+    ``paired``, images of their number, height and width, of ``paired_levels`` levels (256 by default), see
+    ``Dataset.paired``. A single file may hold both splits as ``train_images``, ``test_images``, ``train_labels``,
+    ``test_labels`` and so on; otherwise a fixed permutation (seed 0) holds one image in ten out for test, and at least
+    one. Pickled arrays are refused.
 
     In place of ``images``, ``vectors`` (or ``data``), floating point [N, D], makes a data set of vectors. Networks see
     them standardized, by mean and standard deviation of the train split in each dimension.
@@ -63,7 +66,7 @@ def load_npz(*, root: Path, split: str) -> ImageDataset | VectorDataset:
         split: ``"train"`` or ``"test"``.
 
     Returns:
-        uint8 images [N, C, H, W], or vectors in float64, in the order of the file.
+        uint8 images [N, C, H, W], clips [N, C, F, H, W], or vectors in float64, in the order of the file.
 
     Raises:
         DataError: If files or arrays are missing, corrupt, or of another dtype or shape, or vectors are not finite, or
@@ -147,7 +150,8 @@ def _build(path: Path, split: str, own: _Split, rest: _Split | None, source: str
         if own.of_vectors:
             train = own.samples if split == "train" or rest is None else rest.samples
             return VectorDataset(samples, labels, RealSpace.of(torch.from_numpy(train)), **shared)
-        return ImageDataset(samples, labels, own.num_levels, **shared)
+        of = VideoDataset if samples.ndim == len(_CLIPS) else ImageDataset
+        return of(samples, labels, own.num_levels, **shared)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -261,7 +265,9 @@ def _images(images: np.ndarray, path: Path, name: str = "images") -> np.ndarray:
             return images.transpose(0, 3, 1, 2)
         if images.shape[1] in CHANNEL_COUNTS:
             return images
-    expected = "uint8 [N, H, W, C] with C of 1 .. 4, [N, H, W] or [N, C, H, W]"
+    if images.dtype == np.uint8 and images.ndim == len(_CLIPS) and images.shape[4] in CHANNEL_COUNTS:
+        return images.transpose(0, 4, 1, 2, 3)
+    expected = "uint8 [N, H, W, C] with C of 1 .. 4, [N, H, W], [N, C, H, W] or clips [N, F, H, W, C]"
     fix = "save vectors under the name 'vectors'" if images.ndim == 2 and name == "images" else "save them as that"
     raise DataError(f"{path}: {name} must be {expected}, got {images.dtype} {list(images.shape)}; {fix}")
 

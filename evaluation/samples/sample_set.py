@@ -59,7 +59,8 @@ class SampleSet:
         batch_size: How many a batch has; the last one may be short.
         labels: Classes of the samples, int64 [num_samples]; None without classes.
         pngs: Whether a folder of PNGs is wanted.
-        condition_images: What the model was told of the first samples, uint8 [n, H, W, C]; None where no image.
+        condition_images: What the model was told of the first samples, uint8 [n, H, W, C]; None where no image. Frames
+            that were given, uint8 [n, f, H, W, C], are shown before those that were drawn.
         captions: Caption of each sample, written under it and into ``captions.txt``; None without.
         stages: The images of a cascade's earlier stages by name, which a batch has under that name too.
 
@@ -185,6 +186,8 @@ class SampleSet:
             )
         if has_picture(self.kind):
             images = np.concatenate(shown)
+            if images.ndim == len(_CLIPS) and self._condition_images is not None:
+                images = np.concatenate((self._condition_images, images[: len(self._condition_images)]), axis=1)
             captions = self._captions if isinstance(self.kind, ImageKind) else None
             grid = picture_of(images) if captions is None else captioned_grid(images, captions[: len(images)])
             save_png(folder / "grid.png", grid)

@@ -151,6 +151,7 @@ class SpaceTimeDiT(DiT):
         cond: Tensor | None = None,
         *,
         image: Tensor | None = None,
+        image_log_snr: Tensor | None = None,
         values: Tensor | None = None,
     ) -> Tensor:
         """Apply the network.
@@ -160,6 +161,7 @@ class SpaceTimeDiT(DiT):
             c_noise: Noise labels, [B], in any real dtype: the embedding is computed in float64.
             cond: Class labels, int64 [B] in 0 .. num_classes - 1, -1 too with ``null_condition``; None without classes.
             image: Frames before those of ``x``, in [-1, 1], [B, C, f, H, W]; NaN throughout is none.
+            image_log_snr: Of no effect: frames that are given are clean.
             values: Condition of ``cond_values`` values, of order 1, [B, cond_values]; NaN is none.
 
         Returns:

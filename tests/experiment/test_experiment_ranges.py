@@ -26,7 +26,8 @@ NUMBERS = {
 FLOATS = [key for key, value in NUMBERS.items() if isinstance(value, float)]
 # 0 is none, or a number like others; the rest begin above it
 MAY_BE_0 = {
-    "seed", "data.image_size", "data.channels", "model.head_channels", "model.dropout", "model.condition_dropout",
+    "seed", "data.image_size", "data.channels", "data.given_frames", "model.head_channels", "model.dropout",
+    "model.condition_dropout",
     "model.condition_noise_t", "sampling.condition_noise_t", "training.explosion_factor",
     "training.max_bad_steps", "training.ema_decay", "training.grad_clip", "training.sample_every", "optim.beta1",
     "optim.beta2", "optim.weight_decay", "optim.warmup_steps", "optim.decay_steps", "sampling.threshold_x0",

@@ -47,7 +47,7 @@ def test_a_new_network_has_the_first_weights_of_a_new_image_network():
 
 
 def test_temporal_attention_is_over_the_frames_of_one_clip_at_one_place():
-    # without spatial blocks, whose gates are zero, a patch of one frame moves that place in all frames of its clip alone
+    # spatial gates are zero: a patch of one frame moves that place in all frames of its clip, and nothing else
     network = SpaceTimeDiT(**SIZES, num_frames=FRAMES).eval()
     randomize(network.temporal), randomize(network.last)
     x, c_noise = clips(), torch.tensor([3.0, 700.0])
