@@ -167,7 +167,8 @@ class Masked(ImageMaker):
 
     def mask(self, kind: ImageKind) -> Float[Tensor, "1 height width"]:
         """1 where the image is seen, 0 where it is hidden, [1, H, W]."""
-        return seen_part(*kind.image_shape[1:], self.hidden)[None].float()
+        height, width = kind.image_shape[-2:]
+        return seen_part(height, width, self.hidden)[None].float()
 
 
 def seen_part(height: int, width: int, hidden: str) -> Bool[Tensor, "height width"]:

@@ -92,8 +92,8 @@ def trained_kind(config: Config, workdir: Path, device: torch.device | None = No
     latents = said.get("latents")
     _check_sees_the_same(config, workdir, of_latents=latents is not None)
     space = None if latents is None else _latent_space(latents)
-    before = said.get("paired_frames") or 0
-    kind = ImageKind(tuple(shape), levels, classes, names, values, *paired, space, text, paired_frames=before)
+    of_clips = {"paired_frames": said.get("paired_frames") or 0}
+    kind = ImageKind(tuple(shape), levels, classes, names, values, *paired, latents=space, text=text, **of_clips)
     return kind if space is None else with_codec(config, kind, workdir, device or pick_device(config))
 
 

@@ -29,7 +29,7 @@ def _shortcuts() -> Iterator[None]:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn; elsewhere their numbers are written in their place."""
-    monkeypatch.setattr("experiment.pictures.save_figure", draw_figure)
+    monkeypatch.setattr("experiment.pictures.curves.save_figure", draw_figure)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny network on digits; copy it before changing it."""
     workdir = tmp_path_factory.mktemp("tiny") / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("experiment.pictures.save_figure", draw_figure)
+        patched.setattr("experiment.pictures.curves.save_figure", draw_figure)
         assert main.run(tiny_command("train", workdir)) == 0
     return workdir
 

@@ -9,10 +9,10 @@ import pytest
 import sklearn.datasets
 from matplotlib.figure import Figure
 
-import experiment.pictures
+from experiment.pictures import curves
 from runtime.files import write_atomically
 
-draw_figure = experiment.pictures.save_figure
+draw_figure = curves.save_figure
 
 
 def _sketch(path: Path, figure: Figure) -> None:
@@ -23,6 +23,6 @@ def _sketch(path: Path, figure: Figure) -> None:
 
 def take_shortcuts(patch: pytest.MonkeyPatch) -> None:
     """Take them until the patch is undone. What fsync is called with, and when, is tested by its own tests."""
-    patch.setattr(experiment.pictures, "save_figure", _sketch)
+    patch.setattr(curves, "save_figure", _sketch)
     patch.setattr(os, "fsync", os.fstat)
     patch.setattr(sklearn.datasets, "load_digits", cache(sklearn.datasets.load_digits))

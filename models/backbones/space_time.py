@@ -141,7 +141,7 @@ class SpaceTimeDiT(DiT):
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
-        for block in (*self.stages, *self.temporal):
+        for block in (*self.stages, *(one for one in self.temporal if isinstance(one, TemporalBlock))):
             block.gradient_checkpointing = on
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -175,9 +175,9 @@ class SpaceTimeDiT(DiT):
         every = len(self.when)
         frames = torch.cat((given, x), 2).movedim(2, 1).flatten(0, 1)
         # a row a frame also where all frames of a clip have the same: the image network's bits stay as they are
-        c_noise, cond, values = (None if one is None else _each(one, every) for one in (c_noise, cond, values))
-        told = self.condition_input.to_embedding(len(frames), None, values)
-        embedding = self.embed(c_noise, cond, len(frames), told)
+        labels, numbers = (None if one is None else _each(one, every) for one in (cond, values))
+        told = self.condition_input.to_embedding(len(frames), None, numbers)
+        embedding = self.embed(_each(c_noise, every), labels, len(frames), told)
         sequence = self._place_patches(frames, None)
         if markers is not None:
             sequence = sequence + markers.to(sequence.dtype)

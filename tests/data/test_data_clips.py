@@ -186,3 +186,19 @@ def test_given_frames_are_read_from_gifs_folders_and_npz_files(folder: Path, tmp
         read_given_images(folder / "1.gif", ImageKind((1, 12, 6, 4), 256))
     with pytest.raises(DataError, match="holds no clips"):
         read_given_images(folder / "none", kind)
+
+
+def test_two_frames_say_all_others_but_where_a_wall_lies_between():
+    room, pairs = 8, [(y, x) for y in range(-2, 3) for x in range(-2, 3) if (y, x) != (0, 0)]
+    starts = np.stack(np.meshgrid(range(9), range(9), range(24), indexing="ij"), -1).reshape(-1, 3)
+    whole = positions(starts[:, :2], np.array(pairs)[starts[:, 2]], 8, room)
+    firsts, others = {}, {}
+    for way in whole:
+        first = way[:2].tobytes()
+        firsts[first] = firsts.get(first, 0) + 1
+        way = first, way[2:].tobytes()
+        others[way] = others.get(way, 0) + 1
+    counts = np.array([(count, firsts[first]) for (first, _), count in others.items()])
+    entropy = float((counts[:, 0] / len(whole)) @ np.log2(counts[:, 1] / counts[:, 0]))
+    # bits a clip, as docs/video.md says
+    assert entropy == pytest.approx(0.1497, abs=1e-4)

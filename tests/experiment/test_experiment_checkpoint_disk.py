@@ -240,7 +240,8 @@ def test_logs_that_cannot_be_written_do_not_end_a_run(
 
     for name in ("append_whole", "write_atomically"):
         monkeypatch.setattr(f"training.log.{name}", full)
-    monkeypatch.setattr("experiment.pictures.write_atomically", full)
+    for name in ("curves", "grids"):
+        monkeypatch.setattr(f"experiment.pictures.{name}.write_atomically", full)
     longer = tiny_command("train", run_copy, "--config.training.num_steps=10", "--config.training.sample_every=5")
     assert main.run(longer) == 0
     said = capsys.readouterr().err
