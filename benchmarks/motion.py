@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import VideoDataset, load_dataset
+from data import ImageDataset, VideoDataset, load_dataset
 from data.sources.moving_digits import FASTEST
 from evaluation.motion import DigitReader, path_residual, tracks_of, train_digit_reader
 from experiment import TrainedRun
@@ -93,7 +93,8 @@ def main() -> None:
         raise ValueError(f"the benchmark is of moving_digits, got {held_out.name}; name a run of configs/video")
     base = parse_options(run.config.data.options).get("base", "digits")
     root = data_root(run.config)
-    reader = train_digit_reader(*(load_dataset(base, root=root, split=split) for split in ("train", "test")))
+    digits = [load_dataset(base, root=root, split=split) for split in ("train", "test")]
+    reader = train_digit_reader(*[one for one in digits if isinstance(one, ImageDataset)])
     workdir = Path(arguments.workdir or default_workdir(arguments.config))
     drawn = drawn_clips(workdir / "samples", held_out, reader.num_levels)
     true = held_out.images[: len(drawn), 0]

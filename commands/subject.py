@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data import AnyDataset, AnyKind
+from data import AnyDataset, AnyKind, refuse_clips
 from evaluation.measurement import EvalSplit
 from evaluation.over_ranks import says_what_is_kept
 from experiment.build import build_dataset, pick_device
@@ -98,16 +98,15 @@ def load_split(config: Config, workdir: Path, split: str, ranks: Ranks) -> AnyDa
 
 
 def refuse_untold(config: Config, kind: AnyKind, mode: str) -> None:
-    """Refuse models that are told an image or values, which there are none of.
+    """Refuse models of clips, and those that are told an image or values, which there are none of.
 
     Raises:
         ValueError: If the model is.
     """
+    refuse_clips(kind, f"--mode {mode}")
     if not build_conditions(config, kind).only_labels:
-        raise ValueError(
-            f"--mode {mode} needs a model that is told a class or nothing, got data.condition="
-            f"{','.join(config.data.condition)}; train one without"
-        )
+        told, needed = ",".join(config.data.condition), "a model that is told a class or nothing"
+        raise ValueError(f"--mode {mode} needs {needed}, got data.condition={told}; train one without")
 
 
 def refuse_latents(config: Config, mode: str, why: str) -> None:

@@ -26,5 +26,5 @@ from .sizes import ImageSize, height_and_width, one_or_pair
 from .space import Codec, LatentSpace, LevelSpace, ModelSpace, RealSpace, Space
 from .tensors import TensorDataset
 from .vectors import AnyDataset, AnyKind, VectorDataset, VectorKind
-from .video import VideoDataset
+from .video import VideoDataset, refuse_clips
 from .words import NO_WORD, TextKind, Vocabulary, longest

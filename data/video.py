@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from .base import ImageDataset, ImageKind
 from .errors import DataError
+from .vectors import AnyKind
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,3 +58,18 @@ class VideoDataset(ImageDataset):
         labels = self.labels.repeat_interleave(frames.shape[1])
         shared["other_split_size"] = None if self.other_split_size is None else self.other_split_size * frames.shape[1]
         return ImageDataset(frames.flatten(0, 1), labels, **shared)
+
+
+def refuse_clips(kind: AnyKind, who: str) -> None:
+    """Refuse clips where something is of images alone.
+
+    Args:
+        kind: The data.
+        who: What is, as the message names it.
+
+    Raises:
+        DataError: If they are clips.
+    """
+    if isinstance(kind, ImageKind) and kind.of_clips:
+        shape = "x".join(map(str, kind.image_shape))
+        raise DataError(f"{who} is of images, got clips of {shape}; take a model of images")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from data import AnyKind, ImageKind, LatentSpace, one_or_pair
+from data import AnyKind, ImageKind, LatentSpace, one_or_pair, refuse_clips
 from models import Autoencoder, FirstStage, NetworkModel, is_own_state
 from models.pretrained import default_options
 from runtime.registry import choices_message
@@ -50,6 +50,7 @@ def build_own_first_stage(config: Config, kind: AnyKind, sde: SDE) -> FirstStage
             f"model.first_stage.bottleneck={options['bottleneck']} makes codes, through which a diffusion trains no "
             "encoder; set fixed or diagonal, or train the two in turn, as configs/latent/digits_fsq.py does"
         )
+    refuse_clips(kind, "model.first_stage")
     channels, height, width = kind.image_shape
     size = one_or_pair(height, width)
     return FirstStage(Autoencoder(image_size=size, in_channels=channels, num_levels=kind.num_levels, **options), sde)

@@ -60,6 +60,37 @@ def test_samples_are_clips_as_npz_contact_sheet_and_gif(run: Path):
     assert np.load(folder / "trajectory.npz")["states"].shape == (3, 3, 1, 2, 12, 12)
 
 
+@pytest.mark.parametrize("mode", ["interpolate", "restore", "edit", "progressive"])
+def test_modes_of_images_refuse_clips(run: Path, mode: str, capsys: pytest.CaptureFixture[str]):
+    assert main.run(commanded(mode, run, "--config.data.random_flip=True")) == 2
+    assert f"--mode {mode} is of images, got clips of 1x2x12x12; take a model of images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.data.condition=masked"], "of clips a network is told given frames, class or values"),
+        (["--config.data.given_frames=4"], "has clips of 4 frames of 12x12, got data.given_frames=4; give 1 to 3"),
+        (["--config.data.given_frames=0"], "needs an image beside each sample"),
+        (["--config.model.condition_noise_t=0.1"], "is of images, got clips, whose given frames are clean"),
+        (
+            ["--config.model.backbone=dit"],
+            "backbone dit is of images, got clips of 1x2x12x12; set model.backbone=space_",
+        ),
+        (["--config.model.network.patch_size=5"], "patch_size must divide images of 12x12, got 5"),
+        (["--config.data.downscale=2"], "data.downscale is of images, but moving_digits holds clips"),
+        (
+            ["--config.data.dataset=digits", "--config.data.options="],
+            "data.given_frames is of clips, but digits holds none",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(flags, message, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main.run(commanded("train", tmp_path / "run", *flags)) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+
+
 def test_clips_begin_with_the_weights_of_an_image_network(tmp_path: Path):
     frames = load_dataset("moving_digits", root=".", split="train", options={"num_clips": 40, "side": 12}).as_frames()
     images = frames.images.permute(0, 2, 3, 1).numpy()
