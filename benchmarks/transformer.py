@@ -50,7 +50,7 @@ PAIRS = {
 # diffusers' class has other frequencies of time, and another epsilon, than the released code
 AS_DIFFUSERS: dict[str, Any] = {"embedding": "sin_first", "mlp_norm_eps": 1e-5, "num_classes": 1000}
 AS_DIFFUSERS |= {"null_condition": True, "learned_variance": True, "in_channels": 4, "image_size": 32}
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "S/2": {"channels": 384, "depth": 12, "num_heads": 6},
     "B/2": {"channels": 768, "depth": 12, "num_heads": 12},
     "XL/2": {"channels": 1152, "depth": 28, "num_heads": 16},
