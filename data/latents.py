@@ -34,7 +34,7 @@ class LatentDataset(Dataset):
     latents: Tensor
     labels: Tensor
     latent_space: LatentSpace
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
     name: str
     split: str

@@ -186,7 +186,7 @@ class DigitClassifier(nn.Module):
         num_features: Width of the last hidden layer.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, num_features: int = 32) -> None:
+    def __init__(self, image_shape: tuple[int, ...], num_classes: int, *, num_features: int = 32) -> None:
         super().__init__()
         channels, height, width = image_shape
         self.hidden = nn.Sequential(

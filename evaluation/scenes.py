@@ -42,7 +42,7 @@ class SceneReader:
         ValueError: If scenes are not made of this shape.
     """
 
-    def __init__(self, classifier: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, classifier: nn.Module, image_shape: tuple[int, ...]) -> None:
         found = [sizes for side, sizes in GEOMETRY.values() if (3, side, side) == tuple(image_shape)]
         if not found:
             sides = " or ".join(f"{side}x{side}" for side, _ in GEOMETRY.values())

@@ -32,7 +32,7 @@ class ImageEncoder(nn.Module):
         ValueError: If F is no such number.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], *, features: int = 48) -> None:
+    def __init__(self, image_shape: tuple[int, ...], *, features: int = 48) -> None:
         super().__init__()
         if features < 8 or features % 8:
             raise ValueError(f"features must be a multiple of 8, got {features}; pass 48")

@@ -56,7 +56,7 @@ class Captioner(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         vocabulary: Vocabulary,
         *,
         max_words: int,
