@@ -155,8 +155,9 @@ class TrainingState:
         state["ema_updates"] = self.ema.num_updates
         state["losses"] = self.losses
         data = {} if self.kind is None else asdict(self.kind)
-        # of pixels without captions, as always
-        data = {key: value for key, value in data.items() if value is not None or key not in ("latents", "text")}
+        # what is absent of pixels without captions, and of images, as always
+        absent = {"latents": None, "text": None, "paired_frames": 0}
+        data = {key: value for key, value in data.items() if key not in absent or value != absent[key]}
         digests = {"train_files": self.train_files, "captions": self.captions}
         digests |= {"base": self.base, "teacher": self.teacher}
         state["data"] = data | {name: digest for name, digest in digests.items() if digest}
