@@ -84,6 +84,7 @@ ROWS = (
     Row("progressive, 4 steps", "progressive", "ddim", {"num_steps": 4, "grid": "uniform"}, None),
     Row("distribution matching, 1 step", "dmd", "consistency", {"num_steps": 1}, None),
 )  # fmt: skip
+ANSWERS = {"consistency": "consistency", "progressive": "steps", "dmd": "generator"}  # ``model.answers`` of the others
 DENSITIES = {row.of for row in ROWS if row.likelihood}  # of the others there is no score model
 _MOST_GROUP = 2000  # samples; more make more groups
 COMPARED_WITH = "DDIM, 50 steps"  # for the ratio of times
@@ -184,6 +185,12 @@ def load_runs(args: argparse.Namespace) -> dict[str, TrainedRun]:
         if workdir := getattr(args, name):
             runs[name] = load_run(workdir) if name in DENSITIES else load_map(Path(workdir))
     for name, run in runs.items():
+        answers = run.config.model.get("answers", "posterior_mean")
+        if name in ANSWERS and answers != ANSWERS[name]:
+            raise ValueError(
+                f"--{name} must be {RUNS[name]}, model.answers={ANSWERS[name]}, got model.answers={answers}; name "
+                "another run"
+            )
         if run.config.data.dataset != runs[BASE].config.data.dataset or run.sample_shape != runs[BASE].sample_shape:
             raise ValueError(
                 f"--{name} must be of the {runs[BASE].config.data.dataset} {list(runs[BASE].sample_shape)} of the "

@@ -346,7 +346,8 @@ def _distillation() -> ConfigDict:
             # the teacher with twice as many
             "stages": (),
             "stage_steps": 1_000,  # training steps of each
-            "clip_x0": True,  # clip what the teacher answers to the range of images; without effect on what has none
+            # of progressive_distillation: clip what the teacher answers to the range of images, if there is one
+            "clip_x0": True,
             # of distribution_matching: steps that train the score of the samples, for each that trains the generator
             "ratio": 5,
             "regression": 0.0,  # weight of the squared distance from the end of the teacher's ODE; 0: none

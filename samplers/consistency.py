@@ -73,11 +73,22 @@ class ConsistencySampler(GridSampler):
                 f"sampler 'consistency' needs a consistency model, got a {type(model).__name__}; take ddim or another "
                 "sampler of score models"
             )
-        if isinstance(model, Generator) and self.num_steps != 1:
+        if isinstance(model, Generator):
+            self._check_of_noise(model)
+        return super().sample(_AsScoreModel(model), x_T, cond=cond, noise=noise, hooks=hooks)
+
+    def _check_of_noise(self, model: Generator) -> None:
+        """Refuse more steps than one, and one that does not begin at pure noise."""
+        if self.num_steps != 1:
             raise ValueError(
                 f"a one-step generator answers pure noise alone, got {self.num_steps} steps; set sampling.num_steps=1"
             )
-        return super().sample(_AsScoreModel(model), x_T, cond=cond, noise=noise, hooks=hooks)
+        start = float(self.times(model.sde)[0])
+        if start != model.sde.t_max:
+            raise ValueError(
+                f"a one-step generator answers pure noise alone, t={model.sde.t_max:g}, got a start at t={start:g}; "
+                "leave sampling.options without t_start"
+            )
 
     def step(self, denoise: Denoiser, x: Tensor, t: Point, s: Point, noise: NoiseStreams) -> Tensor:
         """One step of Algorithm 1."""

@@ -198,3 +198,7 @@ def test_a_whole_run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(class_run: Path, tiny_run: Path):
     with pytest.raises(ValueError, match="flow must be a run that is told nothing; train it with"):
         trilemma.main([f"--workdir={tiny_run}", f"--flow={class_run}"])
+    with pytest.raises(
+        ValueError, match=r"--dmd must be a one-step generator .* got model\.answers=posterior_mean; name"
+    ):
+        trilemma.main([f"--workdir={tiny_run}", f"--dmd={tiny_run}"])

@@ -142,9 +142,9 @@ def _say_trained(config: Config, state: TrainingState, ranks: Ranks) -> None:
 def _pick_mode(config: Config, state: TrainingState, device: torch.device, ranks: Ranks) -> NetworkMode:
     """Pick precision and compilation; a resumed run keeps those that it began with."""
     training, backbone = config.training, state.model.backbone
-    pick = partial(
-        pick_mode, training.precision, training.compile, device, backbone=backbone, num_calls=training.num_steps
-    )
+    # derivatives along the flow, of which autocast knows nothing
+    precision = "fp32" if training.loss == "scm" else training.precision
+    pick = partial(pick_mode, precision, training.compile, device, backbone=backbone, num_calls=training.num_steps)
     mode = pick_together(ranks, pick, state.how)
     how = mode.recorded() | {"processes": ranks.world, "accumulation_steps": training.accumulation_steps}
     if ranks.first:

@@ -207,6 +207,11 @@ def _check_training(config: Config) -> None:
             f"training.loss=reflow learns on data.couples, got {config.training.loss} and "
             f"{config.data.get('couples') or 'none'}; write couples by --mode couple, and set both"
         )
+    if config.training.loss == "scm" and config.training.precision == "bf16":
+        raise ValueError(
+            "training.loss=scm takes derivatives along the flow, which are of float32, got training.precision=bf16; "
+            "set it to fp32"
+        )
     profiles = tuple(config.training.ema_profiles)
     if not all(0 < width <= 12**-0.5 for width in profiles) or len(set(profiles)) < len(profiles):
         raise ValueError(

@@ -115,6 +115,8 @@ def test_bad_input_is_answered_in_one_line(
         assert not (tmp_path / "new" / "checkpoints").exists()
         return said
 
+    half = ("--config.training.loss=scm", "--config.training.precision=bf16")
+    assert "got training.precision=bf16; set it to fp32" in new(tiny_run, *half)
     # likelihoods and samplers of scores, of a consistency model, and the other way round
     for mode in ("eval", "export", "progressive"):
         flags = ["--format=diffusers"] if mode == "export" else []

@@ -100,6 +100,7 @@ def test_samples_take_as_many_calls_as_the_student_has_steps(student: Path, tmp_
         (PROGRESSIVE, "sample", ("distillation.stages=8,4,2",), "belongs to another config"),
         (MATCHING, "eval", (), "is not a density"),
         (MATCHING, "sample", ("sampling.num_steps=2",), "answers pure noise alone"),
+        (MATCHING, "sample", ("sampling.num_steps=1", "sampling.options=t_start=0.7"), "t=1, got a start at t=0.7"),
         (MATCHING, "sample", ("sampling.sampler=ddim",), "is not a density"),
     ],
 )  # fmt: skip

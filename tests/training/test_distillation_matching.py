@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models import GaussianMixtureScoreModel, Generator, NetworkScoreModel, Prediction, ScoreModel, X0Parameterization
+from samplers import DDIMSampler
 from sde_lib import SDE, VP, expand_like
 from training.losses.matching import DistributionMatching, kl_gradient, matching_weight
 
@@ -119,3 +120,82 @@ def test_the_only_fixed_point_is_the_teachers_distribution(start: tuple[float, f
         optimizer.step()
     a, b = backbone.a.detach().abs(), backbone.b.detach()
     assert (float(a), float(b)) == pytest.approx((STD, MEAN), abs=0.01)
+
+
+class Critic(nn.Module):
+    """The exact score of a generator's samples, and logits that are the means of what it sees."""
+
+    def __init__(self, fake: ScoreModel) -> None:
+        super().__init__()
+        self.fake = fake
+
+    def forward(self, x_t: Tensor, t: Tensor, *, cond: object = None) -> tuple[Prediction, Tensor]:
+        return self.fake(x_t, t), x_t.flatten(1).mean(1)
+
+
+def of_data(sde: SDE) -> ScoreOf:
+    """The score of the data, as a network that can be trained."""
+    return ScoreOf(sde, Affine(STD, MEAN))
+
+
+def draws(sde: SDE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Data, x_T, more noise and times."""
+    x0, z, eps = torch.randn(3, 6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    return x0, z, eps, DistributionMatching(target(sde), fake=of_data(sde)).times(sde, torch.linspace(0, 0.99, 6))
+
+
+def test_the_critic_learns_the_score_of_the_samples():
+    """Denoising score matching on G(x_T): the weighted error, least in the mean for the exact score."""
+    sde = VP()
+    backbone, generator = affine(sde, 0.8, 0.1)
+    fake = ScoreOf(sde, backbone)
+    loss = DistributionMatching(target(sde, 2), fake=fake, weighting="eps")
+    loss.begin_step(1)
+    x0, z, eps, t = draws(sde)
+    x_t = sde.perturb(0.8 * z + 0.1, t, eps)
+    expected = (fake(x_t, t).eps - eps).square().mean(1)
+    torch.testing.assert_close(loss(generator, x0, t, z, more_noise=eps), expected)
+    # and not that of data, which the generator does not draw
+    count = 4000
+    z, eps = torch.randn(2, count, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    t = torch.full((count,), 0.5, dtype=torch.float64)
+    errors = []
+    for model in (fake, of_data(sde)):
+        loss = DistributionMatching(target(sde), fake=model, weighting="eps")
+        loss.begin_step(1)
+        errors.append(loss(generator, z, t, z, more_noise=eps))
+    gap = (errors[1] - errors[0]).detach()
+    assert float(gap.mean()) > 5 * float(gap.std()) / math.sqrt(count)
+
+
+def test_the_generator_is_drawn_to_the_ends_of_the_teachers_flow():
+    sde, weight = VP(), 0.5
+    _, generator = affine(sde, 0.8, 0.1)
+    x0, z, eps, t = draws(sde)
+    end = DDIMSampler(num_steps=7).sample(target(sde, 2), z).x0
+    values = []
+    for regression in (0.0, weight):
+        loss = DistributionMatching(target(sde, 2), fake=of_data(sde), regression=regression, regression_steps=7)
+        loss.begin_step(0)
+        values.append(loss(generator, x0, t, z, more_noise=eps))
+    torch.testing.assert_close(values[1] - values[0], weight * (0.8 * z + 0.1 - end).square().mean(1))
+
+
+def test_the_head_tells_data_from_samples_and_the_generator_deceives_it():
+    """Logits are to be large for data and small for samples; the generator makes those of samples large."""
+    sde, weight = VP(), 0.3
+    backbone, generator = affine(sde, 0.8, 0.1)
+    x0, z, eps, t = draws(sde)
+    by_samples, by_data = (sde.perturb(x, t, eps).mean(1) for x in (0.8 * z + 0.1, x0))
+    added = {
+        1: nn.functional.softplus(by_samples) + nn.functional.softplus(-by_data),
+        0: nn.functional.softplus(-by_samples),
+    }
+    for step, expected in added.items():
+        values = []
+        for gan in (0.0, weight):
+            loss = DistributionMatching(target(sde, 2), fake=ScoreOf(sde, backbone))
+            loss.critic, loss.gan = Critic(loss.critic.fake), gan  # type: ignore[assignment]
+            loss.begin_step(step)
+            values.append(loss(generator, x0, t, z, more_noise=eps))
+        torch.testing.assert_close((values[1] - values[0]).detach(), weight * expected)
