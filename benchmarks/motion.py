@@ -11,12 +11,16 @@ that is told frames, also the bound of the others in bits/dim, given them and by
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.options import run_benchmark, whole
+from benchmarks.paired_bits import image_bits
+from benchmarks.trained import add_run, load_images, load_named_run
 from data import ImageDataset, VideoDataset, load_dataset
 from data.sources.moving_digits import FASTEST
 from evaluation.motion import DigitReader, path_residual, tracks_of, train_digit_reader
@@ -24,10 +28,6 @@ from experiment import TrainedRun
 from experiment.config import data_root, parse_options
 from experiment.workdir import default_workdir
 from models import Condition
-
-from .options import run_benchmark, whole
-from .paired_bits import image_bits
-from .trained import add_run, load_images, load_named_run
 
 
 def motion_figures(clips: Tensor, reader: DigitReader, *, fastest: int) -> dict[str, float]:
@@ -47,7 +47,7 @@ def motion_figures(clips: Tensor, reader: DigitReader, *, fastest: int) -> dict[
     }
 
 
-def drawn_clips(folder: Path, held_out: VideoDataset, kind_levels: int) -> Tensor:
+def drawn_clips(folder: Path, held_out: VideoDataset, num_levels: int) -> Tensor:
     """The clips of ``samples.npz``, sample k after the frames of test clip k that it was given; uint8 [N, F, H, W].
 
     Raises:
@@ -57,7 +57,7 @@ def drawn_clips(folder: Path, held_out: VideoDataset, kind_levels: int) -> Tenso
     if not path.is_file():
         raise ValueError(f"{path} is not there; run --mode sample first")
     pixels = torch.from_numpy(np.load(path)["arr_0"][..., 0])
-    drawn = (pixels.double() * ((kind_levels - 1) / 255)).round().to(torch.uint8)
+    drawn = (pixels.double() * ((num_levels - 1) / 255)).round().to(torch.uint8)
     if held_out.paired is None:
         return drawn
     given = held_out.paired[torch.arange(len(drawn)) % len(held_out), 0]
@@ -80,14 +80,14 @@ def bits_table(
     return found
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read, measure, print."""
+    parser = argparse.ArgumentParser(description="Motion and identity of drawn clips.", allow_abbrev=False)
     add_run(parser)
     parser.add_argument("--clips", type=whole(2), default=100, help="test clips whose bits are measured")
     parser.add_argument("--steps", type=whole(1), default=20, help="terms of the bound of each")
-    arguments = parser.parse_args()
-    run = load_named_run(arguments)
+    args = parser.parse_args(arguments)
+    run = load_named_run(args)
     held_out = load_images(run.config, "test")
     if not isinstance(held_out, VideoDataset) or held_out.name != "moving_digits":
         raise ValueError(f"the benchmark is of moving_digits, got {held_out.name}; name a run of configs/video")
@@ -95,24 +95,23 @@ def main() -> None:
     root = data_root(run.config)
     digits = [load_dataset(base, root=root, split=split) for split in ("train", "test")]
     reader = train_digit_reader(*[one for one in digits if isinstance(one, ImageDataset)])
-    workdir = Path(arguments.workdir or default_workdir(arguments.config))
+    workdir = Path(args.workdir or default_workdir(args.config))
     drawn = drawn_clips(workdir / "samples", held_out, reader.num_levels)
     true = held_out.images[: len(drawn), 0]
     if held_out.paired is not None:
         true = torch.cat((held_out.paired[: len(drawn), 0], true), 1)
     print(f"step {run.step}, {len(drawn)} clips; reader {reader.accuracy:.1%} right on still test digits\n")
     print("| clips | one digit | black frame | residual, pixels | below 0.5 |\n|---|---|---|---|---|")
-    # frames of as many clips, put together at random
-    shuffled = true.roll(1, 0)
-    cut = torch.cat((true[:, : true.shape[1] // 2], shuffled[:, true.shape[1] // 2 :]), 1)
+    half = true.shape[1] // 2
+    cut = torch.cat((true[:, :half], true.roll(1, 0)[:, half:]), 1)
     for name, clips in (("drawn", drawn), ("test", true), ("halves of two test clips", cut)):
         one = motion_figures(clips, reader, fastest=FASTEST[base])
         print(
             f"| {name} | {one['identity']:.1%} | {one['black']:.1%} | {one['residual']:.2f} | {one['half_pixel']:.1%} |"
         )
     if held_out.paired is not None:
-        few = held_out.subset(min(arguments.clips, len(held_out)))
-        bits = bits_table(run, few, steps=arguments.steps, batch_size=run.config.eval.batch_size)
+        few = held_out.subset(min(args.clips, len(held_out)))
+        bits = bits_table(run, few, steps=args.steps, batch_size=run.config.eval.batch_size)
         print("\n| frames | bits/dim of the others |\n|---|---|")
         for name, (mean, error) in bits.items():
             print(f"| {name} | {mean:.4f} ± {error:.4f} |")

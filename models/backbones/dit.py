@@ -16,6 +16,7 @@ from .blocks.cross_attention import Attention, Text, read_text
 from .blocks.dit_block import DiTBlock, LastLayer
 from .blocks.embedding import ConditioningEmbedding, EmbeddingKind
 from .blocks.initialization import initialize
+from .blocks.levels import Level
 from .blocks.patches import from_patches, rotations, sincos_positions
 from .blocks.resolutions import ImageSize, height_and_width, one_or_pair
 from .blocks.word_encoder import WordEncoder, read_words
@@ -114,16 +115,9 @@ class DiT(Backbone):
         self.embed = ConditioningEmbedding(embedding_dim, channels, **classes, kind=embedding)
         self.patches = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
         self._set_positions(positions)
+        eps = {"norm_eps": norm_eps, "mlp_norm_eps": mlp_norm_eps}
         self.blocks = nn.ModuleList(
-            DiTBlock(
-                channels,
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                qk_norm=qk_norm,
-                norm_eps=norm_eps,
-                mlp_norm_eps=mlp_norm_eps,
-            )
-            for _ in range(depth)
+            DiTBlock(channels, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, **eps) for _ in range(depth)
         )
         self.last = LastLayer(channels, patch_size**2 * self.out_channels, norm_eps=norm_eps)
         self._initialize()
@@ -212,8 +206,9 @@ class DiT(Backbone):
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
-        for block in self.stages:
-            block.gradient_checkpointing = on
+        for block in self.modules():
+            if isinstance(block, Level):
+                block.gradient_checkpointing = on
 
     def forward(
         self,

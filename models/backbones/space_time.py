@@ -134,16 +134,6 @@ class SpaceTimeDiT(DiT):
             self.given = nn.Parameter(torch.zeros(channels))
             self.not_given = nn.Parameter(torch.zeros(channels))
 
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """True if blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
-        return self.stages[0].gradient_checkpointing
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, on: bool) -> None:
-        for block in (*self.stages, *(one for one in self.temporal if isinstance(one, TemporalBlock))):
-            block.gradient_checkpointing = on
-
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         x: Tensor,

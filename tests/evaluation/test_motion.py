@@ -1,8 +1,10 @@
 """Motion and identity, read from the pixels of moving digits."""
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks import motion
 from data import load_dataset
 from evaluation.motion import centred, path_residual, tracks_of, train_digit_reader
 
@@ -58,3 +60,23 @@ def test_a_digit_that_moves_is_one_and_a_cut_makes_two(clips):
     same = (found[:, 0] == found.roll(1, 0)[:, 0]).double().mean()
     assert float(reader.keeps_identity(cut).double().mean()) == float(same)
     assert not bool(reader.keeps_identity(torch.zeros_like(frames[:1])).any())
+
+
+def test_figures_of_clips_that_a_run_drew(clips, tmp_path):
+    """True clips, after a pass through the file of samples: one digit each, on its way; halves of two are not."""
+    whole = load_dataset("moving_digits", root=".", split="test", options={"num_clips": 1000})
+    after = whole.after(2)
+    np.savez(tmp_path / "samples.npz", arr_0=after.space.pixels(after.space.encode(after.images)))
+    drawn = motion.drawn_clips(tmp_path, after, after.num_levels)
+    assert torch.equal(drawn, whole.images[:, 0])
+    reader = train_digit_reader(*[load_dataset("digits", root=".", split=split) for split in ("train", "test")])
+    assert motion.motion_figures(drawn, reader, fastest=2) == {
+        "identity": 1, "black": 0, "residual": pytest.approx(0, abs=1e-6), "half_pixel": 1,
+    }  # fmt: skip
+    drawn[0, 3] = 0
+    cut = torch.cat((drawn[:, :4], drawn.roll(1, 0)[:, 4:]), 1)
+    found = motion.motion_figures(cut, reader, fastest=2)
+    assert found["identity"] < 0.3 and found["residual"] > 0.5 and found["half_pixel"] < 0.5
+    assert found["black"] == 1 / len(drawn)
+    with pytest.raises(ValueError, match="run --mode sample first"):
+        motion.drawn_clips(tmp_path / "none", after, after.num_levels)
