@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from evaluation.batch_schedule import Schedule
@@ -16,7 +17,7 @@ from evaluation.over_ranks import says_what_is_kept
 from evaluation.report import describe
 from evaluation.table import without_nan
 from experiment.config import Config
-from experiment.pictures import as_array, image_grid, save_png
+from experiment.pictures import as_array, image_grid, picture_of, save_png
 from experiment.precision import fast_inference
 from experiment.workdir import save_npz, write_json
 from likelihood import FirstStageBound
@@ -99,11 +100,13 @@ def _write(
 
 @torch.no_grad()
 def _reconstructions(split: EvalSplit, model: FirstStage) -> Any:
-    """Rows of the first images, each above E[x | z] of the z that it was measured by."""
+    """The first images, each above E[x | z] of the z that it was measured by; of clips each is a row of frames."""
     dataset = split.dataset
     count = min(_SHOWN, split.num_images)
     x0 = dataset.space.encode(dataset.stored[:count]).to(split.device)
     eps = NoiseStreams(split.seed, range(count)).normal_like(x0.new_empty(count, *model.latent_shape))
     mean = model(x0, eps).pixels.mean
-    both = torch.cat([x0, mean.clamp(-1, 1)])
-    return image_grid(as_array(both, dataset.kind), columns=count)
+    truth, again = (as_array(one, dataset.kind) for one in (x0, mean.clamp(-1, 1)))
+    if model.num_frames:
+        return picture_of(np.stack([truth, again], 1).reshape(-1, *truth.shape[1:]))
+    return image_grid(np.concatenate([truth, again]), columns=count)

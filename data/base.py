@@ -229,7 +229,12 @@ class ImageKind:
     @property
     def of_clips(self) -> bool:
         """True of clips, whose frames are images."""
-        return len(self.image_shape) == 4
+        return self.num_frames > 0
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip; 0 of images."""
+        return self.image_shape[1] if len(self.image_shape) == 4 else 0
 
     @property
     def space(self) -> LevelSpace | LatentSpace:

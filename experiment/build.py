@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from data import AnyDataset, AnyKind, ImageDataset, VectorKind, VideoDataset, downscale, load_dataset
+from data import AnyDataset, AnyKind, ImageDataset, ImageKind, VectorKind, VideoDataset, downscale, load_dataset
 from models import (
     Answer,
     ClippedScoreModel,
@@ -123,8 +123,8 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: Fro
         first_stage = build_own_first_stage(config, kind, sde)
     if is_classifier(config):
         return NoisyClassifier(backbone, sde, time_input=model.time_input)
-    if is_first_stage(config):
-        return FirstStage(backbone, sde)
+    if is_first_stage(config) and isinstance(kind, ImageKind):
+        return FirstStage(backbone, sde, num_frames=kind.num_frames)
     answers = model.get("answers", "posterior_mean")
     network = NetworkScoreModel(
         backbone, sde, parameterization, learned_variance=model.learned_variance, dequantizer=dequantizer,

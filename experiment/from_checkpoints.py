@@ -383,8 +383,13 @@ def as_sampled_model(model: NetworkModel, workdir: Path) -> NetworkScoreModel | 
     return model if isinstance(model, ConsistencyModel) else as_score_model(model, workdir)
 
 
-def load_first_stage(config: Config, device: torch.device) -> LoadedFirstStage:
+def load_first_stage(config: Config, device: torch.device, *, num_frames: int = 0) -> LoadedFirstStage:
     """Load the autoencoder that ``data.first_stage`` names.
+
+    Args:
+        config: The config.
+        device: Where it goes.
+        num_frames: Frames of clips, each of which an autoencoder of images then sees by itself; 0 for images.
 
     Raises:
         ValueError: In one line: there is no run, no good checkpoint, or it is of no autoencoder.
@@ -403,6 +408,10 @@ def load_first_stage(config: Config, device: torch.device) -> LoadedFirstStage:
     kind = trained_kind(theirs, workdir)
     model, _ = load_trained(theirs, workdir, kind, device)
     assert isinstance(model, FirstStage) and isinstance(kind, ImageKind)
+    if num_frames and not kind.of_clips:
+        channels, *size = kind.image_shape
+        kind = replace(kind, image_shape=(channels, num_frames, *size))
+        model = FirstStage(model.backbone, model.sde, num_frames=num_frames).eval()
     return LoadedFirstStage(model, kind, workdir, first_stage_digest(model))
 
 
@@ -429,7 +438,7 @@ def with_codec(config: Config, kind: ImageKind, workdir: Path, device: torch.dev
     if not config.data.get("first_stage"):
         # the model's own, which comes with its weights
         return kind
-    loaded = load_first_stage(config, device)
+    loaded = load_first_stage(config, device, num_frames=kind.num_frames)
     check_first_stage(workdir, loaded)
     assert kind.latents is not None
     return replace(kind, latents=kind.latents.with_codec(FirstStageCodec(loaded.model)))

@@ -77,11 +77,12 @@ def _shape_arguments(backbone: str, kind: AnyKind, outputs_per_channel: int) -> 
     if isinstance(kind, VectorKind):
         return {"num_dims": kind.sample_shape[0]}
     channels, *frames, height, width = kind.sample_shape
-    if bool(frames) != (backbone == "space_time"):
+    of_frames = bool(frames) and backbone != "autoencoder"
+    if of_frames != (backbone == "space_time"):
         ours, fix = ("clips", "images") if frames else ("images", "clips")
         other = "space_time" if frames else "adm, dit, ncsnpp or unet"
         raise ValueError(f"backbone {backbone} is of {fix}, got {ours} of {shape}; set model.backbone={other}")
-    of_clips = {"num_frames": frames[0]} if frames else {}
+    of_clips = {"num_frames": frames[0]} if of_frames else {}
     size = one_or_pair(height, width)
     return {"image_size": size, "in_channels": channels, DERIVED: outputs_per_channel, **of_clips}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data import AnyDataset, LatentDataset, VideoDataset
+from data import AnyDataset, LatentDataset
 from models.backbones import ControlledBackbone
 from runtime.files import one_line
 from runtime.processes.rank_slice import RankSlice
@@ -62,7 +62,7 @@ def _samples(dataset: AnyDataset) -> str:
     seen = (
         f", as latents of {'x'.join(map(str, dataset.stored.shape[1:]))}" if isinstance(dataset, LatentDataset) else ""
     )
-    what = "clips" if isinstance(dataset, VideoDataset) else "images"
+    what = "clips" if len(dataset.image_shape) == len("CFHW") else "images"
     return f"{what} of {size}, {dataset.num_levels} grey levels{values}{paired}{seen}"
 
 

@@ -72,9 +72,9 @@ def encoded(config: Config, dataset: AnyDataset, device: torch.device, workdir: 
     Raises:
         ValueError: In one line, if the autoencoder is of other images, or the run was trained on others.
     """
-    first = load_first_stage(config, device)
     if not isinstance(dataset, ImageDataset):
         raise ValueError(f"data.first_stage is of images, but {dataset.name} holds vectors; leave it out")
+    first = load_first_stage(config, device, num_frames=dataset.kind.num_frames)
     theirs, ours = ((one.image_shape, one.num_levels) for one in (first.kind, dataset))
     if theirs != ours:
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from data import AnyKind, ImageKind, LatentSpace, one_or_pair, refuse_clips
+from data import AnyKind, ImageKind, LatentSpace, one_or_pair
 from models import Autoencoder, FirstStage, NetworkModel, is_own_state
 from models.pretrained import default_options
 from runtime.registry import choices_message
@@ -50,10 +50,9 @@ def build_own_first_stage(config: Config, kind: AnyKind, sde: SDE) -> FirstStage
             f"model.first_stage.bottleneck={options['bottleneck']} makes codes, through which a diffusion trains no "
             "encoder; set fixed or diagonal, or train the two in turn, as configs/latent/digits_fsq.py does"
         )
-    refuse_clips(kind, "model.first_stage")
-    channels, height, width = kind.image_shape
-    size = one_or_pair(height, width)
-    return FirstStage(Autoencoder(image_size=size, in_channels=channels, num_levels=kind.num_levels, **options), sde)
+    size, channels = one_or_pair(*kind.image_shape[-2:]), kind.image_shape[0]
+    network = Autoencoder(image_size=size, in_channels=channels, num_levels=kind.num_levels, **options)
+    return FirstStage(network, sde, num_frames=kind.num_frames)
 
 
 def as_its_latents(config: Config, kind: Kind) -> Kind:

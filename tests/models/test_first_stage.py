@@ -148,3 +148,27 @@ def test_networks_that_cannot_be_are_refused():
         Autoencoder(**TINY, log_snr=math.inf)
     with pytest.raises(ValueError, match="x must have shape"):
         Autoencoder(**TINY)(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 2, 2))
+
+
+def test_each_frame_of_a_clip_is_encoded_and_decoded_as_an_image():
+    torch.manual_seed(0)
+    network = Autoencoder(**TINY, bottleneck="diagonal", pixels="levels", num_levels=17)
+    images, clips = FirstStage(network, VP()), FirstStage(network, VP(), num_frames=3)
+    assert clips.latent_shape == (4, 3, 4, 4)
+    x0 = LevelSpace(17).encode(torch.randint(17, (2, 1, 3, 8, 8), dtype=torch.uint8))
+    eps = torch.randn(2, *clips.latent_shape)
+    answer, terms = clips(x0, eps), first_stage_terms(clips, x0, eps, num_levels=17)
+    for frame in range(3):
+        alone = first_stage_terms(images, x0[:, :, frame], eps[:, :, frame], num_levels=17)
+        torch.testing.assert_close(answer.latent.mean[:, :, frame], images.encode(x0[:, :, frame]).mean)
+        terms.distortion.sub_(alone.distortion)
+        terms.rate.sub_(alone.rate)
+    # nothing is left of a clip's nats but those of its frames
+    torch.testing.assert_close(terms.distortion, torch.zeros(2).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(terms.rate, torch.zeros(2).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(clips.encode(x0).mean, answer.latent.mean)
+    torch.testing.assert_close(clips.decode(answer.latent.draw(eps)).mean, answer.pixels.mean)
+    with pytest.raises(ValueError, match=r"clips must be \[B, C, 3, H, W\], got \[2, 1, 2, 8, 8\]"):
+        clips.encode(x0[:, :, :2])
+    with pytest.raises(ValueError, match="an autoencoder of clips has no codes yet; set bottleneck to diagonal"):
+        FirstStage(Autoencoder(**TINY, bottleneck="fsq"), VP(), num_frames=3)

@@ -1,0 +1,71 @@
+"""Latents of clips: an autoencoder of their frames, and a diffusion of its latents, in every command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_command
+
+import main
+from data import VideoDataset, load_dataset
+from experiment.trained_run import load_run
+
+CLIPS = {"num_clips": 40, "num_frames": 3, "side": 12}
+OPTIONS = "--config.data.options=num_clips=40,num_frames=3,side=12"
+FEW = ("--config.training.num_steps=2", "--config.training.batch_size=4", "--config.eval.num_images=2")
+SMALL = ("--config.model.network.depth=1", "--config.model.num_heads=2")
+
+
+def commanded(mode: str, workdir: Path, *extra: str, config: str = "video/moving_digits_latent") -> list[str]:
+    return tiny_command(mode, workdir, OPTIONS, *FEW, *extra, config=config)
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("latent_clips") / "autoencoder"
+    assert main.run(commanded("train", folder, config="video/moving_digits_autoencoder")) == 0
+    return folder
+
+
+def test_an_autoencoder_of_clips_is_measured_by_the_clip(first_stage: Path):
+    assert main.run(commanded("eval", first_stage, config="video/moving_digits_autoencoder")) == 0
+    report = json.loads((first_stage / "eval" / "report.json").read_text())
+    found = report["autoencoder"]
+    assert report["image_shape"] == [1, 3, 12, 12]
+    assert found["distortion"] + found["rate"] == pytest.approx(found["bits_per_dim"])
+    # two clips, each above its reconstruction, as rows of three frames
+    assert Image.open(first_stage / "eval" / "reconstructions.png").size == (3 * 50 + 2, 4 * 50 + 2)
+
+
+def test_a_diffusion_of_latent_clips_is_trained_measured_and_drawn(first_stage: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    flags = (*SMALL, f"--config.data.first_stage={first_stage}", "--config.eval.likelihoods=vlb_continuous")
+    assert main.run(commanded("train", run, *flags)) == 0
+    assert main.run(commanded("eval", run, *flags)) == 0
+    report = json.loads((run / "eval" / "report.json").read_text())["vlb_continuous"]
+    assert report["distortion"] + report["rate"] == pytest.approx(report["bits_per_dim"])
+    few = ("--config.sampling.num_samples=2", "--config.sampling.num_steps=2")
+    assert main.run(commanded("sample", run, *flags, *few)) == 0
+    assert np.load(run / "samples" / "samples.npz")["arr_0"].shape == (2, 3, 12, 12, 1)
+    # latents are those of the autoencoder, standardized over the split
+    train = load_dataset("moving_digits", root=".", split="train", options=CLIPS)
+    assert isinstance(train, VideoDataset)
+    latents = load_run(run, device="cpu").encode(train.images)
+    assert latents.shape == (40, 4, 3, 6, 6) == np.load(run / "latents" / "train.npz")["mean"].shape
+    torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(4), rtol=0, atol=1e-5)
+
+
+def test_frames_that_are_given_are_no_latents_yet(
+    first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    told = (
+        "--config.data.given_frames=1",
+        "--config.data.condition=paired",
+        f"--config.data.first_stage={first_stage}",
+    )
+    assert main.run(commanded("train", tmp_path / "run", *SMALL, *told)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "Traceback" not in said, said
