@@ -174,9 +174,10 @@ def test_sharded_training_is_the_same_training(killer: Killer, alone: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_sharded_transformer_trains_as_one_process_does(killer: Killer, tmp_path: Path):
+@pytest.mark.parametrize("config", ["dit/digits", "video/moving_digits_predict"])
+def test_a_sharded_transformer_trains_as_one_process_does(killer: Killer, tmp_path: Path, config: str):
     extra = ("--config.model.network.depth=2", "--config.model.num_heads=2")
-    one, two = (tiny_command("train", tmp_path / name, *extra, config="dit/digits") for name in ("one", "two"))
+    one, two = (tiny_command("train", tmp_path / name, *extra, config=config) for name in ("one", "two"))
     assert killer.run(one) == 0
     assert run_together(killer, [*two, "--config.training.sharding=fsdp"], 2) == [0, 0], killer.said()
     _assert_same_curve(tmp_path / "one", tmp_path / "two")

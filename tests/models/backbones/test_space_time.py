@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from experiment.precision import InferenceBackbone, PrecisionBackbone
 from models.backbones import DiT, SpaceTimeDiT
 
 SIZES = {"image_size": (8, 4), "in_channels": 2, "patch_size": 2, "channels": 16, "depth": 2, "num_heads": 2}
@@ -114,3 +115,20 @@ def test_wrong_shapes_are_refused_in_one_line():
         SpaceTimeDiT(**SIZES | {"image_size": (9, 4)}, num_frames=FRAMES)
     with pytest.raises(ValueError, match="num_frames must be at least 1"):
         SpaceTimeDiT(**SIZES, num_frames=0)
+
+
+def test_compiles_into_one_graph():
+    network = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES, given_frames=1))
+    x, given, c_noise = clips(), clips(frames=1, seed=2), torch.tensor([3.0, 700.0])
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, c_noise, image=given), network(x, c_noise, image=given))
+
+
+def test_inference_in_bf16_is_autocast_bit_for_bit():
+    network = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES, given_frames=1, positions="rotary", qk_norm=True))
+    x, given, c_noise = clips(), clips(frames=1, seed=2), torch.tensor([3.7, 500.0])
+    with torch.no_grad():
+        expected = PrecisionBackbone(network, torch.bfloat16)(x, c_noise, image=given)
+        assert torch.equal(InferenceBackbone(network, torch.bfloat16)(x, c_noise, image=given), expected)
+        exact = network(x, c_noise, image=given)
+    assert 0 < float((expected - exact).abs().max() / exact.abs().max()) < 0.1
