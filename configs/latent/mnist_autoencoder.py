@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
         }
     )
     config.training.update(
-        {"num_steps": 2_000, "batch_size": 32, "ema_decay": 0.999, "checkpoint_every": 500, "sample_every": 0}
+        {"num_steps": 4_000, "batch_size": 32, "ema_decay": 0.999, "checkpoint_every": 500, "sample_every": 0}
     )
-    config.optim.update({"learning_rate": 2e-3, "warmup_steps": 100, "decay_steps": 2_000})
+    config.optim.update({"learning_rate": 2e-3, "warmup_steps": 100, "decay_steps": 4_000})
     config.eval.update({"batch_size": 100})
     return config

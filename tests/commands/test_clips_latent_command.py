@@ -10,8 +10,11 @@ from PIL import Image
 from tiny import tiny_command
 
 import main
-from data import VideoDataset, load_dataset
+from data import LatentSpace, VideoDataset, load_dataset
+from experiment.from_checkpoints import load_trained, trained_kind
+from experiment.saved_config import saved_config
 from experiment.trained_run import load_run
+from models import FirstStage
 
 CLIPS = {"num_clips": 40, "num_frames": 3, "side": 12}
 OPTIONS = "--config.data.options=num_clips=40,num_frames=3,side=12"
@@ -69,3 +72,21 @@ def test_frames_that_are_given_are_no_latents_yet(
     assert main.run(commanded("train", tmp_path / "run", *SMALL, *told)) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "Traceback" not in said, said
+
+
+def test_an_autoencoder_of_images_encodes_the_frames_of_clips(tmp_path: Path):
+    clips = load_dataset("moving_digits", root=".", split="train", options=CLIPS)
+    assert isinstance(clips, VideoDataset)
+    np.savez(tmp_path / "frames.npz", images=clips.as_frames().images.permute(0, 2, 3, 1).numpy(), num_levels=17)
+    of_images = ("--config.data.dataset=npz", f"--config.data.root={tmp_path / 'frames.npz'}", "--config.data.options=")
+    images, run = tmp_path / "images", tmp_path / "run"
+    assert main.run(commanded("train", images, *of_images, config="video/moving_digits_autoencoder")) == 0
+    assert main.run(commanded("train", run, *SMALL, f"--config.data.first_stage={images}")) == 0
+    theirs, loaded = saved_config(images), load_run(run, device="cpu")
+    network, _ = load_trained(theirs, images, trained_kind(theirs, images), torch.device("cpu"))
+    space = loaded.space
+    assert isinstance(network, FirstStage) and isinstance(space, LatentSpace)
+    with torch.no_grad():
+        second = network.encode(clips.space.encode(clips.images[:1, :, 1])).mean
+    found = loaded.encode(clips.images[:1])[:, :, 1]
+    torch.testing.assert_close(found, space.standardize(second), rtol=1e-4, atol=1e-5)
