@@ -4,27 +4,32 @@ from ml_collections import ConfigDict
 
 
 def moving_digits(config: ConfigDict) -> None:
-    """A small network on patches of 4x4, that says how probable each grey level of a pixel is.
+    """A small network on patches of 2x2, that says how probable each grey level of a pixel is.
 
     Most pixels are black for certain, which a distribution over levels says at once, and a mean only after long
     training. The error of v has weight 1, also where x_t is almost noise: there the digit and its way are decided.
+    Rotary positions let attention move what it sees by a way, wherever it is, and small patches move it by whole
+    pixels: docs/video.md has what else was tried.
     """
     config.data.dataset = "moving_digits"
     config.sde.update({"num_steps": 1000, "beta_start": 2e-3, "beta_end": 0.02})
-    config.model.update({"backbone": "space_time", "parameterization": "levels", "channels": 128, "num_heads": 4})
-    config.model.network = ConfigDict({"patch_size": 4, "depth": 4, "embedding_dim": 64})
+    config.model.update({"backbone": "space_time", "parameterization": "levels", "channels": 64, "num_heads": 4})
+    config.model.network = ConfigDict(
+        {"patch_size": 2, "depth": 4, "embedding_dim": 64, "positions": "rotary", "qk_norm": True}
+    )
     config.training.update(
         {
             "weighting": "v",
-            "num_steps": 20_000,
-            "batch_size": 32,
+            "step_sampling": "low_discrepancy",
+            "num_steps": 9_000,
+            "batch_size": 8,
             "precision": "fp32",
             "ema_decay": 0.999,
             "checkpoint_every": 1_000,
             "log_every": 50,
-            "sample_every": 5_000,
+            "sample_every": 0,
         }
     )
-    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 200, "decay_steps": 20_000})
+    config.optim.update({"learning_rate": 3e-3, "beta2": 0.99, "warmup_steps": 200, "decay_steps": 9_000})
     config.sampling.update({"sampler": "ancestral", "num_steps": 100, "precision": "fp32"})
     config.eval.update({"likelihoods": ("vlb",), "batch_size": 50, "num_images": 500, "vlb_steps_per_image": 20})

@@ -13,7 +13,6 @@ def get_config() -> ConfigDict:
     config.sde = ConfigDict({"name": "vp"})
     config.data.first_stage = "runs/video/moving_digits_autoencoder"
     config.model.update({"parameterization": "v", "time_input": "log_snr"})
-    config.model.network.patch_size = 2
     config.sampling.update({"sampler": "ddim"})
     config.eval.update({"likelihoods": ("vlb_continuous",), "vlb_step_sampling": "low_discrepancy"})
     return config
