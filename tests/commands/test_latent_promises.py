@@ -178,9 +178,9 @@ def test_the_autoencoder_lies_where_its_process_computes(
     ours, places = torch.device("cpu", 0), []
     load = experiment.from_checkpoints.load_first_stage
 
-    def watched(config: Any, device: torch.device) -> Any:
+    def watched(config: Any, device: torch.device, **options: Any) -> Any:
         places.append(device)
-        return load(config, device)
+        return load(config, device, **options)
 
     monkeypatch.setattr(Ranks, "device", lambda self, device: ours)
     for module in ("experiment.from_checkpoints", "experiment.latents.encoding"):
