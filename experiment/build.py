@@ -123,7 +123,8 @@ def build_model(config: Config, kind: AnyKind, *, empty: bool = False, base: Fro
         first_stage = build_own_first_stage(config, kind, sde)
     if is_classifier(config):
         return NoisyClassifier(backbone, sde, time_input=model.time_input)
-    if is_first_stage(config) and isinstance(kind, ImageKind):
+    if is_first_stage(config):
+        assert isinstance(kind, ImageKind)
         return FirstStage(backbone, sde, num_frames=kind.num_frames)
     answers = model.get("answers", "posterior_mean")
     network = NetworkScoreModel(

@@ -389,7 +389,7 @@ def load_first_stage(config: Config, device: torch.device, *, num_frames: int = 
     Args:
         config: The config.
         device: Where it goes.
-        num_frames: Frames of clips, each of which an autoencoder of images then sees by itself; 0 for images.
+        num_frames: Frames of the clips that it is to encode, each by itself, whatever it was trained on; 0 for images.
 
     Raises:
         ValueError: In one line: there is no run, no good checkpoint, or it is of no autoencoder.
@@ -408,9 +408,10 @@ def load_first_stage(config: Config, device: torch.device, *, num_frames: int = 
     kind = trained_kind(theirs, workdir)
     model, _ = load_trained(theirs, workdir, kind, device)
     assert isinstance(model, FirstStage) and isinstance(kind, ImageKind)
-    if num_frames and not kind.of_clips:
-        channels, *size = kind.image_shape
-        kind = replace(kind, image_shape=(channels, num_frames, *size))
+    if num_frames != kind.num_frames:
+        channels, *_, height, width = kind.image_shape
+        frames = (num_frames,) if num_frames else ()
+        kind = replace(kind, image_shape=(channels, *frames, height, width))
         model = FirstStage(model.backbone, model.sde, num_frames=num_frames).eval()
     return LoadedFirstStage(model, kind, workdir, first_stage_digest(model))
 

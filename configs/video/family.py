@@ -8,8 +8,7 @@ def moving_digits(config: ConfigDict) -> None:
 
     Most pixels are black for certain, which a distribution over levels says at once, and a mean only after long
     training. The error of v has weight 1, also where x_t is almost noise: there the digit and its way are decided.
-    Rotary positions let attention move what it sees by a way, wherever it is, and small patches move it by whole
-    pixels: docs/video.md has what else was tried.
+    By rotary positions attention sees how far apart two patches are. docs/video.md has what else was tried.
     """
     config.data.dataset = "moving_digits"
     config.sde.update({"num_steps": 1000, "beta_start": 2e-3, "beta_end": 0.02})

@@ -202,6 +202,11 @@ def _check_training(config: Config) -> None:
     """Refuse what cannot be trained on or averaged."""
     if config.model.get("first_stage") and config.data.get("first_stage"):
         raise ValueError("model.first_stage trains an autoencoder, data.first_stage names one; leave one of them out")
+    if config.data.get("given_frames") and (config.model.get("first_stage") or config.data.get("first_stage")):
+        raise ValueError(
+            f"data.given_frames={config.data.given_frames} is of clips of pixels, got an autoencoder's latents; leave "
+            "out data.given_frames, or the first_stage"
+        )
     if bool(config.data.get("couples")) != (config.training.loss == "reflow"):
         raise ValueError(
             f"training.loss=reflow learns on data.couples, got {config.training.loss} and "

@@ -92,9 +92,8 @@ class FirstStage(nn.Module):
 
     def decode(self, z: Float[Tensor, "batch *latent"]) -> PixelDistribution:
         """p(x | z) of latents [B, *latent_shape]."""
-        return read_pixels(
-            self._as_clips(self.backbone.decode(self._as_images(z))), self._pixels, self.backbone.in_channels
-        )
+        raw = self._as_clips(self.backbone.decode(self._as_images(z)))
+        return read_pixels(raw, self._pixels, self.backbone.in_channels)
 
     def _as_images(self, clips: Tensor) -> Tensor:
         """[B, C, F, H, W] as [B F, C, H, W]; images as they are."""
