@@ -176,12 +176,12 @@ def _optim() -> ConfigDict:
     """The optimizer and its learning rate."""
     return ConfigDict(
         {
-            "name": "adam",  # adam or adamw
+            "name": "adam",  # adam, adamw, or muon: of transformers, adamw on what is no matrix of their blocks
             "learning_rate": 2e-4,  # after the warm-up
             "beta1": 0.9,  # decay of the gradient's average
             "beta2": 0.999,  # decay of the squared gradient's average
             "eps": 1e-8,  # added to the denominator
-            "weight_decay": 0.0,  # decoupled from the gradient with adamw
+            "weight_decay": 0.0,  # decoupled from the gradient with adamw and muon
             "warmup_steps": 5_000,  # the learning rate rises linearly over these
             "decay_steps": 0,  # and falls to 0 along half a cosine until this step, num_steps or later; 0: it stays
         }

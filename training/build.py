@@ -27,6 +27,7 @@ from .changes import SettingsHistory, training_settings
 from .ema import ExponentialMovingAverage, PowerFunctionEMA
 from .losses import LOSSES, DistributionMatching, Loss, ProgressiveLoss, check_trains, make_loss
 from .losses.critic import Critic
+from .muon import MuonWithAdamW
 from .state import TrainingState
 from .trainer import TrainingOptions
 
@@ -60,15 +61,17 @@ def build_loss(config: Config, sde: SDE, kind: AnyKind, teacher: NetworkScoreMod
 
 
 def build_optimizer(config: Config, model: NetworkModel | Critic) -> torch.optim.Optimizer:
-    """Adam or AdamW of ``config.optim``; a noise schedule that is learned does not decay.
+    """Adam, AdamW or Muon of ``config.optim``; a noise schedule that is learned does not decay.
 
     Raises:
-        ValueError: If the name is unknown or a number is out of range.
+        ValueError: If the name is unknown, a number is out of range, or Muon cannot train the network.
     """
     optim = config.optim
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if optim.name == "muon":
+        return _build_muon(config, model)
     if optim.name not in kinds:
-        raise ValueError(choices_message("optimizer", optim.name, sorted(kinds)))
+        raise ValueError(choices_message("optimizer", optim.name, sorted([*kinds, "muon"])))
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if optim.weight_decay > 0 and isinstance(model.sde, torch.nn.Module):
         # 0 is no neutral place for a log-SNR or the logarithm of a slope, as it is for a network's weights
@@ -93,6 +96,25 @@ def build_optimizer(config: Config, model: NetworkModel | Critic) -> torch.optim
         )
     except ValueError as error:
         raise ValueError(f"config.optim cannot be used: {error}; the defaults are in configs/default.py") from error
+
+
+def _build_muon(config: Config, model: NetworkModel | Critic) -> torch.optim.Optimizer:
+    """Muon on the matrices of a transformer's blocks, AdamW on the rest."""
+    optim = config.optim
+    matrices = getattr(getattr(model, "backbone", None), "hidden_matrices", [])
+    if not matrices or any(is_sharded(matrix) for matrix in matrices):
+        got = "a sharded one" if matrices else "another network"
+        raise ValueError(f"optimizer 'muon' needs a whole network of backbone dit or space_time, got {got}; take adamw")
+    taken = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    return MuonWithAdamW(
+        matrices,
+        others,
+        lr=optim.learning_rate,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )
 
 
 def build_options(config: Config) -> TrainingOptions:

@@ -38,19 +38,21 @@ def optimizer_mismatch(
     """The reason why a checkpoint's optimizer state cannot be restored, or None.
 
     Args:
-        optimizer: Adam or AdamW over the parameters to be trained.
+        optimizer: Adam, AdamW or Muon with AdamW, over the parameters to be trained.
         checkpoint: The checkpoint.
         updates: How many updates it has made; None for one a step.
     """
     updates = checkpoint.step if updates is None else updates
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    of_adam, of_muon = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+    groups = optimizer.param_groups
+    parameters = [(p, of_muon if "momentum" in group else of_adam) for group in groups for p in group["params"]]
     problem = _groups_mismatch(optimizer.state_dict()["param_groups"], checkpoint.state.get("param_groups"))
     if problem is not None:
         return problem
     expected = {
         f"optim.{number}.{key}": torch.zeros(()) if key == "step" else parameter
-        for number, parameter in enumerate(parameters if updates > 0 else [])
-        for key in ("step", "exp_avg", "exp_avg_sq")
+        for number, (parameter, keys) in enumerate(parameters if updates > 0 else [])
+        for key in keys
     }
     found = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("optim.")}
     return mismatch(expected, found) or _impossible(found, updates)
@@ -61,7 +63,8 @@ def _groups_mismatch(ours: list[dict[str, Any]], theirs: Any) -> str | None:
     if not isinstance(theirs, list) or len(theirs) != len(ours):
         return f"its optimizer has no {len(ours)} param_groups"
     for one, other in zip(ours, theirs, strict=True):
-        if not isinstance(other, dict) or one["params"] != other.get("params") or "betas" not in other:
+        same = isinstance(other, dict) and one["params"] == other.get("params")
+        if not same or ("betas" in one) != ("betas" in other):
             return "its optimizer is another one (param_groups differ)"
         rate = other.get("lr")
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < math.inf:
@@ -75,11 +78,11 @@ def _groups_mismatch(ours: list[dict[str, Any]], theirs: Any) -> str | None:
 
 
 def _impossible(tensors: dict[str, Tensor], updates: int) -> str | None:
-    """The first value that Adam never holds after so many updates."""
+    """The first value that no optimizer holds after so many updates."""
     for name, tensor in tensors.items():
         if name.endswith(".step") and not (float(tensor).is_integer() and 0 < float(tensor) <= updates):
             return f"{name} is {float(tensor):g}, not a number of updates up to {updates}"
-        if name.endswith(".exp_avg") and not bool(torch.isfinite(tensor).all()):
+        if name.endswith((".exp_avg", ".momentum_buffer")) and not bool(torch.isfinite(tensor).all()):
             return f"{name} is not finite"
         # the square of a large gradient may have overflowed
         if name.endswith(".exp_avg_sq") and not bool((tensor >= 0).all()):

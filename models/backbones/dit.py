@@ -200,6 +200,13 @@ class DiT(Backbone):
         return [block for block in self.blocks if isinstance(block, DiTBlock)]
 
     @property
+    def hidden_matrices(self) -> list[Tensor]:
+        """The weights of attention and of the two layers in all blocks, [m, n] each: those that Muon is for."""
+        blocks = [block for block in self.modules() if isinstance(block, Level)]
+        named = [pair for block in blocks for pair in block.named_parameters()]
+        return [weight for name, weight in named if weight.ndim == 2 and not name.startswith("modulate")]
+
+    @property
     def gradient_checkpointing(self) -> bool:
         """True if blocks are computed anew in the backward pass instead of remembered; see ``Level``."""
         return self.stages[0].gradient_checkpointing

@@ -1,67 +1,99 @@
-"""The diffusion transformer of clips: attention within each frame, then at each place over the frames."""
+"""The diffusion transformer of clips: attention within each frame, then over the frames."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks.checks import check_input, check_positive
+from .blocks.checks import check_choice, check_input, check_positive
 from .blocks.condition_input import absent_samples
 from .blocks.dit_block import SelfAttention, scaled_and_shifted
 from .blocks.embedding import EmbeddingKind, sinusoidal_embedding
 from .blocks.initialization import initialize
 from .blocks.levels import Level
-from .blocks.patches import from_patches
+from .blocks.patches import from_patches, rotations
 from .blocks.resolutions import ImageSize
 from .dit import DiT, Positions
 
+TemporalReach = Literal["place", "planes"]
+# axes of [B, F, H, W, C] that attention leaves apart
+_APART = {"place": (2, 3), "column": (3,), "row": (2,)}
+
 
 class TemporalBlock(Level):
-    """``x + g attend(norm(x) (1 + scale) + shift + when)`` over the frames, at each place by itself.
+    """``x + g attend(norm(x) (1 + scale) + shift + when)`` over the frames, at each place, column or row by itself.
 
-    ``[shift, scale, g] = modulate(e)`` starts at zero, so that the block starts as the identity.
+    ``[shift, scale, g] = modulate(e)`` starts at zero, so that the block starts as the identity. Over a column or a row
+    queries and keys are turned by frame and place, as by rotary positions.
 
     Args:
         channels: Number of channels, ``C``, also of the embedding.
+        num_frames: F.
+        grid: Patches of a frame, ``(H, W)``.
+        within: "place", attention over F patches; "column", over the F H of one column; "row", over the F W of one row.
         num_heads: Number of heads, which divides ``C``.
         qk_norm: See ``SelfAttention``.
         norm_eps: Epsilon of the norm.
 
-    Source: Ho et al. 2022 (video diffusion), Section 3; Ma et al. 2024 (Latte), Section 3.2.
+    Source: Ho et al. 2022 (video diffusion), Section 3; Ma et al. 2024 (Latte), Section 3.2; of rows and columns, Ho et
+    al. 2019 (axial attention).
     """
 
-    def __init__(self, channels: int, *, num_heads: int, qk_norm: bool, norm_eps: float) -> None:
+    rotation: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_frames: int,
+        grid: tuple[int, int],
+        within: Literal["place", "column", "row"],
+        num_heads: int,
+        qk_norm: bool,
+        norm_eps: float,
+    ) -> None:
         super().__init__()
-        self.channels, self.norm_eps = channels, norm_eps
+        self.channels, self.norm_eps, self.grid, self.apart = channels, norm_eps, grid, _APART[within]
         self.attention = SelfAttention(channels, num_heads=num_heads, qk_norm=qk_norm)
         self.modulate = initialize(nn.Linear(channels, 3 * channels), zero=True)
+        length = {"place": None, "column": grid[0], "row": grid[1]}[within]
+        turns = None if length is None else rotations(num_frames, length, channels // num_heads)
+        self.register_buffer("rotation", turns, persistent=False)
 
     def forward(self, x: Tensor, embedding: Tensor, when: Tensor) -> Tensor:
         """Apply the block.
 
         Args:
-            x: Patches of the frames of one clip after another, [B F, N, C].
+            x: Patches of the frames of one clip after another, [B F, H W, C].
             embedding: Activated embedding of each frame, [B F, C].
             when: Times of the frames, [F, C].
 
         Returns:
-            [B F, N, C].
+            [B F, H W, C].
         """
         return self._run(self._apply_parts, x, embedding, when)
 
     def _apply_parts(self, x: Tensor, embedding: Tensor, when: Tensor) -> Tensor:
         shift, scale, gate = self.modulate(embedding).chunk(3, dim=1)
         seen = scaled_and_shifted(F.layer_norm(x, (self.channels,), eps=self.norm_eps), scale, shift)
-        frames, places = len(when), x.shape[1]
-        # [B F, N, C] -> [B N, F, C] and back
-        lines = (seen.unflatten(0, (-1, frames)) + when[:, None].to(seen.dtype)).transpose(1, 2).flatten(0, 1)
-        attended = self.attention(lines, None, None)
-        return x + gate.unsqueeze(1) * attended.unflatten(0, (-1, places)).transpose(1, 2).flatten(0, 1)
+        clips = (seen.unflatten(0, (-1, len(when))) + when[:, None].to(seen.dtype)).unflatten(2, self.grid)
+        first = tuple(range(1, 1 + len(self.apart)))
+        # of a column: [B, F, H, W, C] -> [B, W, F, H, C], attended to as [B W, F H, C]
+        lines = clips.movedim(self.apart, first)
+        count = 1 + len(first)
+        attended = self.attention(lines.flatten(0, count - 1).flatten(1, -2), None, self.rotation)
+        back = attended.reshape(lines.shape).movedim(first, self.apart)
+        return x + gate.unsqueeze(1) * back.flatten(2, 3).flatten(0, 1)
 
 
 class SpaceTimeDiT(DiT):
-    """A ``DiT`` of clips: each of its blocks sees the patches of one frame, a ``TemporalBlock`` after it the frames.
+    """A ``DiT`` of clips: each of its blocks sees the patches of one frame, ``TemporalBlock`` after it the frames.
+
+    What moves is at other places in other frames. With ``temporal_reach="planes"`` a patch sees, in two blocks, all
+    frames along its column, then along its row, which any displacement is the sum of.
 
     All but the temporal blocks has the names, shapes and meaning of the image network. With the weights of one, and
     temporal gates of zero as a new network has them, the answer is that network's for each frame by itself.
@@ -77,11 +109,12 @@ class SpaceTimeDiT(DiT):
         in_channels: See ``DiT``, as what follows.
         patch_size: Side of a patch.
         channels: Features of a patch.
-        depth: Number of blocks, and of temporal blocks.
+        depth: Number of blocks, each with its temporal blocks.
         num_heads: Heads of every attention.
         mlp_ratio: Width of the layers between over ``channels``.
         positions: Where a patch is in its frame.
         qk_norm: Normalize queries and keys.
+        temporal_reach: Attention over the frames: "place", at one place; or "planes", within a column, then a row.
         learned_variance: Return ``2 C`` channels.
         num_classes: Number of classes, or None.
         null_condition: Take no condition too: label -1, and NaN for values and frames.
@@ -111,6 +144,7 @@ class SpaceTimeDiT(DiT):
         mlp_ratio: float = 4.0,
         positions: Positions = "sincos",
         qk_norm: bool = False,
+        temporal_reach: TemporalReach = "place",
         learned_variance: bool = False,
         num_classes: int | None = None,
         null_condition: bool = False,
@@ -121,18 +155,27 @@ class SpaceTimeDiT(DiT):
         outputs_per_channel: int = 1,
     ) -> None:
         check_positive(num_frames=num_frames)
-        own = {name: value for name, value in self.options.items() if name not in ("num_frames", "given_frames")}
-        super().__init__(**own)
+        check_choice("temporal_reach", temporal_reach, get_args(TemporalReach))
+        of_clips = ("num_frames", "given_frames", "temporal_reach")
+        super().__init__(**{name: value for name, value in self.options.items() if name not in of_clips})
         self.num_frames, self.given_frames = num_frames, given_frames
-        # made last: the weights before them are those of a new image network
-        shared = {"num_heads": num_heads, "qk_norm": qk_norm, "norm_eps": norm_eps}
-        self.temporal = nn.ModuleList(TemporalBlock(channels, **shared) for _ in range(depth))
-        # 0 is the first frame that is not given
-        places = torch.arange(-given_frames, num_frames, dtype=torch.float64)
-        self.register_buffer("when", sinusoidal_embedding(places, channels), persistent=False)
+        self._add_temporal(temporal_reach)
         if given_frames:
             self.given = nn.Parameter(torch.zeros(channels))
             self.not_given = nn.Parameter(torch.zeros(channels))
+
+    def _add_temporal(self, reach: TemporalReach) -> None:
+        """Make the temporal blocks, after all else: the weights before them are those of a new image network."""
+        options = self.options
+        # 0 is the first frame that is not given
+        places = torch.arange(-self.given_frames, self.num_frames, dtype=torch.float64)
+        self.register_buffer("when", sinusoidal_embedding(places, options["channels"]), persistent=False)
+        shared = {name: options[name] for name in ("channels", "num_heads", "qk_norm", "norm_eps")}
+        within = ("place",) if reach == "place" else ("column", "row")
+        self.temporal = nn.ModuleList(
+            nn.ModuleList(TemporalBlock(num_frames=len(places), grid=self.grid, within=one, **shared) for one in within)
+            for _ in self.blocks
+        )
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -172,7 +215,9 @@ class SpaceTimeDiT(DiT):
         if markers is not None:
             sequence = sequence + markers.to(sequence.dtype)
         for block, temporal in zip(self.blocks, self.temporal, strict=True):
-            sequence = temporal(block(sequence, embedding, None, self.rotation), embedding, self.when)
+            sequence = block(sequence, embedding, None, self.rotation)
+            for one in temporal:
+                sequence = one(sequence, embedding, self.when)
         if self.given_frames:
             sequence, embedding = (
                 one.unflatten(0, (-1, every))[:, self.given_frames :].flatten(0, 1) for one in (sequence, embedding)
