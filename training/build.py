@@ -67,54 +67,48 @@ def build_optimizer(config: Config, model: NetworkModel | Critic) -> torch.optim
         ValueError: If the name is unknown, a number is out of range, or Muon cannot train the network.
     """
     optim = config.optim
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if optim.name == "muon":
-        return _build_muon(config, model)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": MuonWithAdamW}
     if optim.name not in kinds:
-        raise ValueError(choices_message("optimizer", optim.name, sorted([*kinds, "muon"])))
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
-    if optim.weight_decay > 0 and isinstance(model.sde, torch.nn.Module):
-        # 0 is no neutral place for a log-SNR or the logarithm of a slope, as it is for a network's weights
-        schedule = list(model.sde.parameters())
-        of_schedule = {id(parameter) for parameter in schedule}
-        groups = [
-            {"params": [parameter for parameter in model.parameters() if id(parameter) not in of_schedule]},
-            {"params": schedule, "weight_decay": 0.0},
-        ]
+        raise ValueError(choices_message("optimizer", optim.name, sorted(kinds)))
+    matrices = _muons_matrices(model) if optim.name == "muon" else []
+    taken = {id(matrix) for matrix in matrices}
+    # 0 is no neutral place for a log-SNR or the logarithm of a slope, as it is for a network's weights
+    schedule = list(model.sde.parameters()) if optim.weight_decay > 0 and isinstance(model.sde, torch.nn.Module) else []
+    of_schedule = {id(parameter) for parameter in schedule}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in taken | of_schedule]
+    groups: list[dict[str, Any]] = [{"params": rest}]
+    if schedule:
+        groups.append({"params": schedule, "weight_decay": 0.0})
     # one pass over memory instead of one for each operation; what is learned beside a sharded network is not sharded,
     # and the two kinds cannot be in one pass
     mixed = len({is_sharded(parameter) for parameter in model.parameters()}) > 1
     how: dict[str, Any] = {"foreach": False} if mixed else {"fused": True}
+    settings = {
+        "lr": optim.learning_rate,
+        "betas": (optim.beta1, optim.beta2),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
     try:
-        return kinds[optim.name](
-            groups,
-            lr=optim.learning_rate,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            **how,
-        )
+        if optim.name == "muon":
+            return MuonWithAdamW(matrices, groups, **settings)
+        return kinds[optim.name](groups, **settings, **how)
     except ValueError as error:
         raise ValueError(f"config.optim cannot be used: {error}; the defaults are in configs/default.py") from error
 
 
-def _build_muon(config: Config, model: NetworkModel | Critic) -> torch.optim.Optimizer:
-    """Muon on the matrices of a transformer's blocks, AdamW on the rest."""
-    optim = config.optim
+def _muons_matrices(model: NetworkModel | Critic) -> list[Tensor]:
+    """The matrices that Muon trains.
+
+    Raises:
+        ValueError: If the model has none, or they are sharded.
+    """
     matrices = getattr(getattr(model, "backbone", None), "hidden_matrices", [])
-    if not matrices or any(is_sharded(matrix) for matrix in matrices):
-        got = "a sharded one" if matrices else "another network"
-        raise ValueError(f"optimizer 'muon' needs a whole network of backbone dit or space_time, got {got}; take adamw")
-    taken = {id(matrix) for matrix in matrices}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
-    return MuonWithAdamW(
-        matrices,
-        others,
-        lr=optim.learning_rate,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
+    if not matrices:
+        raise ValueError("optimizer 'muon' is of transformers, backbone dit or space_time; set optim.name=adamw")
+    if any(is_sharded(matrix) for matrix in matrices):
+        raise ValueError("optimizer 'muon' needs whole matrices; set training.sharding=none or optim.name=adamw")
+    return matrices
 
 
 def build_options(config: Config) -> TrainingOptions:

@@ -29,7 +29,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Args:
         matrices: Weights of hidden layers, [m, n] each.
-        others: All other parameters.
+        others: All other parameters, or groups of them.
         lr: Learning rate.
         betas: AdamW's.
         eps: AdamW's.
@@ -44,7 +44,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         matrices: Sequence[Tensor],
-        others: Sequence[Tensor],
+        others: Sequence[Tensor] | Sequence[dict[str, Any]],
         *,
         lr: float,
         betas: tuple[float, float],
@@ -58,26 +58,26 @@ class MuonWithAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step of both."""
-        of_matrices, of_others = self.param_groups
+        of_matrices, *of_others = self.param_groups
         self._step_matrices(of_matrices)
         # loading a state replaces both
-        self._adamw.state, self._adamw.param_groups = self.state, [of_others]
+        self._adamw.state, self._adamw.param_groups = self.state, of_others
         self._adamw.step()
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = {}
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for weight in group["params"]:
-            if weight.grad is not None:
-                by_shape.setdefault(weight.shape, []).append(weight)
-        for shape, weights in by_shape.items():
-            updates = []
-            for weight in weights:
-                momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
-                momentum.lerp_(weight.grad, 1 - group["momentum"])
-                updates.append(weight.grad.lerp(momentum, group["momentum"]))
+            if weight.grad is None:
+                continue
+            momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            momentum.lerp_(weight.grad, 1 - group["momentum"])
+            ahead = weight.grad.lerp(momentum, group["momentum"])
+            by_shape.setdefault(weight.shape, []).append((weight, ahead))
+        for shape, pairs in by_shape.items():
             size = 0.2 * group["lr"] * math.sqrt(max(shape))
-            for weight, update in zip(weights, orthogonalized(torch.stack(updates)), strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
+            directions = orthogonalized(torch.stack([ahead for _, ahead in pairs]))
+            for (weight, _), direction in zip(pairs, directions, strict=True):
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-size)
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ class SpaceTimeDiT(DiT):
             sequence = sequence + markers.to(sequence.dtype)
         for block, temporal in zip(self.blocks, self.temporal, strict=True):
             sequence = block(sequence, embedding, None, self.rotation)
-            for one in temporal:
+            for one in temporal.children():
                 sequence = one(sequence, embedding, self.when)
         if self.given_frames:
             sequence, embedding = (

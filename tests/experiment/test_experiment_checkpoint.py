@@ -15,6 +15,7 @@ from experiment.checkpoints.store import (
     mismatch,
     save_checkpoint,
 )
+from training.muon import MuonWithAdamW
 
 
 def _tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -151,6 +152,28 @@ def test_an_optimizer_that_does_not_fit_is_noticed():
         assert said == list(damaged)[bool(groups)]
 
 
+def test_the_momentum_of_muon_is_looked_at():
+    net = torch.nn.Linear(4, 2)
+
+    def make() -> MuonWithAdamW:
+        return MuonWithAdamW([net.weight], [net.bias], lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
+
+    optimizer = make()
+    net(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    tensors, state = flatten_optimizer(optimizer)
+
+    def said(tensors: dict[str, torch.Tensor], of: torch.optim.Optimizer) -> str | None:
+        return optimizer_mismatch(of, Checkpoint(step=1, tensors=tensors, state=state))
+
+    assert said(tensors, make()) is None
+    broken = tensors | {"optim.0.momentum_buffer": torch.full((2, 4), torch.nan)}
+    assert said(broken, make()) == "optim.0.momentum_buffer is not finite"
+    missing = {name: value for name, value in tensors.items() if name != "optim.0.momentum_buffer"}
+    assert said(missing, make()) == "it is of another architecture (lacks optim.0.momentum_buffer)"
+    assert said(tensors, torch.optim.Adam(net.parameters())) == "its optimizer has no 1 param_groups"
+
+
 def test_nothing_usable_is_refused_in_one_line(tmp_path: Path):
     (_save(tmp_path, 1) / "state.json").unlink()
     with pytest.raises(ValueError, match=r"state\.json is missing") as caught:
@@ -178,11 +201,13 @@ def test_an_interrupted_write_leaves_the_older_checkpoint(tmp_path: Path, monkey
     assert _save(tmp_path, 2).is_dir()
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
-def test_optimizer_goes_on_to_the_bit(tmp_path: Path, kind: type[torch.optim.Adam]):
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, MuonWithAdamW])
+def test_optimizer_goes_on_to_the_bit(tmp_path: Path, kind: type[torch.optim.Adam] | type[MuonWithAdamW]):
     def make() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
         torch.manual_seed(0)
         net = torch.nn.Linear(4, 2)
+        if kind is MuonWithAdamW:
+            return net, kind([net.weight], [net.bias], lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01)
         return net, kind(net.parameters(), lr=0.1, weight_decay=0.01)
 
     def steps(net: torch.nn.Linear, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:

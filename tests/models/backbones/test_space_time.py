@@ -5,6 +5,8 @@ import torch
 
 from experiment.precision import InferenceBackbone, PrecisionBackbone
 from models.backbones import DiT, SpaceTimeDiT
+from models.backbones.blocks.patches import turned
+from models.backbones.space_time import TemporalBlock
 
 SIZES = {"image_size": (8, 4), "in_channels": 2, "patch_size": 2, "channels": 16, "depth": 2, "num_heads": 2}
 FRAMES = 3
@@ -23,10 +25,11 @@ def clips(count=2, frames=FRAMES, seed=1):
     return torch.randn(count, 2, frames, 8, 4, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("reach", ["place", "planes"])
 @pytest.mark.parametrize("options", [{}, {"num_classes": 5, "learned_variance": True, "positions": "rotary"}])
-def test_with_the_weights_of_an_image_network_each_frame_is_its_bits(options):
+def test_with_the_weights_of_an_image_network_each_frame_is_its_bits(options, reach):
     image_network = randomize(DiT(**SIZES, **options))
-    network = SpaceTimeDiT(**SIZES, **options, num_frames=FRAMES).eval()
+    network = SpaceTimeDiT(**SIZES, **options, num_frames=FRAMES, temporal_reach=reach).eval()
     missing, unexpected = network.load_state_dict(image_network.state_dict(), strict=False)
     assert not unexpected and all(name.startswith("temporal.") for name in missing)
     x, c_noise = clips(), torch.tensor([3.0, 700.0])
@@ -47,18 +50,60 @@ def test_a_new_network_has_the_first_weights_of_a_new_image_network():
     assert all(torch.equal(weights[name], value) for name, value in image_network.state_dict().items())
 
 
-def test_temporal_attention_is_over_the_frames_of_one_clip_at_one_place():
-    # spatial gates are zero: a patch of one frame moves that place in all frames of its clip, and nothing else
-    network = SpaceTimeDiT(**SIZES, num_frames=FRAMES).eval()
+# of the two temporal blocks of "planes", one alone has weights that are not zero
+REACHED = {
+    "place": (0, (slice(2, 4), slice(0, 2))),
+    "column": (0, (slice(None), slice(0, 2))),
+    "row": (1, (slice(2, 4), slice(None))),
+}
+
+
+@pytest.mark.parametrize("within", REACHED)
+def test_temporal_attention_reaches_all_frames_of_one_clip_at_one_place_column_or_row(within):
+    # spatial gates are zero: a patch of one frame moves what it reaches in all frames of its clip, and nothing else
+    reach = "place" if within == "place" else "planes"
+    network = SpaceTimeDiT(**SIZES, num_frames=FRAMES, temporal_reach=reach).eval()
+    number, (rows, columns) = REACHED[within]
+    randomize(network.last)
+    for blocks in network.temporal:
+        randomize(blocks[number])
+    x, c_noise = clips(), torch.tensor([3.0, 700.0])
+    changed = x.clone()
+    changed[0, :, 1, 2:4, 0:2] += 1.0
+    with torch.no_grad():
+        moved = (network(x, c_noise) != network(changed, c_noise)).any(1)
+    assert bool(moved[0, :, rows, columns].all())
+    moved[0, :, rows, columns] = False
+    assert not bool(moved.any())
+
+
+def test_by_planes_all_places_of_all_frames_are_reached_in_one_block():
+    network = SpaceTimeDiT(**SIZES | {"depth": 1}, num_frames=FRAMES, temporal_reach="planes").eval()
     randomize(network.temporal), randomize(network.last)
     x, c_noise = clips(), torch.tensor([3.0, 700.0])
     changed = x.clone()
     changed[0, :, 1, 2:4, 0:2] += 1.0
     with torch.no_grad():
         moved = (network(x, c_noise) != network(changed, c_noise)).any(1)
-    assert bool(moved[0, :, 2:4, 0:2].all())
-    moved[0, :, 2:4, 0:2] = False
-    assert not bool(moved.any())
+    assert bool(moved[0].all()) and not bool(moved[1].any())
+
+
+def test_within_planes_only_distances_in_time_and_space_count():
+    # what is seen lies the same way to the others when all are moved by a frame and a row, but for what the ends cut
+    block = randomize(
+        TemporalBlock(16, num_frames=4, grid=(5, 1), within="column", num_heads=2, qk_norm=True, norm_eps=1e-6)
+    )
+    scores = []
+    block.attention.register_forward_pre_hook(lambda _, inputs: scores.append(inputs))
+    x, embedding = torch.randn(4, 5, 16).expand(4, 5, 16), torch.zeros(4, 16)
+    block(x, embedding, torch.zeros(4, 16))
+    ((lines, mask, rotation),) = scores
+    assert lines.shape == (1, 20, 16) and mask is None
+    q, k = (turned(torch.randn(8).expand(1, 1, 20, 8), rotation)[0, 0].unflatten(0, (4, 5)) for _ in range(2))
+    products = torch.einsum("fyd,gzd->fygz", q, k)
+    torch.testing.assert_close(products[0, 1, 2, 3], products[1, 2, 3, 4])
+    assert abs(float(products[0, 1, 2, 3] - products[0, 1, 3, 3])) > 1e-3
+    assert abs(float(products[0, 1, 2, 3] - products[0, 1, 2, 4])) > 1e-3
 
 
 def test_the_order_of_the_frames_is_told():
@@ -86,8 +131,9 @@ def test_given_frames_are_frames_before_the_others_but_for_what_tells_them():
         torch.testing.assert_close(given(x, c_noise, image=before), expected)
 
 
-def test_checkpointing_changes_no_gradient():
-    network = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES))
+@pytest.mark.parametrize("reach", ["place", "planes"])
+def test_checkpointing_changes_no_gradient(reach):
+    network = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES, temporal_reach=reach))
     gradients = []
     for on in (False, True):
         network.gradient_checkpointing = on
@@ -113,19 +159,24 @@ def test_wrong_shapes_are_refused_in_one_line():
         network(x, c_noise, image=torch.full((2, 2, 2, 8, 4), torch.nan))
     with pytest.raises(ValueError, match="patch_size must divide images of 9x4"):
         SpaceTimeDiT(**SIZES | {"image_size": (9, 4)}, num_frames=FRAMES)
+    with pytest.raises(ValueError, match="temporal_reach must be one of place, planes, got 'rows'"):
+        SpaceTimeDiT(**SIZES, num_frames=FRAMES, temporal_reach="rows")
     with pytest.raises(ValueError, match="num_frames must be at least 1"):
         SpaceTimeDiT(**SIZES, num_frames=0)
 
 
-def test_compiles_into_one_graph():
-    network = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES, given_frames=1))
+@pytest.mark.parametrize("reach", ["place", "planes"])
+def test_compiles_into_one_graph(reach):
+    network = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES, given_frames=1, temporal_reach=reach))
     x, given, c_noise = clips(), clips(frames=1, seed=2), torch.tensor([3.0, 700.0])
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, c_noise, image=given), network(x, c_noise, image=given))
 
 
-def test_inference_in_bf16_is_autocast_bit_for_bit():
-    network = randomize(SpaceTimeDiT(**SIZES, num_frames=FRAMES, given_frames=1, positions="rotary", qk_norm=True))
+@pytest.mark.parametrize("reach", ["place", "planes"])
+def test_inference_in_bf16_is_autocast_bit_for_bit(reach):
+    options = SIZES | {"positions": "rotary", "qk_norm": True, "temporal_reach": reach}
+    network = randomize(SpaceTimeDiT(**options, num_frames=FRAMES, given_frames=1))
     x, given, c_noise = clips(), clips(frames=1, seed=2), torch.tensor([3.7, 500.0])
     with torch.no_grad():
         expected = PrecisionBackbone(network, torch.bfloat16)(x, c_noise, image=given)
