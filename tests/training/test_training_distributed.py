@@ -176,13 +176,21 @@ def test_sharded_training_is_the_same_training(killer: Killer, alone: Path, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["dit/digits", "video/moving_digits_predict"])
 def test_a_sharded_transformer_trains_as_one_process_does(killer: Killer, tmp_path: Path, config: str):
-    extra = ("--config.model.network.depth=2", "--config.model.num_heads=2")
+    extra = ("--config.model.network.depth=2", "--config.model.num_heads=2", "--config.optim.name=adam")
     one, two = (tiny_command("train", tmp_path / name, *extra, config=config) for name in ("one", "two"))
     assert killer.run(one) == 0
     assert run_together(killer, [*two, "--config.training.sharding=fsdp"], 2) == [0, 0], killer.said()
     _assert_same_curve(tmp_path / "one", tmp_path / "two")
     ours, theirs = last_tensors(tmp_path / "one"), last_tensors(tmp_path / "two")
     assert {name: value.shape for name, value in ours.items()} == {n: v.shape for n, v in theirs.items()}
+
+
+@pytest.mark.slow
+def test_muon_of_sharded_matrices_is_refused(killer: Killer, tmp_path: Path):
+    command = tiny_command("train", tmp_path, "--config.model.network.depth=1", config="video/moving_digits_predict")
+    before = len(killer.said())
+    assert run_together(killer, [*command, "--config.training.sharding=fsdp"], 2) == [2, 2]
+    assert "set training.sharding=none or optim.name=adamw" in _said_since(killer, before)
 
 
 def test_shards_go_on_from_a_checkpoint_of_one_process(killer: Killer, alone: Path, tmp_path: Path):
