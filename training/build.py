@@ -70,12 +70,11 @@ def build_optimizer(config: Config, model: NetworkModel | Critic) -> torch.optim
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": MuonWithAdamW}
     if optim.name not in kinds:
         raise ValueError(choices_message("optimizer", optim.name, sorted(kinds)))
-    matrices = _muons_matrices(model) if optim.name == "muon" else []
-    taken = {id(matrix) for matrix in matrices}
+    matrices = _muons_matrices(config, model) if optim.name == "muon" else []
     # 0 is no neutral place for a log-SNR or the logarithm of a slope, as it is for a network's weights
     schedule = list(model.sde.parameters()) if optim.weight_decay > 0 and isinstance(model.sde, torch.nn.Module) else []
-    of_schedule = {id(parameter) for parameter in schedule}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in taken | of_schedule]
+    apart = {id(parameter) for parameter in (*matrices, *schedule)}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in apart]
     groups: list[dict[str, Any]] = [{"params": rest}]
     if schedule:
         groups.append({"params": schedule, "weight_decay": 0.0})
@@ -97,15 +96,21 @@ def build_optimizer(config: Config, model: NetworkModel | Critic) -> torch.optim
         raise ValueError(f"config.optim cannot be used: {error}; the defaults are in configs/default.py") from error
 
 
-def _muons_matrices(model: NetworkModel | Critic) -> list[Tensor]:
+def _muons_matrices(config: Config, model: NetworkModel | Critic) -> list[Tensor]:
     """The matrices that Muon trains.
 
     Raises:
-        ValueError: If the model has none, or they are sharded.
+        ValueError: If the model has none, or they are sharded, or it is a critic.
     """
-    matrices = getattr(getattr(model, "backbone", None), "hidden_matrices", [])
+    if isinstance(model, Critic):
+        raise ValueError(
+            f"optimizer 'muon' is not for loss {config.training.loss!r}, whose critic keeps the moments of Adam; set "
+            "optim.name=adamw"
+        )
+    matrices = getattr(model.backbone, "hidden_matrices", [])
     if not matrices:
-        raise ValueError("optimizer 'muon' is of transformers, backbone dit or space_time; set optim.name=adamw")
+        got = config.model.backbone
+        raise ValueError(f"optimizer 'muon' is of backbones dit and space_time, got {got}; set optim.name=adamw")
     if any(is_sharded(matrix) for matrix in matrices):
         raise ValueError("optimizer 'muon' needs whole matrices; set training.sharding=none or optim.name=adamw")
     return matrices

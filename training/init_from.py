@@ -146,6 +146,7 @@ def is_to_begin(config: Config, workdir: Path, init_from: str) -> bool:
     if different.get("model.backbone") == ("space_time", "dit"):
         # an image network, which is one of clips whose frames do not see each other
         different.pop("model.backbone")
+        different.pop("model.network.temporal_reach", None)
     # what it is told is of the model too
     model, sde = _shown(different, "model.", "data.condition"), _shown(different, "sde.")
     if model:

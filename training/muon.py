@@ -69,7 +69,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for weight in group["params"]:
             if weight.grad is None:
                 continue
-            momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            state = self.state[weight]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+            momentum = state["momentum_buffer"]
             momentum.lerp_(weight.grad, 1 - group["momentum"])
             ahead = weight.grad.lerp(momentum, group["momentum"])
             by_shape.setdefault(weight.shape, []).append((weight, ahead))

@@ -92,8 +92,8 @@ class TemporalBlock(Level):
 class SpaceTimeDiT(DiT):
     """A ``DiT`` of clips: each of its blocks sees the patches of one frame, ``TemporalBlock`` after it the frames.
 
-    What moves is at other places in other frames. With ``temporal_reach="planes"`` a patch sees, in two blocks, all
-    frames along its column, then along its row, which any displacement is the sum of.
+    What moves is at other places in other frames. With ``temporal_reach="planes"`` two ``TemporalBlock`` follow: a
+    patch sees all frames along its column, then along its row. Any displacement is one along each.
 
     All but the temporal blocks has the names, shapes and meaning of the image network. With the weights of one, and
     temporal gates of zero as a new network has them, the answer is that network's for each frame by itself.
@@ -173,8 +173,9 @@ class SpaceTimeDiT(DiT):
         shared = {name: options[name] for name in ("channels", "num_heads", "qk_norm", "norm_eps")}
         within = ("place",) if reach == "place" else ("column", "row")
         self.temporal = nn.ModuleList(
-            nn.ModuleList(TemporalBlock(num_frames=len(places), grid=self.grid, within=one, **shared) for one in within)
+            TemporalBlock(num_frames=len(places), grid=self.grid, within=one, **shared)
             for _ in self.blocks
+            for one in within
         )
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -214,10 +215,11 @@ class SpaceTimeDiT(DiT):
         sequence = self._place_patches(frames, None)
         if markers is not None:
             sequence = sequence + markers.to(sequence.dtype)
-        for block, temporal in zip(self.blocks, self.temporal, strict=True):
+        each = len(self.temporal) // len(self.blocks)
+        for number, block in enumerate(self.blocks):
             sequence = block(sequence, embedding, None, self.rotation)
-            for one in temporal.children():
-                sequence = one(sequence, embedding, self.when)
+            for temporal in self.temporal[number * each : (number + 1) * each]:
+                sequence = temporal(sequence, embedding, self.when)
         if self.given_frames:
             sequence, embedding = (
                 one.unflatten(0, (-1, every))[:, self.given_frames :].flatten(0, 1) for one in (sequence, embedding)

@@ -91,16 +91,33 @@ def test_what_cannot_be_is_refused_in_one_line(flags, message, tmp_path: Path, c
     assert message in said and "Traceback" not in said
 
 
-def test_clips_begin_with_the_weights_of_an_image_network(tmp_path: Path):
+OF_FRAMES = """
+from configs.video import moving_digits
+
+
+def get_config():
+    config = moving_digits.get_config()
+    config.model.backbone = "dit"
+    del config.model.network.temporal_reach
+    return config
+"""
+
+
+@pytest.mark.parametrize("reach", ["place", "planes"])
+def test_clips_begin_with_the_weights_of_an_image_network(tmp_path: Path, reach: str):
     frames = load_dataset("moving_digits", root=".", split="train", options={"num_clips": 40, "side": 12}).as_frames()
     images = frames.images.permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "frames.npz", images=images, num_levels=17)
     of_images = ("--config.data.dataset=npz", f"--config.data.root={tmp_path / 'frames.npz'}", "--config.data.options=")
-    plain = "video/moving_digits"
     image_run, clip_run = tmp_path / "images", tmp_path / "clips"
-    assert main.run(commanded("train", image_run, *of_images, "--config.model.backbone=dit", config=plain)) == 0
-    begin = (f"--init-from={image_run}", "--config.training.num_steps=1")
-    assert main.run(commanded("train", clip_run, *begin, config=plain)) == 0
+    (tmp_path / "frames.py").write_text(OF_FRAMES)
+    assert main.run(commanded("train", image_run, *of_images, config=str(tmp_path / "frames"))) == 0
+    begin = (
+        f"--init-from={image_run}",
+        "--config.training.num_steps=1",
+        f"--config.model.network.temporal_reach={reach}",
+    )
+    assert main.run(commanded("train", clip_run, *begin, config="video/moving_digits")) == 0
     theirs, ours = load_run(image_run, device="cpu").model, load_run(clip_run, device="cpu", step=0).model
     x = torch.randn(2, 1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.3, 0.9], dtype=torch.float64)

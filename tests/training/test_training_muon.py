@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from data import ImageDataset
 from experiment.config import load_config
-from training.build import build_state
-from training.muon import MOMENTUM, MuonWithAdamW, orthogonalized
+from training.build import build_optimizer, build_state
+from training.losses.critic import Critic
+from training.muon import MuonWithAdamW, orthogonalized
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
@@ -60,8 +61,7 @@ def test_the_first_step_is_as_large_as_adamws():
     optimizer.step()
     root = float(weight.detach().square().mean().sqrt())
     assert 0.2 * 0.7 * (32 / 64) ** 0.5 * (64 / 32) ** 0.5 < root < 0.2 * 1.2
-    momentum = optimizer.state[weight]["momentum_buffer"]
-    torch.testing.assert_close(momentum, (1 - MOMENTUM) * weight.grad)
+    torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], 0.05 * weight.grad)
 
 
 def _config(*extra: str, path: str = "configs/dit/digits.py") -> ConfigDict:
@@ -99,6 +99,24 @@ def test_a_transformer_is_trained_by_muon_within_its_blocks_and_saved_with_its_m
         assert torch.equal(one, two)
 
 
-def test_networks_without_such_matrices_are_refused():
-    with pytest.raises(ValueError, match="'muon' is of transformers, backbone dit or space_time; set"):
-        _state(_config(path="configs/vp/digits.py"))
+def test_a_learned_schedule_is_trained_beside_and_does_not_decay():
+    config = _config("optim.weight_decay=0.1")
+    config.sde = load_config(str(ROOT / "configs/vp/mnist_vdm.py"), []).sde
+    config.training.loss, config.model.time_input = "vlb_continuous", "log_snr"
+    state = _state(config)
+    groups = state.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.0]
+    assert {id(one) for one in groups[2]["params"]} == {id(one) for one in state.model.sde.parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(list(state.model.parameters()))
+
+
+@pytest.mark.parametrize(("path", "backbone"), [("vp/digits", "unet"), ("latent/digits_autoencoder", "autoencoder")])
+def test_networks_without_such_matrices_are_refused(path: str, backbone: str):
+    with pytest.raises(ValueError, match=f"'muon' is of backbones dit and space_time, got {backbone}; set optim.name"):
+        _state(_config(path=f"configs/{path}.py"))
+
+
+def test_a_critic_keeps_the_moments_of_adam():
+    critic = Critic(_state(_config()).model)
+    with pytest.raises(ValueError, match="'muon' is not for loss 'distribution_matching'"):
+        build_optimizer(_config("training.loss=distribution_matching"), critic)
