@@ -15,7 +15,7 @@ from experiment.checkpoints.store import (
     mismatch,
     save_checkpoint,
 )
-from training.muon import MuonWithAdamW
+from training.optimizers import MuonWithAdamW
 
 
 def _tensors(seed: int = 0) -> dict[str, Tensor]:

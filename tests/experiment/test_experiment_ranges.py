@@ -12,7 +12,8 @@ from experiment.build import build_model
 from experiment.config import flatten, load_config
 from experiment.config.checks import check_config
 from runtime.processes.rank_slice import RankSlice
-from training.build import build_loss, build_optimizer
+from training.build import build_loss
+from training.optimizers import build_optimizer
 from training.start_lines import slice_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent

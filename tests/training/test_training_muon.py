@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from data import ImageDataset
 from experiment.config import load_config
-from training.build import build_optimizer, build_state
+from training.build import build_state
 from training.losses.critic import Critic
-from training.muon import MuonWithAdamW, orthogonalized
+from training.optimizers import MuonWithAdamW, build_optimizer
+from training.optimizers.muon import orthogonalized
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
