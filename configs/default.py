@@ -176,7 +176,7 @@ def _optim() -> ConfigDict:
     """The optimizer and its learning rate."""
     return ConfigDict(
         {
-            "name": "adam",  # adam, adamw, or muon: of transformers, adamw on what is no matrix of their blocks
+            "name": "adam",  # adam, adamw, or muon, for transformers: docs/training.md
             "learning_rate": 2e-4,  # after the warm-up
             "beta1": 0.9,  # decay of the gradient's average
             "beta2": 0.999,  # decay of the squared gradient's average

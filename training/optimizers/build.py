@@ -23,9 +23,9 @@ def build_optimizer(config: Config, model: NetworkModel | Critic) -> torch.optim
         ValueError: If the name is unknown, a number is out of range, or Muon cannot train the network.
     """
     optim = config.optim
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": MuonWithAdamW}
-    if optim.name not in kinds:
-        raise ValueError(choices_message("optimizer", optim.name, sorted(kinds)))
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if optim.name not in (*kinds, "muon"):
+        raise ValueError(choices_message("optimizer", optim.name, [*kinds, "muon"]))
     matrices = _muons_matrices(config, model) if optim.name == "muon" else []
     # 0 is no neutral place for a log-SNR or the logarithm of a slope, as it is for a network's weights
     schedule = list(model.sde.parameters()) if optim.weight_decay > 0 and isinstance(model.sde, torch.nn.Module) else []
